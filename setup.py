@@ -1,0 +1,49 @@
+"""The package: what it needs, and what it can use. Exact versions that were tested together stand in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+DALI = ["nvidia-dali-cuda130>=2.0; platform_system == 'Linux'"]
+DEEPSPEED = ["deepspeed>=0.19"]
+WANDB = ["wandb>=0.22"]
+REPORT = ["matplotlib>=3.8", "jinja2>=3.1", "markupsafe>=2.1"]
+DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"]
+
+setup(
+    name="vgg_ddp",
+    version=next(
+        line.split('"')[1]
+        for line in Path(__file__).with_name("vgg_ddp").joinpath("__init__.py").read_text().splitlines()
+        if line.startswith("__version__")
+    ),
+    description="Distributed training of the VGG networks, and an honest look at what they learned",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="BSD-3-Clause",
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["vgg_ddp", "vgg_ddp.*", "launch", "benchmarks"]),
+    package_data={"vgg_ddp.report": ["*.j2"]},
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "numpy>=1.26",
+        "pillow>=10.3",
+        "safetensors>=0.5",
+        "msgspec>=0.19",
+        "PyYAML>=6",
+        "filelock>=3.13",
+        "rich>=13",
+        "scikit-learn>=1.5",
+        *REPORT,
+    ],
+    extras_require={
+        "dali": DALI,
+        "deepspeed": DEEPSPEED,
+        "wandb": WANDB,
+        "report": REPORT,
+        "dev": DEV,
+        "all": [*DALI, *DEEPSPEED, *WANDB, *REPORT],
+    },
+    entry_points={"console_scripts": ["vgg-ddp = vgg_ddp.cli:main"]},
+)

@@ -1,0 +1,4 @@
+from vgg_ddp.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""From a configuration to the parts of a training: data, order, loaders, network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from vgg_ddp import checkpoint, engines, loaders, schedules
+from vgg_ddp.checkpoint import State
+from vgg_ddp.config import Config
+from vgg_ddp.console import say
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.order import Order, stratified_split
+from vgg_ddp.data.prepare import ensure
+from vgg_ddp.distributed import World
+from vgg_ddp.ema import Average
+from vgg_ddp.errors import UserError
+from vgg_ddp.loaders import Batch
+from vgg_ddp.model import VGG, initialize, vgg
+from vgg_ddp.preprocess import Preprocess
+from vgg_ddp.run_directory import RunDirectory
+
+
+def open_dataset(config: Config, world: World) -> tuple[Dataset, list[str]]:
+    """The dataset that `data.source` names, prepared first if need be, and the fallbacks taken on the way.
+
+    Rank 0 goes first; then the first rank of every other host, which finds it done where hosts share a disk.
+    """
+    fallbacks: list[str] = []
+    directory = None
+    for turn in (world.rank == 0, world.local_rank == 0 and world.rank != 0):
+        with world.together():
+            if turn:
+                directory, fallbacks = ensure(config.data, say if world.is_main else _silent)
+    found = msgspec.json.decode(
+        world.broadcast(msgspec.json.encode((str(directory), fallbacks)) if world.is_main else b"")
+    )
+    with world.together():
+        return Dataset(found[0]), found[1]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a training.
+
+    Attributes:
+        order: which samples make up which global batch.
+        validation: indices into the train split that are held out, int64[n].
+        train_loader, validation_loader: loaders of the train split, augmented and not.
+        loader_name: which loader it is, and `loader_reason` why.
+    """
+
+    dataset: Dataset
+    order: Order
+    validation: NDArray[np.int64]
+    train_loader: loaders.Loader
+    validation_loader: loaders.Loader
+    loader_name: str
+    loader_reason: str
+
+
+def build_data(config: Config, dataset: Dataset, world: World) -> Data:
+    """Order and loaders.
+
+    Raises:
+        UserError: a batch that does not divide, or a training set smaller than one batch.
+    """
+    share = config.local_batch(world.size)
+    split = dataset.split("train")
+    train, validation = stratified_split(split.labels, config.data.validation, config.seed)
+    order = Order(config.seed, train, config.batch)
+    if order.steps_per_epoch == 0:
+        raise UserError(
+            f"{dataset.name} has {len(train)} images to train on, fewer than one batch of {config.batch}; use a smaller batch"
+        )
+    name, reason = loaders.choose(config.loader)
+    transform = loaders.training_transform(config.data, config.augment, config.seed)
+    return Data(
+        dataset,
+        order,
+        validation,
+        loaders.build(name, split, transform, config.data, world.device, share),
+        evaluation_loader(config, dataset, "train", world),
+        name,
+        reason,
+    )
+
+
+def evaluation_loader(config: Config, dataset: Dataset, split: str, world: World) -> loaders.Loader:
+    """A loader of a split's images as they are: resized and centre-cropped, in batches of `evaluate.batch`."""
+    name, _ = loaders.choose(config.loader)
+    transform = loaders.evaluation_transform(config.data)
+    return loaders.build(name, dataset.split(split), transform, config.data, world.device, config.evaluate.batch)
+
+
+def build_network(config: Config, num_classes: int, device: torch.device) -> VGG:
+    """The network with its initial weights, on its device, in its memory layout."""
+    network = vgg(
+        config.network,
+        config.model.batch_norm,
+        config.model.head,
+        num_classes,
+        config.data.image_size,
+        config.model.dropout,
+    )
+    initialize(network, config.model.initialization, config.seed)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return network.to(device=device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def load_weights(network: VGG, files: checkpoint.Files, where: Path) -> None:
+    """Load a checkpoint's weights: the averaged ones where it has them.
+
+    Raises:
+        UserError: they are of another network.
+    """
+    weights = checkpoint.tensors(files, "ema.safetensors" if "ema.safetensors" in files else "model.safetensors")
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError:
+        made = checkpoint.state(files).identity
+        raise UserError(
+            f"checkpoint {where} is of another network: {made.get('network')}, head {made.get('model.head')}, "
+            f"batch_norm {made.get('model.batch_norm')}; evaluate it with the config that made it"
+        ) from None
+
+
+def build_preprocess(config: Config, dataset: Dataset, device: torch.device) -> Preprocess:
+    return Preprocess(dataset.record.mean, dataset.record.std, config.channels_last).to(device)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The parts of a training, built once."""
+
+    config: Config
+    world: World
+    run: RunDirectory
+    data: Data
+    network: nn.Module
+    preprocess: Preprocess
+    engine: engines.Engine
+    average: Average
+    schedule: schedules.Schedule
+    total_steps: int
+
+    def batches(self, state: State) -> Iterator[Batch]:
+        """This rank's batches of the epoch at hand, from the state's position to the epoch's or the training's end."""
+        parts = self.data.order.slices(state.epoch, self.world.rank, self.world.size, state.step_in_epoch)
+        return self.data.train_loader.stream(islice(parts, self.total_steps - state.step))
+
+    def side(self, epoch: int) -> int | None:
+        """The size to shrink this epoch's images to; None leaves them as they are."""
+        sizes = self.config.data.train_sizes
+        return sizes[epoch] if epoch < len(sizes) else None
+
+
+def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World) -> Job:
+    """Every part of the training that `config` describes.
+
+    Raises:
+        UserError: what is asked for does not fit the data or the ranks.
+    """
+    data = build_data(config, dataset, world)
+    network = build_network(config, len(dataset.classes), world.device)
+    steps_per_epoch = data.order.steps_per_epoch
+    total_steps = max(1, round(config.epochs * steps_per_epoch))
+    return Job(
+        config=config,
+        world=world,
+        run=run,
+        data=data,
+        network=network,
+        preprocess=build_preprocess(config, dataset, world.device),
+        engine=engines.build(config, network, world),
+        average=Average(network, config.ema),
+        schedule=schedules.build(config.schedule, steps_per_epoch, total_steps),
+        total_steps=total_steps,
+    )
+
+
+def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What two trainings must share for one to continue the other: network, data, order, optimizer."""
+    return {
+        "network": config.network,
+        "model.batch_norm": config.model.batch_norm,
+        "model.head": config.model.head,
+        "data.image_size": config.data.image_size,
+        "data.validation": config.data.validation,
+        "dataset": dataset.sha256,
+        "seed": config.seed,
+        "batch": config.batch,
+        "optimizer.name": config.optimizer.name,
+        "ema": config.ema,
+    }
+
+
+def _silent(text: str) -> None:
+    """Takes what rank 0 has said already."""

@@ -1,0 +1,157 @@
+"""The command line. Nothing here imports torch before the arguments and the configuration are known to be right."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vgg_ddp import __version__
+from vgg_ddp.errors import EXIT_OK, EXIT_USER_ERROR, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    signal.signal(signal.SIGTERM, _raise_exit)  # so that what is half written is removed
+    try:
+        options = _parser().parse_args(arguments)
+        code = options.run(options)
+    except UserError as error:
+        print(f"vgg-ddp: {error}", file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    sys.exit(code)
+
+
+def _raise_exit(number: int, frame: object) -> None:
+    sys.exit(128 + number)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message}; see '{self.prog} --help'")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="vgg-ddp", description="Distributed training of the VGG networks.")
+    parser.add_argument("--version", action="version", version=f"vgg-ddp {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    prepare = commands.add_parser(
+        "prepare", help="make a dataset from an archive, an image folder, a tar or the digits"
+    )
+    prepare.add_argument("source", help="cifar10, cifar100, digits, an archive, an image folder, or a tar of one")
+    prepare.add_argument("--out", required=True, type=Path, help="the dataset's directory; must not exist yet")
+    prepare.set_defaults(run=_prepare)
+
+    train = commands.add_parser(
+        "train", help="train, evaluate and report, on every device of this host", add_help=False
+    )
+    train.add_argument("-h", "--help", action=_TrainHelp, help="list every key")
+    train.add_argument("config", help="a YAML file, e.g. configs/quickstart.yaml")
+    train.add_argument("words", nargs="*", metavar="key=value", help="changes to the configuration")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="evaluate a run or a checkpoint on the test images")
+    evaluate.add_argument("target", help="a run directory, or a checkpoint in one")
+    evaluate.add_argument("words", nargs="*", metavar="key=value", help="changes to the run's configuration")
+    evaluate.set_defaults(run=_evaluate)
+
+    report = commands.add_parser("report", help="draw a run's report again")
+    report.add_argument("target", type=Path, metavar="RUN", help="a run directory")
+    report.set_defaults(run=_report)
+
+    verify = commands.add_parser("verify", help="check every hash of a dataset, or of a run's checkpoints")
+    verify.add_argument("target", type=Path, metavar="RUN|DATASET", help="a run directory or a dataset")
+    verify.set_defaults(run=_verify)
+
+    doctor = commands.add_parser("doctor", help="what this machine has, what it lacks, what to do")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+class _TrainHelp(argparse.Action):
+    def __init__(self, **settings: object) -> None:
+        super().__init__(nargs=0, **settings)  # type: ignore[arg-type]
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        from vgg_ddp.config.describe import describe_keys
+
+        print(f"usage: {parser.prog} CONFIG [key=value ...]\n\n{describe_keys()}")
+        parser.exit()
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from vgg_ddp.data.prepare import prepare
+
+    prepare(options.source, options.out, print, downloads=options.out.parent / "downloads")
+    return EXIT_OK
+
+
+def _train(options: argparse.Namespace) -> int:
+    from vgg_ddp import config, launcher
+
+    settings = config.load(options.config, options.words)
+    if settings.loader == "dali" and not (
+        importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
+    ):
+        raise UserError("loader=dali needs NVIDIA DALI; pip install 'vgg_ddp[dali]', or use loader=torch")
+    if settings.nproc != "auto":
+        settings.local_batch(settings.nproc)
+
+    from vgg_ddp.console import box, say
+    from vgg_ddp.data.prepare import ensure
+
+    _, fallbacks = ensure(settings.data, say)  # before any rank starts: a long download keeps none waiting
+    if fallbacks:
+        box("Training on other data than asked for", "\n".join(fallbacks))
+    ranks = launcher.ranks_of_this_host(settings.nproc)
+    settings.local_batch(ranks)
+    return launcher.start("vgg_ddp.train", [options.config, *options.words], ranks)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from vgg_ddp import config, launcher, run_directory
+
+    run, _ = run_directory.find(Path(options.target))
+    settings = config.load(run.config, options.words)
+    ranks = launcher.ranks_of_this_host(settings.nproc)
+    return launcher.start("vgg_ddp.evaluate", [options.target, *options.words], ranks)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from vgg_ddp import config
+    from vgg_ddp.data.dataset import Dataset
+    from vgg_ddp.data.prepare import ensure
+    from vgg_ddp.report import write_report
+
+    settings = config.load(options.target / "config.yaml")
+    split = Dataset(ensure(settings.data, print)[0]).split("test")
+    print(write_report(options.target, lambda samples: [split.decode(sample) for sample in samples]))
+    return EXIT_OK
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from vgg_ddp.data.dataset import Dataset
+
+    if (options.target / "dataset.json").is_file():
+        print(f"{options.target}: {Dataset(options.target).verify()} files, every hash is right")
+        return EXIT_OK
+    from vgg_ddp import checkpoint, run_directory
+
+    run, _ = run_directory.find(options.target)
+    folders = checkpoint.find(run.checkpoints)
+    for folder in folders:
+        checkpoint.read(folder)
+    print(f"{options.target}: {len(folders)} checkpoints, every hash is right")
+    return EXIT_OK
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from vgg_ddp.doctor import examine
+
+    return examine()

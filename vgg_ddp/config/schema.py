@@ -1,0 +1,218 @@
+"""Every key of a configuration: its type, default, unit, meaning, and the rules it must obey.
+
+Each group is one frozen struct that owns its validation. `vgg-ddp train --help` is made from this file.
+Nothing here imports torch: a rejected config answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from vgg_ddp.errors import UserError
+
+NETWORKS = ("A", "A-LRN", "B", "C", "D", "E", "vgg11", "vgg13", "vgg16", "vgg19")
+BUILT_IN_SOURCES = ("cifar10", "cifar100", "digits")
+
+
+def _key(meaning: str, **bounds: float) -> Meta:
+    return Meta(description=meaning, **bounds)  # type: ignore[arg-type]
+
+
+class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A group of keys. Subclasses check rules between their own keys in `__post_init__`."""
+
+
+class ModelConfig(Group):
+    batch_norm: Annotated[bool, _key("batch normalisation after every convolution")] = True
+    head: Annotated[
+        Literal["compact", "paper"],
+        _key("compact: global max pool and one linear layer; paper: two layers of 4096 with dropout"),
+    ] = "compact"
+    initialization: Annotated[
+        Literal["kaiming", "glorot", "paper"],
+        _key("initial weights: Kaiming's, Glorot's, or the paper's normal of variance 0.01"),
+    ] = "kaiming"
+    dropout: Annotated[float, _key("dropout probability in the paper's head", ge=0, lt=1)] = 0.5
+
+
+class DataConfig(Group):
+    source: Annotated[
+        str,
+        _key("cifar10, cifar100, digits, an archive, an image folder, a tar of one, or a prepared dataset"),
+    ] = "cifar10"
+    fallback: Annotated[Literal["none", "digits"], _key("what to train on where cifar10 or cifar100 cannot be had")] = (
+        "none"
+    )
+    directory: Annotated[str, _key("where downloads and prepared datasets are kept")] = "datasets"
+    resize: Annotated[
+        Annotated[int, Meta(ge=8)] | None, _key("resize the shorter side to this first, pixels; null keeps the size")
+    ] = None
+    image_size: Annotated[int, _key("side of the square that the network sees, pixels", ge=16)] = 32
+    train_sizes: Annotated[
+        list[Annotated[int, Meta(ge=16)]],
+        _key("sizes to shrink training images to, one per epoch, pixels; later epochs use image_size"),
+    ] = []
+    validation: Annotated[float, _key("share of the training set held out for validation, stratified", ge=0, lt=1)] = (
+        0.1
+    )
+    workers: Annotated[int, _key("worker processes of the torch loader, per rank", ge=0)] = 1
+    decode_threads: Annotated[int, _key("CPU threads of the dali loader, per rank", ge=1)] = 1
+    prefetch: Annotated[int, _key("batches made ready ahead of the step", ge=1)] = 2
+
+    def __post_init__(self) -> None:
+        if self.resize is not None and self.resize < self.image_size:
+            raise ValueError(f"data.resize ({self.resize}) is smaller than data.image_size ({self.image_size})")
+
+
+class AugmentConfig(Group):
+    crop_padding: Annotated[int, _key("reflect-pad by this before the random crop, pixels", ge=0)] = 0
+    flip: Annotated[bool, _key("flip left to right with probability 1/2")] = False
+    rotation: Annotated[float, _key("rotate by a uniform angle up to this, degrees", ge=0, le=180)] = 0.0
+
+
+class OptimizerConfig(Group):
+    name: Annotated[Literal["sgd"], _key("the optimizer")] = "sgd"
+    learning_rate: Annotated[float, _key("peak learning rate", gt=0)] = 0.1
+    momentum: Annotated[float, _key("momentum", ge=0, lt=1)] = 0.9
+    nesterov: Annotated[bool, _key("Nesterov momentum")] = True
+    weight_decay: Annotated[float, _key("weight decay (L2)", ge=0)] = 5e-4
+    decay_biases_and_norms: Annotated[bool, _key("decay biases and normalisation weights too")] = False
+    clip_norm: Annotated[
+        Annotated[float, Meta(gt=0)] | None, _key("clip the global gradient norm to this; null is off")
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("optimizer.nesterov needs optimizer.momentum above 0; set optimizer.nesterov=false")
+
+
+class ScheduleConfig(Group):
+    name: Annotated[
+        Literal["constant", "step", "cosine", "one_cycle"], _key("learning-rate schedule after the warm-up")
+    ] = "cosine"
+    warmup_epochs: Annotated[float, _key("linear warm-up from zero, epochs", ge=0)] = 0.0
+    milestones: Annotated[list[float], _key("step: epochs at which the learning rate is multiplied by gamma")] = []
+    gamma: Annotated[float, _key("step: factor at each milestone", gt=0)] = 0.1
+    peak_at: Annotated[float, _key("one_cycle: share of training at which the learning rate peaks", gt=0, lt=1)] = 0.25
+    final: Annotated[float, _key("cosine, one_cycle: share of the peak left at the end", ge=0, le=1)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name == "step" and not self.milestones:
+            raise ValueError("schedule.name=step needs schedule.milestones, e.g. schedule.milestones='[60, 80]'")
+        if self.milestones != sorted(self.milestones):
+            raise ValueError("schedule.milestones must rise")
+
+
+class LossConfig(Group):
+    label_smoothing: Annotated[float, _key("label smoothing of the training loss", ge=0, lt=1)] = 0.0
+
+
+class StopConfig(Group):
+    patience: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        _key("stop after this many epochs without a better validation accuracy; null is off"),
+    ] = None
+    min_delta: Annotated[float, _key("gain in validation accuracy that counts as better", ge=0, le=1)] = 0.0
+
+
+class CheckpointConfig(Group):
+    every_steps: Annotated[
+        Annotated[int, Meta(ge=1)] | None, _key("save every this many steps; null: only at epoch ends")
+    ] = None
+    keep: Annotated[int, _key("newest checkpoints to keep, beside the best", ge=1)] = 2
+
+
+class EvaluateConfig(Group):
+    batch: Annotated[int, _key("images in one forward pass, per rank", ge=1)] = 500
+    every_epochs: Annotated[int, _key("validate after every this many epochs, and the last", ge=1)] = 1
+    checkpoint: Annotated[Literal["last", "best"], _key("which checkpoint the final evaluation takes")] = "last"
+
+
+class RunConfig(Group):
+    dir: Annotated[str, _key("the run's directory")] = "runs/latest"
+
+
+class LogConfig(Group):
+    every_steps: Annotated[int, _key("write training metrics every this many steps", ge=1)] = 10
+
+
+class Config(Group):
+    network: Annotated[
+        Literal["A", "A-LRN", "B", "C", "D", "E", "vgg11", "vgg13", "vgg16", "vgg19"],
+        _key("configuration of the paper's table 1, or its usual name"),
+    ] = "vgg16"
+    loader: Annotated[Literal["auto", "dali", "torch"], _key("data loader; auto: dali where it is installed")] = "auto"
+    batch: Annotated[int, _key("global batch: images in one optimizer step over all ranks", ge=1)] = 256
+    accumulation: Annotated[int, _key("micro-batches a rank cuts its share of the batch into", ge=1)] = 1
+    epochs: Annotated[float, _key("passes over the training set; a fraction is allowed", gt=0)] = 100
+    precision: Annotated[Literal["fp32", "tf32", "bf16", "fp16"], _key("arithmetic of the step")] = "bf16"
+    channels_last: Annotated[bool, _key("channels-last memory layout")] = True
+    engine: Annotated[Literal["ddp"], _key("what runs the distributed step")] = "ddp"
+    nproc: Annotated[
+        Annotated[int, Meta(ge=1)] | Literal["auto"],
+        _key("ranks on this host; auto: one per GPU, or per NUMA node without one"),
+    ] = "auto"
+    threads: Annotated[
+        Annotated[int, Meta(ge=1)] | Literal["auto"],
+        _key("CPU threads of each rank; auto: the cores divided by the ranks"),
+    ] = "auto"
+    seed: Annotated[int, _key("seed of weights, order and augmentation", ge=0, lt=2**32)] = 0
+    resume: Annotated[Literal["never", "auto"], _key("auto: continue a run found in run.dir; never: refuse it")] = (
+        "never"
+    )
+    compile: Annotated[bool, _key("compile the network with torch.compile")] = False
+    determinism: Annotated[
+        Literal["fast", "run"], _key("run: same bits every time at one world size; fast: not promised on a GPU")
+    ] = "fast"
+    ema: Annotated[float, _key("decay of the averaged weights per step; 0 is off", ge=0, lt=1)] = 0.0
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    loss: LossConfig = LossConfig()
+    stop: StopConfig = StopConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    run: RunConfig = RunConfig()
+    log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        smallest = min([self.data.image_size, *self.data.train_sizes])
+        if self.model.head == "paper" and smallest < 32:
+            raise ValueError(
+                f"model.head=paper needs images of 32 pixels or more, not {smallest}; use model.head=compact"
+            )
+        if self.model.head == "paper" and set(self.data.train_sizes) - {self.data.image_size}:
+            raise ValueError("data.train_sizes needs model.head=compact: the paper's head is built for one size")
+        if self.network == "A-LRN" and self.model.batch_norm:
+            raise ValueError("network=A-LRN has its own normalisation; set model.batch_norm=false")
+        if self.stop.patience is not None and self.data.validation == 0:
+            raise ValueError("stop.patience needs a validation split; set data.validation above 0")
+        if self.evaluate.checkpoint == "best" and self.data.validation == 0:
+            raise ValueError("evaluate.checkpoint=best needs a validation split; set data.validation above 0")
+        if self.batch % self.accumulation:
+            raise ValueError(
+                f"batch ({self.batch}) does not divide into accumulation ({self.accumulation}) micro-batches"
+            )
+
+    def local_batch(self, world_size: int) -> int:
+        """Images that each rank takes of the global batch.
+
+        Raises:
+            UserError: the ranks, or the micro-batches in a rank's share, do not divide the batch.
+        """
+        if self.batch % world_size:
+            lower = max(self.batch // world_size, 1) * world_size
+            raise UserError(
+                f"batch={self.batch} does not divide over {world_size} ranks; use batch={lower} or batch={lower + world_size}"
+            )
+        share = self.batch // world_size
+        if share % self.accumulation:
+            raise UserError(
+                f"a rank's share of {share} images does not divide into accumulation={self.accumulation} parts"
+            )
+        return share

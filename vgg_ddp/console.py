@@ -1,0 +1,73 @@
+"""What a person sees while something runs: a progress bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+_console = Console(highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    _console.print(Text(text))
+
+
+def box(title: str, text: str) -> None:
+    """Something that must not be overlooked."""
+    _console.print(Panel(Text(text), title=Text(title), expand=False, width=min(_console.width, 88)))
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A small table; the first column is text, the others numbers."""
+    drawn = Table(title=Text(title))
+    for i, column in enumerate(columns):
+        drawn.add_column(Text(column), justify="left" if i == 0 else "right")
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    _console.print(drawn)
+
+
+class TrainingProgress:
+    """Shows a training's metrics as they come; silent where `shown` is false (every rank but 0)."""
+
+    def __init__(self, total_steps: int, first_step: int, shown: bool) -> None:
+        self._shown, self._total = shown, total_steps
+        self._last_line = 0.0
+        self._bar: Progress | None = None
+        if shown and _console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(),
+                console=_console,
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=total_steps, completed=first_step)
+
+    def update(self, row: dict[str, Any], seconds_left: float) -> None:
+        """Show a row of training metrics."""
+        text = (
+            f"epoch {row['epoch']:.2f}  loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%}  "
+            f"{row['images_per_second']:.0f} images/s"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=row["step"], description=text)
+        elif self._shown and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            say(f"step {row['step']} of {self._total}  {text}  {seconds_left:.0f} s left")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __enter__(self) -> TrainingProgress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,180 @@
+"""The official CIFAR-10 and CIFAR-100 archives (Krizhevsky, "Learning multiple layers of features from tiny images", 2009).
+
+Formats: https://www.cs.toronto.edu/~kriz/cifar.html. The "python" version is made of pickles; they are read by a reader
+that can build lists, dicts, bytes, numbers and byte arrays, and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgg_ddp.errors import UserError
+
+GROUPS_CIFAR10 = {
+    "vehicles": ["airplane", "automobile", "ship", "truck"],
+    "animals": ["bird", "cat", "deer", "dog", "frog", "horse"],
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One of the four archives: its folder, its files, and what is called what in them."""
+
+    name: str
+    folder: str
+    splits: dict[str, tuple[str, ...]]
+    names_file: str
+    names_key: bytes
+    labels_key: bytes
+    label_bytes: int  # before each image, in the binary version; the last of them is the class
+
+
+_TRAIN10 = tuple(f"data_batch_{i}" for i in range(1, 6))
+LAYOUTS = (
+    Layout("CIFAR-10", "cifar-10-batches-py", {"train": _TRAIN10, "test": ("test_batch",)}, "batches.meta", b"label_names", b"labels", 0),  # noqa: E501
+    Layout("CIFAR-10", "cifar-10-batches-bin", {"train": tuple(f"{n}.bin" for n in _TRAIN10), "test": ("test_batch.bin",)}, "batches.meta.txt", b"", b"", 1),  # noqa: E501
+    Layout("CIFAR-100", "cifar-100-python", {"train": ("train",), "test": ("test",)}, "meta", b"fine_label_names", b"fine_labels", 0),  # noqa: E501
+    Layout("CIFAR-100", "cifar-100-binary", {"train": ("train.bin",), "test": ("test.bin",)}, "fine_label_names.txt", b"", b"", 2),  # noqa: E501
+)  # fmt: skip
+
+
+def layout_of(folder: str) -> Layout | None:
+    """The layout whose archive has this top folder."""
+    return next((layout for layout in LAYOUTS if layout.folder == folder), None)
+
+
+@dataclass(frozen=True)
+class CifarSplit:
+    images: NDArray[np.uint8]  # n x 32 x 32 x 3
+    labels: NDArray[np.int64]
+
+
+def read(archive: tarfile.TarFile, path: Path, layout: Layout) -> tuple[list[str], dict[str, CifarSplit]]:
+    """Class names and splits of an official archive, members read from an allow-list.
+
+    Raises:
+        UserError: a member missing, or not what the format says.
+    """
+    wanted = {f"{layout.folder}/{file}" for files in (*layout.splits.values(), (layout.names_file,)) for file in files}
+    contents = {m.name: _bytes(archive, m) for m in archive if m.isfile() and m.name in wanted}
+    missing = sorted(wanted - contents.keys())
+    if missing:
+        raise UserError(f"{path} lacks {missing[0]}: it is not the official {layout.name} archive; download it again")
+    parse = _binary if layout.label_bytes else _python
+    try:
+        names = _class_names(contents[f"{layout.folder}/{layout.names_file}"], layout)
+        splits = {}
+        for split, files in layout.splits.items():
+            parts = [parse(contents[f"{layout.folder}/{file}"], layout) for file in files]
+            labels = np.concatenate([labels for _, labels in parts]).astype(np.int64)
+            pixels = np.concatenate([pixels for pixels, _ in parts])
+            if len(labels) != len(pixels) or (len(labels) and not 0 <= labels.min() <= labels.max() < len(names)):
+                raise ValueError(f"labels and images of {split} do not match")
+            images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            splits[split] = CifarSplit(images, labels)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is not in the {layout.name} format: {error}; download it again") from None
+    return names, splits
+
+
+def _bytes(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None, "a regular file"
+    return file.read()
+
+
+def _class_names(data: bytes, layout: Layout) -> list[str]:
+    if layout.label_bytes:
+        return data.decode("ascii").split()
+    return [_text(name) for name in read_plain_pickle(data)[layout.names_key]]
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode("ascii") if isinstance(name, bytes) else name
+
+
+def _binary(data: bytes, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    records = np.frombuffer(data, np.uint8).reshape(-1, layout.label_bytes + 3072)
+    return records[:, layout.label_bytes :], records[:, layout.label_bytes - 1]
+
+
+def _python(data: bytes, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    batch = read_plain_pickle(data)
+    return batch[b"data"].array().reshape(-1, 3072), np.array(batch[layout.labels_key], dtype=np.int64)
+
+
+class _ArrayRecord:
+    """What the pickle of an array says, without building one: shape, type and bytes."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, self.shape, self.dtype, self.fortran, self.data = state
+
+    def array(self) -> NDArray[np.uint8]:
+        if (
+            not isinstance(self.dtype, _TypeRecord)
+            or self.dtype.code not in (b"u1", "u1")
+            or not isinstance(self.data, bytes)
+        ):
+            raise ValueError("an array that is not of bytes")
+        flat = np.frombuffer(self.data, np.uint8)
+        return flat.reshape(self.shape, order="F" if self.fortran else "C")
+
+
+class _TypeRecord:
+    """What the pickle of an array's type says."""
+
+    def __init__(self, code: bytes | str = b"", *rest: object) -> None:
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _reconstruct(*arguments: object) -> _ArrayRecord:
+    return _ArrayRecord()
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    return text.encode("latin1")  # how Python 3 pickles bytes under protocol 2
+
+
+_BUILDERS = {
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy", "ndarray"): _ArrayRecord,
+    ("numpy", "dtype"): _TypeRecord,
+    ("_codecs", "encode"): _latin1,
+}
+
+
+class _PlainReader(pickle.Unpickler):
+    """Builds plain values. A name outside of the list above ends the reading before anything is called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _BUILDERS[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no data set needs") from None
+
+
+def read_plain_pickle(data: bytes) -> Any:
+    """The plain values in a pickle; arrays come as records of their bytes.
+
+    Raises:
+        pickle.UnpicklingError: the data names anything else, or is not a pickle.
+    """
+    try:
+        for _ in pickletools.genops(data):  # finds what is broken before anything is built
+            pass
+    except Exception as error:
+        raise pickle.UnpicklingError(f"not a whole pickle: {error}") from None
+    return _PlainReader(io.BytesIO(data), encoding="bytes").load()

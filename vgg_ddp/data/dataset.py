@@ -1,0 +1,194 @@
+"""A prepared dataset on disk: what dataset.json says, and how its samples are read.
+
+Two storages. `raw`: decoded pixels, `SPLIT.images.npy` (uint8, n x height x width x 3) and `SPLIT.labels.npy`. `encoded`:
+the source's own JPEG or PNG bytes in WebDataset tar shards (`SPLIT-00000.tar`) with an index (`SPLIT.index.npz`) of
+where each sample lies. Both are memory-mapped; a sample's index is its place in the split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from vgg_ddp.errors import UserError
+
+FORMAT_VERSION = 1
+
+
+class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    bytes: int
+    sha256: str
+
+
+class SplitRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    count: int
+    class_counts: list[int]
+    files: list[FileRecord]
+
+
+class DatasetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """dataset.json. `mean` and `std` are of the train split's channels, in units of 0 to 255."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    classes: list[str]
+    groups: dict[str, list[str]]
+    storage: Literal["raw", "encoded"]
+    image_shape: list[int] | None  # height, width, channels; None where images differ in size
+    mean: list[float]
+    std: list[float]
+    splits: dict[str, SplitRecord]
+    source: dict[str, Any]
+
+
+class Dataset:
+    """A prepared dataset opened for reading.
+
+    Raises:
+        UserError: no dataset in the directory, a file of it missing or of the wrong size.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        path = self.directory / "dataset.json"
+        try:
+            self.record = msgspec.json.decode(path.read_bytes(), type=DatasetRecord)
+        except FileNotFoundError:
+            raise UserError(
+                f"{directory} is not a prepared dataset: it has no dataset.json; run 'vgg-ddp prepare'"
+            ) from None
+        except (msgspec.DecodeError, OSError) as error:
+            raise UserError(f"{path} cannot be read ({error}); prepare the dataset again") from None
+        if self.record.format_version != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format {self.record.format_version}, this version reads {FORMAT_VERSION}; prepare it again"
+            )
+        for split in self.record.splits.values():
+            for file in split.files:
+                stored = self.directory / file.name
+                if not stored.is_file() or stored.stat().st_size != file.bytes:
+                    raise UserError(f"{stored} is missing or truncated; prepare the dataset again")
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def classes(self) -> list[str]:
+        return self.record.classes
+
+    @cached_property
+    def sha256(self) -> str:
+        """One hash over the hashes of all files: the identity of the data."""
+        lines = [f"{f.name} {f.sha256}" for s in sorted(self.record.splits) for f in self.record.splits[s].files]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def split(self, name: str) -> Split:
+        return EncodedSplit(self, name) if self.record.storage == "encoded" else RawSplit(self, name)
+
+    def verify(self) -> int:
+        """Check every file against its hash; the number of files checked.
+
+        Raises:
+            UserError: naming the first file that differs.
+        """
+        files = [file for split in self.record.splits.values() for file in split.files]
+        for file in files:
+            if file_sha256(self.directory / file.name) != file.sha256:
+                raise UserError(
+                    f"{self.directory / file.name} is not what was prepared (sha256 differs); prepare it again"
+                )
+        return len(files)
+
+
+class RawSplit:
+    """A split of decoded pixels of one size."""
+
+    def __init__(self, dataset: Dataset, name: str) -> None:
+        self.name = name
+        self.images: NDArray[np.uint8] = np.load(dataset.directory / f"{name}.images.npy", mmap_mode="r")
+        self.labels: NDArray[np.int64] = np.load(dataset.directory / f"{name}.labels.npy")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def shapes(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Heights and widths of the samples, [n, 2]."""
+        return np.broadcast_to(np.array(self.images.shape[1:3]), (len(samples), 2))
+
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        """The pixels of one sample, height x width x 3."""
+        return np.asarray(self.images[index])
+
+    def key(self, index: int) -> str:
+        return f"{self.name}/{index}"
+
+
+class EncodedSplit:
+    """A split of JPEG or PNG bytes in tar shards."""
+
+    def __init__(self, dataset: Dataset, name: str) -> None:
+        self.name = name
+        with np.load(dataset.directory / f"{name}.index.npz") as index:
+            self.labels: NDArray[np.int64] = index["label"]
+            self._shard, self._offset, self._size = index["shard"], index["offset"], index["size"]
+            self._shapes = np.stack([index["height"], index["width"]], axis=1)
+            self._key = index["key"]
+        shards = [f.name for f in dataset.record.splits[name].files if f.name.endswith(".tar")]
+        self._shards = [np.memmap(dataset.directory / shard, dtype=np.uint8, mode="r") for shard in sorted(shards)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def shapes(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Heights and widths of the samples, [n, 2]."""
+        return self._shapes[samples]
+
+    def encoded(self, index: int) -> NDArray[np.uint8]:
+        """The stored bytes of one sample, a view of the mapped shard."""
+        offset = self._offset[index]
+        return self._shards[self._shard[index]][offset : offset + self._size[index]]
+
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        """The pixels of one sample, height x width x 3, decoded by Pillow (libjpeg-turbo).
+
+        Raises:
+            UserError: naming a sample that cannot be decoded.
+        """
+        try:
+            return decode_image(self.encoded(index).tobytes())
+        except Exception as error:
+            raise UserError(
+                f"sample {index} ({self.key(index)}) cannot be decoded: {error}; run 'vgg-ddp verify'"
+            ) from None
+
+    def key(self, index: int) -> str:
+        """The path that the sample had in its source."""
+        return bytes(self._key[index]).decode()
+
+
+Split = RawSplit | EncodedSplit
+
+
+def decode_image(data: bytes) -> NDArray[np.uint8]:
+    """The RGB pixels of a JPEG or PNG file, height x width x 3. Raises whatever Pillow raises for a broken one."""
+    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        upright = ImageOps.exif_transpose(image) if image.getexif() else image
+        return np.asarray(upright.convert("RGB"))
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,104 @@
+"""The order of the samples, a pure function of (seed, epoch, step).
+
+Nothing here knows of ranks, workers, loaders or restarts. Random words come from the Philox counter-based generator
+(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): the key is (seed, epoch and purpose), the counter
+is the position in the epoch, so any slice of an epoch can be computed without what comes before it. NumPy keeps the
+streams of its bit generators stable between versions, which it does not promise for its distributions; so only raw words
+are used here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def random_words(seed: int, epoch: int, purpose: str, start: int, stop: int) -> NDArray[np.uint64]:
+    """Four random 64-bit words for each position in [start, stop) of an epoch, (stop - start) x 4.
+
+    `purpose` names an independent stream, e.g. "flip": an augmentation that is added leaves the others as they were.
+    """
+    key = np.array([seed, (epoch << 32) | zlib.crc32(purpose.encode())], dtype=np.uint64)
+    generator = np.random.Philox(key=key, counter=[start, 0, 0, 0])
+    return generator.random_raw(4 * (stop - start)).reshape(-1, 4)
+
+
+def uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Words to numbers in [0, 1), by their upper 53 bits."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """The order of `count` samples in an epoch."""
+    words = random_words(seed, epoch, "order", 0, -(-count // 4)).reshape(-1)[:count]
+    return np.argsort(words, kind="stable")
+
+
+def stratified_split(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices to train on and indices held out, both sorted; `share` of each class is held out, rounded to the nearest."""
+    held_out = np.zeros(len(labels), dtype=bool)
+    shuffled = permutation(seed, 2**31 - 1, len(labels))  # an epoch number that no training reaches
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        held_out[members[: round(share * len(members))]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A run of consecutive positions of an epoch, and the samples at them.
+
+    Attributes:
+        epoch: the epoch.
+        start: the position of the first sample in the epoch.
+        samples: indices into the split, int64[n].
+    """
+
+    epoch: int
+    start: int
+    samples: NDArray[np.int64]
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.samples)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which samples of a training set make up which global batch.
+
+    Attributes:
+        seed: seed of every random number.
+        samples: the indices that are trained on, int64[n].
+        batch: the global batch size. The last, incomplete batch of an epoch is dropped.
+    """
+
+    seed: int
+    samples: NDArray[np.int64]
+    batch: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.samples) // self.batch
+
+    def slices(self, epoch: int, rank: int = 0, world_size: int = 1, first_step: int = 0) -> Iterator[Slice]:
+        """This rank's share of each global batch of the epoch, from step `first_step` of the epoch on."""
+        order = self.samples[permutation(self.seed, epoch, len(self.samples))]
+        share = self.batch // world_size
+        for step in range(first_step, self.steps_per_epoch):
+            start = step * self.batch + rank * share
+            yield Slice(epoch, start, order[start : start + share])
+
+
+def evaluation_slices(samples: NDArray[np.int64], batch: int, rank: int = 0, world_size: int = 1) -> Iterator[Slice]:
+    """Consecutive batches of `samples`, dealt out to the ranks in turn.
+
+    The batches do not depend on the world size, so each image meets the same neighbours in the same forward pass and its
+    logits have the same bits at any world size. The last batch may be short; every image appears exactly once.
+    """
+    for start in range(rank * batch, len(samples), batch * world_size):
+        yield Slice(0, start, samples[start : start + batch])

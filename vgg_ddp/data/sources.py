@@ -1,0 +1,192 @@
+"""Where images come from: official archives, image folders, tars of one, and the digits inside scikit-learn.
+
+A `PixelSource` holds decoded images; an `EncodedSource` knows its files and yields their bytes one by one.
+"""
+
+from __future__ import annotations
+
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgg_ddp.data import cifar
+from vgg_ddp.data.dataset import file_sha256
+from vgg_ddp.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Decoded images of one size: uint8 n x height x width x 3, and their classes."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One image file: its path in the source ("train/cat/0001.jpg"), split, class and bytes."""
+
+    key: str
+    split: str
+    label: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class PixelSource:
+    """Images of one size, decoded. `origin` says where they came from."""
+
+    name: str
+    classes: list[str]
+    groups: dict[str, list[str]]
+    splits: dict[str, Pixels]
+    origin: dict[str, str | int]
+
+
+@dataclass(frozen=True)
+class EncodedSource:
+    """Image files by key; `read` yields them in the source's own order."""
+
+    name: str
+    classes: list[str]
+    groups: dict[str, list[str]]
+    keys: dict[str, tuple[str, int]]  # key to split and class
+    ignored: int
+    origin: dict[str, str | int]
+    path: Path
+
+    def read(self) -> Iterator[EncodedImage]:
+        read = _read_folder if self.path.is_dir() else _read_tar
+        for key, data in read(self):
+            split, label = self.keys[key]
+            yield EncodedImage(key, split, label, data)
+
+
+def _read_folder(source: EncodedSource) -> Iterator[tuple[str, bytes]]:
+    for key in source.keys:
+        try:
+            yield key, (source.path / key).read_bytes()
+        except OSError as error:
+            raise UserError(f"{source.path / key} cannot be read: {error.strerror}") from None
+
+
+def _read_tar(source: EncodedSource) -> Iterator[tuple[str, bytes]]:
+    with open_tar(source.path) as archive:
+        for member in archive:
+            key = str(PurePosixPath(member.name))
+            if key in source.keys and member.isfile():
+                file = archive.extractfile(member)
+                assert file is not None, "a regular file"
+                yield key, file.read()
+
+
+def open_source(path: Path) -> PixelSource | EncodedSource:
+    """The source at `path`: an image folder, a tar of one, or an official CIFAR archive.
+
+    Raises:
+        UserError: nothing is there, or it is none of these.
+    """
+    if path.is_dir():
+        keys = [f.relative_to(path).as_posix() for s in SPLITS for f in sorted((path / s).rglob("*")) if f.is_file()]
+        return _image_folder(path, keys, {"kind": "image folder", "path": str(path)})
+    if not path.exists():
+        raise UserError(
+            f"data.source: {path} does not exist; give an archive, an image folder, a tar of one, or cifar10, cifar100, digits"
+        )
+    origin: dict[str, str | int] = {
+        "kind": "archive",
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
+    }
+    with open_tar(path) as archive:
+        names = [_checked(member, path) for member in archive if member.isfile()]
+    layout = next((layout for name in names if (layout := cifar.layout_of(name.split("/")[0]))), None)
+    if layout is None:
+        return _image_folder(path, names, origin)
+    with open_tar(path) as archive:
+        classes, splits = cifar.read(archive, path, layout)
+    groups = cifar.GROUPS_CIFAR10 if layout.name == "CIFAR-10" else {}
+    return PixelSource(layout.name, classes, groups, {n: Pixels(s.images, s.labels) for n, s in splits.items()}, origin)
+
+
+@contextmanager
+def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar, plain or compressed; what is wrong with it while it is read becomes a `UserError`."""
+    try:
+        with tarfile.open(path) as archive:
+            yield archive
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise UserError(
+            f"{path} is not a whole tar archive ({error}); it may be truncated: download it again"
+        ) from None
+
+
+def _checked(member: tarfile.TarInfo, path: Path) -> str:
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts:
+        raise UserError(f"{path} has a member outside of its folder: {member.name!r}; it is refused whole")
+    return str(name)
+
+
+def _image_folder(path: Path, names: list[str], origin: dict[str, str | int]) -> EncodedSource:
+    """A folder of SPLIT/CLASS/IMAGE, or the list of a tar of one."""
+    images = [n for n in sorted(names) if n.lower().endswith(SUFFIXES) and len(PurePosixPath(n).parts) >= 3]
+    folders = {split: {PurePosixPath(n).parts[1] for n in images if n.startswith(f"{split}/")} for split in SPLITS}
+    for split in SPLITS:
+        if not folders[split]:
+            raise UserError(
+                f"{path} has no images in {split}/CLASS/*.jpg or *.png; an image folder is train/CLASS/* and test/CLASS/*"
+            )
+    only = sorted(folders["test"] - folders["train"])
+    if only:
+        raise UserError(
+            f"{path}: class {only[0]!r} is only in test; every class needs training images in train/{only[0]}/"
+        )
+    classes = sorted(folders["train"])
+    if len(classes) < 2:
+        raise UserError(f"{path} has a single class, {classes[0]!r}; there is nothing to tell apart")
+    number = {name: i for i, name in enumerate(classes)}
+    groups = cifar.GROUPS_CIFAR10 if sorted(c for g in cifar.GROUPS_CIFAR10.values() for c in g) == classes else {}
+    parts = {n: PurePosixPath(n).parts for n in images}
+    keys = {n: (p[0], number[p[1]]) for n, p in parts.items() if p[0] in SPLITS}
+    return EncodedSource(_stem(path), classes, groups, keys, len(names) - len(keys), origin, path)
+
+
+def _stem(path: Path) -> str:
+    name = path.resolve().name
+    for suffix in (".xz", ".gz", ".bz2", ".tgz", ".tar"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def digits() -> PixelSource:
+    """The 1,797 handwritten digits inside scikit-learn (Alpaydin & Kaynak, UCI 1998), enlarged from 8 to 32 pixels.
+
+    A fifth of each class, taken in the set's own order, is the test split: the writers of its end are not in its beginning.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    small = (bunch.images * 255 / 16).round().astype(np.uint8)
+    grey = np.stack([np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in small])
+    images, labels = np.repeat(grey[..., None], 3, axis=3), bunch.target.astype(np.int64)
+    test = np.zeros(len(labels), dtype=bool)
+    for label in range(10):
+        members = np.flatnonzero(labels == label)
+        test[members[round(0.8 * len(members)) :]] = True
+    splits = {"train": Pixels(images[~test], labels[~test]), "test": Pixels(images[test], labels[test])}
+    return PixelSource(
+        "digits", [str(i) for i in range(10)], {}, splits, {"kind": "built in", "package": "scikit-learn"}
+    )

@@ -1,0 +1,65 @@
+"""Says what this machine has, what it lacks, and what to do about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+
+from vgg_ddp.errors import EXIT_OK, EXIT_USER_ERROR
+
+NEEDED = ("torch", "torchvision", "numpy", "pillow", "safetensors", "scikit-learn", "matplotlib", "jinja2", "rich")
+DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+
+
+def examine() -> int:
+    """Print a line for each thing; the exit code says whether training can start."""
+    lacking = []
+    print(
+        f"ok    Python {platform.python_version()}, {len(os.sched_getaffinity(0))} cores, {free_gigabytes():.0f} GB free here"
+    )
+    for package in NEEDED:
+        version = installed(package)
+        print(f"ok    {package} {version}" if version else f"lacks {package}: pip install {package}")
+        lacking += [] if version else [package]
+    dali = next((f"{name} {installed(name)}" for name in DALI if installed(name)), None)
+    print(
+        f"ok    {dali}"
+        if dali
+        else "lacks NVIDIA DALI: images are loaded by the torch loader; pip install 'vgg_ddp[dali]'"
+    )
+    if not lacking:
+        import torch
+
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        print(f"ok    GPUs: {', '.join(gpus)}" if gpus else "note  no GPU: training runs on the CPU")
+        if not gpus:
+            print(
+                "ok    bf16 in hardware"
+                if bf16_in_hardware()
+                else "note  no bf16 in this CPU: precision=fp32 may be faster"
+            )
+    return EXIT_USER_ERROR if lacking else EXIT_OK
+
+
+def installed(package: str) -> str | None:
+    """The version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def free_gigabytes() -> float:
+    return shutil.disk_usage(".").free / 1e9
+
+
+def bf16_in_hardware() -> bool:
+    """Whether the processor multiplies bf16 numbers itself (AVX512-BF16, AMX, or Arm's BF16)."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            words = set(file.read().split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})

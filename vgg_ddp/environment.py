@@ -1,0 +1,106 @@
+"""What a run ran on: versions, devices, code, command. Written to RUN/environment.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vgg_ddp
+from vgg_ddp.builders import Job
+from vgg_ddp.distributed import World
+
+PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "pillow", "safetensors")
+
+
+def describe(job: Job, fallbacks: list[str]) -> dict[str, Any]:
+    """The content of environment.json; `fallbacks` are the choices made so far for want of something."""
+    versions = {"vgg_ddp": vgg_ddp.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "devices": devices(),
+        "host": {
+            "system": platform.platform(),
+            "cores": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
+        },
+        "commit": commit(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "world_size": job.world.size,
+        "fallbacks": [*fallbacks, *_fallbacks(job)],
+        "data": job.data.dataset.name,
+        "data_sha256": job.data.dataset.sha256,
+        "loader": f"{job.data.loader_name}: {job.data.loader_reason}",
+    }
+
+
+def _fallbacks(job: Job) -> list[str]:
+    found = []
+    if job.world.device.type == "cpu":
+        found.append("no GPU: trained on the CPU")
+    if job.config.loader == "auto" and job.data.loader_name == "torch":
+        found.append("NVIDIA DALI is not installed: images were loaded by the torch loader")
+    return found
+
+
+def sentence(job: Job) -> str:
+    """What is about to run, in one line."""
+    config, world, data = job.config, job.world, job.data
+    held_out = f", {len(data.validation)} held out for validation" if len(data.validation) else ""
+    return (
+        f"{config.network} on {data.dataset.name}: {len(data.order.samples)} images{held_out}; batch {config.batch} on "
+        f"{world.size} x {devices()[0]}, {torch.get_num_threads()} CPU threads each; {config.precision}; "
+        f"{config.engine}; loader {data.loader_name} ({data.loader_reason}); {job.total_steps} steps"
+    )
+
+
+def peak_memory_bytes(world: World) -> int:
+    """The most memory that any rank has used: on its GPU, or resident in RAM without one. All ranks together."""
+    if world.device.type == "cuda":
+        used = torch.cuda.max_memory_allocated(world.device)
+    else:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+    return max((int(part) for part in world.gather(str(used).encode())), default=used)
+
+
+def devices() -> list[str]:
+    """The GPUs' names, or the processor's."""
+    if torch.cuda.is_available():
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [_processor()]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def commit() -> str | None:
+    """The commit of the code, marked where files were changed since; None outside of a checkout."""
+    root = Path(vgg_ddp.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(root)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("-changed" if changed.stdout.strip() else "")

@@ -1,0 +1,62 @@
+"""Runs a network over a split: all ranks share the images, rank 0 gets every answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from vgg_ddp.config import Config
+from vgg_ddp.data.order import evaluation_slices
+from vgg_ddp.distributed import World
+from vgg_ddp.loaders import Loader
+from vgg_ddp.metrics import Predictions
+from vgg_ddp.precision import autocast
+from vgg_ddp.preprocess import Preprocess
+
+
+@torch.no_grad()
+def predict(
+    network: nn.Module,
+    preprocess: Preprocess,
+    loader: Loader,
+    samples: NDArray[np.int64],
+    config: Config,
+    world: World,
+) -> Predictions | None:
+    """The network's answers on `samples`, each image exactly once; on rank 0, None elsewhere.
+
+    The network is left in training mode.
+    """
+    use_rank_zero_buffers(network, world)
+    network.eval()
+    logits, labels, indices = [], [], []
+    for images in loader.stream(evaluation_slices(samples, config.evaluate.batch, world.rank, world.size)):
+        with autocast(config.precision, world.device):
+            logits.append(network(preprocess(images.images)).float())
+        labels.append(images.labels)
+        indices.append(images.samples)
+    network.train()
+    ours = [
+        torch.cat(logits).cpu().numpy() if logits else np.empty((0, 0), np.float32),
+        torch.cat(labels).cpu().numpy() if labels else np.empty(0, np.int64),
+        np.concatenate(indices) if indices else np.empty(0, np.int64),
+    ]
+    gathered = [world.gather(np.ascontiguousarray(array).tobytes()) for array in ours]
+    if not world.is_main:
+        return None
+    label, index = (np.frombuffer(b"".join(parts), np.int64) for parts in gathered[1:])
+    every_logit = np.frombuffer(b"".join(gathered[0]), np.float32).reshape(len(index), -1)
+    order = np.argsort(index, kind="stable")
+    assert np.array_equal(index[order], np.sort(samples)), "an image was evaluated twice or not at all"
+    return Predictions(label[order], every_logit[order], index[order])
+
+
+def use_rank_zero_buffers(network: nn.Module, world: World) -> None:
+    """Give every rank the running batch statistics of rank 0, which are the ones that are saved."""
+    if world.size > 1:
+        for buffer in network.buffers():
+            value = buffer.cpu().contiguous()
+            torch.distributed.broadcast(value, 0)
+            buffer.copy_(value)

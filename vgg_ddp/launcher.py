@@ -1,0 +1,93 @@
+"""Starts the ranks of one host and waits for them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
+
+
+def ranks_of_this_host(asked: int | Literal["auto"]) -> int:
+    """How many ranks to start: as asked, or one per GPU, or one per NUMA node where there is no GPU."""
+    if asked != "auto":
+        return asked
+    import torch
+
+    return torch.cuda.device_count() or numa_nodes()
+
+
+def numa_nodes() -> int:
+    """The NUMA nodes with processors that this process may run on; at least 1."""
+    allowed = os.sched_getaffinity(0)
+    lists = Path("/sys/devices/system/node").glob("node[0-9]*/cpulist")
+    return sum(bool(allowed & _cpus(path.read_text())) for path in lists) or 1
+
+
+def _cpus(text: str) -> set[int]:
+    """A kernel list such as "0-3,8" as numbers."""
+    ranges = [part.split("-") for part in text.strip().split(",") if part]
+    return {cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1)}
+
+
+def start(module: str, arguments: list[str], ranks: int) -> int:
+    """Run `module`'s main with `arguments` on `ranks` ranks of this host; the exit code.
+
+    A single rank runs in this process. Several are started by torchrun's elastic agent; when one fails, the others are
+    ended, and its exit code is returned if it is one of ours.
+    """
+    if ranks == 1:
+        return int(importlib.import_module(module).main(arguments))
+    return _start_agent(module, arguments, ranks)
+
+
+def _start_agent(module: str, arguments: list[str], ranks: int) -> int:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        signals_to_handle="SIGHUP,SIGQUIT",  # SIGTERM and SIGINT reach the ranks, which save and end by themselves
+    )
+    signal.signal(signal.SIGTERM, _pass_on)
+    signal.signal(signal.SIGUSR1, _pass_on)
+    signal.signal(signal.SIGINT, lambda number, frame: None)  # the terminal sends it to every rank as well
+    try:
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
+    except ChildFailedError as error:
+        return _exit_code([failure.exitcode for failure in error.failures.values()])
+    return 0
+
+
+def _exit_code(codes: list[int]) -> int:
+    """The exit code of a launch whose ranks ended with `codes`."""
+    for ours in (EXIT_USER_ERROR, EXIT_STOPPED):
+        if ours in codes:
+            return ours
+    return 1
+
+
+def _pass_on(number: int, frame: Any) -> None:
+    for child in children():
+        os.kill(child, number)
+
+
+def children() -> list[int]:
+    """The processes that this one has started and that still run."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        found += [int(pid) for pid in (task / "children").read_text().split()]
+    return found

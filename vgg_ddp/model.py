@@ -1,0 +1,144 @@
+"""The VGG networks: Simonyan & Zisserman, "Very deep convolutional networks for large-scale image recognition", ICLR 2015.
+
+Parameter names are torchvision's (`features.N`, `classifier.N`), so its state dicts load as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+# Table 1 of the paper: a number is a 3x3 convolution with that many channels, (channels, 1) a 1x1 convolution, "M" a
+# 2x2 max pool, "LRN" local response normalisation.
+CONFIGURATIONS: dict[str, list[int | str | tuple[int, int]]] = {
+    "A": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
+    "A-LRN": [64, "LRN", "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
+    "B": [64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
+    "C": [64, 64, "M", 128, 128, "M", 256, 256, (256, 1), "M", 512, 512, (512, 1), "M", 512, 512, (512, 1), "M"],
+    "D": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"],
+    "E": [64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512, "M"],
+}
+USUAL_NAMES = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
+
+
+def vgg(
+    configuration: str = "D",
+    batch_norm: bool = False,
+    head: Literal["paper", "compact"] = "paper",
+    num_classes: int = 1000,
+    image_size: int = 224,
+    dropout: float = 0.5,
+) -> VGG:
+    """A VGG network with its initial weights unset (see `initialize`).
+
+    Args:
+        configuration: a column of the paper's table 1 ("A", "A-LRN", "B", "C", "D", "E"), or "vgg11", "vgg13", "vgg16",
+            "vgg19" for A, B, D, E.
+        batch_norm: batch normalisation between each convolution and its ReLU.
+        head: "paper": two layers of 4096 with dropout; "compact": global max pool in place of the fifth pool, then one
+            linear layer.
+        num_classes: outputs.
+        image_size: side of the input in pixels. The paper's head is built for it (32 or more); the compact head takes any
+            size from 16 up.
+        dropout: dropout probability in the paper's head.
+
+    Raises:
+        ValueError: an unknown configuration or head, or an image too small.
+    """
+    configuration = USUAL_NAMES.get(configuration, configuration)
+    if configuration not in CONFIGURATIONS:
+        raise ValueError(f"unknown configuration {configuration!r}; choose one of {', '.join(CONFIGURATIONS)}")
+    smallest = {"paper": 32, "compact": 16}
+    if head not in smallest:
+        raise ValueError(f"unknown head {head!r}; choose one of {', '.join(smallest)}")
+    if image_size < smallest[head]:
+        raise ValueError(f"the {head} head needs images of {smallest[head]} pixels or more, not {image_size}")
+    return VGG(configuration, batch_norm, head, num_classes, image_size, dropout)
+
+
+class VGG(nn.Module):
+    """Images, float [n, 3, height, width], to logits, [n, num_classes]."""
+
+    def __init__(
+        self, configuration: str, batch_norm: bool, head: str, num_classes: int, image_size: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.features = _features(configuration, batch_norm)
+        if head == "compact":
+            # The fifth pool and the global pool are one: at 32 pixels both are the same 2x2 maximum.
+            self.features[-1] = nn.AdaptiveMaxPool2d(1)
+            self.classifier = nn.Sequential(nn.Linear(512, num_classes))
+        else:
+            self.classifier = nn.Sequential(
+                nn.Linear(512 * (image_size // 32) ** 2, 4096),
+                nn.ReLU(inplace=True),
+                nn.Dropout(dropout),
+                nn.Linear(4096, 4096),
+                nn.ReLU(inplace=True),
+                nn.Dropout(dropout),
+                nn.Linear(4096, num_classes),
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images).flatten(1))
+
+
+class Convolution(nn.Conv2d):
+    """A same-size convolution that leaves out what only meets padding.
+
+    On a 1x1 image eight of the nine taps of a padded 3x3 kernel multiply zeros, which a library computes all the same.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[2:] == (1, 1) and self.kernel_size == (3, 3):
+            return nn.functional.conv2d(images, self.weight[:, :, 1:2, 1:2], self.bias)
+        return super().forward(images)
+
+
+def _features(configuration: str, batch_norm: bool) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    channels = 3
+    for entry in CONFIGURATIONS[configuration]:
+        if entry == "M":
+            if isinstance(layers[-1], nn.ReLU):
+                # Maximum and ReLU commute: the same outputs and gradients, with a quarter of the values to rectify.
+                layers[-1:] = [nn.MaxPool2d(2), nn.ReLU(inplace=True)]
+            else:
+                layers.append(nn.MaxPool2d(2))
+        elif entry == "LRN":
+            # Krizhevsky et al. 2012, section 3.3: k=2, n=5, alpha=1e-4, beta=0.75; torch divides alpha by n, they do not.
+            layers.append(nn.LocalResponseNorm(size=5, alpha=5e-4, beta=0.75, k=2.0))
+        else:
+            width, kernel = entry if isinstance(entry, tuple) else (int(entry), 3)
+            layers.append(Convolution(channels, width, kernel, padding=kernel // 2))
+            layers += [nn.BatchNorm2d(width)] if batch_norm else []
+            layers.append(nn.ReLU(inplace=True))
+            channels = width
+    return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def initialize(model: VGG, method: Literal["kaiming", "glorot", "paper"], seed: int) -> None:
+    """Set the initial weights from `seed`, the same on every rank; biases are zero, norms the identity.
+
+    "paper": normal, zero mean, variance 0.01 (section 3.1); "glorot": uniform (Glorot & Bengio 2010, eq. 16);
+    "kaiming": normal, for ReLU, by the fan out of convolutions (He et al. 2015, eq. 14), with 0.01 for linear layers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if method == "paper":
+                nn.init.normal_(module.weight, 0.0, math.sqrt(0.01), generator=generator)
+            elif method == "glorot":
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            else:
+                nn.init.normal_(module.weight, 0.0, 0.01, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()

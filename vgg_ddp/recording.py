@@ -1,0 +1,121 @@
+"""Times and counts the steps, and writes them to the log: what the loop knows about itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vgg_ddp.checkpoint import State
+from vgg_ddp.console import TrainingProgress
+from vgg_ddp.distributed import World
+from vgg_ddp.loaders import Batch
+from vgg_ddp.run_directory import MetricsLog
+
+
+class Recorder:
+    """Keeps the loss and accuracy of the steps since the last row, and where their time went.
+
+    The sums stay on the device: `row` is the one place where the host waits for it.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        world: World,
+        batch: int,
+        steps_per_epoch: int,
+        total_steps: int,
+        log: MetricsLog | None,
+        progress: TrainingProgress,
+    ) -> None:
+        self._state, self._world, self._log, self._progress = state, world, log, progress
+        self._batch, self._steps_per_epoch, self._total_steps = batch, steps_per_epoch, total_steps
+        self._sums = torch.zeros(3, device=world.device)  # loss x images, correct, images
+        self._steps, self._waited = 0, 0.0
+        self._counted_until = self._window_start = time.perf_counter()
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches as they are, with the time spent waiting for each noted."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(iterator, None)
+            self._waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Take in one micro-batch; nothing here waits for the device."""
+        images = len(labels)
+        correct = (logits.detach().argmax(dim=1) == labels).sum()
+        self._sums += torch.stack([loss.detach() * images, correct, torch.full_like(correct, images)])
+
+    def step_done(self, learning_rate: float, every_steps: int) -> None:
+        """Count a step; write a row after every `every_steps`."""
+        self._steps += 1
+        self._learning_rate = learning_rate
+        if self._state.step % every_steps == 0:
+            self.row()
+
+    def row(self) -> None:
+        """Write the steps since the last row, if there are any, and add them to the epoch's totals. All ranks together."""
+        state = self._state
+        if self._steps:
+            sums = self._world.sum(self._sums.cpu().double())  # the host waits for the device here
+            seconds = time.perf_counter() - self._window_start
+            state.totals = [total + value for total, value in zip(state.totals, sums.tolist())]
+            state.step_seconds += seconds
+            state.wait_seconds += self._waited
+            loss, correct, images = sums.tolist()
+            row = {
+                "step": state.step,
+                "epoch": state.step / self._steps_per_epoch,
+                "split": "train",
+                "scope": "steps",
+                "loss": loss / images,
+                "accuracy": correct / images,
+                "lr": self._learning_rate,
+                "images_per_second": self._steps * self._batch / seconds,
+                "data_wait": self._waited,
+            }
+            self._write(row)
+            self._progress.update(row, (self._total_steps - state.step) * seconds / self._steps)
+        self._sums.zero_()
+        self._steps, self._waited = 0, 0.0
+        self.resume_clock()
+
+    def epoch_row(self) -> None:
+        """Write the means over the epoch and start the next one's."""
+        loss, correct, images = self._state.totals
+        if images:
+            self.scope_row("train", loss / images, correct / images)
+        self._state.totals = [0.0, 0.0, 0.0]
+
+    def scope_row(self, split: str, loss: float, accuracy: float) -> None:
+        """Write a row on a whole epoch or a whole split."""
+        epoch = self._state.step / self._steps_per_epoch
+        self._write(
+            {
+                "step": self._state.step,
+                "epoch": epoch,
+                "split": split,
+                "scope": "epoch",
+                "loss": loss,
+                "accuracy": accuracy,
+            }
+        )
+
+    def resume_clock(self) -> None:
+        """Count the time since the last call into the training's seconds; what came between two windows is no step's."""
+        now = time.perf_counter()
+        self._state.seconds += now - self._counted_until
+        self._counted_until = self._window_start = now
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._log is not None:
+            self._log.write(row)

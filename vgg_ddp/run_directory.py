@@ -1,0 +1,120 @@
+"""A run's folder: its names, its lock, and its metrics log. Rank 0 alone writes here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from vgg_ddp.checkpoint import replace_file
+from vgg_ddp.errors import UserError
+
+
+class RunDirectory:
+    """The paths of a run (see the README, "What you get")."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.environment = self.path / "environment.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.summary = self.path / "summary.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.evaluation = self.path / "evaluation"
+        self.report = self.path / "report" / "index.html"
+
+    @contextmanager
+    def claimed(self, new: bool) -> Iterator[None]:
+        """Make the folder and hold it alone until the end.
+
+        Args:
+            new: refuse a folder that holds a run already.
+
+        Raises:
+            UserError: it cannot be made, another process holds it, or it holds a run and should not.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"run directory {self.path} is in use by another training; choose another run.dir"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"run directory {self.path} cannot be written: {error.strerror}; choose another run.dir"
+            ) from None
+        try:
+            if new and self.config.exists():
+                raise UserError(
+                    f"{self.path} holds a run already; continue it with resume=auto, or choose another run.dir"
+                )
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turns a disk that is full or read-only into a `UserError`."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{error.filename or self.path} cannot be written: {error.strerror}") from None
+
+    def write_json(self, path: Path, value: Any) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drop what was logged after global step `step`: those steps will be taken again."""
+        if self.metrics.is_file():
+            rows = [row for row in read_metrics(self.metrics) if row["step"] <= step]
+            replace_file(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+class MetricsLog:
+    """Appends to RUN/metrics.jsonl, one object a line, each line flushed as it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics log; a last line that a kill cut off is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def find(target: Path) -> tuple[RunDirectory, Path | None]:
+    """The run that `target` (a run directory, or a checkpoint in one) belongs to, and the checkpoint if it is one.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if (target / "manifest.json").is_file():
+        run, folder = RunDirectory(target.resolve().parents[1]), target
+    else:
+        run, folder = RunDirectory(target), None
+    if not run.config.is_file():
+        raise UserError(f"{target} is neither a run directory (it has no config.yaml) nor a checkpoint in one")
+    return run, folder

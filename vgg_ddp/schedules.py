@@ -1,0 +1,51 @@
+"""Learning-rate schedules: pure functions from the step to a factor of the peak learning rate.
+
+A schedule is one function and its line in `SCHEDULES`. All durations are steps here; epochs end at `build`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from vgg_ddp.config.schema import ScheduleConfig
+
+Schedule = Callable[[int], float]
+
+
+def constant(config: ScheduleConfig, steps_per_epoch: int, total_steps: int) -> Schedule:
+    """Always 1."""
+    return lambda step: 1.0
+
+
+def step_decay(config: ScheduleConfig, steps_per_epoch: int, total_steps: int) -> Schedule:
+    """Multiplied by `gamma` at each milestone."""
+    milestones = [round(epoch * steps_per_epoch) for epoch in config.milestones]
+    return lambda step: config.gamma ** sum(step >= milestone for milestone in milestones)
+
+
+def cosine(config: ScheduleConfig, steps_per_epoch: int, total_steps: int) -> Schedule:
+    """From 1 to `final` along half a cosine (Loshchilov & Hutter, ICLR 2017, eq. 5, one period)."""
+    return lambda step: config.final + (1 - config.final) * (1 + math.cos(math.pi * step / total_steps)) / 2
+
+
+def one_cycle(config: ScheduleConfig, steps_per_epoch: int, total_steps: int) -> Schedule:
+    """A triangle: from 0 up to 1 at `peak_at`, then down to `final` (Smith & Topin 2018, without the third phase)."""
+    peak = config.peak_at * total_steps
+
+    def factor(step: int) -> float:
+        if step + 1 < peak:
+            return (step + 1) / peak
+        return config.final + (1 - config.final) * min(1.0, (total_steps - step) / (total_steps - peak))
+
+    return factor
+
+
+SCHEDULES = {"constant": constant, "step": step_decay, "cosine": cosine, "one_cycle": one_cycle}
+
+
+def build(config: ScheduleConfig, steps_per_epoch: int, total_steps: int) -> Schedule:
+    """The schedule of `config` behind a linear warm-up: global step (from 0) to a factor of the peak learning rate."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    after = SCHEDULES[config.name](config, steps_per_epoch, total_steps)
+    return lambda step: after(step) * min(1.0, (step + 1) / (warmup + 1))

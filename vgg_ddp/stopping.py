@@ -1,0 +1,54 @@
+"""Reasons to stop before the last epoch: a signal from outside, or a validation accuracy that no longer rises."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import torch
+
+from vgg_ddp.checkpoint import State
+from vgg_ddp.config.schema import StopConfig
+from vgg_ddp.distributed import World
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Notes a signal, and lets all ranks agree on the step after which they stop.
+
+    Args:
+        every_steps: how often GPUs ask one another; ranks on CPUs ask at each step, which costs them nothing noticeable.
+    """
+
+    def __init__(self, world: World, every_steps: int) -> None:
+        self._world = world
+        self._every = 1 if world.size == 1 or world.device.type == "cpu" else every_steps
+        self._asked = False
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)  # a second Ctrl-C ends the process at once
+
+    def agreed(self, step: int) -> bool:
+        """Whether any rank was asked to stop, known to all ranks at the same step."""
+        if step % self._every:
+            return False
+        return bool(self._world.sum(torch.tensor([float(self._asked)])).item())
+
+    def release(self) -> None:
+        """Give the signals back their usual meaning."""
+        for number in SIGNALS:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def note_validation(config: StopConfig, state: State, accuracy: float, epoch: int) -> bool:
+    """Take in the validation accuracy after `epoch` epochs; whether it is the best so far. Sets `state.stopped`."""
+    better = accuracy > state.best_accuracy + (config.min_delta if state.best_accuracy >= 0 else 0)
+    if better:
+        state.best_accuracy, state.best_epoch = accuracy, epoch
+    state.stopped = config.patience is not None and epoch - state.best_epoch >= config.patience
+    return better

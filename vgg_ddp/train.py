@@ -1,0 +1,207 @@
+"""The training: one run from configuration to report, and the loop in it.
+
+Start it with `vgg-ddp train`, or `torchrun ... -m vgg_ddp.train`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+import torch
+
+from vgg_ddp import builders, checkpoint, environment, evaluate, optimizers, precision, rank_process, stopping
+from vgg_ddp.builders import Job
+from vgg_ddp.checkpoint import State
+from vgg_ddp.config import Config, dump, load
+from vgg_ddp.console import TrainingProgress, say
+from vgg_ddp.data.order import random_words
+from vgg_ddp.distributed import World
+from vgg_ddp.errors import StoppedOnRequest
+from vgg_ddp.evaluation import predict
+from vgg_ddp.metrics import accuracy, loss
+from vgg_ddp.recording import Recorder
+from vgg_ddp.run_directory import MetricsLog, RunDirectory
+
+
+def train(job: Job, state: State, recorder: Recorder) -> None:
+    """Take the steps that are left.
+
+    Raises:
+        StoppedOnRequest: a signal came; a checkpoint was saved.
+    """
+    config, engine = job.config, job.engine
+    stop = stopping.StopRequest(job.world, config.log.every_steps)
+    while state.step < job.total_steps and not state.stopped:
+        side = job.side(state.epoch)
+        for batch in recorder.timed(job.batches(state)):
+            learning_rate = config.optimizer.learning_rate * job.schedule(state.step)
+            optimizers.set_learning_rate(engine.optimizer, learning_rate)
+            seed_dropout(config.seed, state.step, job.world.rank)
+            for number, micro in enumerate(batch.micro_batches(config.accumulation), start=1):
+                images = job.preprocess(micro.images, side)
+                loss, logits = engine.forward(images, micro.labels, last=number == config.accumulation)
+                engine.backward(loss)
+                recorder.add(loss, logits, micro.labels)
+            engine.step()
+            job.average.update(state.step)
+            state.step += 1
+            state.step_in_epoch += 1
+            recorder.step_done(learning_rate, config.log.every_steps)
+            if stop.agreed(state.step):
+                save(job, state, recorder)
+                raise StoppedOnRequest
+            if config.checkpoint.every_steps and state.step % config.checkpoint.every_steps == 0:
+                save(job, state, recorder)
+        finish_epoch(job, state, recorder)
+    stop.release()
+
+
+def finish_epoch(job: Job, state: State, recorder: Recorder) -> None:
+    """Write the epoch's means, validate, save, and let the stopping rule decide."""
+    recorder.row()
+    recorder.epoch_row()
+    state.epoch, state.step_in_epoch = state.epoch + 1, 0
+    best = False
+    last = state.step >= job.total_steps
+    if len(job.data.validation) and (last or state.epoch % job.config.evaluate.every_epochs == 0):
+        best = validate(job, state, recorder)
+    folder = save(job, state, recorder)
+    if folder is not None:
+        if best:
+            checkpoint.mark_best(job.run.checkpoints, folder)
+        checkpoint.prune(job.run.checkpoints, job.config.checkpoint.keep)
+
+
+def validate(job: Job, state: State, recorder: Recorder) -> bool:
+    """Evaluate on the images held out from training; whether the accuracy is the best so far."""
+    config, world = job.config, job.world
+    predictions = predict(
+        job.average.network, job.preprocess, job.data.validation_loader, job.data.validation, config, world
+    )
+    found = torch.tensor([0.0, 0.0], dtype=torch.float64)
+    if predictions is not None:
+        found = torch.tensor([loss(predictions), accuracy(predictions)], dtype=torch.float64)
+    validation_loss, validation_accuracy = world.sum(found).tolist()
+    recorder.scope_row("validation", validation_loss, validation_accuracy)
+    if world.is_main:
+        say(f"epoch {state.epoch}  validation loss {validation_loss:.3f}  accuracy {validation_accuracy:.2%}")
+    return stopping.note_validation(config.stop, state, validation_accuracy, state.epoch)
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Make the random numbers inside a step follow from where the step is, so that none need be saved."""
+    torch.manual_seed(int(random_words(seed, step, f"dropout {rank}", 0, 1)[0, 0] >> 1))
+
+
+def save(job: Job, state: State, recorder: Recorder) -> Path | None:
+    """Write a checkpoint of this moment; its folder on rank 0, None elsewhere."""
+    recorder.row()
+    folder = None
+    with job.world.together():
+        if job.world.is_main:
+            optimizer, state.engine = job.engine.state()
+            ema = job.average.network.state_dict() if job.config.ema else None
+            files = checkpoint.encode(job.network.state_dict(), optimizer, state, ema)
+            folder = checkpoint.write(job.run.checkpoints, files, state.step)
+    recorder.resume_clock()
+    return folder
+
+
+def resume(job: Job) -> State:
+    """The state to begin from: that of the newest whole checkpoint, loaded into the parts of `job`, or a fresh one."""
+    world, config = job.world, job.config
+    identity = builders.identity(config, job.data.dataset)
+    files = b""
+    with world.together():
+        found = checkpoint.read_newest(job.run.checkpoints) if world.is_main else None
+        if found is not None:
+            folder, contents, problems = found
+            for problem in problems:
+                say(f"passed over: {problem}")
+            checkpoint.check_identity(checkpoint.state(contents), identity, folder)
+            files = checkpoint.pack(contents)
+    files = world.broadcast(files)
+    if not files:
+        return State(identity=identity)
+    contents = checkpoint.unpack(files)
+    state = checkpoint.state(contents)
+    job.network.load_state_dict(checkpoint.tensors(contents, "model.safetensors"))
+    job.engine.load_state(checkpoint.tensors(contents, "optimizer.safetensors"), state.engine)
+    if config.ema:
+        job.average.network.load_state_dict(checkpoint.tensors(contents, "ema.safetensors"))
+    if world.is_main:
+        job.run.keep_metrics_until(state.step)
+        say(f"continuing at step {state.step} of {job.total_steps}")
+    return state
+
+
+def run(config: Config, world: World) -> None:
+    """Train, evaluate and report: one whole run, from the same configuration on every rank.
+
+    Raises:
+        UserError: what was asked for cannot be had or does not fit.
+        StoppedOnRequest: a signal came; a checkpoint was saved.
+    """
+    precision.set_arithmetic(config)
+    directory = RunDirectory(config.run.dir)
+    with contextlib.ExitStack() as stack:
+        with world.together():
+            if world.is_main:
+                stack.enter_context(directory.claimed(new=config.resume == "never"))
+        dataset, fallbacks = builders.open_dataset(config, world)
+        with world.together():
+            job = builders.build_job(config, dataset, directory, world)
+        state = resume(job)
+        log = None
+        if world.is_main:
+            directory.config.write_text(dump(config))
+            directory.write_json(directory.environment, environment.describe(job, fallbacks))
+            log = stack.enter_context(MetricsLog(directory.metrics))
+            say(environment.sentence(job))
+        progress = stack.enter_context(TrainingProgress(job.total_steps, state.step, shown=world.is_main))
+        train(
+            job,
+            state,
+            Recorder(state, world, config.batch, job.data.order.steps_per_epoch, job.total_steps, log, progress),
+        )
+        progress.close()
+        peak = environment.peak_memory_bytes(world)
+        if world.is_main:
+            directory.write_json(directory.summary, summary(job, state, peak))
+        evaluate.evaluate(config, dataset, directory, evaluate.chosen_checkpoint(config, directory), world)
+
+
+def summary(job: Job, state: State, peak_memory_bytes: int) -> dict[str, object]:
+    """RUN/summary.json. Seconds include validation and saving; goodput is the share of them spent in steps."""
+    images = state.step * job.config.batch
+    return {
+        "train_seconds": state.seconds,
+        "images_per_second": images / state.step_seconds,
+        "data_wait_share": state.wait_seconds / state.step_seconds,
+        "peak_memory_bytes": peak_memory_bytes,
+        "steps": state.step,
+        "epochs": state.step / job.data.order.steps_per_epoch,
+        "goodput": state.step_seconds / state.seconds,
+        "best_validation_accuracy": state.best_accuracy if state.best_accuracy >= 0 else None,
+        "best_validation_epoch": state.best_epoch if state.best_accuracy >= 0 else None,
+        "world_size": job.world.size,
+        "loader": job.data.loader_name,
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """One rank of a training: `CONFIG [key=value ...]`; returns the exit code."""
+
+    def body(world: World) -> None:
+        with world.together():
+            config = load(arguments[0], arguments[1:])
+        world.use_threads(config.threads)
+        run(config, world)
+
+    return rank_process.run(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
