@@ -114,7 +114,7 @@ def build_network(config: Config, num_classes: int, device: torch.device) -> VGG
     )
     initialize(network, config.model.initialization, config.seed)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    return network.to(device=device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+    return network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
 
 
 def load_weights(network: VGG, files: checkpoint.Files, where: Path) -> None:

@@ -372,7 +372,7 @@ def test_when_all_mirrors_fail_one_line_names_each_and_what_to_do(tmp_path: Path
 def test_a_wrong_file_of_that_name_is_refused_and_left_alone(tmp_path: Path, mirror: Start, content: bytes) -> None:
     (tmp_path / "set.tar.gz").write_bytes(content)
     site = mirror(honest)
-    with pytest.raises(UserError, match="is not the official set.tar.gz.*delete it"):
+    with pytest.raises(UserError, match=r"is not the official set.tar.gz.*delete it"):
         fetch(archive(site), tmp_path, report=silent)
     assert (tmp_path / "set.tar.gz").read_bytes() == content
     assert site.ranges == []

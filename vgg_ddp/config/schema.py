@@ -18,14 +18,14 @@ BUILT_IN_SOURCES = ("cifar10", "cifar100", "digits")
 
 
 def _key(meaning: str, **bounds: float) -> Meta:
-    return Meta(description=meaning, **bounds)  # type: ignore[arg-type]
+    return Meta(description=meaning, **bounds)  # type: ignore[call-overload]
 
 
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A group of keys. Subclasses check rules between their own keys in `__post_init__`."""
 
 
-class ModelConfig(Group):
+class ModelConfig(Group, frozen=True):
     batch_norm: Annotated[bool, _key("batch normalisation after every convolution")] = True
     head: Annotated[
         Literal["compact", "paper"],
@@ -38,7 +38,7 @@ class ModelConfig(Group):
     dropout: Annotated[float, _key("dropout probability in the paper's head", ge=0, lt=1)] = 0.5
 
 
-class DataConfig(Group):
+class DataConfig(Group, frozen=True):
     source: Annotated[
         str,
         _key("cifar10, cifar100, digits, an archive, an image folder, a tar of one, or a prepared dataset"),
@@ -67,13 +67,13 @@ class DataConfig(Group):
             raise ValueError(f"data.resize ({self.resize}) is smaller than data.image_size ({self.image_size})")
 
 
-class AugmentConfig(Group):
+class AugmentConfig(Group, frozen=True):
     crop_padding: Annotated[int, _key("reflect-pad by this before the random crop, pixels", ge=0)] = 0
     flip: Annotated[bool, _key("flip left to right with probability 1/2")] = False
     rotation: Annotated[float, _key("rotate by a uniform angle up to this, degrees", ge=0, le=180)] = 0.0
 
 
-class OptimizerConfig(Group):
+class OptimizerConfig(Group, frozen=True):
     name: Annotated[Literal["sgd"], _key("the optimizer")] = "sgd"
     learning_rate: Annotated[float, _key("peak learning rate", gt=0)] = 0.1
     momentum: Annotated[float, _key("momentum", ge=0, lt=1)] = 0.9
@@ -89,7 +89,7 @@ class OptimizerConfig(Group):
             raise ValueError("optimizer.nesterov needs optimizer.momentum above 0; set optimizer.nesterov=false")
 
 
-class ScheduleConfig(Group):
+class ScheduleConfig(Group, frozen=True):
     name: Annotated[
         Literal["constant", "step", "cosine", "one_cycle"], _key("learning-rate schedule after the warm-up")
     ] = "cosine"
@@ -106,11 +106,11 @@ class ScheduleConfig(Group):
             raise ValueError("schedule.milestones must rise")
 
 
-class LossConfig(Group):
+class LossConfig(Group, frozen=True):
     label_smoothing: Annotated[float, _key("label smoothing of the training loss", ge=0, lt=1)] = 0.0
 
 
-class StopConfig(Group):
+class StopConfig(Group, frozen=True):
     patience: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         _key("stop after this many epochs without a better validation accuracy; null is off"),
@@ -118,28 +118,28 @@ class StopConfig(Group):
     min_delta: Annotated[float, _key("gain in validation accuracy that counts as better", ge=0, le=1)] = 0.0
 
 
-class CheckpointConfig(Group):
+class CheckpointConfig(Group, frozen=True):
     every_steps: Annotated[
         Annotated[int, Meta(ge=1)] | None, _key("save every this many steps; null: only at epoch ends")
     ] = None
     keep: Annotated[int, _key("newest checkpoints to keep, beside the best", ge=1)] = 2
 
 
-class EvaluateConfig(Group):
+class EvaluateConfig(Group, frozen=True):
     batch: Annotated[int, _key("images in one forward pass, per rank", ge=1)] = 500
     every_epochs: Annotated[int, _key("validate after every this many epochs, and the last", ge=1)] = 1
     checkpoint: Annotated[Literal["last", "best"], _key("which checkpoint the final evaluation takes")] = "last"
 
 
-class RunConfig(Group):
+class RunConfig(Group, frozen=True):
     dir: Annotated[str, _key("the run's directory")] = "runs/latest"
 
 
-class LogConfig(Group):
+class LogConfig(Group, frozen=True):
     every_steps: Annotated[int, _key("write training metrics every this many steps", ge=1)] = 10
 
 
-class Config(Group):
+class Config(Group, frozen=True):
     network: Annotated[
         Literal["A", "A-LRN", "B", "C", "D", "E", "vgg11", "vgg13", "vgg16", "vgg19"],
         _key("configuration of the paper's table 1, or its usual name"),

@@ -76,7 +76,7 @@ def _name_of(path: Path) -> str:
     """A folder name for what is at `path` now: another one once it has changed."""
     if not path.exists():
         raise UserError(
-            f"data.source: {path} does not exist; give {', '.join(BUILT_IN_SOURCES)}, an archive, an image folder or a tar of one"
+            f"data.source: {path} does not exist; give {', '.join(BUILT_IN_SOURCES)}, an archive or an image folder"
         )
     parts = [path] if path.is_file() else [path, *path.glob("*/"), *path.glob("*/*/")]
     stats = [(str(part.resolve()), part.stat()) for part in sorted(parts)]

@@ -1,0 +1,44 @@
+# Two commands: `make train` and `make test`. Each makes .venv and installs what it needs, once.
+#
+#   make train [DATA=path] [CONFIG=file] [RUN=dir] [ARGS="key=value ..."]
+#   make test
+#   make setup      only .venv        make check     only lint, format and types        make clean     remove .venv
+
+PYTHON ?= python3
+CONFIG ?= configs/quickstart.yaml
+RUN    ?= runs/$(notdir $(basename $(CONFIG)))-$(shell date +%Y%m%d-%H%M%S)
+DATA   ?=
+ARGS   ?=
+
+BIN := .venv/bin
+
+.PHONY: train test check setup clean
+
+train: .venv/installed
+	@$(BIN)/vgg-ddp train $(CONFIG) "run.dir=$(RUN)" $(if $(DATA),"data.source=$(DATA)") $(ARGS)
+
+test: check
+	@echo "== tests"
+	@$(BIN)/python -m pytest
+
+check: .venv/installed-dev
+	@echo "== lint, format, types"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+setup: .venv/installed
+
+.venv/installed: setup.py constraints.txt
+	@echo "== making .venv with $(PYTHON) and installing torch, DALI and the rest: about 5 GB, some minutes, once"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dali]"
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@echo "== installing the development tools, once"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dali,dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info
