@@ -30,7 +30,7 @@ from vgg_ddp.environment import devices
 from vgg_ddp.model import vgg
 from vgg_ddp.precision import set_arithmetic
 from vgg_ddp.preprocess import Preprocess
-from vgg_ddp.rank_process import keep_freed_memory
+from vgg_ddp.memory import keep_freed_memory
 
 Step = Callable[[], None]
 
@@ -120,7 +120,9 @@ def main() -> None:
     parser.add_argument("--network", default="vgg16", help="vgg11, vgg13, vgg16, vgg19, A to E (default: vgg16)")
     parser.add_argument("--batch", type=int, default=256, help="images in a step (default: 256)")
     parser.add_argument("--image-size", type=int, default=32, help="pixels (default: 32)")
-    parser.add_argument("--precision", default="bf16", choices=["fp32", "tf32", "bf16", "fp16"], help="ours (default: bf16)")
+    parser.add_argument(
+        "--precision", default="bf16", choices=["fp32", "tf32", "bf16", "fp16"], help="ours (default: bf16)"
+    )
     parser.add_argument("--steps", type=int, default=2, help="steps in a round (default: 2)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")

@@ -173,7 +173,7 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
     data = build_data(config, dataset, world)
     network = build_network(config, len(dataset.classes), world.device)
     steps_per_epoch = data.order.steps_per_epoch
-    total_steps = max(1, round(config.epochs * steps_per_epoch))
+    total_steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
     return Job(
         config=config,
         world=world,

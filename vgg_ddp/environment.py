@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 
 import vgg_ddp
 from vgg_ddp.builders import Job
-from vgg_ddp.distributed import World
 
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "pillow", "safetensors")
 
@@ -64,15 +62,6 @@ def sentence(job: Job) -> str:
         f"{world.size} x {devices()[0]}, {torch.get_num_threads()} CPU threads each; {config.precision}; "
         f"{config.engine}; loader {data.loader_name} ({data.loader_reason}); {job.total_steps} steps"
     )
-
-
-def peak_memory_bytes(world: World) -> int:
-    """The most memory that any rank has used: on its GPU, or resident in RAM without one. All ranks together."""
-    if world.device.type == "cuda":
-        used = torch.cuda.max_memory_allocated(world.device)
-    else:
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
-    return max((int(part) for part in world.gather(str(used).encode())), default=used)
 
 
 def devices() -> list[str]:

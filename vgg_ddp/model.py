@@ -69,7 +69,8 @@ class VGG(nn.Module):
         self.features = _features(configuration, batch_norm)
         if head == "compact":
             # The fifth pool and the global pool are one: at 32 pixels both are the same 2x2 maximum.
-            self.features[-1] = nn.AdaptiveMaxPool2d(1)
+            assert isinstance(self.features[-2], nn.MaxPool2d)
+            self.features[-2] = nn.AdaptiveMaxPool2d(1)
             self.classifier = nn.Sequential(nn.Linear(512, num_classes))
         else:
             self.classifier = nn.Sequential(

@@ -13,6 +13,7 @@ from vgg_ddp.checkpoint import State
 from vgg_ddp.console import TrainingProgress
 from vgg_ddp.distributed import World
 from vgg_ddp.loaders import Batch
+from vgg_ddp.memory import used_bytes
 from vgg_ddp.run_directory import MetricsLog
 
 
@@ -82,6 +83,7 @@ class Recorder:
                 "lr": self._learning_rate,
                 "images_per_second": self._steps * self._batch / seconds,
                 "data_wait": self._waited,
+                "memory_bytes": used_bytes(self._world.device),
             }
             self._write(row)
             self._progress.update(row, (self._total_steps - state.step) * seconds / self._steps)

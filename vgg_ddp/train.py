@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from vgg_ddp import builders, checkpoint, environment, evaluate, optimizers, precision, rank_process, stopping
+from vgg_ddp import builders, checkpoint, environment, evaluate, memory, optimizers, precision, rank_process, stopping
 from vgg_ddp.builders import Job
 from vgg_ddp.checkpoint import State
 from vgg_ddp.config import Config, dump, load
@@ -167,7 +167,7 @@ def run(config: Config, world: World) -> None:
             Recorder(state, world, config.batch, job.data.order.steps_per_epoch, job.total_steps, log, progress),
         )
         progress.close()
-        peak = environment.peak_memory_bytes(world)
+        peak = memory.peak_bytes(world)
         if world.is_main:
             directory.write_json(directory.summary, summary(job, state, peak))
         evaluate.evaluate(config, dataset, directory, evaluate.chosen_checkpoint(config, directory), world)

@@ -148,6 +148,7 @@ class Config(Group, frozen=True):
     batch: Annotated[int, _key("global batch: images in one optimizer step over all ranks", ge=1)] = 256
     accumulation: Annotated[int, _key("micro-batches a rank cuts its share of the batch into", ge=1)] = 1
     epochs: Annotated[float, _key("passes over the training set; a fraction is allowed", gt=0)] = 100
+    min_steps: Annotated[int, _key("train at least this many steps, however small the data set", ge=0)] = 0
     precision: Annotated[Literal["fp32", "tf32", "bf16", "fp16"], _key("arithmetic of the step")] = "bf16"
     channels_last: Annotated[bool, _key("channels-last memory layout")] = True
     engine: Annotated[Literal["ddp"], _key("what runs the distributed step")] = "ddp"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import Any
 
 import torch
@@ -31,12 +32,16 @@ class DdpEngine:
         self._network: nn.Module = network
         self._skip_reduction = contextlib.nullcontext
         if world.size > 1:
-            self._network = DistributedDataParallel(
-                network,
-                device_ids=[world.device.index] if world.device.type == "cuda" else None,
-                broadcast_buffers=False,  # batch statistics stay each rank's own; rank 0's are saved
-                gradient_as_bucket_view=True,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", FutureWarning
+                )  # torch 2.14 renames broadcast_buffers, 2.11 knows no other
+                self._network = DistributedDataParallel(
+                    network,
+                    device_ids=[world.device.index] if world.device.type == "cuda" else None,
+                    broadcast_buffers=False,  # batch statistics stay each rank's own; rank 0's are saved
+                    gradient_as_bucket_view=True,
+                )
             self._skip_reduction = self._network.no_sync  # type: ignore[assignment]
 
     def forward(self, images: Tensor, labels: Tensor, last: bool) -> tuple[Tensor, Tensor]:
