@@ -27,10 +27,10 @@ from vgg_ddp.config import Config
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.distributed import World, device_of
 from vgg_ddp.environment import devices
+from vgg_ddp.memory import keep_freed_memory
 from vgg_ddp.model import vgg
 from vgg_ddp.precision import set_arithmetic
 from vgg_ddp.preprocess import Preprocess
-from vgg_ddp.memory import keep_freed_memory
 
 Step = Callable[[], None]
 

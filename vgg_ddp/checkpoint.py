@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vgg_ddp.errors import UserError
+from vgg_ddp.files import replace_file, sync_directory, write_durably
 
 Files = dict[str, bytes]
 
@@ -186,27 +187,3 @@ def pack(files: Files) -> bytes:
 
 def unpack(data: bytes) -> Files:
     return msgspec.msgpack.decode(data, type=Files)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a small file so that a reader, or a crash, sees the old content or the new, never a part."""
-    aside = path.with_name(f".{path.name}.writing")
-    write_durably(aside, data)
-    os.replace(aside, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in a directory last through a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -97,7 +97,7 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from vgg_ddp import config, launcher
+    from vgg_ddp import config
 
     settings = config.load(options.config, options.words)
     if settings.loader == "dali" and not (
@@ -107,9 +107,13 @@ def _train(options: argparse.Namespace) -> int:
     if settings.nproc != "auto":
         settings.local_batch(settings.nproc)
 
+    from vgg_ddp import launcher
     from vgg_ddp.console import box, say
     from vgg_ddp.data.prepare import ensure
+    from vgg_ddp.run_directory import RunDirectory
 
+    if settings.resume == "never":
+        RunDirectory(settings.run.dir).must_be_new()
     _, fallbacks = ensure(settings.data, say)  # before any rank starts: a long download keeps none waiting
     if fallbacks:
         box("Training on other data than asked for", "\n".join(fallbacks))

@@ -19,6 +19,7 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.distributed import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import predict
+from vgg_ddp.files import replace_file
 from vgg_ddp.metrics import Predictions, summarize
 from vgg_ddp.report import write_report
 from vgg_ddp.run_directory import RunDirectory
@@ -74,7 +75,7 @@ def write(
     )
     with run.writing():
         run.write_json(run.evaluation / "summary.json", summary)
-        checkpoint.replace_file(run.evaluation / "predictions.npz", arrays.getvalue())
+        replace_file(run.evaluation / "predictions.npz", arrays.getvalue())
         split = dataset.split("test")
         report = write_report(run.path, lambda samples: [split.decode(sample) for sample in samples])
     show(summary)

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vgg_ddp.convolution import Convolution
+
 # Table 1 of the paper: a number is a 3x3 convolution with that many channels, (channels, 1) a 1x1 convolution, "M" a
 # 2x2 max pool, "LRN" local response normalisation.
 CONFIGURATIONS: dict[str, list[int | str | tuple[int, int]]] = {
@@ -87,18 +89,6 @@ class VGG(nn.Module):
         return self.classifier(self.features(images).flatten(1))
 
 
-class Convolution(nn.Conv2d):
-    """A same-size convolution that leaves out what only meets padding.
-
-    On a 1x1 image eight of the nine taps of a padded 3x3 kernel multiply zeros, which a library computes all the same.
-    """
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.shape[2:] == (1, 1) and self.kernel_size == (3, 3):
-            return nn.functional.conv2d(images, self.weight[:, :, 1:2, 1:2], self.bias)
-        return super().forward(images)
-
-
 def _features(configuration: str, batch_norm: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     channels = 3
@@ -114,7 +104,7 @@ def _features(configuration: str, batch_norm: bool) -> nn.Sequential:
             layers.append(nn.LocalResponseNorm(size=5, alpha=5e-4, beta=0.75, k=2.0))
         else:
             width, kernel = entry if isinstance(entry, tuple) else (int(entry), 3)
-            layers.append(Convolution(channels, width, kernel, padding=kernel // 2))
+            layers.append(Convolution(channels, width, kernel))
             layers += [nn.BatchNorm2d(width)] if batch_norm else []
             layers.append(nn.ReLU(inplace=True))
             channels = width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vgg_ddp.checkpoint import replace_file
 from vgg_ddp.errors import UserError
+from vgg_ddp.files import replace_file
 
 
 class RunDirectory:
@@ -27,9 +28,14 @@ class RunDirectory:
         self.evaluation = self.path / "evaluation"
         self.report = self.path / "report" / "index.html"
 
+    def must_be_new(self) -> None:
+        """Raises a `UserError` if the folder holds a run already."""
+        if self.config.exists():
+            raise UserError(f"{self.path} holds a run already; continue it with resume=auto, or choose another run.dir")
+
     @contextmanager
     def claimed(self, new: bool) -> Iterator[None]:
-        """Make the folder and hold it alone until the end.
+        """Make the folder and hold it alone until the end. A folder in which no run began is removed again.
 
         Args:
             new: refuse a folder that holds a run already.
@@ -37,26 +43,22 @@ class RunDirectory:
         Raises:
             UserError: it cannot be made, another process holds it, or it holds a run and should not.
         """
+        made = not self.path.exists()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.checkpoints.mkdir(exist_ok=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
             lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(
-                f"run directory {self.path} is in use by another training; choose another run.dir"
-            ) from None
+            raise UserError(f"{self.path} is in use by another training; choose another run.dir") from None
         except OSError as error:
-            raise UserError(
-                f"run directory {self.path} cannot be written: {error.strerror}; choose another run.dir"
-            ) from None
+            raise UserError(f"run.dir {self.path} cannot be written: {error.strerror}; choose another") from None
         try:
-            if new and self.config.exists():
-                raise UserError(
-                    f"{self.path} holds a run already; continue it with resume=auto, or choose another run.dir"
-                )
+            if new:
+                self.must_be_new()
             yield
         finally:
+            if made and not self.config.exists():
+                shutil.rmtree(self.path, ignore_errors=True)
             lock.release()
 
     @contextmanager

@@ -75,6 +75,8 @@ def read(archive: tarfile.TarFile, path: Path, layout: Layout) -> tuple[list[str
         splits = {}
         for split, files in layout.splits.items():
             parts = [parse(contents[f"{layout.folder}/{file}"], layout) for file in files]
+            if not parts or any(len(pixels) != len(labels) or not len(labels) for pixels, labels in parts):
+                raise ValueError(f"labels and images of {split} do not match")
             labels = np.concatenate([labels for _, labels in parts]).astype(np.int64)
             pixels = np.concatenate([pixels for pixels, _ in parts])
             if len(labels) != len(pixels) or (len(labels) and not 0 <= labels.min() <= labels.max() < len(names)):
@@ -109,7 +111,10 @@ def _binary(data: bytes, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.
 
 def _python(data: bytes, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     batch = read_plain_pickle(data)
-    return batch[b"data"].array().reshape(-1, 3072), np.array(batch[layout.labels_key], dtype=np.int64)
+    labels = np.array(batch[layout.labels_key])
+    if labels.dtype.kind != "i" or labels.ndim != 1:
+        raise ValueError("labels that are not whole numbers")
+    return batch[b"data"].array().reshape(-1, 3072), labels
 
 
 class _ArrayRecord:
@@ -161,7 +166,8 @@ class _PlainReader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _BUILDERS[module, name]
+            builder: Any = _BUILDERS[module, name]
+            return lambda *arguments: builder(*arguments)  # a new one: BUILD can change what it is given
         except KeyError:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no data set needs") from None
 
@@ -173,8 +179,9 @@ def read_plain_pickle(data: bytes) -> Any:
         pickle.UnpicklingError: the data names anything else, or is not a pickle.
     """
     try:
-        for _ in pickletools.genops(data):  # finds what is broken before anything is built
-            pass
+        for opcode, argument, _ in pickletools.genops(data):  # finds what is broken before anything is built
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
+                raise ValueError("a place in the memo that no value needs")
     except Exception as error:
         raise pickle.UnpicklingError(f"not a whole pickle: {error}") from None
     return _PlainReader(io.BytesIO(data), encoding="bytes").load()

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vgg_ddp.errors import UserError
 
@@ -181,8 +181,17 @@ Split = RawSplit | EncodedSplit
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
     """The RGB pixels of a JPEG or PNG file, height x width x 3. Raises whatever Pillow raises for a broken one."""
-    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+    except UnidentifiedImageError:
+        raise ValueError("it is no JPEG or PNG file") from None
+    with opened as image:
+        if image.format == "PNG" and b"IEND\xaeB`\x82" not in data:  # Pillow alone does not look
+            raise ValueError("image file is truncated")
         upright = ImageOps.exif_transpose(image) if image.getexif() else image
+        if upright.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+            grey = (np.asarray(upright).astype(np.float64) / 257).round().astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
         return np.asarray(upright.convert("RGB"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -61,6 +62,8 @@ def _ensure(source: str, directory: Path, report: Report) -> Path:
     if source not in BUILT_IN_SOURCES and (path / "dataset.json").is_file():
         return path
     target = directory / (source if source in BUILT_IN_SOURCES else _name_of(path))
+    if (target / "dataset.json").is_file():
+        return target
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory / f".{target.name}.lock")
@@ -78,8 +81,9 @@ def _name_of(path: Path) -> str:
         raise UserError(
             f"data.source: {path} does not exist; give {', '.join(BUILT_IN_SOURCES)}, an archive or an image folder"
         )
-    parts = [path] if path.is_file() else [path, *path.glob("*/"), *path.glob("*/*/")]
-    stats = [(str(part.resolve()), part.stat()) for part in sorted(parts)]
+    walk = os.walk(path, followlinks=True)  # yields nothing for a file
+    parts = [path, *(Path(folder, name) for folder, folders, files in walk for name in folders + files)]
+    stats = [(str(part.resolve()), part.stat()) for part in sorted(parts) if part.exists()]
     text = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
     return f"{path.resolve().name.split('.')[0]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
@@ -127,7 +131,7 @@ def prepare(source: str, target: Path, report: Report, downloads: Path) -> Datas
         os.rename(aside, target)
     except OSError as error:
         raise UserError(
-            f"dataset {target} cannot be written: {error.strerror}; free space there or choose another place"
+            f"dataset {target} cannot be written: {error.strerror or error}; free space there or choose another place"
         ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -166,20 +170,23 @@ def _write_encoded(source: EncodedSource, folder: Path, report: Report) -> Datas
     """Encoded storage: the original bytes in WebDataset tar shards, each image decoded once to see that it can be."""
     writers = {split: _ShardWriter(folder, split) for split in ("train", "test")}
     moments, done = Moments(), 0
-    for image, shape in _checked(source.read(), moments, source.path):
-        writers[image.split].add(image, shape)
-        done += 1
-        if done % 10_000 == 0:
-            report(f"preparing {source.name}: {done} of {len(source.keys)} images")
-    if done != len(source.keys):
-        raise UserError(f"{source.path} gave {done} images where it lists {len(source.keys)}; it may be truncated")
+    splits, shapes = {}, []
+    with contextlib.ExitStack() as stack:
+        for writer in writers.values():
+            stack.callback(writer.abandon)  # whatever happens, no shard stays open
+        for image, shape in _checked(source.read(), moments, source.path):
+            writers[image.split].add(image, shape)
+            done += 1
+            if done % 10_000 == 0:
+                report(f"preparing {source.name}: {done} of {len(source.keys)} images")
+        if done != len(source.keys):
+            raise UserError(f"{source.path} gave {done} images where it lists {len(source.keys)}; it may be truncated")
+        for split, writer in writers.items():
+            files = writer.close()
+            splits[split] = _split_record(folder, files, writer.labels, len(source.classes))
+            shapes.append(writer.shapes)
     if source.ignored:
         report(f"{source.path}: {source.ignored} files that are not .jpg or .png under train/ or test/ were left out")
-    splits, shapes = {}, []
-    for split, writer in writers.items():
-        files = writer.close()
-        splits[split] = _split_record(folder, files, writer.labels, len(source.classes))
-        shapes.append(writer.shapes)
     sizes = np.unique(np.concatenate(shapes), axis=0)
     return DatasetRecord(
         name=source.name,
@@ -294,6 +301,12 @@ class _ShardWriter:
             width=np.array(width),
         )
         return [*self._files, name]
+
+    def abandon(self) -> None:
+        """Let go of the shard as it is; does nothing after `close`."""
+        if self._tar is not None and self._tar.fileobj is not None:
+            with contextlib.suppress(OSError):
+                self._tar.fileobj.close()
 
     def _open_next(self) -> None:
         if self._tar is not None:

@@ -6,6 +6,7 @@ A `PixelSource` holds decoded images; an `EncodedSource` knows its files and yie
 from __future__ import annotations
 
 import lzma
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -97,7 +98,9 @@ def open_source(path: Path) -> PixelSource | EncodedSource:
         UserError: nothing is there, or it is none of these.
     """
     if path.is_dir():
-        keys = [f.relative_to(path).as_posix() for s in SPLITS for f in sorted((path / s).rglob("*")) if f.is_file()]
+        walks = (os.walk(path / split, followlinks=True) for split in SPLITS)
+        found = sorted(Path(folder, name) for walk in walks for folder, _, names in walk for name in names)
+        keys = [file.relative_to(path).as_posix() for file in found if file.is_file()]
         return _image_folder(path, keys, {"kind": "image folder", "path": str(path)})
     if not path.exists():
         raise UserError(
@@ -110,7 +113,10 @@ def open_source(path: Path) -> PixelSource | EncodedSource:
         "sha256": file_sha256(path),
     }
     with open_tar(path) as archive:
-        names = [_checked(member, path) for member in archive if member.isfile()]
+        names = [_checked(member, path) for member in archive if not member.isdir()]
+        assert archive.fileobj is not None
+        while archive.fileobj.read(1 << 20):  # to the end, where a compressed file has its checksum
+            pass
     layout = next((layout for name in names if (layout := cifar.layout_of(name.split("/")[0]))), None)
     if layout is None:
         return _image_folder(path, names, origin)
@@ -120,11 +126,24 @@ def open_source(path: Path) -> PixelSource | EncodedSource:
     return PixelSource(layout.name, classes, groups, {n: Pixels(s.images, s.labels) for n, s in splits.items()}, origin)
 
 
+class _StrictInfo(tarfile.TarInfo):
+    """tarfile takes a damaged or cut header for the end of the archive; here only the end mark is."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictInfo:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from None
+
+
 @contextmanager
 def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
     """A tar, plain or compressed; what is wrong with it while it is read becomes a `UserError`."""
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, tarinfo=_StrictInfo) as archive:
             yield archive
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise UserError(
@@ -136,6 +155,8 @@ def _checked(member: tarfile.TarInfo, path: Path) -> str:
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts:
         raise UserError(f"{path} has a member outside of its folder: {member.name!r}; it is refused whole")
+    if member.issym() or member.islnk():
+        raise UserError(f"{path}: {member.name} is a link; pack it with tar --dereference --hard-dereference")
     return str(name)
 
 
@@ -153,6 +174,11 @@ def _image_folder(path: Path, names: list[str], origin: dict[str, str | int]) ->
         raise UserError(
             f"{path}: class {only[0]!r} is only in test; every class needs training images in train/{only[0]}/"
         )
+    for name in images:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{path}: the file name {name!r} is not UTF-8; rename it") from None
     classes = sorted(folders["train"])
     if len(classes) < 2:
         raise UserError(f"{path} has a single class, {classes[0]!r}; there is nothing to tell apart")

@@ -104,7 +104,12 @@ def choose(name: str) -> tuple[str, str]:
 def check_sizes(split: Split, transform: Transform) -> None:
     """Raises a `UserError` if an image of the split is too small for the transform."""
     shapes = augment.resized_shapes(split.shapes(np.arange(len(split))), transform.resize)
-    small = np.flatnonzero(shapes.min(axis=1) < max(transform.size, transform.padding + 1))
+    if (least := int(shapes.min(initial=1 << 30))) >= transform.size and least <= transform.padding:
+        raise UserError(
+            f"augment.crop_padding ({transform.padding}) is more than an image of {least} pixels can reflect; "
+            f"set it to {least - 1} or less"
+        )
+    small = np.flatnonzero(shapes.min(axis=1) < transform.size)
     if len(small):
         height, width = shapes[small[0]]
         raise UserError(

@@ -79,7 +79,7 @@ class DaliLoader:
         offsets = augment.crop_offsets(parameters, shapes, self._transform.size, self._transform.padding)
         return (
             self._pixels_or_bytes(part.samples),
-            shapes.astype(np.int32),
+            shapes.astype(np.float32),
             offsets.astype(np.int32),
             parameters.flip.astype(np.int32),
             parameters.angle.astype(np.float32),
@@ -98,7 +98,7 @@ def _pipeline(fetch: Any, split: Split, transform: Transform, on_gpu: bool) -> A
         source=fetch,
         num_outputs=5,
         batch=True,
-        dtype=[types.UINT8, types.INT32, types.INT32, types.INT32, types.FLOAT],
+        dtype=[types.UINT8, types.FLOAT, types.INT32, types.INT32, types.FLOAT],
         ndim=[1 if encoded else 3, 1, 1, 0, 0],
     )
     if encoded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterable, Iterator
 
@@ -25,11 +26,13 @@ class TorchLoader:
     def __init__(self, split: Split, transform: Transform, config: DataConfig, device: torch.device) -> None:
         self._device = device
         self._parts = _Parts()
+        self._started = config.workers == 0
         self._loader = DataLoader(
             _Batches(split, transform),
             batch_size=None,  # an item is a whole batch already
             sampler=self._parts,
             num_workers=config.workers,
+            multiprocessing_context="fork" if config.workers else None,  # nothing to import again, nothing to copy
             prefetch_factor=config.prefetch if config.workers else None,
             persistent_workers=config.workers > 0,
             worker_init_fn=_start_worker,
@@ -38,7 +41,7 @@ class TorchLoader:
 
     def stream(self, parts: Iterable[Slice]) -> Iterator[Batch]:
         self._parts.parts = parts
-        for images, labels, samples, error in self._loader:
+        for images, labels, samples, error in self._start():
             if error:
                 raise UserError(error)
             yield Batch(
@@ -46,6 +49,21 @@ class TorchLoader:
                 labels.to(self._device, non_blocking=True),
                 samples.numpy(),
             )
+
+    def _start(self) -> Iterator[tuple[Tensor, Tensor, Tensor, str]]:
+        """Begin a stream; the first one forks the workers.
+
+        A worker must never collect garbage of its parent's: to destroy the copy of something that owns threads, a DALI
+        pipeline for one, waits for threads that a fork leaves behind.
+        """
+        if self._started:
+            return iter(self._loader)
+        self._started = True
+        gc.freeze()
+        try:
+            return iter(self._loader)
+        finally:
+            gc.unfreeze()
 
 
 class _Parts:

@@ -1,0 +1,414 @@
+"""What a user can get wrong in a configuration, and that what is right comes back as it was."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from vgg_ddp.config import Config, dump, load
+from vgg_ddp.config.describe import describe_keys
+from vgg_ddp.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+RECIPES = sorted((REPOSITORY / "configs").glob("*.yaml"))
+
+# A value for each key that is not its default and breaks no rule.
+OTHER_VALUES: dict[str, Any] = {
+    "network": "C",
+    "loader": "torch",
+    "batch": 30,
+    "accumulation": 4,
+    "epochs": 2.5,
+    "min_steps": 10,
+    "precision": "fp16",
+    "channels_last": False,
+    "nproc": 3,
+    "threads": 2,
+    "seed": 2**32 - 1,
+    "resume": "auto",
+    "compile": True,
+    "determinism": "run",
+    "ema": 0.999,
+    "model.batch_norm": False,
+    "model.head": "paper",
+    "model.initialization": "glorot",
+    "model.dropout": 0.25,
+    "data.source": "some where/images",
+    "data.fallback": "digits",
+    "data.directory": "/data",
+    "data.resize": 48,
+    "data.image_size": 24,
+    "data.train_sizes": [16, 24],
+    "data.validation": 0.25,
+    "data.workers": 0,
+    "data.decode_threads": 3,
+    "data.prefetch": 5,
+    "augment.crop_padding": 4,
+    "augment.flip": True,
+    "augment.rotation": 12.5,
+    "optimizer.learning_rate": 1e-5,
+    "optimizer.momentum": 0.5,
+    "optimizer.nesterov": False,
+    "optimizer.weight_decay": 1e-20,
+    "optimizer.decay_biases_and_norms": True,
+    "optimizer.clip_norm": 1.5,
+    "schedule.name": "one_cycle",
+    "schedule.warmup_epochs": 0.5,
+    "schedule.milestones": [1.0, 2.5],
+    "schedule.gamma": 0.3,
+    "schedule.peak_at": 0.1,
+    "schedule.final": 0.01,
+    "loss.label_smoothing": 0.1,
+    "stop.patience": 3,
+    "stop.min_delta": 0.001,
+    "checkpoint.every_steps": 100,
+    "checkpoint.keep": 5,
+    "evaluate.batch": 7,
+    "evaluate.every_epochs": 2,
+    "evaluate.checkpoint": "best",
+    "run.dir": "runs/ü x",
+    "log.every_steps": 3,
+}
+ONLY_ONE_VALUE = {"engine", "optimizer.name"}
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A nested mapping as full keys and values."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def every_key() -> dict[str, Any]:
+    return dict(leaves(yaml.safe_load(dump(Config()))))
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """A file with nothing in it: every default."""
+    path = tmp_path / "config.yaml"
+    path.write_text("")
+    return path
+
+
+def refusal(path: Path, *words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load(path, words)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_no_key_was_forgotten_in_this_file() -> None:
+    assert OTHER_VALUES.keys() | ONLY_ONE_VALUE == every_key().keys()
+
+
+@pytest.mark.parametrize("key", OTHER_VALUES)
+def test_each_key_can_be_set_by_a_word_and_by_the_file(key: str, config_file: Path) -> None:
+    value = OTHER_VALUES[key]
+    batch = ["batch=32"] if key == "accumulation" else []
+    by_word = load(config_file, [f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}", *batch])
+    tree: dict[str, Any] = {"batch": 32} if batch else {}
+    place = tree
+    *groups, name = key.split(".")
+    for group in groups:
+        place = place.setdefault(group, {})
+    place[name] = value
+    config_file.write_text(yaml.safe_dump(tree))
+    assert load(config_file) == by_word
+    found = dict(leaves(yaml.safe_load(dump(by_word))))
+    defaults = every_key()
+    changed = {k for k, v in found.items() if v != defaults[k]}
+    assert changed - ({"batch"} if batch else set()) == {key}
+    assert found[key] == value
+
+
+def test_dump_and_load_of_every_key_at_once(config_file: Path) -> None:
+    words = [f"{k}={yaml.safe_dump(v, default_flow_style=True).splitlines()[0]}" for k, v in OTHER_VALUES.items()]
+    config = load(config_file, [*words, "batch=32", "model.head=compact"])
+    config_file.write_text(dump(config))
+    assert load(config_file) == config
+
+
+printable = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Zl", "Zp"]), min_size=1)
+
+
+@given(directory=printable, rate=st.floats(0, exclude_min=True, allow_infinity=False), decay=st.floats(0, 1e300))
+@example(directory="1e3", rate=1e-5, decay=0.0)
+@example(directory="12e04", rate=0.1, decay=0.0)
+@example(directory="2026-11-23", rate=1e22, decay=1e22)
+@example(directory="null", rate=0.1, decay=0.0)
+@example(directory="yes", rate=0.1, decay=0.0)
+@example(directory="0x10", rate=0.1, decay=0.0)
+def test_dump_and_load_give_the_same_configuration(
+    tmp_path_factory: pytest.TempPathFactory, directory: str, rate: float, decay: float
+) -> None:
+    """A run's config.yaml is read back by evaluate, report and resume: no folder name may change it."""
+    default = Config()
+    config = msgspec.structs.replace(
+        default,
+        run=msgspec.structs.replace(default.run, dir=directory),
+        optimizer=msgspec.structs.replace(default.optimizer, learning_rate=rate, weight_decay=decay),
+    )
+    path = tmp_path_factory.getbasetemp() / "dumped.yaml"
+    path.write_text(dump(config), encoding="utf-8")
+    assert load(path) == config
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_recipe_of_the_repository_loads(recipe: Path) -> None:
+    load(recipe)
+
+
+def test_there_are_recipes() -> None:
+    assert "quickstart.yaml" in [path.name for path in RECIPES]
+
+
+def test_help_lists_every_key_with_its_default_and_meaning() -> None:
+    lines = describe_keys().splitlines()
+    for key, value in every_key().items():
+        (line,) = [i for i, line in enumerate(lines) if line.startswith(f"  {key}=")]
+        shown, _, meaning = lines[line].strip().partition(" ")
+        text = shown.partition("=")[2]
+        if isinstance(value, list):
+            assert text == str(value)
+        else:
+            assert yaml.safe_load(text) == (yaml.safe_load(str(value)) if value is not None else None)
+        assert meaning.strip() or lines[line + 1].strip()
+
+
+def test_help_command_prints_that_list() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vgg_ddp", "train", "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert describe_keys() in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("bacth=32", "batch"),
+        ("netwrok=vgg11", "network"),
+        ("learning_rate=0.1", "optimizer.learning_rate"),
+        ("optimizer.learnig_rate=0.1", "optimizer.learning_rate"),
+        ("data.sorce=digits", "data.source"),
+        ("model.batchnorm=true", "model.batch_norm"),
+        ("momentum=0.9", "optimizer.momentum"),
+        ("schedule.warmup=5", "schedule.warmup_epochs"),
+        ("checkpoints.keep=5", "checkpoint.keep"),
+        ("data.batch=32", "batch"),
+    ],
+)
+def test_unknown_key_names_the_nearest(wrong: str, right: str, config_file: Path) -> None:
+    key, _, value = wrong.partition("=")
+    message = refusal(config_file, wrong)
+    assert re.search(f"unknown key '({key}|{key.split('.')[0]})'", message)  # the key, or the group if that is wrong
+    assert f"did you mean '{right}'?" in message
+    assert f"'{wrong}'" in message  # where: the word
+    group, _, name = key.rpartition(".")
+    config_file.write_text(f"{group}: {{{name}: {value}}}" if group else f"{name}: {value}")
+    message = refusal(config_file)
+    assert f"did you mean '{right}'?" in message
+    assert str(config_file) in message  # where: the file
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("batch=many", "int"),
+        ("batch=1.5", "int"),
+        ("batch=", "int"),
+        ("batch=[32]", "int"),
+        ("batch=0", ">= 1"),
+        ("batch=true", "int"),
+        ("epochs=ten", "float"),
+        ("epochs=0", "> 0"),
+        ("model.batch_norm=1", "bool"),
+        ("data.image_size=15", ">= 16"),
+        ("data.train_sizes=16", "array"),
+        ("data.train_sizes=[16, 8]", ">= 16"),
+        ("data.validation=1", "< 1"),
+        ("data.source=123", "str"),
+        ("ema=1", "< 1"),
+        ("seed=-1", ">= 0"),
+        ("nproc=0", ">= 1"),
+        ("run.dir=2026-11-23", "str"),
+    ],
+)
+def test_wrong_type_or_range_says_what_is_expected(word: str, expected: str, config_file: Path) -> None:
+    message = refusal(config_file, word)
+    assert f"'{word.partition('=')[0]}" in message
+    assert f"'{word}'" in message
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["epochs=.nan", "epochs=.inf", "optimizer.learning_rate=.inf", "optimizer.learning_rate=.nan", "epochs=-.inf"],
+)
+def test_numbers_that_are_none_are_refused(word: str, config_file: Path) -> None:
+    assert word.partition("=")[0] in refusal(config_file, word)
+
+
+@pytest.mark.parametrize(
+    ("word", "choices"),
+    [
+        ("network=vgg12", ["A-LRN", "vgg11", "vgg19"]),
+        ("loader=tf", ["auto", "dali", "torch"]),
+        ("precision=fp8", ["fp32", "tf32", "bf16", "fp16"]),
+        ("model.head=big", ["compact", "paper"]),
+        ("schedule.name=linear", ["constant", "step", "cosine", "one_cycle"]),
+        ("resume=yes_please", ["never", "auto"]),
+    ],
+)
+def test_bad_value_lists_the_choices(word: str, choices: list[str], config_file: Path) -> None:
+    message = refusal(config_file, word)
+    key, _, value = word.partition("=")
+    assert f"'{key}'" in message
+    assert value in message
+    for choice in choices:
+        assert choice in message.partition("choose one of")[2]
+
+
+@pytest.mark.parametrize("word", ["batch", "=3", "", "batch:32", "--batch"])
+def test_word_without_key_and_value_is_refused_with_an_example(word: str, config_file: Path) -> None:
+    message = refusal(config_file, word)
+    assert "key=value" in message
+    assert f"'{word}'" in message
+
+
+@pytest.mark.parametrize(
+    "word", ["batch=[", "batch={a", "run.dir=2024-13-45", "seed=0x_", "run.dir=@x", "run.dir=a: b"]
+)
+def test_word_whose_value_is_not_yaml_is_refused(word: str, config_file: Path) -> None:
+    assert word in refusal(config_file, word)
+
+
+def test_group_is_not_a_value_and_a_value_is_not_a_group(config_file: Path) -> None:
+    assert "'data' is a group" in refusal(config_file, "data=digits")
+    assert "'batch' is a single key" in refusal(config_file, "batch.size=32")
+    config_file.write_text("data: digits")
+    assert "'data' is a group" in refusal(config_file)
+    config_file.write_text("batch: {size: 32}")
+    assert "'batch' is a single key" in refusal(config_file)
+
+
+def test_missing_file_names_one_of_a_similar_name(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.yaml").touch()
+    message = refusal(tmp_path / "quikstart.yaml")
+    assert f"{tmp_path / 'quikstart.yaml'} does not exist" in message
+    assert f"did you mean {tmp_path / 'quickstart.yaml'}?" in message
+    assert "does not exist" in refusal(tmp_path / "nowhere" / "else.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"batch: [32", "not valid YAML"),
+        (b"batch: 32\n  epochs: 3\n", "not valid YAML"),
+        (b"batch: 32\nbatch: 64\n", "'batch' is written twice"),
+        (b"data: {source: a, source: b}", "'source' is written twice"),
+        (b"a: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        (b"- batch\n- 32\n", "key: value"),
+        (b"just words", "key: value"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"batch: \x00", "not valid YAML"),
+        (b"run: {dir: 2024-13-45}", "not valid YAML"),
+        (b"1: 2", "unknown key '1'"),
+        (b"true: 2", "unknown key"),
+    ],
+)
+def test_file_that_is_no_configuration_is_refused(content: bytes, expected: str, config_file: Path) -> None:
+    config_file.write_bytes(content)
+    message = refusal(config_file)
+    assert expected in message
+    assert str(config_file) in message
+
+
+def test_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    assert "cannot be read" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "0.001", ".001", "+1e-3", "10e-4", "1e-03"])
+def test_a_number_is_a_number_however_it_is_written(text: str, config_file: Path) -> None:
+    assert load(config_file, [f"optimizer.learning_rate={text}"]).optimizer.learning_rate == 0.001
+    config_file.write_text(f"optimizer: {{learning_rate: {text}}}")
+    assert load(config_file).optimizer.learning_rate == 0.001
+
+
+def test_empty_groups_and_files_are_the_defaults(config_file: Path) -> None:
+    assert load(config_file) == Config()
+    config_file.write_text("data:\nmodel: {}\n")
+    assert load(config_file) == Config()
+
+
+def test_words_win_over_the_file_and_later_words_over_earlier(config_file: Path) -> None:
+    config_file.write_text("batch: 64\ndata: {source: digits, workers: 3}")
+    config = load(config_file, ["batch=32", "data.workers=2", "batch=16"])
+    assert (config.batch, config.data.source, config.data.workers) == (16, "digits", 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["data.resize=31"], ["data.resize", "data.image_size"]),
+        (["model.head=paper", "data.image_size=31"], ["model.head=paper", "32"]),
+        (["model.head=paper", "data.train_sizes=[64]"], ["data.train_sizes", "model.head=compact"]),
+        (["model.head=paper", "data.train_sizes=[16]"], ["model.head=compact"]),
+        (["network=A-LRN"], ["network=A-LRN", "model.batch_norm=false"]),
+        (["stop.patience=3", "data.validation=0"], ["stop.patience", "data.validation"]),
+        (["evaluate.checkpoint=best", "data.validation=0"], ["evaluate.checkpoint=best", "data.validation"]),
+        (["batch=10", "accumulation=4"], ["batch", "10", "accumulation", "4"]),
+        (["optimizer.momentum=0"], ["optimizer.nesterov"]),
+        (["schedule.name=step"], ["schedule.milestones"]),
+        (["schedule.name=step", "schedule.milestones=[3, 1]"], ["schedule.milestones"]),
+    ],
+)
+def test_rules_between_keys(words: list[str], expected: list[str], config_file: Path) -> None:
+    message = refusal(config_file, *words)
+    assert all(part in message for part in expected)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data.resize=32"],
+        ["model.head=paper", "data.image_size=32", "data.train_sizes=[32]"],
+        ["network=A-LRN", "model.batch_norm=false"],
+        ["batch=12", "accumulation=4"],
+        ["optimizer.momentum=0", "optimizer.nesterov=false"],
+        ["schedule.name=step", "schedule.milestones=[1, 3]"],
+    ],
+)
+def test_what_keeps_the_rules_is_taken(words: list[str], config_file: Path) -> None:
+    load(config_file, words)
+
+
+@given(batch=st.integers(1, 500), size=st.integers(1, 20), accumulation=st.integers(1, 8))
+def test_ranks_share_a_batch_evenly_or_not_at_all(batch: int, size: int, accumulation: int) -> None:
+    if batch % accumulation:
+        return
+    config = Config(batch=batch, accumulation=accumulation)
+    if batch % (size * accumulation) == 0:
+        assert config.local_batch(size) * size == batch
+    else:
+        with pytest.raises(UserError) as caught:
+            config.local_batch(size)
+        if batch % size:
+            words = str(caught.value).replace(";", "").split()
+            offered = [int(word.removeprefix("batch=")) for word in words[words.index("use") :] if "batch=" in word]
+            assert offered
+            assert all(other % size == 0 and other > 0 for other in offered)

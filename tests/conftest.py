@@ -1,0 +1,25 @@
+"""What all tests share: their settings."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(1)
+# Derandomised, so that a failure is seen by everyone; without deadlines, since machines differ.
+hypothesis.settings.register_profile(
+    "tests", derandomize=True, deadline=None, max_examples=60, database=None, print_blob=False
+)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(scope="module")
+def small_heap() -> Iterator[None]:
+    """For tests that collect garbage: what there is before them is not looked at again, which makes it quick."""
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -1,0 +1,76 @@
+"""How many ranks a host starts, and what their exit codes become."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from vgg_ddp import launcher
+
+
+def test_as_many_ranks_as_asked_for() -> None:
+    assert launcher.ranks_of_this_host(3) == 3
+
+
+def test_numa_nodes_are_those_of_the_kernel() -> None:
+    listed = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in listed.splitlines() if line.startswith("NUMA node(s):")]
+    assert 1 <= launcher.numa_nodes() <= int(line.split(":")[1])
+
+
+@pytest.mark.parametrize(("codes", "code"), [([2, 1], 2), ([75, 75], 75), ([1, -9], 1)])
+def test_our_exit_codes_pass_through(tmp_path: Path, codes: list[int], code: int) -> None:
+    """Real ranks that end with the given codes (negative: by that signal)."""
+    (tmp_path / "ending.py").write_text(
+        textwrap.dedent(f"""
+        import os, sys, time
+        code = {codes}[int(os.environ["RANK"])]
+        if __name__ == "__main__":
+            time.sleep(0.3 if code > 2 else 0)
+            os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)
+        """)
+    )
+    start = f"import sys; from vgg_ddp.launcher import start; sys.exit(start('ending', [], {len(codes)}))"
+    done = subprocess.run([sys.executable, "-c", start], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == code
+
+
+def test_no_rank_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "waiting.py").write_text(
+        textwrap.dedent("""
+        import os, pathlib, time
+        from vgg_ddp.distributed import joined
+        if __name__ == "__main__":
+            with joined() as world:
+                pathlib.Path(f"pid{world.rank}").write_text(str(os.getpid()))
+                time.sleep(120)
+        """)
+    )
+    start = "from vgg_ddp.launcher import start; start('waiting', [], 2)"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", start], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    files = [tmp_path / "pid0", tmp_path / "pid1"]
+    deadline = time.monotonic() + 90
+    while not all(file.is_file() and file.read_text() for file in files) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    pids = [int(file.read_text()) for file in files]
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(_runs(pid) for pid in pids)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,109 @@
+"""Starts real ranks quickly: processes forked from one that has imported everything, with torchrun's environment.
+
+A rank forked here runs the same `main` as under torchrun, over gloo, with its own signals, exit code and output; what it
+saves is the seconds that importing torch takes in each.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TIMEOUT = 120.0  # seconds; far more than any run here takes
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["vgg_ddp.train", "vgg_ddp.loaders.dali", "vgg_ddp.loaders.torch_loader", "pytest"])
+
+
+class Ranks:
+    """Ranks of one launch that run `function(*arguments)`."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], size: int, output: Path) -> None:
+        output.mkdir(parents=True, exist_ok=True)
+        self._output, self._size = output, size
+        for left in output.iterdir():  # by an earlier launch
+            left.unlink()
+        port = str(free_port())
+        self.processes = []
+        for rank in range(size):
+            environment = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(size),
+                "LOCAL_WORLD_SIZE": str(size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            process = _context.Process(target=_enter, args=(function, arguments, environment, output / str(rank)))
+            process.start()
+            self.processes.append(process)
+
+    def wait(self) -> list[int]:
+        """The exit codes by rank. A launch that hangs is killed, and fails the test."""
+        deadline = time.monotonic() + TIMEOUT
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        hung = [process for process in self.processes if process.exitcode is None]
+        for process in hung:
+            process.kill()
+            process.join()
+        assert not hung, f"{len(hung)} ranks hung\n{self.stderr}"
+        return [process.exitcode for process in self.processes]  # type: ignore[misc]
+
+    def send(self, number: int, rank: int = 0) -> None:
+        os.kill(self.processes[rank].pid, number)  # type: ignore[arg-type]
+
+    def alive(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
+
+    @property
+    def stdout(self) -> str:
+        return self._read("out")
+
+    @property
+    def stderr(self) -> str:
+        return self._read("err")
+
+    def _read(self, kind: str) -> str:
+        files = [self._output / f"{rank}.{kind}" for rank in range(self._size)]
+        return "".join(file.read_text() for file in files if file.exists())
+
+
+def start(module: str, arguments: list[str], size: int, output: Path) -> Ranks:
+    """`torchrun --nproc-per-node SIZE -m MODULE ARGUMENTS`, forked."""
+    return Ranks(_main, (module, arguments), size, output)
+
+
+def _main(module: str, arguments: list[str]) -> int:
+    return int(importlib.import_module(module).main(arguments))
+
+
+def _enter(function: Callable[..., Any], arguments: tuple[Any, ...], environment: dict[str, str], output: Path) -> None:
+    os.environ.update(environment)
+    for descriptor, kind in ((1, "out"), (2, "err")):
+        file = os.open(output.with_suffix(f".{kind}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, descriptor)
+    sys.exit(function(*arguments))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], ranks: Ranks) -> None:
+    """Poll closely, while the ranks live."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain\n{ranks.stderr}"
+        if not ranks.alive():
+            assert condition(), f"the ranks ended first: {ranks.wait()}\n{ranks.stderr}"
+        time.sleep(0.002)

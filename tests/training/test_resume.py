@@ -1,0 +1,160 @@
+"""A run that is stopped or killed, and continued, ends with the bits of one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.training.conftest import Train
+from tests.training.rank_processes import Ranks, wait_until
+from vgg_ddp.errors import EXIT_STOPPED
+
+Launch = Callable[..., Ranks]
+SECONDS_IN_A_ROW = {"images_per_second", "data_wait", "memory_bytes"}  # the rest of a row is the training's
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run that may be running: a line that is not whole yet is left out."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in SECONDS_IN_A_ROW} for row in rows]
+
+
+def latest(run: Path) -> Path:
+    return run / "checkpoints" / (run / "checkpoints" / "latest").read_text()
+
+
+def state(run: Path) -> dict[str, Any]:
+    return json.loads((latest(run) / "state.json").read_text())
+
+
+def assert_same_bits(found: Path, expected: Path, name: str) -> None:
+    ours, theirs = (load_file(latest(run) / f"{name}.safetensors") for run in (found, expected))
+    assert ours.keys() == theirs.keys()
+    different = [key for key in ours if not torch.equal(bits(ours[key]), bits(theirs[key]))]
+    assert not different
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def stop(ranks: Ranks, run: Path, step: int, rank: int = 0, number: int = signal.SIGTERM) -> None:
+    """Signal a rank once the run has taken `step` steps."""
+    wait_until(lambda: any(row["step"] >= step for row in metrics(run)), ranks)
+    ranks.send(number, rank)
+    codes = ranks.wait()
+    assert codes == [EXIT_STOPPED] * len(codes), ranks.stderr
+
+
+def assert_undisturbed(resumed: Path, whole: Path) -> None:
+    """Every tensor, the best so far, and the log are those of the undisturbed run."""
+    names = {path.name for path in latest(whole).glob("*.safetensors")}
+    assert names == {path.name for path in latest(resumed).glob("*.safetensors")}
+    for name in names:
+        assert_same_bits(resumed, whole, name.removesuffix(".safetensors"))
+    for key in ("step", "epoch", "step_in_epoch", "totals", "best_accuracy", "best_epoch", "stopped", "engine"):
+        assert state(resumed)[key] == state(whole)[key], key
+    assert without_seconds(metrics(resumed)) == without_seconds(metrics(whole))
+    found, expected = (json.loads((run / "evaluation" / "summary.json").read_text()) for run in (resumed, whole))
+    assert found["loss"] == expected["loss"]
+    assert found["confusion"] == expected["confusion"]
+
+
+# Two epochs of 8 steps, of averaged weights; 30 images are held out, evaluated one by one, so that it takes a moment.
+TWO_EPOCHS = ("data.validation=0.2", "min_steps=16", "ema=0.9", "evaluate.batch=1", "evaluate.checkpoint=best")
+
+
+@pytest.fixture(scope="module")
+def whole(train: Train) -> Path:
+    """Two epochs that nobody disturbs."""
+    return train("whole", *TWO_EPOCHS)
+
+
+def test_the_log_has_each_step_epoch_and_validation_once(whole: Path) -> None:
+    rows = [(row["scope"], row["split"], row["step"]) for row in metrics(whole)]
+    ends = [("epoch", split, step) for step in (8, 16) for split in ("train", "validation")]
+    assert sorted(rows) == sorted([*(("steps", "train", step) for step in range(1, 17)), *ends])
+
+
+@pytest.fixture(scope="module")
+def stopped(launch: Launch, runs: Path) -> Path:
+    """The same, stopped at some step."""
+    run = runs / "stopped"
+    stop(launch("stopped", *TWO_EPOCHS), run, random.Random("two epochs").randrange(1, 14))
+    assert 0 < state(run)["step"] < 16
+    return run
+
+
+@pytest.mark.parametrize("loader", ["torch", "dali"])
+def test_continued_with_either_loader(loader: str, stopped: Path, whole: Path, train: Train, runs: Path) -> None:
+    shutil.copytree(stopped, runs / loader)
+    resumed = train(loader, *TWO_EPOCHS, "resume=auto", f"loader={loader}")
+    assert json.loads((resumed / "summary.json").read_text())["loader"] == loader
+    assert_undisturbed(resumed, whole)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_killed_between_saving_an_epoch_s_last_step_and_its_validation(
+    epoch: int, whole: Path, launch: Launch, train: Train, runs: Path
+) -> None:
+    """What that epoch's end had logged already is not logged twice, and what it had not done yet is done."""
+    run = runs / f"killed in {epoch}"
+    ranks = launch(run.name, *TWO_EPOCHS, "checkpoint.every_steps=8")
+
+    def ends() -> list[str]:
+        return [row["split"] for row in metrics(run) if row["scope"] == "epoch" and row["step"] == 8 * epoch]
+
+    wait_until(lambda: bool(ends()), ranks)
+    ranks.send(signal.SIGKILL)
+    assert ranks.wait() == [-signal.SIGKILL]
+    assert ends() == ["train"]
+    assert (state(run)["step"], state(run)["step_in_epoch"]) == (8 * epoch, 8)
+    assert_undisturbed(train(run.name, *TWO_EPOCHS, "resume=auto"), whole)
+
+
+def test_dropout_goes_on_as_if_nothing_had_been(launch: Launch, train: Train, runs: Path) -> None:
+    words = ("model.head=paper", "data.image_size=32", "batch=4", "min_steps=6")
+    expected = train("dropout", *words)
+    assert "dropout: 0.5" in (expected / "config.yaml").read_text()
+    stop(launch("dropout stopped", *words), runs / "dropout stopped", random.Random("dropout").randrange(1, 4))
+    assert_undisturbed(train("dropout stopped", *words, "resume=auto"), expected)
+    for name in ("dropout", "dropout stopped"):  # 450 MB
+        shutil.rmtree(runs / name)
+
+
+def test_two_ranks_of_which_one_is_told_to_stop(launch: Launch, train: Train, runs: Path) -> None:
+    words = ("model.batch_norm=false", "min_steps=8", "checkpoint.every_steps=3")
+    expected = train("two", *words, size=2)
+    run = runs / "two stopped"
+    stop(launch(run.name, *words, size=2), run, random.Random("two ranks").randrange(1, 5), rank=1)
+    shutil.copytree(run, runs / "two then one")
+    assert_undisturbed(train(run.name, *words, "resume=auto", size=2), expected)
+    # A checkpoint of two ranks loads into one as well, and without batch norm the steps are the same but for rounding.
+    alone = train("two then one", *words, "resume=auto")
+    for row, other in zip(metrics(alone), metrics(expected), strict=True):
+        assert row["step"] == other["step"]
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-3)
+
+
+def test_each_signal_of_a_scheduler_or_a_person_stops_with_a_checkpoint(launch: Launch, runs: Path) -> None:
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        run = runs / f"signal {number}"
+        ranks = launch(run.name, "min_steps=500")
+        stop(ranks, run, 1, number=number)
+        assert ranks.stdout.count("stopped on request") == 1
+        assert state(run)["step"] == max(row["step"] for row in metrics(run))
