@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vgg_ddp.errors import UserError
-from vgg_ddp.files import replace_file, sync_directory, write_durably
+from vgg_ddp.files import exchange, replace_file, sync_directory, write_durably
 
 Files = dict[str, bytes]
 
@@ -90,8 +90,8 @@ def write(directory: Path, files: Files, step: int) -> Path:
         aside.mkdir(parents=True)
         for name, data in files.items():
             write_durably(aside / name, data)
-        shutil.rmtree(final, ignore_errors=True)  # the same step, saved before a restart
-        os.rename(aside, final)
+        exchange(aside, final) if final.exists() else os.rename(aside, final)
+        shutil.rmtree(aside, ignore_errors=True)  # the same step, saved before
         sync_directory(directory)
         replace_file(directory / "latest", final.name.encode())
     except OSError as error:
@@ -112,7 +112,16 @@ def prune(directory: Path, keep: int) -> None:
     kept = {best.read_text()} if best.is_file() else set()
     for old in find(directory)[keep:]:
         if old.name not in kept:
-            shutil.rmtree(old)
+            _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint if it is there: out of its name first, so that a crash never leaves a part of it under it."""
+    aside = folder.with_name(f".removing-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, aside)
+        shutil.rmtree(aside)
 
 
 def find(directory: Path) -> list[Path]:
@@ -130,7 +139,7 @@ def read(checkpoint: Path) -> Files:
         manifest = (checkpoint / "manifest.json").read_bytes()
         hashes = msgspec.json.decode(manifest, type=dict[str, dict[str, str]])["sha256"]
         files = {name: (checkpoint / name).read_bytes() for name in hashes}
-    except (OSError, msgspec.DecodeError, KeyError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
         raise UserError(f"checkpoint {checkpoint} is not whole: {error}; take another one") from None
     for name, data in files.items():
         if hashlib.sha256(data).hexdigest() != hashes[name]:

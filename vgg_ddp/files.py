@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -19,6 +20,19 @@ def replace_file(path: Path, data: bytes) -> None:
     write_durably(aside, data)
     os.replace(aside, path)
     sync_directory(path.parent)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two files or folders in one step (Linux's renameat2), so that neither name is ever without one.
+
+    Raises:
+        OSError: the file system cannot do it.
+    """
+    AT_FDCWD, RENAME_EXCHANGE = -100, 2
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(other))
 
 
 def sync_directory(directory: Path) -> None:

@@ -73,10 +73,14 @@ class RunDirectory:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
-    def keep_metrics_until(self, step: int) -> None:
-        """Drop what was logged after global step `step`: those steps will be taken again."""
+    def keep_metrics_until(self, step: int, epoch_ended: bool) -> None:
+        """Drop what was logged after global step `step`, and the epoch's own rows at it unless the epoch had ended."""
         if self.metrics.is_file():
-            rows = [row for row in read_metrics(self.metrics) if row["step"] <= step]
+            rows = [
+                row
+                for row in read_metrics(self.metrics)
+                if row["step"] < step or (row["step"] == step and (epoch_ended or row["scope"] == "steps"))
+            ]
             replace_file(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 

@@ -33,7 +33,7 @@ def train(job: Job, state: State, recorder: Recorder) -> None:
     """
     config, engine = job.config, job.engine
     stop = stopping.StopRequest(job.world, config.log.every_steps)
-    while state.step < job.total_steps and not state.stopped:
+    while (state.step < job.total_steps or state.step_in_epoch) and not state.stopped:
         side = job.side(state.epoch)
         for batch in recorder.timed(job.batches(state)):
             learning_rate = config.optimizer.learning_rate * job.schedule(state.step)
@@ -132,7 +132,7 @@ def resume(job: Job) -> State:
     if config.ema:
         job.average.network.load_state_dict(checkpoint.tensors(contents, "ema.safetensors"))
     if world.is_main:
-        job.run.keep_metrics_until(state.step)
+        job.run.keep_metrics_until(state.step, epoch_ended=state.step_in_epoch == 0)
         say(f"continuing at step {state.step} of {job.total_steps}")
     return state
 

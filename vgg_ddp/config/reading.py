@@ -6,6 +6,7 @@ Every mistake is a `UserError` that names the file or word, the key's path and, 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import typing
 from pathlib import Path
@@ -29,9 +30,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the words that `_Loader` would take for numbers."""
+
+
+for _either in (_Loader, _Dumper):
+    _either.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def load(path: str | Path, words: list[str] | tuple[str, ...] = ()) -> Config:
@@ -58,7 +64,7 @@ def load_resolved(path: str | Path) -> Config:
 
 def dump(config: Config) -> str:
     """The whole configuration as YAML, defaults included; `load` reads it back equal."""
-    return yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False)
+    return yaml.dump(msgspec.to_builtins(config), Dumper=_Dumper, sort_keys=False)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -76,7 +82,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"config file {path} cannot be read: {error}") from None
     try:
         raw = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, say
         raise UserError(f"config file {path} is not valid YAML: {error}") from None
     if raw is None:
         return {}
@@ -91,7 +97,7 @@ def _parse_word(word: str) -> tuple[list[str], Any]:
         raise UserError(f"'{word}' is not of the form key=value, e.g. batch=256 or optimizer.learning_rate=0.1")
     try:
         return key.split("."), yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"'{word}': {text!r} is not a valid YAML value; quote it") from None
 
 
@@ -141,9 +147,9 @@ def _reject_unknown(raw: Any, struct: type[Group], origin: str, prefix: str = ""
 
 def _nearest(key: str) -> str:
     known = all_keys()
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not near:  # the right last word in the wrong group
-        near = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
+    last = key.rsplit(".", 1)[-1]
+    near = [k for k in known if k.rsplit(".", 1)[-1] == last][:1]  # the right word in the wrong group
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not near:
         near = [
             k for k in known if difflib.get_close_matches(key.rsplit(".", 1)[-1], [k.rsplit(".", 1)[-1]], cutoff=0.7)
@@ -151,7 +157,18 @@ def _nearest(key: str) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def _reject_infinite(raw: dict[str, Any], origins: dict[str, str], path: str, prefix: str = "") -> None:
+    for name, value in raw.items():
+        if isinstance(value, dict):
+            _reject_infinite(value, origins, path, f"{prefix}{name}.")
+        elif any(
+            isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, list) else [value])
+        ):
+            raise UserError(f"{origins.get(prefix + name, path)}: key '{prefix}{name}': expected a finite number")
+
+
 def _convert(raw: dict[str, Any], path: str, origins: dict[str, str]) -> Config:
+    _reject_infinite(raw, origins, path)
     raw = {
         key: {} if value is None and group_of(typing.get_type_hints(Config)[key]) else value
         for key, value in raw.items()
