@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from torch import nn
 
 from vgg_ddp import builders, engines
@@ -28,7 +29,6 @@ from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.distributed import World, device_of
 from vgg_ddp.environment import devices
 from vgg_ddp.memory import keep_freed_memory
-from vgg_ddp.model import vgg
 from vgg_ddp.precision import set_arithmetic
 from vgg_ddp.preprocess import Preprocess
 
@@ -51,9 +51,10 @@ def our_step(config: Config, images: torch.Tensor, labels: torch.Tensor, world: 
 
 
 def plain_step(config: Config, images: torch.Tensor, labels: torch.Tensor, world: World) -> Step:
-    """What a short script does: fp32, contiguous NCHW, torch's SGD as it comes."""
-    network = vgg(config.network, config.model.batch_norm, config.model.head, 10, config.data.image_size)
-    network.to(world.device)
+    """What a short script does: torchvision's layers and one linear layer, fp32, contiguous NCHW, torch's SGD as it comes."""
+    features = getattr(torchvision.models, f"{config.network}_bn")(weights=None).features
+    width = 512 * (config.data.image_size // 32) ** 2
+    network = nn.Sequential(features, nn.Flatten(), nn.Linear(width, 10)).to(world.device)
     pixels = ((images.permute(0, 3, 1, 2).float() - 128.0) / 64.0).contiguous()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     criterion = nn.CrossEntropyLoss()
@@ -117,7 +118,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--network", default="vgg16", help="vgg11, vgg13, vgg16, vgg19, A to E (default: vgg16)")
+    parser.add_argument(
+        "--network", default="vgg16", choices=["vgg11", "vgg13", "vgg16", "vgg19"], help="(default: vgg16)"
+    )
     parser.add_argument("--batch", type=int, default=256, help="images in a step (default: 256)")
     parser.add_argument("--image-size", type=int, default=32, help="pixels (default: 32)")
     parser.add_argument(
