@@ -22,7 +22,7 @@ def evaluated(run: Path, size: int, batch: int, output: Path) -> tuple[dict[str,
         return json.loads((run / "evaluation" / "summary.json").read_text()), dict(arrays)
 
 
-@pytest.mark.parametrize("batch", [7, 23])
+@pytest.mark.parametrize("batch", [7, 23, 64])  # 64: all images on one rank, none on the others
 def test_one_two_and_three_ranks_write_the_same(batch: int, whole_run: Path, tmp_path: Path) -> None:
     summaries, predictions = zip(*(evaluated(whole_run, size, batch, tmp_path / str(size)) for size in (1, 2, 3)))
     for size, summary in zip((1, 2, 3), summaries):
