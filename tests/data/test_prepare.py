@@ -651,7 +651,7 @@ def test_the_identity_of_a_dataset_is_that_of_its_bytes(tmp_path: Path) -> None:
 RECORDS: dict[str, tuple[Callable[[str], str], str]] = {
     "no json": (lambda text: text[:-5], "cannot be read"),
     "an unknown key": (lambda text: text.replace('"name"', '"title"', 1), "cannot be read"),
-    "a future format": (lambda text: text.replace('"format_version": 1', '"format_version": 2'), "has format 2"),
+    "a future format": (lambda text: text.replace('"format_version": 2', '"format_version": 3'), "has format 3"),
 }
 
 

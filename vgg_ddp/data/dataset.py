@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vgg_ddp.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,7 +36,7 @@ class SplitRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DatasetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """dataset.json. `mean` and `std` are of the train split's channels, in units of 0 to 255."""
+    """dataset.json. `mean`, `std` and `covariance` are of the train split's channels, in units of 0 to 255."""
 
     format_version: int = FORMAT_VERSION
     name: str
@@ -46,6 +46,7 @@ class DatasetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     image_shape: list[int] | None  # height, width, channels; None where images differ in size
     mean: list[float]
     std: list[float]
+    covariance: list[list[float]]
     splits: dict[str, SplitRecord]
     source: dict[str, Any]
 
@@ -77,6 +78,7 @@ class Dataset:
                 stored = self.directory / file.name
                 if not stored.is_file() or stored.stat().st_size != file.bytes:
                     raise UserError(f"{stored} is missing or truncated; prepare the dataset again")
+        self._splits: dict[str, Split] = {}
 
     @property
     def name(self) -> str:
@@ -93,7 +95,10 @@ class Dataset:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
-        return EncodedSplit(self, name) if self.record.storage == "encoded" else RawSplit(self, name)
+        """The split called `name`: the same object each time, so that what is made from it once is kept."""
+        if name not in self._splits:
+            self._splits[name] = EncodedSplit(self, name) if self.record.storage == "encoded" else RawSplit(self, name)
+        return self._splits[name]
 
     def verify(self) -> int:
         """Check every file against its hash; the number of files checked.
@@ -115,11 +120,22 @@ class RawSplit:
 
     def __init__(self, dataset: Dataset, name: str) -> None:
         self.name = name
-        self.images: NDArray[np.uint8] = np.load(dataset.directory / f"{name}.images.npy", mmap_mode="r")
+        # Copy on write: nothing writes, and torch warns of memory that it may not.
+        self.images: NDArray[np.uint8] = np.load(dataset.directory / f"{name}.images.npy", mmap_mode="c")
         self.labels: NDArray[np.int64] = np.load(dataset.directory / f"{name}.labels.npy")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def uniform_shape(self) -> tuple[int, int] | None:
+        """Height and width of every image, pixels."""
+        return self.images.shape[1], self.images.shape[2]
+
+    @property
+    def decoded_bytes(self) -> int | None:
+        """What all pixels take, decoded."""
+        return self.images.nbytes
 
     def shapes(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Heights and widths of the samples, [n, 2]."""
@@ -148,6 +164,17 @@ class EncodedSplit:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def uniform_shape(self) -> tuple[int, int] | None:
+        """Height and width of every image, pixels; None where they differ."""
+        first = self._shapes[0]
+        return (int(first[0]), int(first[1])) if (self._shapes == first).all() else None
+
+    @property
+    def decoded_bytes(self) -> int | None:
+        """What all pixels take, decoded; None where images differ in size."""
+        return None if self.uniform_shape is None else int(3 * self._shapes.prod(axis=1).sum())
 
     def shapes(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Heights and widths of the samples, [n, 2]."""

@@ -66,6 +66,10 @@ class Slice:
     def stop(self) -> int:
         return self.start + len(self.samples)
 
+    def cut(self, first: int, count: int) -> Slice:
+        """`count` of its positions, from its `first` on."""
+        return Slice(self.epoch, self.start + first, self.samples[first : first + count])
+
 
 @dataclass(frozen=True)
 class Order:

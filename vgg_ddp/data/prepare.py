@@ -27,6 +27,7 @@ from vgg_ddp.errors import UserError
 
 Report = Callable[[str], None]
 SHARD_BYTES = 256 * 2**20
+PIXELS_AT_ONCE = 2**20
 
 # The names under which a source can be asked for, and the archives that hold it, best first.
 ARCHIVE_NAMES = {
@@ -161,6 +162,7 @@ def _write_pixels(source: PixelSource, folder: Path) -> DatasetRecord:
         image_shape=shape,
         mean=moments.mean,
         std=moments.std,
+        covariance=moments.covariance,
         splits=splits,
         source=source.origin,
     )
@@ -196,6 +198,7 @@ def _write_encoded(source: EncodedSource, folder: Path, report: Report) -> Datas
         image_shape=[*sizes[0].tolist(), 3] if len(sizes) == 1 else None,
         mean=moments.mean,
         std=moments.std,
+        covariance=moments.covariance,
         splits=splits,
         source=source.origin,
     )
@@ -207,35 +210,39 @@ def _split_record(folder: Path, files: list[str], labels: NDArray[np.int64], cla
 
 
 class Moments:
-    """Mean and standard deviation of each channel over all pixels, in units of 0 to 255. Sums are whole numbers: exact."""
+    """Mean, deviation and covariance of the channels over all pixels, in units of 0 to 255. Sums are whole numbers: exact."""
 
     def __init__(self) -> None:
         self._count = 0
         self._sum = np.zeros(3, dtype=np.int64)
-        self._squares = np.zeros(3, dtype=np.int64)
+        self._products = np.zeros((3, 3), dtype=np.int64)
         self._lock = threading.Lock()
 
     def add(self, pixels: NDArray[np.uint8]) -> None:
         """Take in images of any leading shape with three channels last."""
         flat = pixels.reshape(-1, 3)
         total = flat.sum(axis=0, dtype=np.int64)
-        squares = np.stack([np.bincount(flat[:, c], minlength=256) @ _SQUARES for c in range(3)])
+        products = np.zeros((3, 3), dtype=np.int64)
+        for start in range(0, len(flat), PIXELS_AT_ONCE):  # whole numbers below 2^53 are exact in float64, and fast
+            part = flat[start : start + PIXELS_AT_ONCE].astype(np.float64)
+            products += (part.T @ part).astype(np.int64)
         with self._lock:
             self._count += len(flat)
             self._sum += total
-            self._squares += squares
+            self._products += products
 
     @property
     def mean(self) -> list[float]:
         return (self._sum / self._count).tolist()
 
     @property
+    def covariance(self) -> list[list[float]]:
+        mean = self._sum / self._count
+        return (self._products / self._count - np.outer(mean, mean)).tolist()
+
+    @property
     def std(self) -> list[float]:
-        variance = self._squares / self._count - (self._sum / self._count) ** 2
-        return np.sqrt(np.maximum(variance, 1e-6)).tolist()  # a channel that never varies
-
-
-_SQUARES = np.arange(256, dtype=np.int64) ** 2
+        return np.sqrt(np.maximum(np.diag(self.covariance), 1e-6)).tolist()  # a channel that never varies
 
 
 def _checked(
