@@ -27,6 +27,7 @@ from vgg_ddp.config.schema import AugmentConfig, DataConfig
 from vgg_ddp.data.dataset import Dataset, EncodedSplit, RawSplit, Split
 from vgg_ddp.data.order import Order, Slice, evaluation_slices, random_words, uniform
 from vgg_ddp.data.prepare import prepare
+from vgg_ddp.data.storage import Storage
 from vgg_ddp.distributed import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch, Loader, build, choose
@@ -35,7 +36,9 @@ from vgg_ddp.loaders.resident import resident_pixels
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 LOADERS = {"dali": ("dali", 0), "torch": ("torch", 0), "torch with a worker": ("torch", 1), "resident": ("resident", 0)}
 STREAMING = [name for name in LOADERS if name != "resident"]
-PAIRS = [(name, storage) for name in LOADERS for storage in ("raw", "jpeg")] + [(name, "mixed") for name in STREAMING]
+PAIRS = [(name, storage) for name in LOADERS for storage in ("raw", "jpeg", "jpeg2000")] + [
+    (name, "mixed") for name in STREAMING
+]
 COUNTS = {"train/a": 14, "train/b": 13, "train/c": 12, "test/a": 4, "test/b": 4, "test/c": 5}
 
 
@@ -54,7 +57,10 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
         "mixed": write_folder(folder / "mixed", mixed_sizes()),
         "smooth": write_folder(folder / "smooth", jpegs(COUNTS, size=None, kind=smooth)),
     }
-    return {name: make(source, folder / f"{name}-dataset") for name, source in sources.items()}
+    made = {name: make(source, folder / f"{name}-dataset") for name, source in sources.items()}
+    target = folder / "jpeg2000-dataset"
+    made["jpeg2000"] = prepare(str(sources["raw"]), target, lambda line: None, folder, Storage("jpeg2000"))
+    return made
 
 
 def mixed_sizes() -> dict[str, bytes]:

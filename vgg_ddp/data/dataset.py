@@ -1,8 +1,8 @@
 """A prepared dataset on disk: what dataset.json says, and how its samples are read.
 
 Two storages. `raw`: decoded pixels, `SPLIT.images.npy` (uint8, n x height x width x 3) and `SPLIT.labels.npy`. `encoded`:
-the source's own JPEG or PNG bytes in WebDataset tar shards (`SPLIT-00000.tar`) with an index (`SPLIT.index.npz`) of
-where each sample lies. Both are memory-mapped; a sample's index is its place in the split.
+image files, the source's own or made from it, in WebDataset tar shards (`SPLIT-00000.tar`) with an index
+(`SPLIT.index.npz`) of where each sample lies. Both are memory-mapped; a sample's index is its place in the split.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ class DatasetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     classes: list[str]
     groups: dict[str, list[str]]
     storage: Literal["raw", "encoded"]
+    encoding: dict[str, Any] | None  # of images that were encoded here, and how far that is from their source
     image_shape: list[int] | None  # height, width, channels; None where images differ in size
     mean: list[float]
     std: list[float]
     covariance: list[list[float]]
     splits: dict[str, SplitRecord]
     source: dict[str, Any]
+    notes: list[str]  # on images that are unusual, or were left out
 
 
 class Dataset:
@@ -209,7 +211,7 @@ Split = RawSplit | EncodedSplit
 def decode_image(data: bytes) -> NDArray[np.uint8]:
     """The RGB pixels of a JPEG or PNG file, height x width x 3. Raises whatever Pillow raises for a broken one."""
     try:
-        opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+        opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "JPEG2000"))
     except UnidentifiedImageError:
         raise ValueError("it is no JPEG or PNG file") from None
     with opened as image:
