@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vgg_ddp.errors import UserError
 
 FORMAT_VERSION = 2
+SMALL = 8192  # bytes of an image file that is copied rather than pointed to
 
 
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -162,7 +163,8 @@ class EncodedSplit:
             self._shapes = np.stack([index["height"], index["width"]], axis=1)
             self._key = index["key"]
         shards = [f.name for f in dataset.record.splits[name].files if f.name.endswith(".tar")]
-        self._shards = [np.memmap(dataset.directory / shard, dtype=np.uint8, mode="r") for shard in sorted(shards)]
+        maps = (np.memmap(dataset.directory / shard, dtype=np.uint8, mode="r") for shard in sorted(shards))
+        self._shards = [np.asarray(shard) for shard in maps]  # plain arrays: a slice of one costs a tenth
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -186,6 +188,22 @@ class EncodedSplit:
         """The stored bytes of one sample, a view of the mapped shard."""
         offset = self._offset[index]
         return self._shards[self._shard[index]][offset : offset + self._size[index]]
+
+    def encoded_batch(self, samples: NDArray[np.int64]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+        """The stored bytes of samples: small files as rows of one array with zeros behind each, large ones in a list.
+
+        To hand over one array takes a third of the time that decoding a file of 1 KB does; to hand over 256, twice that.
+        """
+        sizes = self._size[samples]
+        longest = int(sizes.max(initial=1))
+        if longest > SMALL:
+            return [self.encoded(int(sample)) for sample in samples]
+        rows = np.zeros((len(samples), longest), dtype=np.uint8)
+        for row, shard, offset, size in zip(
+            rows, self._shard[samples].tolist(), self._offset[samples].tolist(), sizes.tolist()
+        ):
+            row[:size] = self._shards[shard][offset : offset + size]
+        return rows
 
     def decode(self, index: int) -> NDArray[np.uint8]:
         """The pixels of one sample, height x width x 3, decoded by Pillow (libjpeg-turbo).

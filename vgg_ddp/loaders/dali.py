@@ -79,7 +79,7 @@ class DaliLoader:
         self._fetched.append((part, placement))
         box = placement.box
         if isinstance(self._split, EncodedSplit):
-            data: Any = [self._split.encoded(int(sample)) for sample in part.samples]
+            data: Any = self._split.encoded_batch(part.samples)
         else:
             data = self._split.images[part.samples]
         # A window of whole pixels around each box, with what the filter reaches past it; only this much is decoded.
@@ -109,7 +109,7 @@ def decode(
 
     def fetch() -> Any:
         start = next(starts)
-        return [split.encoded(int(sample)) for sample in samples[start : start + batch]]
+        return split.encoded_batch(samples[start : start + batch])
 
     on_gpu = device.type == "cuda"
     with warnings.catch_warnings():
