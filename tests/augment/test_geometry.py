@@ -49,7 +49,7 @@ def placed(which: Geometry, where: Slice, height: int = 32, width: int = 32) -> 
 
 
 def fields(placement: Placement) -> list[NDArray[Any]]:
-    values = (placement.box, placement.rows, placement.columns, placement.angle)
+    values = (placement.box, placement.rows, placement.columns, placement.flip, placement.angle)
     return [value for value in values if value is not None]
 
 
@@ -76,9 +76,12 @@ def test_boxes_lie_in_the_image_and_moves_in_the_square(keys: dict[str, Any]) ->
     assert (placement.box[:, 2:] <= shapes + 1e-9).all()
     assert (placement.box[:, 2:] > placement.box[:, :2]).all()
     for moves in (placement.rows, placement.columns):
-        assert moves is not None
-        assert moves.min() >= 0
-        assert moves.max() < 32
+        if "crop_padding" in keys:
+            assert moves is not None
+            assert moves.min() >= 0
+            assert moves.max() < 32
+        else:
+            assert moves is None
 
 
 def test_placements_differ_between_seeds_and_epochs() -> None:
@@ -97,9 +100,9 @@ def test_an_augmentation_that_is_added_leaves_the_others_as_they_were() -> None:
 
 
 def flips(which: Geometry, epoch: int, samples: NDArray[np.int64]) -> NDArray[np.bool_]:
-    columns = placed(which, Slice(epoch, 0, samples)).columns
-    assert columns is not None
-    return columns[:, 0] > columns[:, -1]
+    flip = placed(which, Slice(epoch, 0, samples)).flip
+    assert flip is not None
+    return flip
 
 
 def test_flips_are_fair_and_angles_uniform_up_to_the_limit() -> None:
@@ -158,6 +161,7 @@ def test_evaluation_takes_torchvisions_centre_where_the_room_is_even(height: int
     image = noise(height, width, 1)
     placement = placed(evaluation_geometry(DataConfig()), part(0, 1), height, width)
     assert placement.rows is None
+    assert placement.flip is None
     assert placement.angle is None
     top, left, bottom, right = placement.box[0].astype(int)
     expected = torchvision.center_crop(torch.from_numpy(image).permute(2, 0, 1), [32, 32])
@@ -194,7 +198,7 @@ def test_a_crop_is_numpys_reflection_sliced_and_mirrored(
     windows = np.stack([image[box[0] : box[2], box[1] : box[3]] for image, box in zip(images, edges)])
     got = finish(torch.from_numpy(windows), placement).numpy()
     offsets = which._offsets(part(10, 13), np.array([[height, width]] * 3))
-    mirrored = which._flips(part(10, 13))
+    mirrored = which._flips(part(10, 13)) if flip else np.zeros(3, dtype=bool)
     for i, (y, x) in enumerate(offsets):
         window = padded[i, y : y + size, x : x + size]
         assert_array_equal(got[i], window[:, ::-1] if mirrored[i] else window)
@@ -204,7 +208,7 @@ def test_taking_pixels_is_numpys_indexing() -> None:
     generator = np.random.default_rng(0)
     images, which = generator.integers(0, 256, (5, 20, 24, 3), dtype=np.uint8), generator.integers(0, 5, 7)
     rows, columns = generator.integers(0, 20, (7, 16)), generator.integers(0, 24, (7, 16))
-    got = take(torch.from_numpy(images), which, Placement(np.zeros((7, 4)), rows, columns, None))
+    got = take(torch.from_numpy(images), which, Placement(np.zeros((7, 4)), rows, columns, None, None))
     assert_array_equal(got.numpy(), images[which[:, None, None], rows[:, :, None], columns[:, None, :]])
 
 

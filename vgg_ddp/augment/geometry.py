@@ -30,13 +30,15 @@ class Placement:
         box: top, left, bottom, right of the part of each source image that is scaled to the output square, in pixels,
             float64[n, 4]. Whole numbers of the output's size where nothing is resized.
         rows, columns: which row and column of the square each output row and column takes, int64[n, size]; None where each
-            takes its own.
+            takes its own. They reflect what lies outside of the image.
+        flip: which images are mirrored left to right after that, bool[n]; None where none is.
         angle: rotation counter-clockwise, degrees, float64[n]; None where nothing turns.
     """
 
     box: NDArray[np.float64]
     rows: NDArray[np.int64] | None
     columns: NDArray[np.int64] | None
+    flip: NDArray[np.bool_] | None
     angle: NDArray[np.float64] | None
 
 
@@ -84,14 +86,14 @@ class Geometry:
             scale = shapes / resized
             box = np.concatenate([start * scale, (start + self.size) * scale], axis=1)
         rows = columns = angle = None
-        if self.padding or self.flip:
+        if self.padding:
             steps = np.arange(self.size)
             rows, columns = (_reflect(shift[:, axis : axis + 1] + steps, self.size) for axis in (0, 1))
-            columns = np.where(self._flips(part)[:, None], columns[:, ::-1], columns)
+        flip = self._flips(part) if self.flip and self.seed is not None else None
         if self.rotation and self.seed is not None:
             turn = uniform(random_words(self.seed, part.epoch, "rotation", part.start, part.stop))
             angle = (2 * turn[:, 0] - 1) * self.rotation
-        return Placement(box, rows, columns, angle)
+        return Placement(box, rows, columns, flip, angle)
 
     def random_seeds(self, part: Slice) -> NDArray[np.int64]:
         """A seed for RandAugment on each image, int64[n]."""
@@ -120,8 +122,7 @@ class Geometry:
         return (place * (room + 1)).astype(np.int64)
 
     def _flips(self, part: Slice) -> NDArray[np.bool_]:
-        if not self.flip or self.seed is None:
-            return np.zeros(len(part.samples), dtype=bool)
+        assert self.seed is not None, "evaluation does not flip"
         if self.flip == "alternating":
             count = 1 << int(part.samples.max(initial=0)).bit_length()
             return _coins(self.seed, count)[part.samples] ^ bool(part.epoch % 2)

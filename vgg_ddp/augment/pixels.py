@@ -19,14 +19,24 @@ from vgg_ddp.augment.geometry import Placement
 
 
 def finish(windows: Tensor, placement: Placement) -> Tensor:
-    """Move and turn the pixels of a batch of squares, uint8 [n, size, size, 3], on their device."""
+    """Reflect, mirror and turn a batch of squares, uint8 [n, size, size, 3], on their device."""
     if placement.rows is not None:
         windows = take(windows, np.arange(len(windows)), placement)
+    elif placement.flip is not None:
+        windows = mirror(windows, placement.flip)
     return windows if placement.angle is None else rotate(windows, placement.angle)
 
 
+def mirror(images: Tensor, flip: NDArray[np.bool_]) -> Tensor:
+    """The images [n, height, width, 3], those that `flip` says mirrored left to right."""
+    which = _on(images, np.flatnonzero(flip))
+    mirrored = images.clone()
+    mirrored[which] = images.index_select(0, which).flip(2)
+    return mirrored
+
+
 def take(images: Tensor, which: NDArray[np.int64], placement: Placement) -> Tensor:
-    """The pixels that a placement's rows and columns name.
+    """The pixels that a placement's rows and columns name, mirrored where it says so.
 
     Args:
         images: uint8 [count, height, width, 3].
@@ -35,14 +45,17 @@ def take(images: Tensor, which: NDArray[np.int64], placement: Placement) -> Tens
     Returns:
         uint8 [n, size, size, 3].
     """
-    assert placement.rows is not None and placement.columns is not None, "each pixel takes its own"
+    rows, columns = placement.rows, placement.columns
+    assert rows is not None and columns is not None, "each pixel takes its own"
+    if placement.flip is not None:
+        columns = np.where(placement.flip[:, None], columns[:, ::-1], columns)
     count, height, width, channels = images.shape
-    lines = _on(images, which[:, None] * height + placement.rows)  # rows of all images, numbered through
-    size = placement.columns.shape[1]
-    values = placement.columns[:, :, None] * channels + np.arange(channels)
+    size = columns.shape[1]
+    lines = _on(images, which[:, None] * height + rows)  # rows of all images, numbered through
+    values = _on(images, (columns[:, :, None] * channels + np.arange(channels)).reshape(len(which), 1, -1))
     picked = images.reshape(count * height, width * channels).index_select(0, lines.view(-1))
-    columns = _on(images, values.reshape(len(which), 1, -1)).expand(-1, size, -1)
-    return picked.view(len(which), size, width * channels).gather(2, columns).view(-1, size, size, channels)
+    picked = picked.view(len(which), size, width * channels)
+    return picked.gather(2, values.expand(-1, size, -1)).view(-1, size, size, channels)
 
 
 def rotate(images: Tensor, angle: NDArray[np.float64]) -> Tensor:

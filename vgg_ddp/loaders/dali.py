@@ -1,8 +1,8 @@
 """The NVIDIA DALI loader: decoding and scaling in DALI's operators, on the GPU where there is one.
 
 Bytes and boxes come from Python by `external_source`; DALI makes batches ahead of the step on its own threads, and hands them
-to torch without a copy (DLPack). What only moves pixels is done for the whole batch afterwards: DALI has no reflect padding,
-and made of its operators it took four times as long as decoding a small JPEG.
+to torch without a copy (DLPack). Reflecting and turning are done for the whole batch afterwards: DALI has no reflect padding,
+and made of its operators it took as long as decoding a small JPEG.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,8 @@ class DaliLoader:
                     self._split.decode(int(sample))  # raises a UserError that names the bad one
                 raise
             part, placement = self._fetched.popleft()
+            if placement.rows is None:
+                placement = replace(placement, flip=None)  # the pipeline did it
             yield Batch(
                 finish(from_dlpack(images.as_tensor()), placement),
                 torch.from_numpy(self._split.labels[part.samples]).to(self._device, non_blocking=True),
@@ -94,6 +97,7 @@ class DaliLoader:
             (high - low).astype(np.int32),
             begin.astype(np.float32),
             end.astype(np.float32),
+            np.zeros(len(box), dtype=np.int32) if placement.flip is None else placement.flip.astype(np.int32),
         )
 
 
@@ -143,24 +147,30 @@ def _decoding(fetch: Any, decoder: str) -> Any:
 @pipeline_def  # type: ignore[untyped-decorator]
 def _pipeline(fetch: Any, split: Split, geometry: Geometry, on_gpu: bool) -> Any:
     encoded = isinstance(split, EncodedSplit)
-    data, anchor, shape, begin, end = fn.external_source(
+    data, anchor, shape, begin, end, mirrored = fn.external_source(
         source=fetch,
-        num_outputs=5,
+        num_outputs=6,
         batch=True,
-        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.FLOAT],
-        ndim=[1 if encoded else 3, 1, 1, 1, 1],
-        layout=["" if encoded else "HWC", "", "", "", ""],
+        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.FLOAT, types.INT32],
+        ndim=[1 if encoded else 3, 1, 1, 1, 1, 0],
+        layout=["" if encoded else "HWC", "", "", "", "", ""],
     )
     whole = split.uniform_shape == (geometry.size, geometry.size) and not geometry.resamples
     device = "mixed" if on_gpu else "cpu"
     if encoded and whole:
-        return fn.decoders.image(data, device=device, output_type=types.RGB)
-    if encoded:
+        images = fn.decoders.image(data, device=device, output_type=types.RGB)
+    elif encoded:
         images = fn.decoders.image_slice(data, anchor, shape, axes=[0, 1], device=device, output_type=types.RGB)
     else:
         images = data.gpu() if on_gpu else data
         images = images if whole else fn.slice(images, anchor, shape, axes=[0, 1])
-    if not geometry.resamples:
-        return images
-    size = [geometry.size, geometry.size]
-    return fn.resize(images, size=size, roi_start=begin, roi_end=end, interp_type=types.INTERP_LINEAR, antialias=True)
+    if geometry.resamples:
+        images = fn.resize(
+            images,
+            size=[geometry.size, geometry.size],
+            roi_start=begin,
+            roi_end=end,
+            interp_type=types.INTERP_LINEAR,
+            antialias=True,
+        )
+    return fn.flip(images, horizontal=mirrored) if geometry.flip and not geometry.padding else images

@@ -65,7 +65,7 @@ class ResidentLoader:
         rows, columns = placement.rows, placement.columns
         steps = np.arange(geometry.size)
         top, left = (placement.box[:, axis : axis + 1].astype(np.int64) for axis in (0, 1))
-        if rows is None and self._split.uniform_shape == (geometry.size, geometry.size):
+        if rows is None and placement.flip is None and self._split.uniform_shape == (geometry.size, geometry.size):
             images = pixels.index_select(0, torch.from_numpy(which).to(pixels.device, non_blocking=True))
         else:
             rows = top + (steps if rows is None else rows)
