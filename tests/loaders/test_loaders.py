@@ -368,6 +368,28 @@ def test_the_ranks_pixels_are_the_single_ranks(datasets: dict[str, Dataset], loa
         assert torch.equal(torch.cat([batches[step] for batches in ranks]), whole)
 
 
+@pytest.mark.parametrize(("loader_name", "storage"), PAIRS)
+def test_killed_at_a_batch_and_restarted_on_other_ranks_the_remaining_batches_are_the_same(
+    datasets: dict[str, Dataset], loader_name: str, storage: str
+) -> None:
+    split, geometry = datasets[storage].split("train"), geometry_of(padding=4, flip=True)
+    whole = [
+        b.images
+        for epoch in (1, 2)
+        for b in loader_of(loader_name, split, geometry).stream(training_slices(split, epoch))
+    ]
+    per_epoch = len(whole) // 2
+    killed = int(np.random.default_rng(len(loader_name)).integers(1, per_epoch))
+    for world_size in (2, 4):
+        ranks = []
+        for rank in range(world_size):
+            parts = training_slices(split, 1, rank, world_size, killed) + training_slices(split, 2, rank, world_size)
+            ranks.append([b.images for b in loader_of(loader_name, split, geometry).stream(parts)])
+        remaining = [torch.cat(images) for images in zip(*ranks, strict=True)]
+        assert len(remaining) == 2 * per_epoch - killed
+        assert all(torch.equal(a, b) for a, b in zip(remaining, whole[killed:], strict=True))
+
+
 # What is wrong is a line that names the sample
 
 
