@@ -8,6 +8,7 @@ DALI = ["nvidia-dali-cuda130>=2.0; platform_system == 'Linux'"]
 DEEPSPEED = ["deepspeed>=0.19"]
 WANDB = ["wandb>=0.22"]
 REPORT = ["matplotlib>=3.8", "jinja2>=3.1", "markupsafe>=2.1"]
+PEERS = ["lightning>=2.4", "accelerate>=1.0", "timm>=1.0", "deepspeed>=0.19"]
 DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"]
 
 setup(
@@ -43,6 +44,7 @@ setup(
         "deepspeed": DEEPSPEED,
         "wandb": WANDB,
         "report": REPORT,
+        "peers": PEERS,
         "dev": DEV,
         "all": [*DALI, *DEEPSPEED, *WANDB, *REPORT],
     },
