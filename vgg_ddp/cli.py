@@ -97,7 +97,7 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from vgg_ddp import config
+    from vgg_ddp import config, trackers
 
     settings = config.load(options.config, options.words)
     if settings.loader == "dali" and not (
@@ -106,6 +106,7 @@ def _train(options: argparse.Namespace) -> int:
         raise UserError("loader=dali needs NVIDIA DALI; pip install 'vgg_ddp[dali]', or use loader=torch")
     if settings.nproc != "auto":
         settings.local_batch(settings.nproc)
+    trackers.wanted(settings.tracking)
 
     from vgg_ddp import launcher
     from vgg_ddp.console import box, say
