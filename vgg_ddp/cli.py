@@ -73,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("target", type=Path, metavar="RUN|DATASET", help="a run directory or a dataset")
     verify.set_defaults(run=_verify)
 
+    export = commands.add_parser("export", help="write a trained network for other programs, with a model card")
+    export.add_argument("target", type=Path, metavar="RUN|CHECKPOINT", help="a run directory, or a checkpoint in one")
+    export.add_argument("--format", required=True, choices=("safetensors", "onnx", "torch-export"))
+    export.add_argument("--out", type=Path, help="the file to write; RUN/export/model.* by default")
+    export.add_argument("words", nargs="*", metavar="key=value", help="changes to the run's configuration")
+    export.set_defaults(run=_export)
+
     doctor = commands.add_parser("doctor", help="what this machine has, what it lacks, what to do")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -157,6 +164,22 @@ def _verify(options: argparse.Namespace) -> int:
     for folder in folders:
         checkpoint.read(folder)
     print(f"{options.target}: {len(folders)} checkpoints, every hash is right")
+    return EXIT_OK
+
+
+def _export(options: argparse.Namespace) -> int:
+    from vgg_ddp import run_directory
+
+    run_directory.find(options.target)
+    lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if options.format == "onnx" and lacking:
+        raise UserError(f"--format onnx needs {', '.join(lacking)}; pip install 'vgg_ddp[export]'")
+
+    from vgg_ddp.export import export
+
+    done = export(options.target, options.format, options.out, options.words)
+    print(f"the same predictions on {done.images} test images; logits differ by at most {done.largest_difference:.2g}")
+    print(f"written: {done.path}\nmodel card: {done.card}")
     return EXIT_OK
 
 
