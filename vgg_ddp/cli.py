@@ -80,6 +80,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("words", nargs="*", metavar="key=value", help="changes to the run's configuration")
     export.set_defaults(run=_export)
 
+    dashboard = commands.add_parser(
+        "dashboard", help="make a W&B workspace and report that show every run of a project"
+    )
+    dashboard.add_argument("--project", default="vgg_ddp", help="W&B project; vgg_ddp by default")
+    dashboard.add_argument("--entity", help="W&B team or user; the login's own by default")
+    dashboard.add_argument("--dry-run", action="store_true", help="check the definition and print it, without W&B")
+    dashboard.set_defaults(run=_dashboard)
+
     doctor = commands.add_parser("doctor", help="what this machine has, what it lacks, what to do")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -180,6 +188,27 @@ def _export(options: argparse.Namespace) -> int:
     done = export(options.target, options.format, options.out, options.words)
     print(f"the same predictions on {done.images} test images; logits differ by at most {done.largest_difference:.2g}")
     print(f"written: {done.path}\nmodel card: {done.card}")
+    return EXIT_OK
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from vgg_ddp.trackers import dashboard, modes
+
+    if options.dry_run:
+        print(dashboard.described(dashboard.definition()))
+        return EXIT_OK
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise UserError("vgg-ddp dashboard needs wandb-workspaces; pip install 'vgg_ddp[wandb]', or use --dry-run")
+    if not modes.logged_in():
+        raise UserError(
+            "vgg-ddp dashboard needs a W&B login; run 'wandb login', or use --dry-run to see what it would make"
+        )
+    try:
+        print("\n".join(dashboard.create(options.project, options.entity)))
+    except UserError:
+        raise
+    except Exception as error:  # W&B raises errors of many kinds, for a network, a name or a right that is not there
+        raise UserError(f"W&B did not take the dashboard: {error}") from None
     return EXIT_OK
 
 
