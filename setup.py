@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 DALI = ["nvidia-dali-cuda130>=2.0; platform_system == 'Linux'"]
 DEEPSPEED = ["deepspeed>=0.19"]
-WANDB = ["wandb>=0.22", "wandb-workspaces>=0.3"]
+WANDB = ["wandb>=0.31", "wandb-workspaces>=0.4"]
 TENSORBOARD = ["tensorboard>=2.18"]
 EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"]
 REPORT = ["matplotlib>=3.8", "jinja2>=3.1", "markupsafe>=2.1"]

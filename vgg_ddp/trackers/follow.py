@@ -26,7 +26,7 @@ from vgg_ddp.errors import StoppedOnRequest
 from vgg_ddp.run_directory import RunDirectory
 from vgg_ddp.trackers import Assignment, Message, Outcome, position_file, wanted
 
-SECONDS_AT_A_STOP = 5.0  # a job that is asked to stop has little time left
+SECONDS_BEFORE_THE_END = 5.0  # for a training that was stopped or failed: it may start again at once
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def followed(config: Config, run: RunDirectory, dataset: Path, state: State, wor
     """Have the trackers that `config` names follow `run` until the end of this context. All ranks together.
 
     Each keeps its run id in `state`, and so in every checkpoint: a training that continues goes on in the same run. At
-    the end they get `tracking.finish_seconds` to send what is left.
+    the end they get `tracking.finish_seconds` to send what is left; less if the training has not come to its own end.
 
     Raises:
         UserError: a tracker that was asked for cannot be had.
@@ -48,12 +48,12 @@ def followed(config: Config, run: RunDirectory, dataset: Path, state: State, wor
         with contextlib.suppress(OSError):  # no memory for a process, or no room for its log: the run goes on
             processes.append(FollowerProcess(assignment, run))
     outcome: Outcome = "failed"
-    seconds = config.tracking.finish_seconds
+    seconds = min(config.tracking.finish_seconds, SECONDS_BEFORE_THE_END)
     try:
         yield
-        outcome = "finished"
+        outcome, seconds = "finished", config.tracking.finish_seconds
     except StoppedOnRequest:
-        outcome, seconds = "stopped", min(seconds, SECONDS_AT_A_STOP)
+        outcome = "stopped"
         raise
     finally:
         deadline = time.monotonic() + seconds

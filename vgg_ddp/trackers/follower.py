@@ -14,11 +14,14 @@ import os
 import select
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from filelock import FileLock
 
 from vgg_ddp.config import load
 from vgg_ddp.data.dataset import Dataset
@@ -28,6 +31,7 @@ from vgg_ddp.trackers import TRACKERS, Assignment, Message, Outcome, Say, Tracke
 from vgg_ddp.trackers.media import read_evaluation
 
 SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_AFTER_THE_TRAINING = 30.0  # to finish after one that was killed
 
 
 class Position(msgspec.Struct):
@@ -52,6 +56,7 @@ def main(arguments: list[str]) -> int:
     os.nice(10)
     say = _take_standard_output()
     assignment = msgspec.json.decode(arguments[0], type=Assignment)
+    threading.Thread(target=_end_after, args=(assignment.process,), daemon=True).start()
     try:
         follow(assignment, say)
     except BaseException as error:
@@ -74,32 +79,46 @@ def _take_standard_output() -> Say:
     return say
 
 
+def _end_after(training: int) -> None:
+    """End this process group a while after the process `training`, which started it, whatever the tracker does then."""
+    while os.getppid() == training:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    time.sleep(SECONDS_AFTER_THE_TRAINING)
+    os.killpg(0, signal.SIGKILL)
+
+
 def follow(assignment: Assignment, say: Say) -> None:
     """Hand every row of the run to its tracker as it comes, at the end the evaluation; whatever the tracker raises."""
     run = RunDirectory(assignment.run)
     dataset = Dataset(assignment.dataset)
     module = importlib.import_module(TRACKERS[assignment.tracker])
-    tracker: Tracker = module.start(assignment, load(run.config), dataset, say)
-    rows = NewRows(run, assignment)
-    outcome = None
-    while outcome is None:
-        outcome = _outcome(SECONDS_BETWEEN_LOOKS)
-        rows.hand_to(tracker)
-    if outcome == "finished":
-        tracker.evaluated(rows.step, read_evaluation(run.path, dataset))
-    tracker.finish(outcome, json.loads(run.summary.read_text()) if run.summary.is_file() else {})
+    lock = FileLock(position_file(run.path, assignment.tracker).with_suffix(".lock"))
+    with lock.acquire(timeout=2 * SECONDS_AFTER_THE_TRAINING):  # one that follows a killed training may not be done yet
+        rows = NewRows(run, assignment)
+        tracker: Tracker = module.start(assignment, load(run.config), dataset, rows.first_step, say)
+        outcome = None
+        while outcome is None:
+            outcome = _outcome(assignment.process)
+            rows.hand_to(tracker)
+        if outcome == "finished":
+            tracker.evaluated(rows.step, read_evaluation(run.path, dataset))
+        tracker.finish(outcome, json.loads(run.summary.read_text()) if run.summary.is_file() else {})
 
 
-def _outcome(seconds: float) -> Outcome | None:
-    """How the training ended, None if it has not within `seconds`."""
-    if not select.select([0], [], [], seconds)[0]:
-        return None
-    word = os.read(0, 64).decode()
-    return msgspec.convert(word or "failed", Outcome)
+def _outcome(training: int) -> Outcome | None:
+    """How the training in the process `training` ended, None if it has not for a while."""
+    if select.select([0], [], [], SECONDS_BETWEEN_LOOKS)[0]:
+        return msgspec.convert(os.read(0, 64).decode() or "failed", Outcome)
+    return None if os.getppid() == training else "failed"  # the end of the input may be held open by its workers
 
 
 class NewRows:
-    """The rows of RUN/metrics.jsonl that a tracker has not had yet; `step` is that of the last one."""
+    """The rows of RUN/metrics.jsonl that a tracker has not had yet.
+
+    Attributes:
+        first_step: the first step of which an earlier process has handed over nothing.
+        step: the step of the last row.
+    """
 
     def __init__(self, run: RunDirectory, assignment: Assignment) -> None:
         self._path = run.metrics
@@ -109,6 +128,7 @@ class NewRows:
             known = msgspec.json.decode(self._position_file.read_bytes(), type=Position)
             self._position = known if known.run_id == assignment.run_id else self._position
         self._had = msgspec.structs.replace(self._position)  # when this process began
+        self.first_step = self._had.step + 1 if self._had.rows else 0
         self._byte = self.step = self._rows = 0
 
     def hand_to(self, tracker: Tracker) -> None:
@@ -134,4 +154,6 @@ class NewRows:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(code)  # everything is sent; what a library does at exit may wait for a network that is not there

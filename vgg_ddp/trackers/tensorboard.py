@@ -50,5 +50,5 @@ def _cell(value: Any) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def start(assignment: Assignment, config: Config, dataset: Dataset, say: Say) -> TensorBoardTracker:
+def start(assignment: Assignment, config: Config, dataset: Dataset, first_step: int, say: Say) -> TensorBoardTracker:
     return TensorBoardTracker(Path(assignment.run) / "tensorboard", config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,11 @@ SUMMARIES = {  # what W&B's table of runs shows of a metric
 class WandbTracker:
     """See `vgg_ddp.trackers.Tracker`."""
 
-    def __init__(self, run: wandb.Run, config: Config, directory: RunDirectory, dataset: Dataset) -> None:
+    def __init__(
+        self, run: wandb.Run, config: Config, directory: RunDirectory, dataset: Dataset, first_step: int
+    ) -> None:
         self._run, self._config, self._directory, self._dataset = run, config, directory, dataset
+        self._first_step = first_step
         for name, summary in SUMMARIES.items():
             run.define_metric(name, summary=summary)
 
@@ -69,8 +73,8 @@ class WandbTracker:
         self._run.finish(exit_code=0 if outcome == "finished" else 1)
 
     def _monotonic(self, step: int) -> int:
-        """`step`, or the next one that W&B takes where a run that goes on is past it."""
-        return max(step, self._run.step)
+        """`step`, or the next one that W&B takes where a run that goes on has sent something of `step` before."""
+        return max(step, self._run.step, self._first_step)
 
     def _log_checkpoints(self) -> None:
         """The newest and the best checkpoint as versions of one artifact, made from the data set with its hash."""
@@ -98,9 +102,10 @@ def _artifact_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)[:100]
 
 
-def start(assignment: Assignment, config: Config, dataset: Dataset, say: Say) -> WandbTracker:
+def start(assignment: Assignment, config: Config, dataset: Dataset, first_step: int, say: Say) -> WandbTracker:
     """Begin the W&B run, or go on with it. One that cannot be reached is written offline instead."""
     directory = RunDirectory(assignment.run)
+    os.environ.setdefault("WANDB_DATA_DIR", f"{assignment.run}/wandb")  # tables to upload later stay with their run
     mode = assignment.mode
     run = None
     if mode == "online":
@@ -116,7 +121,7 @@ def start(assignment: Assignment, config: Config, dataset: Dataset, say: Say) ->
         run = _init(assignment, config, directory, "offline")
         if mode == "offline":
             say(Message(f"written offline; to upload it: wandb sync {_offline(assignment)}"))
-    return WandbTracker(run, config, directory, dataset)
+    return WandbTracker(run, config, directory, dataset, first_step)
 
 
 def _offline(assignment: Assignment) -> str:
@@ -146,7 +151,9 @@ def _init(assignment: Assignment, config: Config, directory: RunDirectory, mode:
             disable_code=True,
             program=environment["command"],
             git_commit=(environment["commit"] or "").removesuffix("-changed") or None,
-            init_timeout=SECONDS_TO_CONNECT,
+            init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", SECONDS_TO_CONNECT)),
+            finish_timeout=0.8 * tracking.finish_seconds,  # before the training ends this process
+            x_transaction_log_flush_interval=1.0,  # so that what is ended by force has lost a second
             x_stats_pid=assignment.process,
         ),
     )
