@@ -195,5 +195,5 @@ def test_mistakes_get_one_line(run: Path, tmp_path: Path) -> None:
 
 
 def test_another_dataset_than_the_networks_is_refused(run: Path, few_digits: Path) -> None:
-    with pytest.raises(UserError, match="was made with dataset="):
+    with pytest.raises(UserError, match="was trained on other data"):
         export(run, "safetensors", None, [f"data.source={few_digits}"])

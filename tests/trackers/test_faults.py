@@ -142,6 +142,28 @@ def test_what_cannot_be_sent_is_written_offline(
     shutil.rmtree(run)
 
 
+HOSTILE = ["<script>alert(1)</script>", '"', "'", "\u202eright", "x" * 300, "$a_b$", "a|b", "日本語", "&amp;", "..\\/"]
+
+
+def test_hostile_names_are_no_fault(
+    few_digits: Path, runs: Path, recipe: Path, start_with: Start, tmp_path: Path
+) -> None:
+    """Names of classes and of the data set that mean something to HTML, Markdown, TeX, a path or a shell."""
+    shutil.copytree(few_digits, tmp_path / "hostile")
+    record = json.loads((few_digits / "dataset.json").read_text())
+    record |= {"name": "<b>日本 'data'", "classes": HOSTILE, "groups": {}}
+    (tmp_path / "hostile/dataset.json").write_text(json.dumps(record))
+    run = runs / "hostile"
+    words = [str(recipe), f"run.dir={run}", "min_steps=2", f"data.source={tmp_path / 'hostile'}"]
+    tracking = ["tracking.wandb=offline", "tracking.tensorboard=true", "tracking.artifacts=true"]
+    assert start_with("vgg_ddp.train", {}, [*words, *tracking]).wait() == [0]
+    assert [text for text in status(run) if text.startswith(("wandb", "tensorboard"))] == []
+    (segment,) = wandb_segments(run)
+    table = json.loads((segment / "files" / history(wandb_records(segment))[2]["test/per_class.path"]).read_text())
+    assert [row[0] for row in table["data"]] == HOSTILE
+    shutil.rmtree(run)
+
+
 def _train_without(arguments: list[str]) -> int:
     """Train, and look whether any of W&B or its like came with it."""
     from vgg_ddp import train

@@ -50,7 +50,10 @@ def export(target: Path, format_name: str, out: Path | None, words: list[str]) -
     folder = folder or chosen_checkpoint(config, run)
     files = checkpoint.read(folder)
     dataset = Dataset(ensure(config.data, lambda text: None)[0])
-    checkpoint.check_identity(checkpoint.state(files), {"dataset": dataset.sha256}, folder)
+    if checkpoint.state(files).identity.get("dataset") != dataset.sha256:
+        raise UserError(
+            f"{folder} was trained on other data than {dataset.name}; set data.source to what it was trained on"
+        )
     device = torch.device("cpu")
     config = msgspec.structs.replace(config, channels_last=False, loader="torch")
     network = builders.build_network(config, len(dataset.classes), device)

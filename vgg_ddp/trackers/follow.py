@@ -45,8 +45,10 @@ def followed(config: Config, run: RunDirectory, dataset: Path, state: State, wor
     for name, mode in trackers.items():
         run_id = state.tracker_run_ids.setdefault(name, _known_run_id(run, name) or _new_run_id(name))
         assignment = Assignment(name, mode, str(run.path.resolve()), str(dataset.resolve()), run_id, os.getpid())
-        with contextlib.suppress(OSError):  # no memory for a process, or no room for its log: the run goes on
+        try:
             processes.append(FollowerProcess(assignment, run))
+        except OSError as error:  # no memory for a process, or no room for its log
+            say(f"{name}: cannot be started ({error}); the training goes on without it")
     outcome: Outcome = "failed"
     seconds = min(config.tracking.finish_seconds, SECONDS_BEFORE_THE_END)
     try:

@@ -33,10 +33,9 @@ class TensorBoardTracker:
         self._writer.add_text(f"{split}/per_class", table, step)
         self._writer.add_image(f"{split}/confusion_matrix", draw_confusion(evaluation), step, dataformats="HWC")
         self._writer.add_image(f"{split}/reliability_diagram", draw_reliability(evaluation), step, dataformats="HWC")
-        for number, mistake in enumerate(evaluation.mistakes(self._mistakes)):
-            self._writer.add_image(
-                f"{split}_mistakes/{number:03d} {mistake.caption}", mistake.pixels, step, dataformats="HWC"
-            )
+        for number, mistake in enumerate(evaluation.mistakes(self._mistakes), start=1):
+            self._writer.add_image(f"{split}_mistakes/{number:03d}", mistake.pixels, step, dataformats="HWC")
+            self._writer.add_text(f"{split}_mistakes/{number:03d}", _cell(mistake.caption), step)
 
     def finish(self, outcome: Outcome, totals: dict[str, Any]) -> None:
         for name, value in totals.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class WandbTracker:
 
 def _artifact_name(name: str) -> str:
     """A data set's name in the characters that W&B takes."""
-    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)[:100]
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:100]
 
 
 def start(assignment: Assignment, config: Config, dataset: Dataset, first_step: int, say: Say) -> WandbTracker:
