@@ -97,7 +97,8 @@ class Recorder:
         world = self._world
         images_per_second = self._steps * self._batch / world.size / (time.perf_counter() - self._window_start)
         figures = torch.zeros(3, world.size, dtype=torch.float64)
-        figures[:, world.rank] = torch.tensor([images_per_second, self._waited, used_bytes(world.device)])
+        ours = [images_per_second, self._waited, used_bytes(world.device)]
+        figures[:, world.rank] = torch.tensor(ours, dtype=torch.float64)
         both = world.sum(torch.cat([sums, figures.flatten()]))
         names = ("images_per_second", "data_wait", "memory_bytes")
         return both[:3], dict(zip(names, both[3:].view(3, world.size).tolist()))

@@ -93,6 +93,19 @@ def test_a_fault_of_wandb_changes_nothing(
     shutil.rmtree(run)
 
 
+def test_a_tracker_that_cannot_be_started_changes_nothing(
+    undisturbed: Path, runs: Path, recipe: Path, start_with: Start
+) -> None:
+    """A file stands where the trackers' folder should be."""
+    run = runs / "no place"
+    run.mkdir()
+    (run / "tracking").write_text("")
+    ranks = start_with("vgg_ddp.train", {}, [str(recipe), f"run.dir={run}", *WORDS, "tracking.wandb=offline"])
+    trained(ranks, run, undisturbed)
+    assert ranks.stdout.count("wandb: cannot be started") == 1
+    shutil.rmtree(run)
+
+
 @pytest.fixture
 def black_hole() -> Iterator[str]:
     """The address of a server that takes connections and never answers."""

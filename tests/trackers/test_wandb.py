@@ -226,10 +226,12 @@ def test_an_evaluation_goes_to_the_run_of_its_training(tracked: Path, start_with
 def test_a_run_that_nothing_followed_is_sent_whole_by_its_evaluation(train: Train, start_with: Start) -> None:
     run = train("unfollowed", "min_steps=2")
     assert not (run / "tracking").exists()
-    ranks = start_with("vgg_ddp.evaluate", {}, [str(run), "tracking.wandb=offline"])
+    ranks = start_with("vgg_ddp.evaluate", {}, [str(run), "tracking.wandb=offline", "tracking.project=other"])
     assert ranks.wait() == [0], ranks.stderr
     (segment,) = wandb_segments(run)
-    logged = history(wandb_records(segment))
+    found = wandb_records(segment)
+    assert [record["run"]["project"] for record in found if record["type"] == "run"] == ["other"]
+    logged = history(found)
     assert sorted(logged) == [1, 2]
     assert "train/loss" in logged[1] and "test/accuracy" in logged[2]
     shutil.rmtree(run)

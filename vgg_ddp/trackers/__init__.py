@@ -36,6 +36,7 @@ class Assignment(msgspec.Struct, frozen=True):
     Attributes:
         tracker: a name in `TRACKERS`.
         mode: "online" or "offline" for W&B, "" for the others.
+        tracking: the configuration at hand, which may not be the one that the run was trained with.
         run, dataset: folders.
         run_id: under which the tracker knows the run.
         process: the id of rank 0's process, whose memory and processor use belong to the run.
@@ -43,6 +44,7 @@ class Assignment(msgspec.Struct, frozen=True):
 
     tracker: str
     mode: str
+    tracking: TrackingConfig
     run: str
     dataset: str
     run_id: str

@@ -43,11 +43,12 @@ def followed(config: Config, run: RunDirectory, dataset: Path, state: State, wor
         trackers = wanted(config.tracking) if world.is_main else {}
     processes = []
     for name, mode in trackers.items():
-        run_id = state.tracker_run_ids.setdefault(name, _known_run_id(run, name) or _new_run_id(name))
-        assignment = Assignment(name, mode, str(run.path.resolve()), str(dataset.resolve()), run_id, os.getpid())
         try:
+            run_id = state.tracker_run_ids.setdefault(name, _known_run_id(run, name) or _new_run_id(name))
+            folders = str(run.path.resolve()), str(dataset.resolve())
+            assignment = Assignment(name, mode, config.tracking, *folders, run_id, os.getpid())
             processes.append(FollowerProcess(assignment, run))
-        except OSError as error:  # no memory for a process, or no room for its log
+        except Exception as error:  # no memory for a process, no room for its log: a watcher never ends the training
             say(f"{name}: cannot be started ({error}); the training goes on without it")
     outcome: Outcome = "failed"
     seconds = min(config.tracking.finish_seconds, SECONDS_BEFORE_THE_END)

@@ -48,7 +48,7 @@ class Evaluation:
         """`test/accuracy` and the like, those that there are."""
         split = self.summary["split"]
         found = {f"{split}/{key}": self.summary.get(key) for key in ("accuracy", "top5_accuracy", "loss")}
-        found[f"{split}/calibration_error"] = expected_calibration_error(self.reliability)
+        found[f"{split}/calibration_error"] = self.calibration_error
         return {name: float(value) for name, value in found.items() if value is not None}
 
     @property
@@ -58,8 +58,18 @@ class Evaluation:
 
     @cached_property
     def reliability(self) -> list[list[float]]:
-        """Rows of the columns `RELIABILITY`."""
+        """Rows of the columns `RELIABILITY`: the summary's, or counted here where it has none."""
+        if "calibration" in self.summary:
+            bins = [b for b in self.summary["calibration"]["bins"] if b["images"]]
+            return [[b[key] for key in ("low", "high", "images", "confidence", "accuracy")] for b in bins]
         return reliability_bins(self.confidence, self.prediction == self.label)
+
+    @property
+    def calibration_error(self) -> float:
+        """The summary's expected calibration error, or that of the bins counted here."""
+        if "calibration" in self.summary:
+            return float(self.summary["calibration"]["expected_calibration_error"])
+        return expected_calibration_error(self.reliability)
 
     def mistakes(self, count: int) -> list[Mistake]:
         """The `count` mistakes of which the network was most certain."""

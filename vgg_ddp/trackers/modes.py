@@ -42,7 +42,7 @@ def logged_in() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-    with contextlib.suppress(OSError, netrc.NetrcParseError, RuntimeError):  # RuntimeError: there is no home
+    with contextlib.suppress(OSError, netrc.NetrcParseError, ValueError, RuntimeError):  # no text; there is no home
         path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
         return netrc.netrc(path).hosts.get(host) is not None
     return False

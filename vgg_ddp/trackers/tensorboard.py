@@ -16,9 +16,9 @@ from vgg_ddp.trackers.media import PER_CLASS, Evaluation, draw_confusion, draw_r
 class TensorBoardTracker:
     """See `vgg_ddp.trackers.Tracker`."""
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, folder: Path, config: Config, mistakes: int) -> None:
         self._writer = SummaryWriter(str(folder), flush_secs=10)
-        self._mistakes = config.tracking.mistakes
+        self._mistakes = mistakes
         self._writer.add_text("config", "".join(f"    {line}\n" for line in dump(config).splitlines()), 0)
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -50,4 +50,4 @@ def _cell(value: Any) -> str:
 
 
 def start(assignment: Assignment, config: Config, dataset: Dataset, first_step: int, say: Say) -> TensorBoardTracker:
-    return TensorBoardTracker(Path(assignment.run) / "tensorboard", config)
+    return TensorBoardTracker(Path(assignment.run) / "tensorboard", config, assignment.tracking.mistakes)

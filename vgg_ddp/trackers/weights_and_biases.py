@@ -34,11 +34,9 @@ SUMMARIES = {  # what W&B's table of runs shows of a metric
 class WandbTracker:
     """See `vgg_ddp.trackers.Tracker`."""
 
-    def __init__(
-        self, run: wandb.Run, config: Config, directory: RunDirectory, dataset: Dataset, first_step: int
-    ) -> None:
-        self._run, self._config, self._directory, self._dataset = run, config, directory, dataset
-        self._first_step = first_step
+    def __init__(self, run: wandb.Run, assignment: Assignment, dataset: Dataset, first_step: int) -> None:
+        self._run, self._tracking, self._dataset, self._first_step = run, assignment.tracking, dataset, first_step
+        self._checkpoints = RunDirectory(assignment.run).checkpoints
         for name, summary in SUMMARIES.items():
             run.define_metric(name, summary=summary)
 
@@ -54,7 +52,7 @@ class WandbTracker:
             f"{split}/reliability_diagram": wandb.Image(draw_reliability(evaluation)),
             f"{split}/mistakes": [
                 wandb.Image(mistake.pixels, caption=mistake.caption)
-                for mistake in evaluation.mistakes(self._config.tracking.mistakes)
+                for mistake in evaluation.mistakes(self._tracking.mistakes)
             ],
         }
         if len(evaluation.classes) <= MOST_CLASSES_OF_A_CHART:
@@ -67,7 +65,7 @@ class WandbTracker:
 
     def finish(self, outcome: Outcome, totals: dict[str, Any]) -> None:
         self._run.summary.update({f"totals/{name}": value for name, value in totals.items()})
-        if self._config.tracking.artifacts:
+        if self._tracking.artifacts:
             self._log_checkpoints()
         if outcome == "stopped":
             self._run.mark_preempting()
@@ -88,10 +86,10 @@ class WandbTracker:
             self._run.use_artifact(data)
         folders: dict[str, list[str]] = {}
         for pointer in ("latest", "best"):
-            if (file := self._directory.checkpoints / pointer).is_file():
+            if (file := self._checkpoints / pointer).is_file():
                 folders.setdefault(file.read_text(), []).append(pointer)
         for name, aliases in folders.items():
-            folder = self._directory.checkpoints / name
+            folder = self._checkpoints / name
             metadata = {"dataset_sha256": self._dataset.sha256} | json.loads((folder / "manifest.json").read_text())
             artifact = wandb.Artifact(f"checkpoint-{self._run.id}", "model", metadata=metadata)
             artifact.add_dir(str(folder))
@@ -105,13 +103,12 @@ def _artifact_name(name: str) -> str:
 
 def start(assignment: Assignment, config: Config, dataset: Dataset, first_step: int, say: Say) -> WandbTracker:
     """Begin the W&B run, or go on with it. One that cannot be reached is written offline instead."""
-    directory = RunDirectory(assignment.run)
     os.environ.setdefault("WANDB_DATA_DIR", f"{assignment.run}/wandb")  # tables to upload later stay with their run
     mode = assignment.mode
     run = None
     if mode == "online":
         try:
-            run = _init(assignment, config, directory, "online")
+            run = _init(assignment, config, "online")
             say(Message(f"{run.url}"))
         except Exception as error:
             wandb.teardown()
@@ -119,19 +116,19 @@ def start(assignment: Assignment, config: Config, dataset: Dataset, first_step: 
             text = f"cannot be reached ({reason}), written offline instead; later: wandb sync {_offline(assignment)}"
             say(Message(text, problem=True))
     if run is None:
-        run = _init(assignment, config, directory, "offline")
+        run = _init(assignment, config, "offline")
         if mode == "offline":
             say(Message(f"written offline; to upload it: wandb sync {_offline(assignment)}"))
-    return WandbTracker(run, config, directory, dataset, first_step)
+    return WandbTracker(run, assignment, dataset, first_step)
 
 
 def _offline(assignment: Assignment) -> str:
     return f"{assignment.run}/wandb/offline-run-*-{assignment.run_id}"
 
 
-def _init(assignment: Assignment, config: Config, directory: RunDirectory, mode: Any) -> wandb.Run:
-    tracking = config.tracking
-    environment = json.loads(directory.environment.read_text())
+def _init(assignment: Assignment, config: Config, mode: Any) -> wandb.Run:
+    tracking = assignment.tracking
+    environment = json.loads(RunDirectory(assignment.run).environment.read_text())
     return wandb.init(
         id=assignment.run_id,
         resume="allow",
