@@ -78,3 +78,14 @@ def test_loaders_has_a_row_a_loader_and_storage(tmp_path: Path) -> None:
         assert row["images_per_second"] > 0
         assert row["first_batch_seconds"] > 0
         assert row["name"] in output
+
+
+def test_tracking_measures_both_sides(tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="W&B is not installed")
+    options = ["--batch", 8, "--steps", 13, "--rounds", 1, "--threads", 1, "--json", tmp_path / "out.json"]
+    output, rows = run("tracking", *options)
+    assert [row["name"] for row in rows] == ["wandb disabled", "wandb online, no answer"]
+    for row in rows:
+        assert row["steps"] == 3
+        assert 0 < row["least"] <= row["step_seconds"] <= row["most"]
+    assert "ratio" in output
