@@ -23,7 +23,7 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["vgg_ddp", "vgg_ddp.*", "launch", "benchmarks"]),
-    package_data={"vgg_ddp.report": ["*.j2"]},
+    package_data={"vgg_ddp.report": ["*.j2", "*.css", "*.js"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

@@ -138,8 +138,8 @@ def _report(options: argparse.Namespace) -> int:
     from vgg_ddp.report import write_report
 
     settings = config.load(options.target / "config.yaml")
-    split = Dataset(ensure(settings.data, print)[0]).split("test")
-    print(write_report(options.target, lambda samples: [split.decode(sample) for sample in samples]))
+    dataset = Dataset(ensure(settings.data, print)[0])
+    print(write_report(options.target, dataset))
     return EXIT_OK
 
 
