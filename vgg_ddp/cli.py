@@ -65,8 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("words", nargs="*", metavar="key=value", help="changes to the run's configuration")
     evaluate.set_defaults(run=_evaluate)
 
-    report = commands.add_parser("report", help="draw a run's report again")
-    report.add_argument("target", type=Path, metavar="RUN", help="a run directory")
+    report = commands.add_parser("report", help="draw a run's report again, or put several runs side by side")
+    report.add_argument("targets", type=Path, nargs="+", metavar="RUN", help="run directories; others follow the first")
+    report.add_argument("--out", type=Path, help="where to write runs side by side; default: FIRST RUN/report/comparison.html")
     report.set_defaults(run=_report)
 
     verify = commands.add_parser("verify", help="check every hash of a dataset, or of a run's checkpoints")
@@ -135,11 +136,17 @@ def _report(options: argparse.Namespace) -> int:
     from vgg_ddp import config
     from vgg_ddp.data.dataset import Dataset
     from vgg_ddp.data.prepare import ensure
-    from vgg_ddp.report import write_report
+    from vgg_ddp.report import write_comparison, write_report
 
-    settings = config.load(options.target / "config.yaml")
+    first, *others = options.targets
+    if options.out and not others:
+        raise UserError("--out is for runs side by side; the report of one run stands in RUN/report/index.html")
+    settings = config.load(first / "config.yaml")
     dataset = Dataset(ensure(settings.data, print)[0])
-    print(write_report(options.target, dataset))
+    if others:
+        print(write_comparison(options.targets, dataset, options.out or first / "report" / "comparison.html"))
+    else:
+        print(write_report(first, dataset))
     return EXIT_OK
 
 

@@ -70,7 +70,7 @@ def held_out_images(config: Config, dataset: Dataset, state: checkpoint.State) -
     if len(held_out) == 0:
         return none, "the run held out no images for validation"
     held_out = held_out[:: -(-len(held_out) // CALIBRATION_IMAGES)]
-    return held_out, f"{len(held_out)} images held out for validation"
+    return held_out, f"{len(held_out):,} images held out for validation"
 
 
 def write(

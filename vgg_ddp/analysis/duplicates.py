@@ -11,7 +11,7 @@ from scipy.fft import dctn
 
 SIDE = 32  # pixels of the small grey pictures that are hashed
 MOST_BITS = 10  # of 64 that near-duplicates may differ in
-LEAST_CORRELATION = 0.9  # of their grey pixels
+LEAST_CORRELATION = 0.93  # of their grey pixels
 LEAST_CONTRAST = 8.0  # standard deviation of grey values, of 255; an even picture resembles every other
 _ROWS, _COLUMNS = 500, 10_000  # of one block of the comparison, 20 MB
 

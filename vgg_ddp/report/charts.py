@@ -16,7 +16,7 @@ from markupsafe import Markup
 from vgg_ddp.report import words
 
 WIDTH, HEIGHT = 440, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 428, 12, 212  # of the area that is drawn in
+LEFT, RIGHT, TOP, BOTTOM = 50, 420, 12, 212  # of the area that is drawn in
 MOST_POINTS = 500  # of one line
 
 Points = tuple[list[float], list[float]]

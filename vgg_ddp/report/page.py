@@ -129,12 +129,15 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
         return f"{classes[k]} {words.percent(float(accuracy[k]))}"
 
     cards = []
-    if len(judged) > 1:
-        next_best = f"Next come {words.listed([said(k) for k in judged[1:3]])}."
-        cards.append({"question": "What is it best at?", "answer": said(judged[0]), "words": next_best})
     if worst is not None and len(judged) > 1:
-        others = [said(k) for k in judged[::-1] if k != worst][:2]
-        cards.append({"question": "And worst at?", "answer": said(worst), "words": f"Then {words.listed(others)}."})
+        others = [said(k) for k in judged[::-1] if k not in (worst, judged[0])][:2]
+        cards.append(
+            {
+                "question": "What is it best at, and what worst?",
+                "answer": f"{said(judged[0])}\n{said(worst)}",
+                "words": f"Next to worst: {words.listed(others)}." if others else "",
+            }
+        )
     if worst is not None:
         answers = taken_for(confusion, worst)
         share = words.percent(answers[0][1] / sum(count for _, count in answers), 0)

@@ -115,7 +115,7 @@
 
   // Single images.
 
-  const source = find("#data");
+  const source = find("#page-data");
   if (!source) return;
   const data = JSON.parse(source.textContent);
   const unpack = (text) => {
@@ -144,7 +144,8 @@
     const image = await sheetOf(k);
     const place = k % perSheet;
     const [column, row] = [place % data.sheet, Math.floor(place / data.sheet)];
-    context.imageSmoothingEnabled = data.side > 64;
+    context.imageSmoothingEnabled = side > data.side || data.side > 64;
+    context.imageSmoothingQuality = "high";
     context.drawImage(image, column * data.side, row * data.side, data.side, data.side, x, y, side, side);
   };
   const called = (k) => (data.names[k] ? data.names[k] : `image ${data.index[k]}`);
@@ -156,9 +157,9 @@
   const open = (k) => {
     const canvas = find("canvas", dialog);
     canvas.hidden = !pictured;
-    canvas.width = canvas.height = data.side;
+    canvas.width = canvas.height = 256;
     canvas.setAttribute("aria-label", spoken(k));
-    if (pictured) draw(canvas.getContext("2d"), k, 0, 0, data.side);
+    if (pictured) draw(canvas.getContext("2d"), k, 0, 0, 256);
     const right = data.label[k] === answerOf(k);
     find("#image-title").textContent = `${right ? "✓" : "✗"} ${data.classes[data.label[k]]}`;
     find("#image-words").textContent = `${data.split} image ${data.index[k]} of ${data.dataset}, ${called(k)}. The network's answers:`;

@@ -65,6 +65,16 @@ def span(interval: Sequence[float] | None) -> str:
     return "" if interval is None else f"{cell(interval[0])} to {percent(interval[1])}"
 
 
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, signed, e.g. "+1.25"."""
+    return f"{100 * difference:+.2f}".replace("-", "\u2212")
+
+
+def p_value(value: float) -> str:
+    """A p-value to two digits, e.g. "0.032"."""
+    return "below 0.0001" if value < 1e-4 else f"{min(value, 1.0):.2g}"
+
+
 def number(value: float | None, digits: int = 0) -> str:
     """A number with thousands separated by commas."""
     if value is None:
