@@ -52,7 +52,9 @@ def _describe(
     named = [(int(looked_at["test"][i]), int(looked_at[other][j]), c) for i, j, c in pairs]
     contradicting = [pair for pair in named if splits[0].labels[pair[0]] != splits[1].labels[pair[1]]]
     shown = [pair for pair in named if other == "train" or pair[0] < pair[1]]
-    shown = sorted(shown, key=lambda pair: splits[0].labels[pair[0]] == splits[1].labels[pair[1]])  # contradictions first
+    shown = sorted(
+        shown, key=lambda pair: splits[0].labels[pair[0]] == splits[1].labels[pair[1]]
+    )  # contradictions first
     return {
         "looked_at": len(looked_at[other]),
         "of": len(splits[1]),

@@ -30,6 +30,7 @@ from vgg_ddp.run_directory import RunDirectory
 
 CALIBRATION_IMAGES = 10_000  # at most, to fit one temperature on
 
+
 def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, world: World) -> None:
     """Evaluate the checkpoint in `folder` and write RUN/evaluation and RUN/report. All ranks together.
 

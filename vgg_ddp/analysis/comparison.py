@@ -64,6 +64,8 @@ def compare_classes(
     return [
         None
         if one is None
-        else Difference(one.images, one.only_first, one.only_second, one.difference, one.interval, float(next(corrected)))
+        else Difference(
+            one.images, one.only_first, one.only_second, one.difference, one.interval, float(next(corrected))
+        )
         for one in found
     ]

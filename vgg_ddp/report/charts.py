@@ -93,7 +93,9 @@ def reliability(alt: str, bins: list[dict[str, Any]]) -> Markup:
         left, right, middle = x(row["low"]) + 1, x(row["high"]) - 1, x(row["confidence"])
         share = max(0.004, row["images"] / most)
         bar = (BOTTOM - TOP) * 0.3 * share
-        parts.append(f'<rect class="amount" x="{left:.1f}" y="{BOTTOM - bar:.1f}" width="{right - left:.1f}" height="{bar:.1f}"/>')
+        parts.append(
+            f'<rect class="amount" x="{left:.1f}" y="{BOTTOM - bar:.1f}" width="{right - left:.1f}" height="{bar:.1f}"/>'
+        )
         low, high = row["interval"]
         parts.append(f'<path class="whisker" d="M{middle:.1f} {y(low):.1f}V{y(high):.1f}"/>')
     dots = [(x(row["confidence"]), y(row["accuracy"])) for row in bins if row["images"]]

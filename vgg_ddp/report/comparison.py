@@ -68,7 +68,9 @@ def write_comparison(folders: list[Path], dataset: Dataset | None, path: Path) -
         "split": first.evaluation.split,
         "names": [run.name for run in runs],
         "verdicts": [_verdict(first, other, found) for other, found in zip(others, differences)],
-        "notes": [f"{run.name}: {words.shown(str(note))}" for run in runs for note in run.environment.get("fallbacks", [])],
+        "notes": [
+            f"{run.name}: {words.shown(str(note))}" for run in runs for note in run.environment.get("fallbacks", [])
+        ],
         "overview": _overview(runs),
         "changes": _changes(runs),
         "curves_drawn": _curves(runs, words.listed(datasets)),
@@ -194,12 +196,20 @@ def _classes(runs: list[Run], paired: list[bool]) -> list[dict[str, Any]]:
                 {
                     "accuracy": words.percent(of_other) if of_other is not None else "\u2013",
                     "difference": "" if one is None else words.points(one.difference),
-                    "interval": "" if one is None else f"{words.points(one.interval[0])} to {words.points(one.interval[1])}",
+                    "interval": ""
+                    if one is None
+                    else f"{words.points(one.interval[0])} to {words.points(one.interval[1])}",
                     "p_value": "" if one is None else words.p_value(one.p_value),
-                    "style": "" if one is None or one.p_value >= CHANCE else "better" if one.difference > 0 else "worse",
+                    "style": ""
+                    if one is None or one.p_value >= CHANCE
+                    else "better"
+                    if one.difference > 0
+                    else "worse",
                 }
             )
-        rows.append({"name": name, "accuracy": words.percent(accuracy) if accuracy is not None else "\u2013", "others": others})
+        rows.append(
+            {"name": name, "accuracy": words.percent(accuracy) if accuracy is not None else "\u2013", "others": others}
+        )
     return rows
 
 

@@ -73,7 +73,8 @@ def _quiz(evaluation: Evaluation, chosen: NDArray[np.int64]) -> list[dict[str, A
         right = (share_of_first >= 0.5) == (evaluation.label == first)
         random = np.random.default_rng(0)
         asked = [
-            random.permutation(np.flatnonzero(evaluation.label[chosen] == k))[: QUIZ_IMAGES // 2] for k in (first, second)
+            random.permutation(np.flatnonzero(evaluation.label[chosen] == k))[: QUIZ_IMAGES // 2]
+            for k in (first, second)
         ]
         if not all(map(len, asked)):
             continue

@@ -123,7 +123,9 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
     """The questions to ask of any classifier, each with its answer in a word and in a sentence."""
     classes, confusion, summary = evaluation.classes, evaluation.confusion, evaluation.summary
     accuracy, worst = recall(confusion), worst_class(confusion)
-    judged = [int(k) for k in np.argsort(-np.nan_to_num(accuracy, nan=-1.0), kind="stable") if not np.isnan(accuracy[k])]
+    judged = [
+        int(k) for k in np.argsort(-np.nan_to_num(accuracy, nan=-1.0), kind="stable") if not np.isnan(accuracy[k])
+    ]
 
     def said(k: int) -> str:
         return f"{classes[k]} {words.percent(float(accuracy[k]))}"
@@ -141,7 +143,10 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
     if worst is not None:
         answers = taken_for(confusion, worst)
         share = words.percent(answers[0][1] / sum(count for _, count in answers), 0)
-        sentences = [words.misses_sentence(classes, confusion), words.kin_sentence(classes, confusion, evaluation.groups)]
+        sentences = [
+            words.misses_sentence(classes, confusion),
+            words.kin_sentence(classes, confusion, evaluation.groups),
+        ]
         question = f"What is {words.named(classes[worst])} taken for, when it is missed?"
         cards.append(
             {"question": question, "answer": f"{classes[answers[0][0]]} {share}", "words": " ".join(sentences).strip()}

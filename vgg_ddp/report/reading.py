@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vgg_ddp.analysis.confusions import Counts
 from vgg_ddp.errors import UserError
 from vgg_ddp.report import words
 
@@ -21,7 +22,7 @@ class Evaluation:
 
     summary: dict[str, Any]
     classes: list[str]
-    confusion: words.Counts  # [true class, predicted class]
+    confusion: Counts  # [true class, predicted class]
     groups: dict[str, dict[str, Any]]  # as analysis.groups.describe gives them
     label: npt.NDArray[np.int64]  # [images]
     prediction: npt.NDArray[np.int64]  # [images]

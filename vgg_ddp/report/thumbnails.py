@@ -40,6 +40,13 @@ def png(pixels: Pixels) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+def jpeg(pixels: Pixels) -> str:
+    """A data URL of an image [height, width, 3] as JPEG, shrunk to `LARGEST_SINGLE` pixels if it is larger."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((LARGEST_SINGLE, LARGEST_SINGLE), Image.Resampling.LANCZOS)
+    return "data:image/jpeg;base64," + base64.b64encode(_jpeg(picture, QUALITIES[0])).decode()
+
+
 def side_of(count: int, largest: int) -> int:
     """The side in pixels of the squares for `count` pictures of which the largest has a shorter side of `largest`."""
     affordable = math.isqrt(MOST_PIXELS // max(count, 1)) // 8 * 8

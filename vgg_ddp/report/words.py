@@ -176,7 +176,9 @@ def kin_sentence(classes: list[str], confusion: Counts, groups: dict[str, dict[s
         return ""
     inside = [k for k, name in enumerate(classes) if name in groups[own[0]]["classes"] and k != worst]
     misses = int(confusion[worst].sum() - confusion[worst, worst])
-    return f"{percent(int(confusion[worst, inside].sum()) / misses, 0)} of the wrong answers stay among {quoted(own[0])}."
+    return (
+        f"{percent(int(confusion[worst, inside].sum()) / misses, 0)} of the wrong answers stay among {quoted(own[0])}."
+    )
 
 
 def groups_sentence(groups: dict[str, dict[str, Any]]) -> str:
@@ -248,7 +250,11 @@ def duplicates_sentence(found: dict[str, dict[str, Any]]) -> str:
     for other, name in (("train", "training"), ("test", "test")):
         part = found[other]
         looked = "" if part["looked_at"] == part["of"] else f" (of {number(part['looked_at'])} that were looked at)"
-        count = "No test image has" if part["test_images"] == 0 else f"{images_of(part['test_images'], 'test')} {have(part['test_images'])}"
+        count = (
+            "No test image has"
+            if part["test_images"] == 0
+            else f"{images_of(part['test_images'], 'test')} {have(part['test_images'])}"
+        )
         again = "another" if other == "test" else "a"
         labels = f", {number(part['other_labels'])} under another label" if part["other_labels"] else ""
         said.append(f"{count} a near-duplicate in {again} {name} image{looked}{labels}.")
