@@ -128,7 +128,7 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, weights: Path,
     page = write_own_images(
         answers, unreadable, dataset.classes, config.network, dataset.name, folder, target / "index.html"
     )
-    lines = [[row["file"], row["prediction"], f"{one.probabilities.max():.1%}"] for row, one in zip(rows, answers)]
+    lines = [[one.name, dataset.classes[one.order[0]], f"{one.probabilities.max():.1%}"] for one in answers]
     table(f"{config.network} on {folder}", ["file", "answer", "confidence"], lines[:MOST_LINES])
     if len(lines) > MOST_LINES:
         say(f"and {len(lines) - MOST_LINES} more")

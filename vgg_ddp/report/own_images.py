@@ -76,9 +76,7 @@ def write_own_images(
         f"it is shown. Its answers to {words.number(len(answers))} images: {', '.join(said)}."
     ]
     if labelled:
-        story.append(
-            f"{words.number(len(labelled))} lie in a folder named after a class: {words.number(right)} of these are named so."
-        )
+        story.append(f"In folders named after a class: {words.number(len(labelled))}; named so: {words.number(right)}.")
     if len(answers) > MOST_IMAGES:
         story.append(f"The first {MOST_IMAGES} are shown; predictions.json has all.")
     values = {

@@ -201,22 +201,23 @@ def _pictures(evaluation: Evaluation, split: Split | None) -> dict[str, Any]:
     """Three grids of pictures: drawn at random, the surest mistakes, and misses of the worst class."""
     wrong = np.flatnonzero(evaluation.prediction != evaluation.label)
     worst = worst_class(evaluation.confusion)
-    grids = {
+    surest = evaluation.summary["surest_mistakes"][:TILES]
+    grids: dict[str, list[int]] = {
         "samples": _draw(np.arange(len(evaluation.label))),
-        "mistakes": [evaluation.position(sample) for sample in evaluation.summary["surest_mistakes"][:TILES]],
+        "mistakes": [evaluation.position(sample) for sample in surest],
         "worst_tiles": _draw(wrong[evaluation.label[wrong] == worst]),
     }
     right = evaluation.prediction == evaluation.label
     return {
         "have_images": split is not None,
         "sureness": words.sureness_sentence(evaluation.confidence, right),
-        **{name: [tile(evaluation, split, int(k)) for k in grid] for name, grid in grids.items()},
+        **{name: [tile(evaluation, split, k) for k in grid] for name, grid in grids.items()},
     }
 
 
-def _draw(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _draw(positions: npt.NDArray[np.int64]) -> list[int]:
     """Nine at random, the same ones every time, so that mistakes appear at their real rate."""
-    return np.random.default_rng(0).choice(positions, min(TILES, len(positions)), replace=False)
+    return np.random.default_rng(0).choice(positions, min(TILES, len(positions)), replace=False).tolist()
 
 
 def tile(evaluation: Evaluation, split: Split | None, k: int) -> Tile:
