@@ -42,7 +42,7 @@ class Run:
 
 
 def make_dataset(path: Path, test: np.ndarray, classes: list[str], shape: tuple[int, int] = (8, 8)) -> Dataset:
-    """A data set of noise, with a patch in each picture that tells its index: red is index // 256, green index % 256.
+    """A data set of noise, whose upper left quarter tells a picture's index: red is index // 256, green index % 256.
 
     Args:
         test: labels of the test images; the training images are the same number.
@@ -52,7 +52,9 @@ def make_dataset(path: Path, test: np.ndarray, classes: list[str], shape: tuple[
     for seed, (name, labels) in enumerate((("train", np.sort(test)), ("test", test))):
         images = np.random.default_rng(seed).integers(0, 256, (len(labels), *shape, 3), dtype=np.uint8)
         index = np.arange(len(labels))
-        images[:, :4, :4] = np.stack([index // 256, index % 256, np.full_like(index, 99)], axis=1)[:, None, None]
+        images[:, : shape[0] // 2, : shape[1] // 2] = np.stack(
+            [index // 256, index % 256, np.full_like(index, 99)], axis=1
+        )[:, None, None]
         files = []
         for kind, array in (("images", images), ("labels", labels.astype(np.int64))):
             np.save(path / f"{name}.{kind}.npy", array)
@@ -94,6 +96,7 @@ def make_run(
     dataset: Dataset | None = None,
     seed: int = 7,
     dataset_name: str = "cifar10",
+    logits: np.ndarray | None = None,
     **summary: Any,
 ) -> Run:
     """A run folder; predictions are right about two times in three. `summary` replaces values in summary.json."""
@@ -102,7 +105,8 @@ def make_run(
     label = np.random.default_rng(1).integers(0, count, images) if label is None else label
     if prediction is None:
         prediction = np.where(rng.random(len(label)) < 0.65, label, rng.integers(0, count, len(label)))
-    predictions = Predictions(label, random_logits(label, prediction, count, seed), np.arange(len(label)))
+    logits = random_logits(label, prediction, count, seed) if logits is None else logits
+    predictions = Predictions(label, logits, np.arange(len(label)))
     dataset = dataset or make_dataset(path.with_name(f"{path.name}-dataset"), label, classes, shape)
     held_out = Predictions(
         *(array[: len(label) // 2] for array in (label, predictions.logits, predictions.sample_index))

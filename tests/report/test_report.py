@@ -436,6 +436,15 @@ def test_diverged_training_is_drawn(tmp_path: Path) -> None:
     assert dict(section(page, "speed").table())["Loss"] == "not a number"
 
 
+def test_a_network_of_nothing_but_nan_is_reported(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", logits=np.full((400, 10), np.nan, dtype=np.float32))
+    page = page_of(run)
+    assert_sound(page)
+    assert "Its probabilities are no numbers." in section(page, "calibration").text
+    data = page.all("script", id="page-data")[0].text_raw
+    assert "NaN" not in data
+
+
 def test_missing_or_damaged_evaluation_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{tmp_path} has no evaluation yet; run: vgg-ddp evaluate {tmp_path}"):
         write_report(tmp_path, None)

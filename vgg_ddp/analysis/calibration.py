@@ -20,12 +20,12 @@ def reliability(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> li
     """Mean confidence and accuracy in bins of equal width (section 2, equation 3).
 
     Args:
-        confidence: probability of each answer, [n].
+        confidence: probability of each answer, [n]; what is no number counts into the lowest bin.
         right: whether it was right, [n].
 
     Returns: for each bin ]low, high] its `images` and, where it has some, `confidence`, `accuracy` and `interval`.
     """
-    number = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    number = np.clip(np.ceil(np.nan_to_num(confidence) * BINS).astype(np.int64) - 1, 0, BINS - 1)
     rows = []
     for k in range(BINS):
         inside = number == k
@@ -72,7 +72,7 @@ def describe(predictions: Predictions, validation: Predictions | None, reason: s
         reason: what the temperature was fitted on, or why there is none.
     """
     described = {**_measure(predictions), "temperature": None, "temperature_from": reason, "scaled": None}
-    if validation is not None:
+    if validation is not None and np.isfinite(loss(validation)):
         temperature = fit_temperature(validation)
         described |= {"temperature": temperature, "scaled": _measure(at_temperature(predictions, temperature))}
     return described

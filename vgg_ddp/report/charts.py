@@ -88,7 +88,7 @@ def reliability(alt: str, bins: list[dict[str, Any]]) -> Markup:
     parts = [_horizontal(y(tick), words.percent(tick, 0)) for tick in (0.0, 0.25, 0.5, 0.75, 1.0)]
     parts += [_below(x(tick), words.percent(tick, 0)) for tick in (0.0, 0.25, 0.5, 0.75, 1.0)]
     for row in bins:
-        if not row["images"]:
+        if not row["images"] or not math.isfinite(row["confidence"]):
             continue
         left, right, middle = x(row["low"]) + 1, x(row["high"]) - 1, x(row["confidence"])
         share = max(0.004, row["images"] / most)
@@ -99,6 +99,7 @@ def reliability(alt: str, bins: list[dict[str, Any]]) -> Markup:
         low, high = row["interval"]
         parts.append(f'<path class="whisker" d="M{middle:.1f} {y(low):.1f}V{y(high):.1f}"/>')
     dots = [(x(row["confidence"]), y(row["accuracy"])) for row in bins if row["images"]]
+    dots = [dot for dot in dots if math.isfinite(dot[0])]
     parts.append(f'<path class="ideal" d="M{LEFT} {BOTTOM}L{RIGHT} {TOP}"/>')
     parts.append(_path(dots, "validation"))
     parts += [f'<circle class="dot" cx="{a:.1f}" cy="{b:.1f}" r="3.2"/>' for a, b in dots]

@@ -33,7 +33,7 @@ def carried(evaluation: Evaluation) -> NDArray[np.int64]:
 def describe(evaluation: Evaluation, split: Split | None) -> tuple[dict[str, Any], list[str]]:
     """The data of the page's script, and the sheets of thumbnails; no sheets where the data set is no longer there."""
     chosen = carried(evaluation)
-    probabilities = evaluation.probabilities[chosen]
+    probabilities = np.nan_to_num(evaluation.probabilities)[chosen]
     top = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
     side, drawn = 0, []
     if split is not None:
@@ -67,7 +67,7 @@ def _quiz(evaluation: Evaluation, chosen: NDArray[np.int64]) -> list[dict[str, A
     """
     pairs = []
     for first, second in most_confused_pairs(evaluation.confusion, QUIZ_PAIRS):
-        share = evaluation.probabilities[:, [first, second]].astype(np.float64)
+        share = np.nan_to_num(evaluation.probabilities[:, [first, second]]).astype(np.float64)
         share_of_first = share[:, 0] / np.maximum(share.sum(axis=1), 1e-30)
         of_pair = np.isin(evaluation.label, (first, second))
         right = (share_of_first >= 0.5) == (evaluation.label == first)
