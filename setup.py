@@ -29,6 +29,7 @@ setup(
         "torchvision>=0.26",
         "numpy>=1.26",
         "pillow>=10.3",
+        "simplejpeg>=1.8",
         "safetensors>=0.5",
         "msgspec>=0.19",
         "PyYAML>=6",

@@ -1,4 +1,4 @@
-"""Every command in the README runs. Long ones are cut short by words added at their end, and eight GPUs become two ranks."""
+"""Every command in the README and in docs/ runs. Long ones are cut short by words at their end; eight GPUs become two ranks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ SMALL = ["data.source=digits", "batch=32", "nproc=2", "epochs=0.05", "data.valid
 
 
 def commands() -> list[str]:
-    """The lines of the README's shell blocks."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """The lines of the shell blocks of the README, then of docs/."""
+    texts = [path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
+    blocks = [block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
     return [line for block in blocks for line in block.splitlines() if line]
 
 

@@ -12,9 +12,11 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from vgg_ddp import checkpoint, engines, loaders, schedules
+from vgg_ddp.augment.appearance import Appearance
+from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
 from vgg_ddp.checkpoint import State
 from vgg_ddp.config import Config
 from vgg_ddp.console import say
@@ -56,7 +58,7 @@ class Data:
         order: which samples make up which global batch.
         validation: indices into the train split that are held out, int64[n].
         train_loader, validation_loader: loaders of the train split, augmented and not.
-        loader_name: which loader it is, and `loader_reason` why.
+        loader: which loader it is, and why.
     """
 
     dataset: Dataset
@@ -64,8 +66,7 @@ class Data:
     validation: NDArray[np.int64]
     train_loader: loaders.Loader
     validation_loader: loaders.Loader
-    loader_name: str
-    loader_reason: str
+    loader: loaders.Choice
 
 
 def build_data(config: Config, dataset: Dataset, world: World) -> Data:
@@ -82,24 +83,25 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
         raise UserError(
             f"{dataset.name} has {len(train)} images to train on, fewer than one batch of {config.batch}; use a smaller batch"
         )
-    name, reason = loaders.choose(config.loader)
-    transform = loaders.training_transform(config.data, config.augment, config.seed)
+    choice = loaders.choose(config.loader, split, config.data, world)
+    geometry = training_geometry(config.data, config.augment, config.seed)
     return Data(
         dataset,
         order,
         validation,
-        loaders.build(name, split, transform, config.data, world.device, share),
+        loaders.build(choice.name, split, geometry, config.data, world, share),
         evaluation_loader(config, dataset, "train", world),
-        name,
-        reason,
+        choice,
     )
 
 
 def evaluation_loader(config: Config, dataset: Dataset, split: str, world: World) -> loaders.Loader:
     """A loader of a split's images as they are: resized and centre-cropped, in batches of `evaluate.batch`."""
-    name, _ = loaders.choose(config.loader)
-    transform = loaders.evaluation_transform(config.data)
-    return loaders.build(name, dataset.split(split), transform, config.data, world.device, config.evaluate.batch)
+    images, geometry = dataset.split(split), evaluation_geometry(config.data)
+    name = loaders.choose(config.loader, images, config.data, world).name
+    if name == "synthetic":  # which trains on noise; what it learned is measured on the images
+        name = loaders.choose("auto", images, config.data, world).name
+    return loaders.build(name, images, geometry, config.data, world, config.evaluate.batch)
 
 
 def build_network(config: Config, num_classes: int, device: torch.device) -> VGG:
@@ -138,6 +140,14 @@ def build_preprocess(config: Config, dataset: Dataset, device: torch.device) -> 
     return Preprocess(dataset.record.mean, dataset.record.std, config.channels_last).to(device)
 
 
+def build_appearance(config: Config, dataset: Dataset) -> Appearance | None:
+    """What changes the look of training images; None where the configuration leaves it as it is."""
+    if not config.augment.changes_appearance:
+        return None
+    covariance, mean = np.array(dataset.record.covariance), np.array(dataset.record.mean)
+    return Appearance(config.augment, config.seed, covariance, mean, len(dataset.classes))
+
+
 @dataclass(frozen=True)
 class Job:
     """The parts of a training, built once."""
@@ -148,6 +158,7 @@ class Job:
     data: Data
     network: nn.Module
     preprocess: Preprocess
+    appearance: Appearance | None
     engine: engines.Engine
     average: Average
     schedule: schedules.Schedule
@@ -157,6 +168,13 @@ class Job:
         """This rank's batches of the epoch at hand, from the state's position to the epoch's or the training's end."""
         parts = self.data.order.slices(state.epoch, self.world.rank, self.world.size, state.step_in_epoch)
         return self.data.train_loader.stream(islice(parts, self.total_steps - state.step))
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the network takes, [n, 3, side, side], and its targets: labels, or float [n, classes] of mixed images."""
+        pixels, targets = self.preprocess.pixels(batch.images), batch.labels
+        if self.appearance is not None:
+            pixels, targets = self.appearance(pixels, targets, batch.part)
+        return self.preprocess.normalise(pixels, self.side(batch.part.epoch)), targets
 
     def side(self, epoch: int) -> int | None:
         """The size to shrink this epoch's images to; None leaves them as they are."""
@@ -181,6 +199,7 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
         data=data,
         network=network,
         preprocess=build_preprocess(config, dataset, world.device),
+        appearance=build_appearance(config, dataset),
         engine=engines.build(config, network, world),
         average=Average(network, config.ema),
         schedule=schedules.build(config.schedule, steps_per_epoch, total_steps),

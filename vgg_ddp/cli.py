@@ -50,6 +50,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("source", help="cifar10, cifar100, digits, an archive, an image folder, or a tar of one")
     prepare.add_argument("--out", required=True, type=Path, help="the dataset's directory; must not exist yet")
+    prepare.add_argument(
+        "--storage",
+        choices=("original", "raw", "jpeg", "jpeg2000"),
+        default="original",
+        help="original: files or pixels as they come (default); raw: decoded pixels, for images of one size; "
+        "jpeg: JPEG files as they are, the rest encoded with loss; jpeg2000: all encoded without loss",
+    )
+    prepare.add_argument("--quality", type=int, default=95, help="of --storage jpeg, 1 to 100 (default 95)")
+    prepare.add_argument(
+        "--chroma", choices=("4:4:4", "4:2:2", "4:2:0"), default="4:4:4", help="of --storage jpeg (default 4:4:4)"
+    )
+    prepare.add_argument(
+        "--unreadable", choices=("refuse", "drop"), default="refuse", help="images that cannot be read (default refuse)"
+    )
+    prepare.add_argument(
+        "--unusual",
+        choices=("convert", "refuse"),
+        default="convert",
+        help="images that are not 8-bit RGB, animated, tiny, huge or named wrong: convert to RGB (default) or refuse",
+    )
     prepare.set_defaults(run=_prepare)
 
     train = commands.add_parser(
@@ -94,9 +114,14 @@ class _TrainHelp(argparse.Action):
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from vgg_ddp.data.prepare import prepare
+    if not 1 <= options.quality <= 100:
+        raise UserError(f"--quality {options.quality} is not between 1 and 100")
+    from vgg_ddp.data.prepare import Policy, prepare
+    from vgg_ddp.data.storage import Storage
 
-    prepare(options.source, options.out, print, downloads=options.out.parent / "downloads")
+    storage = Storage(options.storage, options.quality, options.chroma)
+    policy = Policy(options.unreadable, options.unusual)
+    prepare(options.source, options.out, print, options.out.parent / "downloads", storage, policy)
     return EXIT_OK
 
 
@@ -159,7 +184,13 @@ def _verify(options: argparse.Namespace) -> int:
     from vgg_ddp.data.dataset import Dataset
 
     if (options.target / "dataset.json").is_file():
-        print(f"{options.target}: {Dataset(options.target).verify()} files, every hash is right")
+        from vgg_ddp.data.order import check_order
+
+        dataset = Dataset(options.target)
+        print(f"{options.target}: {dataset.verify()} files, every hash is right")
+        for name, split in dataset.record.splits.items():
+            check_order(split.count)
+            print(f"{name}: {split.count} images, each visited once an epoch by 1 to 12 ranks")
         return EXIT_OK
     from vgg_ddp import checkpoint, run_directory
 

@@ -47,9 +47,10 @@ class World:
 
     def use_threads(self, threads: int | Literal["auto"]) -> None:
         """Set the CPU threads of this rank: `threads`, or its share of the cores that this process may use."""
-        torch.set_num_threads(self._share_of_cores() if threads == "auto" else threads)
+        torch.set_num_threads(self.share_of_cores() if threads == "auto" else threads)
 
-    def _share_of_cores(self) -> int:
+    def share_of_cores(self) -> int:
+        """The cores of this host for each of its ranks."""
         return max(1, len(os.sched_getaffinity(0)) // self.local_size)
 
     def barrier(self) -> None:

@@ -40,7 +40,7 @@ def describe(job: Job, fallbacks: list[str]) -> dict[str, Any]:
         "fallbacks": [*fallbacks, *_fallbacks(job)],
         "data": job.data.dataset.name,
         "data_sha256": job.data.dataset.sha256,
-        "loader": f"{job.data.loader_name}: {job.data.loader_reason}",
+        "loader": f"{job.data.loader.name}: {job.data.loader.reason}",
     }
 
 
@@ -48,7 +48,7 @@ def _fallbacks(job: Job) -> list[str]:
     found = []
     if job.world.device.type == "cpu":
         found.append("no GPU: trained on the CPU")
-    if job.config.loader == "auto" and job.data.loader_name == "torch":
+    if job.config.loader == "auto" and job.data.loader.name == "torch":
         found.append("NVIDIA DALI is not installed: images were loaded by the torch loader")
     return found
 
@@ -60,7 +60,7 @@ def sentence(job: Job) -> str:
     return (
         f"{config.network} on {data.dataset.name}: {len(data.order.samples)} images{held_out}; batch {config.batch} on "
         f"{world.size} x {devices()[0]}, {torch.get_num_threads()} CPU threads each; {config.precision}; "
-        f"{config.engine}; loader {data.loader_name} ({data.loader_reason}); {job.total_steps} steps"
+        f"{config.engine}; loader {data.loader.name} ({data.loader.reason}); {job.total_steps} steps"
     )
 
 

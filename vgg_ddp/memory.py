@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -41,3 +42,14 @@ def peak_bytes(world: World) -> int:
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
     return max((int(part) for part in world.gather(str(peak).encode())), default=peak)
+
+
+def total_bytes(world: World) -> int:
+    """The memory of this rank's device; without a GPU, its share of the host's RAM (of the control group's, if less)."""
+    if world.device.type == "cuda":
+        return torch.cuda.get_device_properties(world.device).total_memory
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+            total = min(total, int(limit.read_text()))
+    return total // world.local_size

@@ -25,8 +25,15 @@ class Preprocess(nn.Module):
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def forward(self, images: Tensor, side: int | None = None) -> Tensor:
+        return self.normalise(self.pixels(images), side)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """uint8 [n, height, width, 3] to float [n, 3, height, width], 0 to 255."""
+        return images.permute(0, 3, 1, 2).float()
+
+    def normalise(self, pixels: Tensor, side: int | None = None) -> Tensor:
         """Normalise, and shrink to `side` pixels if given (bilinear, antialiased), which trains faster on small images."""
-        pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        pixels = (pixels - self.mean) / self.std
         if side is not None and side != pixels.shape[-1]:
             pixels = nn.functional.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True)
         return pixels.contiguous(memory_format=self._layout)

@@ -34,14 +34,13 @@ def train(job: Job, state: State, recorder: Recorder) -> None:
     config, engine = job.config, job.engine
     stop = stopping.StopRequest(job.world, config.log.every_steps)
     while (state.step < job.total_steps or state.step_in_epoch) and not state.stopped:
-        side = job.side(state.epoch)
         for batch in recorder.timed(job.batches(state)):
             learning_rate = config.optimizer.learning_rate * job.schedule(state.step)
             optimizers.set_learning_rate(engine.optimizer, learning_rate)
             seed_dropout(config.seed, state.step, job.world.rank)
             for number, micro in enumerate(batch.micro_batches(config.accumulation), start=1):
-                images = job.preprocess(micro.images, side)
-                loss, logits = engine.forward(images, micro.labels, last=number == config.accumulation)
+                images, targets = job.inputs(micro)
+                loss, logits = engine.forward(images, targets, last=number == config.accumulation)
                 engine.backward(loss)
                 recorder.add(loss, logits, micro.labels)
             engine.step()
@@ -187,7 +186,7 @@ def summary(job: Job, state: State, peak_memory_bytes: int) -> dict[str, object]
         "best_validation_accuracy": state.best_accuracy if state.best_accuracy >= 0 else None,
         "best_validation_epoch": state.best_epoch if state.best_accuracy >= 0 else None,
         "world_size": job.world.size,
-        "loader": job.data.loader_name,
+        "loader": job.data.loader.name,
     }
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -21,15 +22,23 @@ from PIL import Image
 
 from tests.cifar_archives import binary_files10, random_part
 from tests.pictures import encode, jpegs, noise, oriented, png16, smooth, write_folder, write_tar
+from vgg_ddp.augment.geometry import Geometry, evaluation_geometry, training_geometry
 from vgg_ddp.config.schema import AugmentConfig, DataConfig
-from vgg_ddp.data.dataset import Dataset, EncodedSplit, Split
-from vgg_ddp.data.order import Order, Slice, evaluation_slices
+from vgg_ddp.data.dataset import Dataset, EncodedSplit, RawSplit, Split
+from vgg_ddp.data.order import Order, Slice, evaluation_slices, random_words, uniform
 from vgg_ddp.data.prepare import prepare
+from vgg_ddp.data.storage import Storage
+from vgg_ddp.distributed import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.loaders import Batch, Loader, Transform, build, choose, evaluation_transform, training_transform
+from vgg_ddp.loaders import Batch, Loader, build, choose
+from vgg_ddp.loaders.resident import resident_pixels
 
-CPU = torch.device("cpu")
-LOADERS = {"dali": ("dali", 0), "torch": ("torch", 0), "torch with a worker": ("torch", 1)}
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+LOADERS = {"dali": ("dali", 0), "torch": ("torch", 0), "torch with a worker": ("torch", 1), "resident": ("resident", 0)}
+STREAMING = [name for name in LOADERS if name != "resident"]
+PAIRS = [(name, storage) for name in LOADERS for storage in ("raw", "jpeg", "jpeg2000")] + [
+    (name, "mixed") for name in STREAMING
+]
 COUNTS = {"train/a": 14, "train/b": 13, "train/c": 12, "test/a": 4, "test/b": 4, "test/c": 5}
 
 
@@ -48,7 +57,10 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
         "mixed": write_folder(folder / "mixed", mixed_sizes()),
         "smooth": write_folder(folder / "smooth", jpegs(COUNTS, size=None, kind=smooth)),
     }
-    return {name: make(source, folder / f"{name}-dataset") for name, source in sources.items()}
+    made = {name: make(source, folder / f"{name}-dataset") for name, source in sources.items()}
+    target = folder / "jpeg2000-dataset"
+    made["jpeg2000"] = prepare(str(sources["raw"]), target, lambda line: None, folder, Storage("jpeg2000"))
+    return made
 
 
 def mixed_sizes() -> dict[str, bytes]:
@@ -64,16 +76,21 @@ def mixed_sizes() -> dict[str, bytes]:
     return files
 
 
-def transform_of(
+def geometry_of(
     resize: int | None = None, padding: int = 0, flip: bool = False, rotation: float = 0.0, size: int = 32
-) -> Transform:
+) -> Geometry:
     data = DataConfig(resize=resize, image_size=size)
-    return training_transform(data, AugmentConfig(crop_padding=padding, flip=flip, rotation=rotation), seed=11)
+    return training_geometry(data, AugmentConfig(crop_padding=padding, flip=flip, rotation=rotation), seed=11)
 
 
-def loader_of(name: str, split: Split, transform: Transform, batch: int = 16) -> Loader:
+def loader_of(name: str, split: Split, geometry: Geometry, batch: int = 16) -> Loader:
     kind, workers = LOADERS[name]
-    return build(kind, split, transform, DataConfig(workers=workers, decode_threads=1), CPU, batch)
+    return build(kind, split, geometry, DataConfig(workers=workers, decode_threads=1), ALONE, batch)
+
+
+def loaders_of(split: Split) -> list[str]:
+    """The loaders that can serve a split: resident has images of one size only."""
+    return list(LOADERS) if split.uniform_shape else STREAMING
 
 
 def training_slices(
@@ -82,37 +99,54 @@ def training_slices(
     return list(Order(11, np.arange(len(split)), 8).slices(epoch, rank, world_size, first_step))
 
 
-def reference(split: Split, transform: Transform, part: Slice) -> NDArray[np.uint8]:
-    """Crops and flips by Pillow and NumPy, one image after another."""
-    drawn, images = transform.draw(part), []
+def drawn(part: Slice, purpose: str) -> NDArray[np.float64]:
+    return uniform(random_words(11, part.epoch, purpose, part.start, part.stop))
+
+
+def reference(split: Split, geometry: Geometry, part: Slice) -> NDArray[np.uint8]:
+    """Whole images scaled, padded, cropped, flipped, turned by Pillow and NumPy, one after another."""
+    training = geometry.seed is not None
+    places, coins, turns = (drawn(part, purpose) for purpose in ("crop", "flip", "rotation"))
+    images = []
     for i, sample in enumerate(part.samples):
-        image = Image.fromarray(split.decode(int(sample)))
-        if transform.resize is not None:
-            shorter = min(image.size)
-            image = image.resize(
-                tuple(side * transform.resize // shorter for side in image.size), Image.Resampling.BILINEAR
-            )
-        pad = transform.padding
-        padded = np.pad(np.asarray(image), [(pad, pad), (pad, pad), (0, 0)], mode="reflect")
-        room_y, room_x = (side - transform.size for side in padded.shape[:2])
-        y, x = int(drawn.crop_y[i] * (room_y + 1)), int(drawn.crop_x[i] * (room_x + 1))
-        window = padded[y : y + transform.size, x : x + transform.size]
-        window = window[:, ::-1] if drawn.flip[i] else window
-        if transform.rotates:
+        image = split.decode(int(sample))
+        if geometry.resize is not None:
+            image = scaled(image, geometry.resize[0])
+        pad = geometry.padding
+        padded = np.pad(image, [(pad, pad), (pad, pad), (0, 0)], mode="reflect")
+        room_y, room_x = (side - geometry.size for side in padded.shape[:2])
+        place_y, place_x = places[i, :2] if training else (0.5, 0.5)
+        y, x = int(place_y * (room_y + 1)), int(place_x * (room_x + 1))
+        window = padded[y : y + geometry.size, x : x + geometry.size]
+        window = window[:, ::-1] if training and geometry.flip and coins[i, 0] < 0.5 else window
+        if geometry.rotation:
             turned = Image.fromarray(np.ascontiguousarray(window))
-            window = np.asarray(turned.rotate(float(drawn.angle[i]), Image.Resampling.BILINEAR))
+            angle = float(2 * turns[i, 0] - 1) * geometry.rotation
+            window = np.asarray(turned.rotate(angle, Image.Resampling.BILINEAR))
         images.append(window)
     return np.stack(images)
 
 
-def check(batches: Iterable[Batch], split: Split, transform: Transform, parts: list[Slice]) -> None:
+def scaled(image: NDArray[np.uint8], shorter: int) -> NDArray[np.uint8]:
+    """The whole image with its shorter side `shorter`, its edge repeated outside; by Pillow in floats, rounded once."""
+    height, width = image.shape[:2]
+    margin = 8 + max(height, width) // shorter
+    size = (width * shorter // min(height, width), height * shorter // min(height, width))
+    box = (margin, margin, margin + width, margin + height)
+    padded = np.pad(image, [(margin, margin), (margin, margin), (0, 0)], mode="edge").astype(np.float32)
+    planes = (Image.fromarray(np.ascontiguousarray(padded[..., channel])) for channel in range(3))
+    done = np.stack([np.asarray(p.resize(size, Image.Resampling.BILINEAR, box=box)) for p in planes], axis=2)
+    return done.round().astype(np.uint8)
+
+
+def check(batches: Iterable[Batch], split: Split, geometry: Geometry, parts: list[Slice]) -> None:
     """The batches hold the samples of the slices, their labels, and the reference's pixels to the last bit."""
     got = list(batches)
     assert len(got) == len(parts)
     for batch, part in zip(got, parts, strict=True):
         assert_array_equal(batch.samples, part.samples)
         assert_array_equal(batch.labels.numpy(), split.labels[part.samples])
-        assert_array_equal(batch.images.numpy(), reference(split, transform, part))
+        assert_array_equal(batch.images.numpy(), reference(split, geometry, part))
         assert batch.images.dtype == torch.uint8
         assert batch.labels.dtype == torch.int64
         assert len(batch) == len(part.samples)
@@ -126,26 +160,26 @@ def loader_name(request: pytest.FixtureRequest) -> str:
 # Pixels
 
 
-@pytest.mark.parametrize("storage", ["raw", "jpeg", "mixed"])
+@pytest.mark.parametrize(("loader_name", "storage"), PAIRS)
 @pytest.mark.parametrize(("padding", "flip"), [(0, False), (0, True), (4, False), (4, True)])
 def test_training_pixels_are_exact_without_interpolation(
     datasets: dict[str, Dataset], loader_name: str, storage: str, padding: int, flip: bool
 ) -> None:
-    split, transform = datasets[storage].split("train"), transform_of(padding=padding, flip=flip)
+    split, geometry = datasets[storage].split("train"), geometry_of(padding=padding, flip=flip)
     parts = training_slices(split)
     assert len(parts) > 3
-    check(loader_of(loader_name, split, transform).stream(parts), split, transform, parts)
+    check(loader_of(loader_name, split, geometry).stream(parts), split, geometry, parts)
 
 
-@pytest.mark.parametrize("storage", ["raw", "jpeg", "mixed"])
+@pytest.mark.parametrize(("loader_name", "storage"), PAIRS)
 @pytest.mark.parametrize("batch", [1, 4, 5, 50])
 def test_evaluation_takes_every_centre_once_and_a_short_last_batch(
     datasets: dict[str, Dataset], loader_name: str, storage: str, batch: int
 ) -> None:
-    split, transform = datasets[storage].split("test"), evaluation_transform(DataConfig(image_size=32))
+    split, geometry = datasets[storage].split("test"), evaluation_geometry(DataConfig(image_size=32))
     parts = list(evaluation_slices(np.arange(len(split)), batch))
-    loader = loader_of(loader_name, split, transform, batch)
-    check(loader.stream(parts), split, transform, parts)
+    loader = loader_of(loader_name, split, geometry, batch)
+    check(loader.stream(parts), split, geometry, parts)
     seen = np.concatenate([b.samples for b in loader.stream(parts)])
     assert_array_equal(seen, np.arange(13))
 
@@ -156,76 +190,101 @@ def pixels(loader: Loader, parts: list[Slice]) -> NDArray[np.int64]:
 
 @pytest.mark.parametrize("storage", ["raw", "jpeg", "mixed", "smooth"])
 @pytest.mark.parametrize(("resize", "padding"), [(32, 0), (36, 4), (64, 0)])
-def test_resized_pixels_are_pillows_within_rounding(
+def test_resized_pixels_are_the_same_within_one_level(
     datasets: dict[str, Dataset], storage: str, resize: int, padding: int
 ) -> None:
-    """Measured, in levels of 255, over these twelve cases (largest and mean difference):
-
-    torch against Pillow: 2, and 0.044. DALI against either: 1, and 0.27; at the border of an image of noise that shrinks,
-    where DALI repeats the edge and Pillow weighs what there is, 11.
-    """
-    split, transform = datasets[storage].split("train"), transform_of(resize=resize, padding=padding, flip=True)
+    """Each loader scales the part that is cropped, the reference the whole image."""
+    split, geometry = datasets[storage].split("train"), geometry_of(resize=resize, padding=padding, flip=True)
     parts = training_slices(split)
-    expected = np.concatenate([reference(split, transform, part) for part in parts]).astype(np.int64)
-    by_torch, by_dali = (pixels(loader_of(name, split, transform), parts) for name in ("torch", "dali"))
-    assert np.abs(by_torch - expected).max() <= 2
-    assert np.abs(by_torch - expected).mean() < 0.06
-    for other in (by_torch, expected):
-        difference = np.abs(by_dali - other)
-        assert difference[:, 10:-10, 10:-10].max() <= 1
-        assert difference.max() <= (12 if storage == "mixed" else 2)
-        assert difference.mean() < 0.3
+    expected = np.concatenate([reference(split, geometry, part) for part in parts]).astype(np.int64)
+    by_loader = {name: pixels(loader_of(name, split, geometry), parts) for name in loaders_of(split)}
+    for name, one in by_loader.items():
+        assert np.abs(one - expected).max() <= 1, name
+        for other in by_loader.values():
+            assert np.abs(one - other).max() <= 1, name
+
+
+@pytest.mark.parametrize("storage", ["raw", "jpeg", "mixed", "smooth"])
+@pytest.mark.parametrize("change", [{"random_resized_crop": [0.08, 1.0]}, {"scale_jitter": [32, 80]}])
+def test_random_scales_are_the_same_within_one_level(
+    datasets: dict[str, Dataset], storage: str, change: dict[str, list[float]]
+) -> None:
+    split = datasets[storage].split("train")
+    config = msgspec.convert({"flip": "alternating", **change}, AugmentConfig)
+    geometry, parts = training_geometry(DataConfig(), config, seed=11), training_slices(split)
+    by_torch, *others = (pixels(loader_of(name, split, geometry), parts) for name in reversed(loaders_of(split)))
+    for other in others:
+        assert np.abs(by_torch - other).max() <= 1
+    assert not np.array_equal(by_torch, pixels(loader_of("torch", split, geometry), training_slices(split, epoch=3)))
 
 
 @pytest.mark.parametrize("storage", ["raw", "jpeg", "mixed", "smooth"])
 @pytest.mark.parametrize("rotation", [15.0, 180.0])
-def test_rotated_pixels_are_the_same_within_rounding(
+def test_rotated_pixels_are_the_same_in_every_loader_and_pillows_inside(
     datasets: dict[str, Dataset], storage: str, rotation: float
 ) -> None:
-    """Measured: DALI against torch 1 level of 255 at most, 0.0005 in the mean; Pillow treats only the edge otherwise."""
     split = datasets[storage].split("train")
-    transform = transform_of(padding=4, flip=True, rotation=rotation)
+    geometry = geometry_of(padding=4, flip=True, rotation=rotation)
     parts = training_slices(split)
-    expected = np.concatenate([reference(split, transform, part) for part in parts])
-    by_torch, by_dali = (pixels(loader_of(name, split, transform), parts) for name in ("torch", "dali"))
-    assert np.abs(by_dali - by_torch).max() <= 1
-    assert np.abs(by_dali - by_torch).mean() < 0.001
-    inner = slice(10, -10)  # within the image at any angle
+    expected = np.concatenate([reference(split, geometry, part) for part in parts]).astype(np.int64)
+    by_torch, *others = (pixels(loader_of(name, split, geometry), parts) for name in loaders_of(split))
+    for other in others:
+        assert_array_equal(by_torch, other)
+    inner = slice(10, -10)  # within the image at any angle; Pillow treats the edge otherwise
     assert np.abs(by_torch - expected)[:, inner, inner].max() <= 1
     assert (by_torch[:, 0, 0] == 0).any()  # corners do turn black
 
 
-def test_all_augmentations_together_are_the_same_within_rounding(datasets: dict[str, Dataset]) -> None:
-    """Measured: 1 level of 255 at most, 0.16 in the mean."""
-    split = datasets["smooth"].split("train")
-    transform, parts = transform_of(resize=36, padding=4, flip=True, rotation=15.0), training_slices(split)
-    by_torch, by_dali = (pixels(loader_of(name, split, transform), parts) for name in ("torch", "dali"))
-    assert np.abs(by_dali - by_torch).max() <= 1
-    assert np.abs(by_dali - by_torch).mean() < 0.2
+def test_all_augmentations_together_are_the_same_within_one_level(datasets: dict[str, Dataset]) -> None:
+    for storage in ("raw", "smooth"):
+        split = datasets[storage].split("train")
+        geometry, parts = geometry_of(resize=36, padding=4, flip=True, rotation=15.0), training_slices(split)
+        by_torch, *others = (pixels(loader_of(name, split, geometry), parts) for name in loaders_of(split))
+        for other in others:
+            assert np.abs(other - by_torch).max() <= 1
+
+
+def test_random_operations_are_pure_and_only_where_images_come_one_by_one(datasets: dict[str, Dataset]) -> None:
+    split = datasets["raw"].split("train")
+    geometry = training_geometry(DataConfig(), AugmentConfig(randaugment=9), seed=11)
+    parts = training_slices(split)
+    first, again = (pixels(loader_of("torch", split, geometry), parts) for _ in range(2))
+    assert_array_equal(first, again)
+    shares = [pixels(loader_of("torch", split, geometry), training_slices(split, 1, rank, 2)) for rank in range(2)]
+    whole = first.reshape(len(parts), 2, 4, 32, 32, 3)
+    for rank, share in enumerate(shares):
+        assert_array_equal(share.reshape(len(parts), 4, 32, 32, 3), whole[:, rank])
+    plain = pixels(loader_of("torch", split, geometry_of()), parts)
+    changed = (first != plain).any(axis=(1, 2, 3)).mean()
+    assert 0.5 < changed <= 1  # RandAugment may draw the identity
+    for name in ("dali", "resident"):
+        with pytest.raises(UserError, match=rf"augment\.randaugment .* loader={name} does not; set loader=torch"):
+            loader_of(name, split, geometry)
 
 
 def test_a_worker_process_changes_nothing(datasets: dict[str, Dataset]) -> None:
     split = datasets["mixed"].split("train")
-    transform, parts = transform_of(resize=36, padding=4, flip=True, rotation=15.0), training_slices(split)
-    alone, worker = (pixels(loader_of(name, split, transform), parts) for name in ("torch", "torch with a worker"))
+    geometry, parts = geometry_of(resize=36, padding=4, flip=True, rotation=15.0), training_slices(split)
+    alone, worker = (pixels(loader_of(name, split, geometry), parts) for name in ("torch", "torch with a worker"))
     assert_array_equal(alone, worker)
 
 
 BOTH_LOADERS = """
 import gc, sys
-from dataclasses import replace
-from tests.loaders.test_loaders import Dataset, loader_of, training_slices, transform_of
+from vgg_ddp.augment.geometry import Geometry
+from tests.loaders.test_loaders import Dataset, geometry_of, loader_of, training_slices
 
-def collecting_draw(part):
-    gc.collect()
-    return transform.draw(part)
+class Collecting(Geometry):
+    def place(self, part, shapes):
+        gc.collect()
+        return super().place(part, shapes)
 
 gc.disable()
-split, transform = Dataset(sys.argv[1]).split("train"), transform_of()
-dali = loader_of("dali", split, transform)
+split, geometry = Dataset(sys.argv[1]).split("train"), geometry_of()
+dali = loader_of("dali", split, geometry)
 batches = list(dali.stream(training_slices(split)))
 del dali, batches  # its pipeline is garbage now, in a cycle, with threads that no fork copies
-worker = loader_of("torch with a worker", split, replace(transform, draw=collecting_draw))
+worker = loader_of("torch with a worker", split, Collecting(11, 32))
 print(sum(len(batch) for batch in worker.stream(training_slices(split))))
 """
 
@@ -251,7 +310,7 @@ def test_sixteen_bit_pictures_are_the_same_to_every_loader(tmp_path: Path) -> No
     files |= {f"{folder}/{i}_rgb.png": png16(v) for folder in folders for i, v in enumerate(values)}
     split = make(write_folder(tmp_path / "source", files), tmp_path / "dataset").split("test")
     parts = list(evaluation_slices(np.arange(len(split)), 5))
-    by_torch, by_dali = (pixels(loader_of(name, split, transform_of()), parts) for name in ("torch", "dali"))
+    by_torch, by_dali = (pixels(loader_of(name, split, geometry_of()), parts) for name in ("torch", "dali"))
     grey = np.array(["rgb" not in split.key(i) for i in range(len(split))])
     assert grey.sum() == 12
     assert_array_equal(by_torch[grey], by_dali[grey])
@@ -265,10 +324,10 @@ def test_sixteen_bit_pictures_are_the_same_to_every_loader(tmp_path: Path) -> No
 def test_batches_stay_whole_while_later_ones_are_made(
     datasets: dict[str, Dataset], loader_name: str, storage: str
 ) -> None:
-    split, transform = datasets[storage].split("train"), transform_of(padding=4, flip=True)
+    split, geometry = datasets[storage].split("train"), geometry_of(padding=4, flip=True)
     parts = [part for epoch in range(8) for part in training_slices(split, epoch)]
     held, copies = [], []
-    for batch in loader_of(loader_name, split, transform).stream(parts):
+    for batch in loader_of(loader_name, split, geometry).stream(parts):
         held.append(batch)
         copies.append((batch.images.clone(), batch.labels.clone(), batch.samples.copy()))
     assert len(held) == len(parts) > 30
@@ -277,14 +336,14 @@ def test_batches_stay_whole_while_later_ones_are_made(
         assert torch.equal(batch.labels, labels)
         assert_array_equal(batch.samples, samples)
     assert len({batch.images.data_ptr() for batch in held}) == len(held)
-    check(held, split, transform, parts)
+    check(held, split, geometry, parts)
 
 
-@pytest.mark.parametrize("storage", ["raw", "mixed"])
+@pytest.mark.parametrize(("loader_name", "storage"), PAIRS)
 def test_a_loader_serves_one_stream_after_another(datasets: dict[str, Dataset], loader_name: str, storage: str) -> None:
     """Whole epochs, one that begins in its middle, an empty one, and batches that are smaller than the largest."""
-    split, transform = datasets[storage].split("train"), transform_of(padding=4, flip=True)
-    loader = loader_of(loader_name, split, transform)
+    split, geometry = datasets[storage].split("train"), geometry_of(padding=4, flip=True)
+    loader = loader_of(loader_name, split, geometry)
     streams = [
         training_slices(split, epoch=0),
         training_slices(split, epoch=1, first_step=2),
@@ -294,19 +353,41 @@ def test_a_loader_serves_one_stream_after_another(datasets: dict[str, Dataset], 
         training_slices(split, epoch=4),
     ]
     for parts in streams:
-        check(loader.stream(iter(parts)), split, transform, parts)
+        check(loader.stream(iter(parts)), split, geometry, parts)
 
 
 @pytest.mark.parametrize("storage", ["raw", "jpeg"])
 def test_the_ranks_pixels_are_the_single_ranks(datasets: dict[str, Dataset], loader_name: str, storage: str) -> None:
-    split, transform = datasets[storage].split("train"), transform_of(padding=4, flip=True, rotation=15.0)
-    alone = [b.images for b in loader_of(loader_name, split, transform).stream(training_slices(split))]
+    split, geometry = datasets[storage].split("train"), geometry_of(padding=4, flip=True, rotation=15.0)
+    alone = [b.images for b in loader_of(loader_name, split, geometry).stream(training_slices(split))]
     ranks = [
-        [b.images for b in loader_of(loader_name, split, transform).stream(training_slices(split, 1, rank, 4))]
+        [b.images for b in loader_of(loader_name, split, geometry).stream(training_slices(split, 1, rank, 4))]
         for rank in range(4)
     ]
     for step, whole in enumerate(alone):
         assert torch.equal(torch.cat([batches[step] for batches in ranks]), whole)
+
+
+@pytest.mark.parametrize(("loader_name", "storage"), PAIRS)
+def test_killed_at_a_batch_and_restarted_on_other_ranks_the_remaining_batches_are_the_same(
+    datasets: dict[str, Dataset], loader_name: str, storage: str
+) -> None:
+    split, geometry = datasets[storage].split("train"), geometry_of(padding=4, flip=True)
+    whole = [
+        b.images
+        for epoch in (1, 2)
+        for b in loader_of(loader_name, split, geometry).stream(training_slices(split, epoch))
+    ]
+    per_epoch = len(whole) // 2
+    killed = int(np.random.default_rng(len(loader_name)).integers(1, per_epoch))
+    for world_size in (2, 4):
+        ranks = []
+        for rank in range(world_size):
+            parts = training_slices(split, 1, rank, world_size, killed) + training_slices(split, 2, rank, world_size)
+            ranks.append([b.images for b in loader_of(loader_name, split, geometry).stream(parts)])
+        remaining = [torch.cat(images) for images in zip(*ranks, strict=True)]
+        assert len(remaining) == 2 * per_epoch - killed
+        assert all(torch.equal(a, b) for a, b in zip(remaining, whole[killed:], strict=True))
 
 
 # What is wrong is a line that names the sample
@@ -350,7 +431,7 @@ def test_a_damaged_sample_is_named_or_gives_the_same_pixels_with_every_loader(tm
     dataset = make(write_folder(tmp_path / "source", files), tmp_path / "dataset")
     split = dataset.split("train")
     assert isinstance(split, EncodedSplit)
-    before, index = pixels(loader_of("torch", split, transform_of()), training_slices(split)), 20
+    before, index = pixels(loader_of("torch", split, geometry_of()), training_slices(split)), 20
     damage(split, index, dataset, change)
     with pytest.raises(UserError, match="is not what was prepared"):
         dataset.verify()
@@ -358,10 +439,10 @@ def test_a_damaged_sample_is_named_or_gives_the_same_pixels_with_every_loader(tm
     answers: list[str | bytes] = []
     for name in LOADERS:
         try:
-            answers.append(pixels(loader_of(name, split, transform_of()), parts).tobytes())
+            answers.append(pixels(loader_of(name, split, geometry_of()), parts).tobytes())
         except UserError as error:
             answers.append(str(error))
-    assert answers[0] == answers[1] == answers[2]
+    assert len(set(answers)) == 1
     if isinstance(answers[0], str):
         assert answers[0].startswith(f"sample {index} ({split.key(index)}) cannot be decoded")
         assert "\n" not in answers[0]
@@ -373,17 +454,17 @@ def test_the_batches_before_a_damaged_sample_are_served(tmp_path: Path, loader_n
     dataset = make(write_folder(tmp_path / "source", jpegs(COUNTS)), tmp_path / "dataset")
     split = dataset.split("train")
     assert isinstance(split, EncodedSplit)
-    parts, transform = list(evaluation_slices(np.arange(len(split)), 4)), transform_of()
-    expected = [reference(split, transform, part) for part in parts[:5]]
+    parts, geometry = list(evaluation_slices(np.arange(len(split)), 4)), geometry_of()
+    expected = [reference(split, geometry, part) for part in parts[:5]]
     damage(split, 23, dataset, DAMAGES["no beginning"][1])
     served = []
     with pytest.raises(UserError, match=r"sample 23 \(train/b/009\.jpg\) cannot be decoded"):
-        for batch in loader_of(loader_name, split, transform).stream(parts):
+        for batch in loader_of(loader_name, split, geometry).stream(parts):
             served.append(batch.images.numpy())
     assert len(served) <= 5
     for got, right in zip(served, expected, strict=False):
         assert_array_equal(got, right)
-    if loader_name != "dali":  # which makes batches ahead, and stops at once
+    if loader_name.startswith("torch"):  # dali makes batches ahead, resident decodes all at first
         assert len(served) == 5
 
 
@@ -393,22 +474,17 @@ def test_images_that_are_too_small_are_refused_before_the_first_batch(
     cases = [("raw", 33, "train/0"), ("jpeg", 33, "train/a/000.jpg"), ("mixed", 100, "train/a/000.jpg")]
     for storage, size, name in cases:
         split = datasets[storage].split("train")
+        if loader_name not in loaders_of(split):
+            continue
         with pytest.raises(UserError, match=rf"^{name} is \d+ x \d+ pixels, smaller than data\.image_size \({size}\)"):
-            loader_of(loader_name, split, transform_of(size=size))
-        loader_of(loader_name, split, transform_of(size=size, resize=size))
-
-
-@pytest.mark.parametrize("padding", [32, 40])
-def test_a_padding_that_is_too_large_to_reflect_is_named(datasets: dict[str, Dataset], padding: int) -> None:
-    split = datasets["jpeg"].split("train")
-    with pytest.raises(UserError, match=r"augment\.crop_padding"):
-        loader_of("torch", split, transform_of(padding=padding))
+            loader_of(loader_name, split, geometry_of(size=size))
+        loader_of(loader_name, split, geometry_of(size=size, resize=size))
 
 
 def test_the_largest_padding_that_can_be_reflected_is_exact(datasets: dict[str, Dataset], loader_name: str) -> None:
-    split, transform = datasets["jpeg"].split("train"), transform_of(padding=31, flip=True)
+    split, geometry = datasets["jpeg"].split("train"), geometry_of(padding=31, flip=True)
     parts = training_slices(split)
-    check(loader_of(loader_name, split, transform).stream(parts), split, transform, parts)
+    check(loader_of(loader_name, split, geometry).stream(parts), split, geometry, parts)
 
 
 # Batches, and the choice of a loader
@@ -418,15 +494,48 @@ def test_the_largest_padding_that_can_be_reflected_is_exact(datasets: dict[str, 
 def test_micro_batches_are_the_batch_in_equal_parts(count: int, size: int) -> None:
     n = count * size
     images = torch.arange(n * 12, dtype=torch.int32).reshape(n, 2, 2, 3).to(torch.uint8)
-    batch = Batch(images, torch.arange(n), np.arange(n) + 100)
+    batch = Batch(images, torch.arange(n), Slice(3, 50, np.arange(n) + 100))
     parts = list(batch.micro_batches(count))
     assert [len(part) for part in parts] == [size] * count
     assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
     assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)
     assert_array_equal(np.concatenate([part.samples for part in parts]), batch.samples)
+    assert [(part.part.epoch, part.part.start) for part in parts] == [(3, 50 + i * size) for i in range(count)]
 
 
-def test_auto_means_dali_where_it_is_installed_and_a_name_itself() -> None:
-    assert choose("auto") == ("dali", "NVIDIA DALI is installed")
-    assert choose("torch") == ("torch", "asked for")
-    assert choose("dali") == ("dali", "asked for")
+def test_auto_is_resident_where_the_pixels_fit_else_dali_and_a_name_is_itself(datasets: dict[str, Dataset]) -> None:
+    raw, jpeg, mixed = (datasets[name].split("train") for name in ("raw", "jpeg", "mixed"))
+    assert choose("auto", raw, DataConfig(), ALONE).name == "resident"
+    assert choose("auto", jpeg, DataConfig(), ALONE).name == "resident"
+    assert choose("auto", jpeg, DataConfig(resident_share=0), ALONE).name == "dali"
+    assert choose("auto", mixed, DataConfig(), ALONE).name == "dali"
+    assert "differ in size" in choose("auto", mixed, DataConfig(), ALONE).reason
+    for name in ("torch", "dali", "resident", "synthetic"):
+        assert (choose(name, raw, DataConfig(), ALONE).name, choose(name, raw, DataConfig(), ALONE).reason) == (
+            name,
+            "asked for",
+        )
+
+
+def test_resident_refuses_images_of_different_sizes(datasets: dict[str, Dataset]) -> None:
+    with pytest.raises(UserError, match=r"^loader=resident keeps images of one size, .* set loader=dali$"):
+        loader_of("resident", datasets["mixed"].split("train"), geometry_of())
+
+
+def test_resident_loaders_of_a_split_share_its_pixels(datasets: dict[str, Dataset]) -> None:
+    """On a CPU raw pixels are those of the file."""
+    raw, jpeg = (datasets[name].split("train") for name in ("raw", "jpeg"))
+    one, other = (resident_pixels(jpeg, DataConfig(), ALONE, sharded=False) for _ in range(2))
+    assert one is other
+    assert isinstance(raw, RawSplit)
+    assert np.shares_memory(resident_pixels(raw, DataConfig(), ALONE, sharded=False).numpy(), raw.images)
+
+
+def test_synthetic_batches_have_the_shapes_and_labels_of_the_real_ones(datasets: dict[str, Dataset]) -> None:
+    split = datasets["raw"].split("train")
+    parts = training_slices(split)
+    loader = build("synthetic", split, geometry_of(size=24), DataConfig(), ALONE, 8)
+    for batch, part in zip(loader.stream(parts), parts, strict=True):
+        assert batch.images.shape == (8, 24, 24, 3)
+        assert batch.images.dtype == torch.uint8
+        assert_array_equal(batch.labels.numpy(), split.labels[part.samples])

@@ -58,6 +58,13 @@ class DataConfig(Group, frozen=True):
     validation: Annotated[float, _key("share of the training set held out for validation, stratified", ge=0, lt=1)] = (
         0.1
     )
+    resident_share: Annotated[
+        float, _key("loader=auto keeps the decoded images on the device if they fit into this share of it", ge=0, le=1)
+    ] = 0.25
+    residency: Annotated[
+        Literal["whole", "sharded"],
+        _key("resident loader: every rank keeps all images, or its share, exchanging what a batch needs"),
+    ] = "whole"
     workers: Annotated[int, _key("worker processes of the torch loader, per rank", ge=0)] = 1
     decode_threads: Annotated[int, _key("CPU threads of the dali loader, per rank", ge=1)] = 1
     prefetch: Annotated[int, _key("batches made ready ahead of the step", ge=1)] = 2
@@ -69,8 +76,53 @@ class DataConfig(Group, frozen=True):
 
 class AugmentConfig(Group, frozen=True):
     crop_padding: Annotated[int, _key("reflect-pad by this before the random crop, pixels", ge=0)] = 0
-    flip: Annotated[bool, _key("flip left to right with probability 1/2")] = False
+    flip: Annotated[
+        bool | Literal["alternating"],
+        _key("flip left to right: with probability 1/2, or (alternating) each image in every second epoch"),
+    ] = False
     rotation: Annotated[float, _key("rotate by a uniform angle up to this, degrees", ge=0, le=180)] = 0.0
+    scale_jitter: Annotated[
+        Annotated[list[Annotated[int, Meta(ge=8)]], Meta(min_length=2, max_length=2)] | None,
+        _key("resize the shorter side to a random size in this range, as the paper does, e.g. [256, 512], pixels"),
+    ] = None
+    random_resized_crop: Annotated[
+        Annotated[list[Annotated[float, Meta(gt=0, le=1)]], Meta(min_length=2, max_length=2)] | None,
+        _key("scale a random box to the image size; its share of the area, e.g. [0.08, 1]"),
+    ] = None
+    brightness: Annotated[float, _key("colour jitter: brightness times 1 ± up to this", ge=0, le=1)] = 0.0
+    contrast: Annotated[float, _key("colour jitter: contrast times 1 ± up to this", ge=0, le=1)] = 0.0
+    saturation: Annotated[float, _key("colour jitter: saturation times 1 ± up to this", ge=0, le=1)] = 0.0
+    hue: Annotated[float, _key("colour jitter: hue turned by up to this, turns", ge=0, le=0.5)] = 0.0
+    colour_shift: Annotated[
+        float, _key("shift colours along the set's principal components, standard deviations (the paper: 0.1)", ge=0)
+    ] = 0.0
+    cutout: Annotated[int, _key("blank a random square of this side, pixels", ge=0)] = 0
+    mixup: Annotated[float, _key("mix pairs of images, by Beta(this, this); 0 is off", ge=0)] = 0.0
+    cutmix: Annotated[float, _key("paste boxes between pairs of images, by Beta(this, this); 0 is off", ge=0)] = 0.0
+    randaugment: Annotated[
+        Annotated[int, Meta(ge=0, le=30)] | None,
+        _key("RandAugment's magnitude; loader=torch alone has it; null is off"),
+    ] = None
+    randaugment_operations: Annotated[int, _key("RandAugment's operations on each image", ge=1)] = 2
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def changes_appearance(self) -> bool:
+        strengths = (self.brightness, self.contrast, self.saturation, self.hue, self.colour_shift, self.cutout)
+        return self.mixes or any(strengths)
+
+    def __post_init__(self) -> None:
+        for name in ("scale_jitter", "random_resized_crop"):
+            limits = getattr(self, name)
+            if limits is not None and limits[0] > limits[1]:
+                raise ValueError(f"augment.{name} must rise: {limits}")
+        if self.random_resized_crop is not None and (self.scale_jitter is not None or self.crop_padding):
+            raise ValueError(
+                "augment.random_resized_crop chooses its own box; leave out augment.scale_jitter and augment.crop_padding"
+            )
 
 
 class OptimizerConfig(Group, frozen=True):
@@ -144,7 +196,10 @@ class Config(Group, frozen=True):
         Literal["A", "A-LRN", "B", "C", "D", "E", "vgg11", "vgg13", "vgg16", "vgg19"],
         _key("configuration of the paper's table 1, or its usual name"),
     ] = "vgg16"
-    loader: Annotated[Literal["auto", "dali", "torch"], _key("data loader; auto: dali where it is installed")] = "auto"
+    loader: Annotated[
+        Literal["auto", "resident", "dali", "torch", "synthetic"],
+        _key("data loader; auto: resident where the decoded images fit into memory, else dali where it is installed"),
+    ] = "auto"
     batch: Annotated[int, _key("global batch: images in one optimizer step over all ranks", ge=1)] = 256
     accumulation: Annotated[int, _key("micro-batches a rank cuts its share of the batch into", ge=1)] = 1
     epochs: Annotated[float, _key("passes over the training set; a fraction is allowed", gt=0)] = 100
@@ -189,6 +244,12 @@ class Config(Group, frozen=True):
             )
         if self.model.head == "paper" and set(self.data.train_sizes) - {self.data.image_size}:
             raise ValueError("data.train_sizes needs model.head=compact: the paper's head is built for one size")
+        if self.augment.crop_padding >= self.data.image_size:
+            raise ValueError(
+                f"augment.crop_padding ({self.augment.crop_padding}) must be less than data.image_size ({self.data.image_size})"
+            )
+        if self.augment.scale_jitter is not None and self.augment.scale_jitter[0] < self.data.image_size:
+            raise ValueError(f"augment.scale_jitter starts below data.image_size ({self.data.image_size})")
         if self.network == "A-LRN" and self.model.batch_norm:
             raise ValueError("network=A-LRN has its own normalisation; set model.batch_norm=false")
         if self.stop.patience is not None and self.data.validation == 0:
@@ -215,5 +276,10 @@ class Config(Group, frozen=True):
         if share % self.accumulation:
             raise UserError(
                 f"a rank's share of {share} images does not divide into accumulation={self.accumulation} parts"
+            )
+        if self.augment.mixes and (share // self.accumulation) % 2:
+            raise UserError(
+                f"augment.mixup and augment.cutmix mix pairs; {share // self.accumulation} images at a time are no whole "
+                "pairs: choose a batch so that each rank's micro-batch is even"
             )
         return share

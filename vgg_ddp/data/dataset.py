@@ -1,8 +1,8 @@
 """A prepared dataset on disk: what dataset.json says, and how its samples are read.
 
 Two storages. `raw`: decoded pixels, `SPLIT.images.npy` (uint8, n x height x width x 3) and `SPLIT.labels.npy`. `encoded`:
-the source's own JPEG or PNG bytes in WebDataset tar shards (`SPLIT-00000.tar`) with an index (`SPLIT.index.npz`) of
-where each sample lies. Both are memory-mapped; a sample's index is its place in the split.
+image files, the source's own or made from it, in WebDataset tar shards (`SPLIT-00000.tar`) with an index
+(`SPLIT.index.npz`) of where each sample lies. Both are memory-mapped; a sample's index is its place in the split.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vgg_ddp.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+SMALL = 8192  # bytes of an image file that is copied rather than pointed to
 
 
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,18 +37,21 @@ class SplitRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DatasetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """dataset.json. `mean` and `std` are of the train split's channels, in units of 0 to 255."""
+    """dataset.json. `mean`, `std` and `covariance` are of the train split's channels, in units of 0 to 255."""
 
     format_version: int = FORMAT_VERSION
     name: str
     classes: list[str]
     groups: dict[str, list[str]]
     storage: Literal["raw", "encoded"]
+    encoding: dict[str, Any] | None  # of images that were encoded here, and how far that is from their source
     image_shape: list[int] | None  # height, width, channels; None where images differ in size
     mean: list[float]
     std: list[float]
+    covariance: list[list[float]]
     splits: dict[str, SplitRecord]
     source: dict[str, Any]
+    notes: list[str]  # on images that are unusual, or were left out
 
 
 class Dataset:
@@ -77,6 +81,7 @@ class Dataset:
                 stored = self.directory / file.name
                 if not stored.is_file() or stored.stat().st_size != file.bytes:
                     raise UserError(f"{stored} is missing or truncated; prepare the dataset again")
+        self._splits: dict[str, Split] = {}
 
     @property
     def name(self) -> str:
@@ -93,7 +98,10 @@ class Dataset:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
-        return EncodedSplit(self, name) if self.record.storage == "encoded" else RawSplit(self, name)
+        """The split called `name`: the same object each time, so that what is made from it once is kept."""
+        if name not in self._splits:
+            self._splits[name] = EncodedSplit(self, name) if self.record.storage == "encoded" else RawSplit(self, name)
+        return self._splits[name]
 
     def verify(self) -> int:
         """Check every file against its hash; the number of files checked.
@@ -115,11 +123,22 @@ class RawSplit:
 
     def __init__(self, dataset: Dataset, name: str) -> None:
         self.name = name
-        self.images: NDArray[np.uint8] = np.load(dataset.directory / f"{name}.images.npy", mmap_mode="r")
+        # Copy on write: nothing writes, and torch warns of memory that it may not.
+        self.images: NDArray[np.uint8] = np.load(dataset.directory / f"{name}.images.npy", mmap_mode="c")
         self.labels: NDArray[np.int64] = np.load(dataset.directory / f"{name}.labels.npy")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def uniform_shape(self) -> tuple[int, int] | None:
+        """Height and width of every image, pixels."""
+        return self.images.shape[1], self.images.shape[2]
+
+    @property
+    def decoded_bytes(self) -> int | None:
+        """What all pixels take, decoded."""
+        return self.images.nbytes
 
     def shapes(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Heights and widths of the samples, [n, 2]."""
@@ -144,10 +163,22 @@ class EncodedSplit:
             self._shapes = np.stack([index["height"], index["width"]], axis=1)
             self._key = index["key"]
         shards = [f.name for f in dataset.record.splits[name].files if f.name.endswith(".tar")]
-        self._shards = [np.memmap(dataset.directory / shard, dtype=np.uint8, mode="r") for shard in sorted(shards)]
+        maps = (np.memmap(dataset.directory / shard, dtype=np.uint8, mode="r") for shard in sorted(shards))
+        self._shards = [np.asarray(shard) for shard in maps]  # plain arrays: a slice of one costs a tenth
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def uniform_shape(self) -> tuple[int, int] | None:
+        """Height and width of every image, pixels; None where they differ."""
+        first = self._shapes[0]
+        return (int(first[0]), int(first[1])) if (self._shapes == first).all() else None
+
+    @property
+    def decoded_bytes(self) -> int | None:
+        """What all pixels take, decoded; None where images differ in size."""
+        return None if self.uniform_shape is None else int(3 * self._shapes.prod(axis=1).sum())
 
     def shapes(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Heights and widths of the samples, [n, 2]."""
@@ -157,6 +188,22 @@ class EncodedSplit:
         """The stored bytes of one sample, a view of the mapped shard."""
         offset = self._offset[index]
         return self._shards[self._shard[index]][offset : offset + self._size[index]]
+
+    def encoded_batch(self, samples: NDArray[np.int64]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+        """The stored bytes of samples: small files as rows of one array with zeros behind each, large ones in a list.
+
+        To hand over one array takes a third of the time that decoding a file of 1 KB does; to hand over 256, twice that.
+        """
+        sizes = self._size[samples]
+        longest = int(sizes.max(initial=1))
+        if longest > SMALL:
+            return [self.encoded(int(sample)) for sample in samples]
+        rows = np.zeros((len(samples), longest), dtype=np.uint8)
+        for row, shard, offset, size in zip(
+            rows, self._shard[samples].tolist(), self._offset[samples].tolist(), sizes.tolist()
+        ):
+            row[:size] = self._shards[shard][offset : offset + size]
+        return rows
 
     def decode(self, index: int) -> NDArray[np.uint8]:
         """The pixels of one sample, height x width x 3, decoded by Pillow (libjpeg-turbo).
@@ -182,7 +229,7 @@ Split = RawSplit | EncodedSplit
 def decode_image(data: bytes) -> NDArray[np.uint8]:
     """The RGB pixels of a JPEG or PNG file, height x width x 3. Raises whatever Pillow raises for a broken one."""
     try:
-        opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+        opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "JPEG2000"))
     except UnidentifiedImageError:
         raise ValueError("it is no JPEG or PNG file") from None
     with opened as image:

@@ -66,6 +66,10 @@ class Slice:
     def stop(self) -> int:
         return self.start + len(self.samples)
 
+    def cut(self, first: int, count: int) -> Slice:
+        """`count` of its positions, from its `first` on."""
+        return Slice(self.epoch, self.start + first, self.samples[first : first + count])
+
 
 @dataclass(frozen=True)
 class Order:
@@ -102,3 +106,21 @@ def evaluation_slices(samples: NDArray[np.int64], batch: int, rank: int = 0, wor
     """
     for start in range(rank * batch, len(samples), batch * world_size):
         yield Slice(0, start, samples[start : start + batch])
+
+
+def check_order(count: int, seed: int = 0, batch: int = 96) -> None:
+    """See for oneself that ranks share a set of `count` samples: in training and in evaluation, each sample once.
+
+    Raises:
+        AssertionError: a sample is visited twice or not at all, or the world size changes a global batch.
+    """
+    samples = np.arange(count)
+    order = Order(seed, samples, min(batch, count))
+    whole = permutation(seed, 0, count)[: order.steps_per_epoch * order.batch].reshape(-1, order.batch)
+    assert np.array_equal(np.sort(permutation(seed, 0, count)), samples), "the order is no permutation"
+    for size in range(1, 13):
+        visited = [part.samples for rank in range(size) for part in evaluation_slices(samples, 17, rank, size)]
+        assert np.array_equal(np.sort(np.concatenate(visited)), samples), f"evaluation on {size} ranks misses a sample"
+        if order.batch % size == 0:
+            ranks = [np.stack([part.samples for part in order.slices(0, rank, size)]) for rank in range(size)]
+            assert np.array_equal(np.concatenate(ranks, axis=1), whole), f"training on {size} ranks takes other batches"

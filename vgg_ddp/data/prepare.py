@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import fcntl
 import hashlib
-import io
 import os
 import shutil
-import tarfile
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -20,19 +21,54 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from vgg_ddp.config.schema import BUILT_IN_SOURCES, DataConfig
-from vgg_ddp.data.dataset import Dataset, DatasetRecord, FileRecord, SplitRecord, decode_image, file_sha256
+from vgg_ddp.data.dataset import Dataset, DatasetRecord, FileRecord, SplitRecord, file_sha256
 from vgg_ddp.data.download import ARCHIVES, fetch
-from vgg_ddp.data.sources import EncodedImage, EncodedSource, PixelSource, digits, open_source
+from vgg_ddp.data.inspection import Inspection, inspect
+from vgg_ddp.data.moments import Moments
+from vgg_ddp.data.shards import ShardWriter
+from vgg_ddp.data.sources import EncodedSource, Pixels, PixelSource, digits, open_source
+from vgg_ddp.data.storage import Difference, Storage
 from vgg_ddp.errors import UserError
 
 Report = Callable[[str], None]
-SHARD_BYTES = 256 * 2**20
+JPEG_START = b"\xff\xd8"
+LISTED = 50  # remarks on images that are printed; all of them are in dataset.json
+UNEVEN = 1.5  # times as many images in the largest class as in the smallest is worth a word
 
 # The names under which a source can be asked for, and the archives that hold it, best first.
 ARCHIVE_NAMES = {
     "cifar10": ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"),
     "cifar100": ("cifar-100-python.tar.gz", "cifar-100-binary.tar.gz"),
 }
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What to do with images that are not as they should be.
+
+    Attributes:
+        unreadable: refuse the source, or leave such images out.
+        unusual: convert them to 8-bit RGB wherever they are decoded, or refuse the source.
+    """
+
+    unreadable: Literal["refuse", "drop"] = "refuse"
+    unusual: Literal["convert", "refuse"] = "convert"
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image on its way into a dataset: a file's bytes, or pixels that are to be encoded."""
+
+    key: str
+    split: str
+    label: int
+    data: bytes
+    pixels: NDArray[np.uint8] | None
+    new_suffix: str = ""
+
+    @property
+    def suffix(self) -> str:
+        return self.new_suffix or self.key.rsplit(".", 1)[-1].lower()
 
 
 class Unavailable(UserError):
@@ -109,7 +145,14 @@ def locate(source: str, downloads: Path, report: Report) -> Path | None:
     raise Unavailable(problems[0])
 
 
-def prepare(source: str, target: Path, report: Report, downloads: Path) -> Dataset:
+def prepare(
+    source: str,
+    target: Path,
+    report: Report,
+    downloads: Path,
+    storage: Storage = Storage(),  # noqa: B008 (frozen)
+    policy: Policy = Policy(),
+) -> Dataset:
     """Make the dataset `target` from `source`; it appears whole or not at all.
 
     Raises:
@@ -119,206 +162,253 @@ def prepare(source: str, target: Path, report: Report, downloads: Path) -> Datas
         raise UserError(f"{target} exists already; remove it, or prepare into another directory with --out")
     path = locate(source, downloads, report)
     opened = digits() if path is None else open_source(path)
-    aside = target.parent / f".{target.name}.partial"
-    shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
     try:
-        aside.mkdir(parents=True)
-        if isinstance(opened, PixelSource):
-            record = _write_pixels(opened, aside)
-        else:
-            record = _write_encoded(opened, aside, report)
-        (aside / "dataset.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
-        os.rename(aside, target)
+        with _claimed(target.parent / f".{target.name}.partial", target) as aside:
+            record = _Preparation(opened, storage, policy, aside, report).write()
+            (aside / "dataset.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
+            os.rename(aside, target)
     except OSError as error:
         raise UserError(
             f"dataset {target} cannot be written: {error.strerror or error}; free space there or choose another place"
         ) from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     counts = ", ".join(f"{split.count} {name}" for name, split in record.splits.items())
     report(f"prepared {record.name}: {counts} images of {len(record.classes)} classes in {target}")
     return Dataset(target)
 
 
-def _write_pixels(source: PixelSource, folder: Path) -> DatasetRecord:
-    """Raw storage: the pixels as they came."""
-    splits, moments = {}, Moments()
-    for name, pixels in source.splits.items():
-        np.save(folder / f"{name}.images.npy", pixels.images)
-        np.save(folder / f"{name}.labels.npy", pixels.labels)
-        splits[name] = _split_record(
-            folder, [f"{name}.images.npy", f"{name}.labels.npy"], pixels.labels, len(source.classes)
-        )
-        if name == "train":
-            for start in range(0, len(pixels.images), 1000):
-                moments.add(pixels.images[start : start + 1000])
-    shape = list(source.splits["train"].images.shape[1:])
-    return DatasetRecord(
-        name=source.name,
-        classes=source.classes,
-        groups=source.groups,
-        storage="raw",
-        image_shape=shape,
-        mean=moments.mean,
-        std=moments.std,
-        splits=splits,
-        source=source.origin,
-    )
+@contextlib.contextmanager
+def _claimed(aside: Path, target: Path) -> Iterator[Path]:
+    """An empty folder to write in, which no other process has; what is left of it is removed at the end.
+
+    The lock lies on the folder itself, so that it goes where the folder goes.
+    """
+    aside.mkdir(parents=True, exist_ok=True)  # it may be there: a killed process left it, or another one is at work
+    descriptor = os.open(aside, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is preparing {target}; wait for it, or choose another --out") from None
+        try:
+            if target.exists():  # the other one was quicker
+                raise UserError(f"{target} exists already; another process prepared it just now")
+            for left in aside.iterdir():
+                left.unlink()
+            yield aside
+        finally:
+            if aside.exists() and aside.stat().st_ino == os.fstat(descriptor).st_ino:  # else it is the dataset now
+                shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        os.close(descriptor)
 
 
-def _write_encoded(source: EncodedSource, folder: Path, report: Report) -> DatasetRecord:
-    """Encoded storage: the original bytes in WebDataset tar shards, each image decoded once to see that it can be."""
-    writers = {split: _ShardWriter(folder, split) for split in ("train", "test")}
-    moments, done = Moments(), 0
-    splits, shapes = {}, []
-    with contextlib.ExitStack() as stack:
-        for writer in writers.values():
-            stack.callback(writer.abandon)  # whatever happens, no shard stays open
-        for image, shape in _checked(source.read(), moments, source.path):
-            writers[image.split].add(image, shape)
+class _Preparation:
+    """One dataset in the making: the images go from the source through inspection and encoding into the folder."""
+
+    def __init__(
+        self, source: PixelSource | EncodedSource, storage: Storage, policy: Policy, folder: Path, report: Report
+    ) -> None:
+        self._source, self._storage, self._policy = source, storage, policy
+        self._folder, self._report = folder, report
+        self._moments, self._difference = Moments(), Difference()
+
+    def write(self) -> DatasetRecord:
+        source, storage = self._source, self._storage
+        if isinstance(source, PixelSource):
+            raw = storage.kind in ("original", "raw")
+            record = self._write_pixels(source.splits) if raw else self._write_files(self._pixels_as_images(source))
+        else:
+            images = (Image(i.key, i.split, i.label, i.data, None) for i in source.read())
+            record = self._write_decoded(images) if storage.kind == "raw" else self._write_files(images)
+        counts = dict(zip(record.classes, record.splits["train"].class_counts))
+        fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        if counts[most] > UNEVEN * counts[fewest]:
+            self._report(
+                f"{record.name}: the classes are uneven: {counts[fewest]} training images of {fewest}, {counts[most]} of {most}"
+            )
+        return record
+
+    def _write_pixels(self, pixels: Mapping[str, Pixels], notes: Sequence[str] = ()) -> DatasetRecord:
+        """Raw storage: the pixels as they are."""
+        splits = {}
+        for name, part in pixels.items():
+            files = [f"{name}.images.npy", f"{name}.labels.npy"]
+            np.save(self._folder / files[0], part.images)
+            np.save(self._folder / files[1], part.labels)
+            splits[name] = self._split_record(files, part.labels)
+            if name == "train":
+                for start in range(0, len(part.images), 1000):
+                    self._moments.add(part.images[start : start + 1000])
+        shape = list(pixels["train"].images.shape[1:])
+        return self._record("raw", splits, shape, notes)
+
+    def _write_decoded(self, images: Iterable[Image]) -> DatasetRecord:
+        """Raw storage of image files: each decoded, all of one size, sorted by key as they are in shards."""
+        rows: dict[str, list[tuple[bytes, int, NDArray[np.uint8]]]] = {"train": [], "test": []}
+        notes: list[str] = []
+        shape: tuple[int, ...] | None = None
+        for image, inspection in self._inspected(images, notes):
+            pixels = inspection.pixels
+            assert pixels is not None, "what cannot be read was left out"
+            shape = shape or pixels.shape
+            if pixels.shape != shape:
+                sizes = f"{shape[1]} x {shape[0]} and {pixels.shape[1]} x {pixels.shape[0]}"
+                raise UserError(
+                    f"--storage raw needs images of one size, and {self._source.path} has {sizes}; leave it out"
+                )
+            rows[image.split].append((image.key.encode(), image.label, pixels))
+        splits = {}
+        for name, found in rows.items():
+            self._must_have_images(name, [label for _, label, _ in found])
+            found.sort(key=lambda row: row[0])
+            labels = np.array([label for _, label, _ in found], dtype=np.int64)
+            splits[name] = Pixels(np.stack([pixels for _, _, pixels in found]), labels)
+        return self._write_pixels(splits, notes)
+
+    def _write_files(self, images: Iterable[Image]) -> DatasetRecord:
+        """Encoded storage: image files in WebDataset tar shards, each decoded once to see that it can be."""
+        writers = {split: ShardWriter(self._folder, split) for split in ("train", "test")}
+        notes: list[str] = []
+        splits, shapes = {}, []
+        with contextlib.ExitStack() as stack:
+            for writer in writers.values():
+                stack.callback(writer.abandon)  # whatever happens, no shard stays open
+            for image, inspection in self._inspected(images, notes):
+                assert inspection.pixels is not None, "what cannot be read was left out"
+                height, width = inspection.pixels.shape[:2]
+                writers[image.split].add(image.key, image.label, image.data, image.suffix, (height, width))
+            for split, writer in writers.items():
+                self._must_have_images(split, writer.classes)
+                files = writer.close()
+                splits[split] = self._split_record(files, writer.labels)
+                shapes.append(writer.shapes)
+        sizes = np.unique(np.concatenate(shapes), axis=0)
+        return self._record("encoded", splits, [*sizes[0].tolist(), 3] if len(sizes) == 1 else None, notes)
+
+    def _inspected(self, images: Iterable[Image], notes: list[str]) -> Iterator[tuple[Image, Inspection]]:
+        """The images that are to be stored, in order, encoded if need be, on all cores; what is wrong goes into `notes`.
+
+        Raises:
+            UserError: images that the policy refuses, once all were looked at.
+        """
+        refused, done = 0, 0
+        for image, inspection in _in_order(self._inspect_and_encode, images):
             done += 1
             if done % 10_000 == 0:
-                report(f"preparing {source.name}: {done} of {len(source.keys)} images")
-        if done != len(source.keys):
-            raise UserError(f"{source.path} gave {done} images where it lists {len(source.keys)}; it may be truncated")
-        for split, writer in writers.items():
-            files = writer.close()
-            splits[split] = _split_record(folder, files, writer.labels, len(source.classes))
-            shapes.append(writer.shapes)
-    if source.ignored:
-        report(f"{source.path}: {source.ignored} files that are not .jpg or .png under train/ or test/ were left out")
-    sizes = np.unique(np.concatenate(shapes), axis=0)
-    return DatasetRecord(
-        name=source.name,
-        classes=source.classes,
-        groups=source.groups,
-        storage="encoded",
-        image_shape=[*sizes[0].tolist(), 3] if len(sizes) == 1 else None,
-        mean=moments.mean,
-        std=moments.std,
-        splits=splits,
-        source=source.origin,
-    )
+                self._report(f"preparing {self._source.name}: {done} of {self._source.count} images")
+            if inspection.unreadable:
+                notes.append(f"{image.key} cannot be read: {inspection.unreadable}")
+                refused += self._policy.unreadable == "refuse"
+                continue
+            for remark in inspection.unusual:
+                notes.append(f"{image.key} {remark}")
+                refused += self._policy.unusual == "refuse"
+            yield image, inspection
+        if done != self._source.count:
+            raise UserError(
+                f"{self._source.path} gave {done} images where it lists {self._source.count}; it may be truncated"
+            )
+        for note in notes[:LISTED]:
+            self._report(note)
+        if len(notes) > LISTED:
+            self._report(f"... and {len(notes) - LISTED} more")
+        if refused == 1:
+            found = next(n for n in notes if " cannot be read: " in n or self._policy.unusual == "refuse")
+            raise UserError(f"{self._source.path}: image {found}; repair or remove it")
+        if refused:
+            raise UserError(
+                f"{self._source.path}: {refused} images are refused, the first: image {notes[0]}; repair or remove them, or "
+                "see --unreadable and --unusual"
+            )
 
-
-def _split_record(folder: Path, files: list[str], labels: NDArray[np.int64], classes: int) -> SplitRecord:
-    records = [FileRecord(f, (folder / f).stat().st_size, file_sha256(folder / f)) for f in files]
-    return SplitRecord(len(labels), np.bincount(labels, minlength=classes).tolist(), records)
-
-
-class Moments:
-    """Mean and standard deviation of each channel over all pixels, in units of 0 to 255. Sums are whole numbers: exact."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._sum = np.zeros(3, dtype=np.int64)
-        self._squares = np.zeros(3, dtype=np.int64)
-        self._lock = threading.Lock()
-
-    def add(self, pixels: NDArray[np.uint8]) -> None:
-        """Take in images of any leading shape with three channels last."""
-        flat = pixels.reshape(-1, 3)
-        total = flat.sum(axis=0, dtype=np.int64)
-        squares = np.stack([np.bincount(flat[:, c], minlength=256) @ _SQUARES for c in range(3)])
-        with self._lock:
-            self._count += len(flat)
-            self._sum += total
-            self._squares += squares
-
-    @property
-    def mean(self) -> list[float]:
-        return (self._sum / self._count).tolist()
-
-    @property
-    def std(self) -> list[float]:
-        variance = self._squares / self._count - (self._sum / self._count) ** 2
-        return np.sqrt(np.maximum(variance, 1e-6)).tolist()  # a channel that never varies
-
-
-_SQUARES = np.arange(256, dtype=np.int64) ** 2
-
-
-def _checked(
-    images: Iterable[EncodedImage], moments: Moments, path: Path
-) -> Iterator[tuple[EncodedImage, tuple[int, int]]]:
-    """The images with their heights and widths, in order, decoded on all cores; train images go into `moments`."""
-
-    def check(image: EncodedImage) -> tuple[int, int]:
-        try:
-            pixels = decode_image(image.data)
-        except Exception as error:
-            raise UserError(f"{path}: image {image.key} cannot be read: {error}; repair or remove it") from None
+    def _inspect_and_encode(self, image: Image) -> tuple[Image, Inspection]:
+        if image.pixels is None:
+            inspection = inspect(image.key, image.data)
+        else:
+            inspection = Inspection(image.pixels)
+        if inspection.pixels is None:
+            return image, inspection
         if image.split == "train":
-            moments.add(pixels)
-        return pixels.shape[0], pixels.shape[1]
+            self._moments.add(inspection.pixels)
+        kept = image.pixels is None and (
+            self._storage.kind == "original" or (self._storage.kind == "jpeg" and image.data.startswith(JPEG_START))
+        )
+        if kept or self._storage.kind == "raw":
+            return image, inspection
+        data, suffix = self._storage.encode(inspection.pixels)
+        self._difference.add(inspection.pixels, data)
+        return dataclasses.replace(image, data=data, new_suffix=suffix), inspection
 
-    waiting: deque[tuple[EncodedImage, Future[tuple[int, int]]]] = deque()
+    def _pixels_as_images(self, source: PixelSource) -> Iterator[Image]:
+        for split, pixels in source.splits.items():
+            for i, (image, label) in enumerate(zip(pixels.images, pixels.labels)):
+                yield Image(f"{split}/{i:08d}", split, int(label), b"", image)
+
+    def _must_have_images(self, split: str, labels: Sequence[int]) -> None:
+        """Raises a `UserError` if leaving images out left a split, or a class of the training split, empty."""
+        counts = np.bincount(np.array(labels, dtype=np.int64), minlength=len(self._source.classes))
+        if not counts.any() or (split == "train" and not counts.all()):
+            empty = self._source.classes[int(counts.argmin())]
+            raise UserError(
+                f"{self._source.path}: no image of {split}/{empty} can be read; repair them or remove the class"
+            )
+
+    def _split_record(self, files: list[str], labels: NDArray[np.int64]) -> SplitRecord:
+        paths = [(name, self._folder / name) for name in files]
+        records = [FileRecord(name, path.stat().st_size, file_sha256(path)) for name, path in paths]
+        return SplitRecord(len(labels), np.bincount(labels, minlength=len(self._source.classes)).tolist(), records)
+
+    def _record(
+        self,
+        storage: Literal["raw", "encoded"],
+        splits: dict[str, SplitRecord],
+        shape: list[int] | None,
+        notes: Sequence[str],
+    ) -> DatasetRecord:
+        source, encoding = self._source, None
+        if self._difference.images:
+            settings = {"quality": self._storage.quality, "chroma": self._storage.chroma}
+            encoding = {
+                "format": self._storage.kind,
+                **(settings if self._storage.kind == "jpeg" else {}),
+                **self._difference.describe(),
+            }
+            apart = (
+                f"{encoding['mean_difference']:.2f} levels of 255 in the mean, {encoding['largest_difference']} at most"
+            )
+            self._report(
+                f"{source.name}: {self._difference.images} images encoded as {self._storage.kind}; "
+                f"pixels differ from the source by {apart}"
+            )
+        if isinstance(source, EncodedSource) and source.ignored:
+            self._report(
+                f"{source.path}: {source.ignored} files that are not .jpg or .png under train/ or test/ were left out"
+            )
+        return DatasetRecord(
+            name=source.name,
+            classes=source.classes,
+            groups=source.groups,
+            storage=storage,
+            encoding=encoding,
+            image_shape=shape,
+            mean=self._moments.mean,
+            std=self._moments.std,
+            covariance=self._moments.covariance,
+            splits=splits,
+            source=source.origin,
+            notes=list(notes),
+        )
+
+
+def _in_order(
+    work: Callable[[Image], tuple[Image, Inspection]], images: Iterable[Image]
+) -> Iterator[tuple[Image, Inspection]]:
+    """`work` on each image, on all cores; the results in the images' order."""
+    waiting: deque[Future[tuple[Image, Inspection]]] = deque()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for image in images:
-            waiting.append((image, pool.submit(check, image)))
+            waiting.append(pool.submit(work, image))
             if len(waiting) > 256:  # bounds the memory
-                first, shape = waiting.popleft()
-                yield first, shape.result()
-        for image, shape in waiting:
-            yield image, shape.result()
-
-
-class _ShardWriter:
-    """Writes a split's images into tar shards of about SHARD_BYTES, and the index of where each lies, by key."""
-
-    def __init__(self, folder: Path, split: str) -> None:
-        self._folder, self._split = folder, split
-        self._files: list[str] = []
-        self._tar: tarfile.TarFile | None = None
-        self._rows: list[tuple[bytes, int, int, int, int, int, int]] = []
-
-    def add(self, image: EncodedImage, shape: tuple[int, int]) -> None:
-        if self._tar is None or self._tar.offset > SHARD_BYTES:
-            self._open_next()
-        assert self._tar is not None
-        stem, suffix = f"{len(self._rows):08d}", image.key.rsplit(".", 1)[-1].lower()
-        offset = self._add(f"{stem}.{suffix}", image.data)
-        self._add(f"{stem}.cls", str(image.label).encode())
-        self._rows.append((image.key.encode(), len(self._files) - 1, offset, len(image.data), image.label, *shape))
-
-    def close(self) -> list[str]:
-        """Write the index, sorted by key so that it does not depend on the source's order; all files' names."""
-        if self._tar is not None:
-            self._tar.close()
-        self._rows.sort()
-        key, shard, offset, size, label, height, width = zip(*self._rows)
-        self.labels = np.array(label, dtype=np.int64)
-        self.shapes = np.array([height, width], dtype=np.int64).T
-        name = f"{self._split}.index.npz"
-        np.savez(
-            self._folder / name,
-            key=np.array(key, dtype=bytes),
-            shard=np.array(shard),
-            offset=np.array(offset),
-            size=np.array(size),
-            label=self.labels,
-            height=np.array(height),
-            width=np.array(width),
-        )
-        return [*self._files, name]
-
-    def abandon(self) -> None:
-        """Let go of the shard as it is; does nothing after `close`."""
-        if self._tar is not None and self._tar.fileobj is not None:
-            with contextlib.suppress(OSError):
-                self._tar.fileobj.close()
-
-    def _open_next(self) -> None:
-        if self._tar is not None:
-            self._tar.close()
-        self._files.append(f"{self._split}-{len(self._files):05d}.tar")
-        self._tar = tarfile.open(self._folder / self._files[-1], "w", format=tarfile.USTAR_FORMAT)
-
-    def _add(self, name: str, data: bytes) -> int:
-        """Append a member; where its data begins."""
-        assert self._tar is not None
-        member = tarfile.TarInfo(name)
-        member.size = len(data)
-        start = self._tar.offset
-        self._tar.addfile(member, io.BytesIO(data))
-        return start + tarfile.BLOCKSIZE
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -52,6 +52,11 @@ class PixelSource:
     groups: dict[str, list[str]]
     splits: dict[str, Pixels]
     origin: dict[str, str | int]
+    path: str
+
+    @property
+    def count(self) -> int:
+        return sum(len(pixels.labels) for pixels in self.splits.values())
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,10 @@ class EncodedSource:
     ignored: int
     origin: dict[str, str | int]
     path: Path
+
+    @property
+    def count(self) -> int:
+        return len(self.keys)
 
     def read(self) -> Iterator[EncodedImage]:
         read = _read_folder if self.path.is_dir() else _read_tar
@@ -123,7 +132,8 @@ def open_source(path: Path) -> PixelSource | EncodedSource:
     with open_tar(path) as archive:
         classes, splits = cifar.read(archive, path, layout)
     groups = cifar.GROUPS_CIFAR10 if layout.name == "CIFAR-10" else {}
-    return PixelSource(layout.name, classes, groups, {n: Pixels(s.images, s.labels) for n, s in splits.items()}, origin)
+    pixels = {name: Pixels(split.images, split.labels) for name, split in splits.items()}
+    return PixelSource(layout.name, classes, groups, pixels, origin, str(path))
 
 
 class _StrictInfo(tarfile.TarInfo):
@@ -214,5 +224,10 @@ def digits() -> PixelSource:
         test[members[round(0.8 * len(members)) :]] = True
     splits = {"train": Pixels(images[~test], labels[~test]), "test": Pixels(images[test], labels[test])}
     return PixelSource(
-        "digits", [str(i) for i in range(10)], {}, splits, {"kind": "built in", "package": "scikit-learn"}
+        "digits",
+        [str(i) for i in range(10)],
+        {},
+        splits,
+        {"kind": "built in", "package": "scikit-learn"},
+        "digits",
     )

@@ -1,27 +1,27 @@
 """Loaders: from slices of the order to batches of pixels on the device.
 
-One interface, one file each. All are fed by the same order and the same augmentation parameters, so all give the same
+One interface, one file each. All are fed by the same order and the same placements (`vgg_ddp.augment`), so all give the same
 pixels. To add one: a module with a class of this interface, and its line in `build`.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vgg_ddp.config.schema import AugmentConfig, DataConfig
-from vgg_ddp.data import augment
-from vgg_ddp.data.dataset import Split
+from vgg_ddp.augment.geometry import Geometry, resized_shapes
+from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.data.dataset import RawSplit, Split
 from vgg_ddp.data.order import Slice
+from vgg_ddp.distributed import World
 from vgg_ddp.errors import UserError
+from vgg_ddp.memory import total_bytes
 
 
 @dataclass(frozen=True)
@@ -31,57 +31,27 @@ class Batch:
     Attributes:
         images: uint8 [n, size, size, 3], on the device.
         labels: int64 [n], on the device.
-        samples: indices into the split, int64 [n], on the host.
+        part: which samples they are, and where they stand in the order.
     """
 
     images: Tensor
     labels: Tensor
-    samples: NDArray[np.int64]
+    part: Slice
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.part.samples)
+
+    @property
+    def samples(self) -> NDArray[np.int64]:
+        """Indices into the split, int64 [n], on the host."""
+        return self.part.samples
 
     def micro_batches(self, count: int) -> Iterator[Batch]:
         """`count` equal parts."""
         size = len(self) // count
-        for start in range(0, size * count, size):
-            part = slice(start, start + size)
-            yield Batch(self.images[part], self.labels[part], self.samples[part])
-
-
-@dataclass(frozen=True)
-class Transform:
-    """What is done to each image: resize, reflect-pad, crop, flip, rotate, in this order.
-
-    Attributes:
-        resize: the shorter side after resizing, pixels, or None.
-        size: side of the crop, pixels.
-        padding: reflect padding before the crop, pixels.
-        flips, rotates: whether `draw` ever asks for it, so that a loader can leave the operation out.
-        draw: the parameters of a slice's images.
-    """
-
-    resize: int | None
-    size: int
-    padding: int
-    flips: bool
-    rotates: bool
-    draw: Callable[[Slice], augment.Parameters]
-
-
-def training_transform(data: DataConfig, config: AugmentConfig, seed: int) -> Transform:
-    return Transform(
-        data.resize,
-        data.image_size,
-        config.crop_padding,
-        config.flip,
-        config.rotation > 0,
-        partial(augment.draw, config, seed),
-    )
-
-
-def evaluation_transform(data: DataConfig) -> Transform:
-    return Transform(data.resize, data.image_size, 0, False, False, augment.centred)
+        for first in range(0, size * count, size):
+            part = slice(first, first + size)
+            yield Batch(self.images[part], self.labels[part], self.part.cut(first, size))
 
 
 class Loader(Protocol):
@@ -92,41 +62,81 @@ class Loader(Protocol):
         ...
 
 
-def choose(name: str) -> tuple[str, str]:
-    """The loader that `name` ("auto" or one by name) means here, and why."""
+@dataclass(frozen=True)
+class Choice:
+    """A loader's name, and why it is this one."""
+
+    name: str
+    reason: str
+
+
+def choose(name: str, split: Split, config: DataConfig, world: World) -> Choice:
+    """The loader that `name` ("auto" or one by name) means for this split here.
+
+    Resident where the decoded pixels fit into their share of the memory; else DALI where it is installed; else torch's.
+    """
     if name != "auto":
-        return name, "asked for"
-    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
-        return "dali", "NVIDIA DALI is installed"
-    return "torch", "NVIDIA DALI is not installed"
-
-
-def check_sizes(split: Split, transform: Transform) -> None:
-    """Raises a `UserError` if an image of the split is too small for the transform."""
-    shapes = augment.resized_shapes(split.shapes(np.arange(len(split))), transform.resize)
-    if (least := int(shapes.min(initial=1 << 30))) >= transform.size and least <= transform.padding:
-        raise UserError(
-            f"augment.crop_padding ({transform.padding}) is more than an image of {least} pixels can reflect; "
-            f"set it to {least - 1} or less"
+        return Choice(name, "asked for")
+    size, room = split.decoded_bytes, config.resident_share * total_bytes(world)
+    if size is None:
+        why = f"the images of {split.name} differ in size"
+    elif config.residency == "sharded":
+        return Choice("resident", "data.residency is sharded")
+    elif isinstance(split, RawSplit) and world.device.type == "cpu":
+        return Choice("resident", "the pixels are stored decoded, and mapped into memory")
+    elif size <= room:
+        return Choice(
+            "resident", f"{size / 1e6:.0f} MB of decoded pixels fit into {room / 1e6:.0f} MB set apart for them"
         )
-    small = np.flatnonzero(shapes.min(axis=1) < transform.size)
+    else:
+        why = f"decoded, {size / 1e9:.1f} GB do not fit into {room / 1e9:.1f} GB set apart for them"
+    if dali_is_installed():
+        return Choice("dali", why)
+    return Choice("torch", f"{why}, and NVIDIA DALI is not installed")
+
+
+def dali_is_installed() -> bool:
+    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+
+
+def build(name: str, split: Split, geometry: Geometry, config: DataConfig, world: World, batch: int) -> Loader:
+    """The loader called `name` for slices of at most `batch` samples.
+
+    Raises:
+        UserError: the loader cannot do what the geometry asks for, or an image is too small for it.
+    """
+    check_sizes(split, geometry)
+    if geometry.random_operations and name != "torch":
+        raise UserError(f"augment.randaugment works image by image, which loader={name} does not; set loader=torch")
+    if name == "resident":
+        from vgg_ddp.loaders.resident import ResidentLoader
+
+        return ResidentLoader(split, geometry, config, world)
+    if name == "synthetic":
+        from vgg_ddp.loaders.synthetic import SyntheticLoader
+
+        return SyntheticLoader(split, geometry, world, batch)
+    if name == "dali":
+        if not dali_is_installed():
+            raise UserError("loader=dali needs NVIDIA DALI, which is not installed: pip install 'vgg-ddp[dali]'")
+        from vgg_ddp.loaders.dali import DaliLoader
+
+        return DaliLoader(split, geometry, config, world.device, batch)
+    from vgg_ddp.loaders.torch_loader import TorchLoader
+
+    return TorchLoader(split, geometry, config, world.device)
+
+
+def check_sizes(split: Split, geometry: Geometry) -> None:
+    """Raises a `UserError` if an image of the split is too small for the crop."""
+    if geometry.area is not None:
+        return
+    shorter = None if geometry.resize is None else np.array([geometry.resize[0]])
+    shapes = resized_shapes(split.shapes(np.arange(len(split))), shorter)
+    small = np.flatnonzero(shapes.min(axis=1) < geometry.size)
     if len(small):
         height, width = shapes[small[0]]
         raise UserError(
-            f"{split.key(int(small[0]))} is {width} x {height} pixels, smaller than data.image_size ({transform.size}); "
-            f"set data.resize={transform.size} to enlarge it"
+            f"{split.key(int(small[0]))} is {width} x {height} pixels, smaller than data.image_size ({geometry.size}); "
+            f"set data.resize={geometry.size} to enlarge it"
         )
-
-
-def build(
-    name: str, split: Split, transform: Transform, config: DataConfig, device: torch.device, batch: int
-) -> Loader:
-    """The loader called `name` ("dali" or "torch") for slices of at most `batch` samples."""
-    check_sizes(split, transform)
-    if name == "dali":
-        from vgg_ddp.loaders.dali import DaliLoader
-
-        return DaliLoader(split, transform, config, device, batch)
-    from vgg_ddp.loaders.torch_loader import TorchLoader
-
-    return TorchLoader(split, transform, config, device)

@@ -1,7 +1,8 @@
-"""The NVIDIA DALI loader: decoding and augmentation in DALI's operators, on the GPU where there is one.
+"""The NVIDIA DALI loader: decoding and scaling in DALI's operators, on the GPU where there is one.
 
-The order and the augmentation parameters come from Python by `external_source`; DALI prefetches ahead of the step on its
-own threads. Batches reach torch without a copy (DLPack).
+Bytes and boxes come from Python by `external_source`; DALI makes batches ahead of the step on its own threads, and hands them
+to torch without a copy (DLPack). Reflecting and turning are done for the whole batch afterwards: DALI has no reflect padding,
+and made of its operators it took as long as decoding a small JPEG.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from vgg_ddp.augment.geometry import Geometry, Placement
+from vgg_ddp.augment.pixels import finish
 from vgg_ddp.config.schema import DataConfig
-from vgg_ddp.data import augment
 from vgg_ddp.data.dataset import EncodedSplit, Split
 from vgg_ddp.data.order import Slice
-from vgg_ddp.loaders import Batch, Transform
+from vgg_ddp.loaders import Batch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # DALI warns of a missing GPU driver at import; it runs on the CPU all the same
@@ -30,18 +34,16 @@ with warnings.catch_warnings():
 class DaliLoader:
     """See `vgg_ddp.loaders.Loader`."""
 
-    def __init__(
-        self, split: Split, transform: Transform, config: DataConfig, device: torch.device, batch: int
-    ) -> None:
-        self._split, self._transform, self._device = split, transform, device
+    def __init__(self, split: Split, geometry: Geometry, config: DataConfig, device: torch.device, batch: int) -> None:
+        self._split, self._geometry, self._device = split, geometry, device
         self._parts: Iterator[Slice] = iter(())
-        self._fetched: deque[Slice] = deque()  # handed to DALI, not yet come back as a batch
+        self._fetched: deque[tuple[Slice, Placement]] = deque()  # handed to DALI, not yet come back as a batch
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._pipeline = _pipeline(
                 self._fetch,
                 split,
-                transform,
+                geometry,
                 device.type == "cuda",
                 batch_size=batch,
                 num_threads=config.decode_threads,
@@ -60,66 +62,115 @@ class DaliLoader:
                 self._pipeline.reset()
                 return
             except RuntimeError:
-                for sample in (sample for part in self._fetched for sample in part.samples):
+                for sample in (sample for part, _ in self._fetched for sample in part.samples):
                     self._split.decode(int(sample))  # raises a UserError that names the bad one
                 raise
-            samples = self._fetched.popleft().samples
+            part, placement = self._fetched.popleft()
+            if placement.rows is None:
+                placement = replace(placement, flip=None)  # the pipeline did it
             yield Batch(
-                from_dlpack(images.as_tensor()),
-                torch.from_numpy(self._split.labels[samples]).to(self._device, non_blocking=True),
-                samples,
+                finish(from_dlpack(images.as_tensor()), placement),
+                torch.from_numpy(self._split.labels[part.samples]).to(self._device, non_blocking=True),
+                part,
             )
 
     def _fetch(self) -> tuple[Any, ...]:
         """The inputs of the next batch, in the order in which `_pipeline` declares them."""
         part = next(self._parts)
-        self._fetched.append(part)
-        parameters = self._transform.draw(part)
-        shapes = augment.resized_shapes(self._split.shapes(part.samples), self._transform.resize)
-        offsets = augment.crop_offsets(parameters, shapes, self._transform.size, self._transform.padding)
+        shapes = self._split.shapes(part.samples)
+        placement = self._geometry.place(part, shapes)
+        self._fetched.append((part, placement))
+        box = placement.box
+        if isinstance(self._split, EncodedSplit):
+            data: Any = self._split.encoded_batch(part.samples)
+        else:
+            data = self._split.images[part.samples]
+        # A window of whole pixels around each box, with what the filter reaches past it; only this much is decoded.
+        margin = np.ceil(np.maximum(box[:, 2:] - box[:, :2], self._geometry.size) / self._geometry.size) + 1
+        margin = margin if self._geometry.resamples else np.zeros_like(margin)
+        low = np.maximum(np.floor(box[:, :2]) - margin, 0)
+        high = np.minimum(np.ceil(box[:, 2:]) + margin, shapes)
+        begin, end = box[:, :2] - low, box[:, 2:] - low
         return (
-            self._pixels_or_bytes(part.samples),
-            shapes.astype(np.float32),
-            offsets.astype(np.int32),
-            parameters.flip.astype(np.int32),
-            parameters.angle.astype(np.float32),
+            data,
+            low.astype(np.int32),
+            (high - low).astype(np.int32),
+            begin.astype(np.float32),
+            end.astype(np.float32),
+            np.zeros(len(box), dtype=np.int32) if placement.flip is None else placement.flip.astype(np.int32),
         )
 
-    def _pixels_or_bytes(self, samples: NDArray[np.int64]) -> Any:
-        if isinstance(self._split, EncodedSplit):
-            return [self._split.encoded(int(sample)) for sample in samples]
-        return self._split.images[samples]
+
+def decode(
+    split: EncodedSplit, samples: NDArray[np.int64], device: torch.device, threads: int, batch: int = 512
+) -> Iterator[tuple[int, Tensor]]:
+    """Decode images of one size, each once: the place of the first in `samples`, and uint8 [n, height, width, 3].
+
+    Raises:
+        UserError: naming a sample that cannot be decoded.
+    """
+    starts = iter(range(0, len(samples), batch))
+
+    def fetch() -> Any:
+        start = next(starts)
+        return split.encoded_batch(samples[start : start + batch])
+
+    on_gpu = device.type == "cuda"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = _decoding(
+            fetch,
+            "mixed" if on_gpu else "cpu",
+            batch_size=batch,
+            num_threads=threads,
+            device_id=device.index if on_gpu else None,
+            prefetch_queue_depth=2,
+            exec_dynamic=True,
+        )
+        pipeline.build()
+    for start in range(0, len(samples), batch):
+        try:
+            (images,) = pipeline.run()
+        except RuntimeError:
+            for sample in samples[start:]:
+                split.decode(int(sample))
+            raise
+        yield start, from_dlpack(images.as_tensor())
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
-def _pipeline(fetch: Any, split: Split, transform: Transform, on_gpu: bool) -> Any:
+def _decoding(fetch: Any, decoder: str) -> Any:
+    data = fn.external_source(source=fetch, batch=True, dtype=types.UINT8, ndim=1)
+    return fn.decoders.image(data, device=decoder, output_type=types.RGB)
+
+
+@pipeline_def  # type: ignore[untyped-decorator]
+def _pipeline(fetch: Any, split: Split, geometry: Geometry, on_gpu: bool) -> Any:
     encoded = isinstance(split, EncodedSplit)
-    data, shape, offset, flip, angle = fn.external_source(
+    data, anchor, shape, begin, end, mirrored = fn.external_source(
         source=fetch,
-        num_outputs=5,
+        num_outputs=6,
         batch=True,
-        dtype=[types.UINT8, types.FLOAT, types.INT32, types.INT32, types.FLOAT],
-        ndim=[1 if encoded else 3, 1, 1, 0, 0],
+        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.FLOAT, types.INT32],
+        ndim=[1 if encoded else 3, 1, 1, 1, 1, 0],
+        layout=["" if encoded else "HWC", "", "", "", "", ""],
     )
-    if encoded:
-        images = fn.decoders.image(data, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
+    whole = split.uniform_shape == (geometry.size, geometry.size) and not geometry.resamples
+    device = "mixed" if on_gpu else "cpu"
+    if encoded and whole:
+        images = fn.decoders.image(data, device=device, output_type=types.RGB)
+    elif encoded:
+        images = fn.decoders.image_slice(data, anchor, shape, axes=[0, 1], device=device, output_type=types.RGB)
     else:
         images = data.gpu() if on_gpu else data
-    if transform.resize is not None:
-        images = fn.resize(images, size=shape, interp_type=types.INTERP_LINEAR, antialias=True)
-    if transform.padding:
-        images = _reflect_pad(images, transform.padding)
-    images = fn.slice(images, offset, [transform.size, transform.size], axes=[0, 1])
-    if transform.flips:
-        images = fn.flip(images, horizontal=flip)
-    if transform.rotates:
-        images = fn.rotate(images, angle=angle, keep_size=True, fill_value=0, interp_type=types.INTERP_LINEAR)
-    return images
-
-
-def _reflect_pad(images: Any, padding: int) -> Any:
-    """Pad height and width by mirroring without the edge. DALI pads with constants only; so: mirror, slice, concatenate."""
-    mirrored = fn.flip(images, horizontal=1, vertical=0)
-    images = fn.cat(mirrored[:, -1 - padding : -1], images, mirrored[:, 1 : 1 + padding], axis=1)
-    mirrored = fn.flip(images, horizontal=0, vertical=1)
-    return fn.cat(mirrored[-1 - padding : -1], images, mirrored[1 : 1 + padding], axis=0)
+        images = images if whole else fn.slice(images, anchor, shape, axes=[0, 1])
+    if geometry.resamples:
+        images = fn.resize(
+            images,
+            size=[geometry.size, geometry.size],
+            roi_start=begin,
+            roi_end=end,
+            interp_type=types.INTERP_LINEAR,
+            antialias=True,
+        )
+    return fn.flip(images, horizontal=mirrored) if geometry.flip and not geometry.padding else images

@@ -12,23 +12,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vgg_ddp.augment.geometry import Geometry
+from vgg_ddp.augment.pixels import finish, resample
 from vgg_ddp.config.schema import DataConfig
-from vgg_ddp.data import augment
 from vgg_ddp.data.dataset import RawSplit, Split
 from vgg_ddp.data.order import Slice
 from vgg_ddp.errors import UserError
-from vgg_ddp.loaders import Batch, Transform
+from vgg_ddp.loaders import Batch
+
+Item = tuple[Tensor, Tensor, Slice, str]
 
 
 class TorchLoader:
     """See `vgg_ddp.loaders.Loader`."""
 
-    def __init__(self, split: Split, transform: Transform, config: DataConfig, device: torch.device) -> None:
+    def __init__(self, split: Split, geometry: Geometry, config: DataConfig, device: torch.device) -> None:
         self._device = device
         self._parts = _Parts()
         self._started = config.workers == 0
         self._loader = DataLoader(
-            _Batches(split, transform),
+            _Batches(split, geometry),
             batch_size=None,  # an item is a whole batch already
             sampler=self._parts,
             num_workers=config.workers,
@@ -41,16 +44,16 @@ class TorchLoader:
 
     def stream(self, parts: Iterable[Slice]) -> Iterator[Batch]:
         self._parts.parts = parts
-        for images, labels, samples, error in self._start():
+        for images, labels, part, error in self._start():
             if error:
                 raise UserError(error)
             yield Batch(
                 images.to(self._device, non_blocking=True),
                 labels.to(self._device, non_blocking=True),
-                samples.numpy(),
+                part,
             )
 
-    def _start(self) -> Iterator[tuple[Tensor, Tensor, Tensor, str]]:
+    def _start(self) -> Iterator[Item]:
         """Begin a stream; the first one forks the workers.
 
         A worker must never collect garbage of its parent's: to destroy the copy of something that owns threads, a DALI
@@ -75,48 +78,53 @@ class _Parts:
         return iter(self.parts)
 
 
-class _Batches(Dataset[tuple[Tensor, Tensor, Tensor, str]]):
-    """From a slice to its augmented images, labels, sample indices, and what was wrong with a sample."""
+class _Batches(Dataset[Item]):
+    """From a slice to its augmented images, labels, itself, and what was wrong with a sample."""
 
-    def __init__(self, split: Split, transform: Transform) -> None:
-        self._split, self._transform = split, transform
+    def __init__(self, split: Split, geometry: Geometry) -> None:
+        self._split, self._geometry = split, geometry
 
-    def __getitem__(self, part: Slice) -> tuple[Tensor, Tensor, Tensor, str]:
-        empty = torch.empty(0)
+    def __getitem__(self, part: Slice) -> Item:
         try:
             images = self._images(part)
         except UserError as error:  # the DataLoader would wrap it in a traceback of its own
-            return empty, empty, empty, str(error)
-        labels = self._split.labels[part.samples]
-        return torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(part.samples), ""
+            return torch.empty(0), torch.empty(0), part, str(error)
+        return images, torch.from_numpy(self._split.labels[part.samples]), part, ""
 
-    def _images(self, part: Slice) -> NDArray[np.uint8]:
-        transform = self._transform
-        parameters = transform.draw(part)
-        shapes = augment.resized_shapes(self._split.shapes(part.samples), transform.resize)
-        offsets = augment.crop_offsets(parameters, shapes, transform.size, transform.padding)
-        flip, size, padding = parameters.flip, transform.size, transform.padding
-        if (shapes == shapes[0]).all():
-            images = augment.crop(self._resized(part.samples, shapes), offsets, flip, size, padding)
-        else:
-            images = np.empty((len(part.samples), size, size, 3), dtype=np.uint8)
-            for i in range(len(part.samples)):
-                one = slice(i, i + 1)
-                image = self._resized(part.samples[one], shapes[one])
-                images[one] = augment.crop(image, offsets[one], flip[one], size, padding)
-        if transform.rotates:
-            images = np.stack([augment.rotate(image, float(a)) for image, a in zip(images, parameters.angle)])
-        return images
+    def _images(self, part: Slice) -> Tensor:
+        geometry = self._geometry
+        placement = geometry.place(part, self._split.shapes(part.samples))
+        windows = self._windows(part, placement.box)
+        if geometry.random_operations:
+            windows = self._random_augment(windows, part)
+        return finish(torch.from_numpy(windows), placement)
 
-    def _resized(self, samples: NDArray[np.int64], shapes: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Decoded images of one size, n x height x width x 3."""
-        if isinstance(self._split, RawSplit) and self._transform.resize is None:
-            return self._split.images[samples]
-        images = (self._split.decode(int(sample)) for sample in samples)
-        if self._transform.resize is None:
-            return np.stack(list(images))
-        height, width = (int(side) for side in shapes[0])
-        return np.stack([augment.resize(image, height, width) for image in images])
+    def _windows(self, part: Slice, box: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """What lies in the boxes, scaled to squares, n x size x size x 3."""
+        size, split = self._geometry.size, self._split
+        if isinstance(split, RawSplit) and split.uniform_shape == (size, size) and not self._geometry.resamples:
+            return split.images[part.samples]
+        windows = np.empty((len(part.samples), size, size, 3), dtype=np.uint8)
+        for window, sample, edges in zip(windows, part.samples, box):
+            image = split.decode(int(sample))
+            if self._geometry.resamples:
+                window[:] = resample(image, edges, size)
+            else:
+                top, left = edges[:2].astype(int)
+                window[:] = image[top : top + size, left : left + size]
+        return windows
+
+    def _random_augment(self, windows: NDArray[np.uint8], part: Slice) -> NDArray[np.uint8]:
+        """Cubuk et al., "RandAugment" (NeurIPS 2020), by torchvision; each image with a seed of its own."""
+        from torchvision.transforms.v2 import RandAugment
+
+        change = RandAugment(self._geometry.random_operations, self._geometry.random_magnitude)
+        changed = np.empty_like(windows)
+        with torch.random.fork_rng(devices=[]):
+            for i, seed in enumerate(self._geometry.random_seeds(part)):
+                torch.manual_seed(int(seed))
+                changed[i] = change(torch.from_numpy(windows[i]).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+        return changed
 
 
 def _start_worker(worker: int) -> None:

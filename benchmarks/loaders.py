@@ -1,0 +1,237 @@
+"""Images per second of each loader and storage, beside a plain DataLoader over torchvision.
+
+    python -m benchmarks.loaders --data SOURCE [--photos 2000] [--rounds 3] [--json FILE]
+
+SOURCE is prepared as raw pixels and as the files it has, and loaded with a reflect-padded random crop and a flip. The photos
+are made for the purpose: JPEG files of 300 to 600 pixels, loaded with a random resized crop to 224 and a flip.
+`--memory-batches 10000` loads that many batches with each loader instead, and shows that memory does not grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from benchmarks import measuring
+from vgg_ddp import loaders
+from vgg_ddp.augment.geometry import training_geometry
+from vgg_ddp.config.schema import AugmentConfig, DataConfig
+from vgg_ddp.data.dataset import EncodedSplit, Split, decode_image
+from vgg_ddp.data.order import Order, Slice
+from vgg_ddp.data.prepare import prepare
+from vgg_ddp.data.storage import Storage
+from vgg_ddp.distributed import World, device_of
+from vgg_ddp.memory import used_bytes
+
+CROP_AND_FLIP = AugmentConfig(crop_padding=4, flip=True)
+RESIZED_CROP_AND_FLIP = AugmentConfig(random_resized_crop=[0.08, 1.0], flip=True)
+Side = Callable[[float], tuple[int, float]]  # seconds to run at least, to images and seconds
+
+
+class Ours:
+    """One of our loaders on a split, as a stream of batches without end."""
+
+    def __init__(
+        self, name: str, split: Split, augmentation: AugmentConfig, size: int, options: argparse.Namespace
+    ) -> None:
+        world = World(0, 1, 0, 1, device_of(0))
+        data = DataConfig(image_size=size, decode_threads=options.threads, workers=options.threads, prefetch=2)
+        self._order = Order(0, np.arange(len(split)), options.batch)
+        self._epochs = count()
+        self._loader = loaders.build(name, split, training_geometry(data, augmentation, 0), data, world, options.batch)
+
+    def run(self, seconds: float) -> tuple[int, float]:
+        """Load for so long; how many images came, and the seconds they took."""
+        start, images = time.perf_counter(), 0
+        for batch in self._loader.stream(self._until(start + seconds)):
+            images += len(batch)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return images, time.perf_counter() - start
+
+    def batches(self, number: int) -> Iterator[loaders.Batch]:
+        parts = (part for epoch in self._epochs for part in self._order.slices(epoch))
+        return self._loader.stream(part for part, _ in zip(parts, range(number)))
+
+    def _until(self, end: float) -> Iterator[Slice]:
+        for epoch in self._epochs:
+            for part in self._order.slices(epoch):
+                if time.perf_counter() > end:
+                    return
+                yield part
+
+
+class Files(Dataset[tuple[Tensor, int]]):
+    """What a torchvision script has: an image file at a time through Pillow and torchvision's transforms."""
+
+    def __init__(self, split: EncodedSplit, transform: Callable[[Image.Image], Tensor]) -> None:
+        self._split, self._transform = split, transform
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = Image.fromarray(decode_image(self._split.encoded(index).tobytes()))
+        return self._transform(image), int(self._split.labels[index])
+
+
+class Torchvision:
+    """A DataLoader over torchvision, with a worker a core, pinned as its documentation recommends."""
+
+    def __init__(self, split: EncodedSplit, transforms: list[Any], options: argparse.Namespace) -> None:
+        transform = v2.Compose([*transforms, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+        self._loader = DataLoader(
+            Files(split, transform),
+            batch_size=options.batch,
+            shuffle=True,
+            drop_last=True,
+            num_workers=options.threads,
+            persistent_workers=options.threads > 0,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="fork",
+        )
+        self._batches: Iterator[Any] = iter(())
+
+    def run(self, seconds: float) -> tuple[int, float]:
+        start, images = time.perf_counter(), 0
+        while time.perf_counter() < start + seconds:
+            batch = next(self._batches, None)
+            if batch is None:
+                self._batches = iter(self._loader)
+                continue
+            images += len(batch[1])
+        return images, time.perf_counter() - start
+
+
+def make_photos(folder: Path, number: int) -> Path:
+    """JPEG files of 300 to 600 pixels, as hard to decode as photographs: soft patches with grain, quality 90."""
+    generator = np.random.default_rng(0)
+    for i in range(number + 20):
+        split = "train" if i < number else "test"
+        place = folder / split / f"class{i % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        height, width = generator.integers(300, 601, 2)
+        patches = generator.integers(0, 256, (height // 24 + 2, width // 24 + 2, 3), dtype=np.uint8)
+        soft = np.asarray(Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+        grain = generator.integers(-10, 11, (height, width, 1), dtype=np.int16)
+        Image.fromarray(np.clip(soft + grain, 0, 255).astype(np.uint8)).save(place / f"{i:05d}.jpg", quality=90)
+    return folder
+
+
+def sides(options: argparse.Namespace, place: Path) -> dict[str, tuple[dict[str, Any], Callable[[], Any]]]:
+    """What is measured, by name: its description, and how to build it."""
+    silent: Callable[[str], None] = lambda line: None  # noqa: E731
+    made = place / "made"
+    raw = prepare(options.data, made / "raw", silent, made, Storage("raw")).split("train")
+    files = prepare(options.data, made / "files", silent, made).split("train")
+    found: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {}
+
+    def add(name: str, split: Split, storage: str, augmentation: AugmentConfig, size: int) -> None:
+        about = {"loader": name, "storage": storage, "size": size, "batch": options.batch}
+        found[f"{name} {storage}"] = (about, lambda: Ours(name, split, augmentation, size, options))
+
+    def add_torchvision(split: EncodedSplit, storage: str, transform: Any, size: int) -> None:
+        about = {"loader": "torchvision", "storage": storage, "size": size, "batch": options.batch}
+        found[f"torchvision {storage}"] = (about, lambda: Torchvision(split, [transform], options))
+
+    assert raw.uniform_shape is not None
+    size = min(raw.uniform_shape)
+    for name in ("synthetic", "resident", "dali", "torch"):
+        add(name, raw, "raw", CROP_AND_FLIP, size)
+    if isinstance(files, EncodedSplit):
+        for name in ("resident", "dali", "torch"):
+            add(name, files, "files", CROP_AND_FLIP, size)
+        add_torchvision(files, "files", v2.RandomCrop(size, padding=4, padding_mode="reflect"), size)
+    if options.photos:
+        photos = prepare(str(make_photos(place / "photos", options.photos)), made / "photos", silent, made).split(
+            "train"
+        )
+        assert isinstance(photos, EncodedSplit)
+        for name in ("dali", "torch"):
+            add(name, photos, "photos", RESIZED_CROP_AND_FLIP, 224)
+        add_torchvision(photos, "photos", v2.RandomResizedCrop(224, antialias=True), 224)
+    return {name: side for name, side in found.items() if not options.only or name in options.only}
+
+
+def measure_speed(options: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
+    """A row for each side: images per second, and the seconds from nothing to its first batch."""
+    rows, running = {}, {}
+    for name, (about, build) in sides(options, place).items():
+        start = time.perf_counter()
+        running[name] = build()
+        if isinstance(running[name], Ours):
+            next(iter(batches := running[name].batches(1)))
+            rows[name] = {**about, "first_batch_seconds": time.perf_counter() - start}
+            list(batches)
+        else:
+            rows[name] = {**about, "first_batch_seconds": None}
+
+    def rate(name: str) -> float:
+        images, seconds = running[name].run(options.seconds)
+        return float(images / seconds)
+
+    rates = measuring.in_turns({name: (lambda name=name: rate(name)) for name in running}, options.rounds)  # type: ignore[misc]
+    return [{"name": name, **rows[name], **measuring.summary(rates[name])} for name in rows]
+
+
+def measure_memory(options: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
+    """A row for each loader: the memory in use after a tenth of the batches, and after all."""
+    rows = []
+    for name, (about, build) in sides(options, place).items():
+        loader = build()
+        if not isinstance(loader, Ours):
+            continue
+        early = 0
+        for number, _ in enumerate(loader.batches(options.memory_batches), start=1):
+            if number == options.memory_batches // 10:
+                early = used_bytes(device_of(0))
+        late = used_bytes(device_of(0))
+        rows.append(
+            {"name": name, **about, "batches": options.memory_batches, "early_bytes": early, "late_bytes": late}
+        )
+    return rows
+
+
+def main() -> None:
+    parser = measuring.parser_of("loaders", __doc__)
+    parser.add_argument("--data", required=True, help="what vgg-ddp prepare takes, of images of one size")
+    parser.add_argument("--photos", type=int, default=2000, help="large JPEG files to make (default: 2000; 0: none)")
+    parser.add_argument("--batch", type=int, default=256, help="images in a batch (default: 256)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each round (default: 2)")
+    parser.add_argument("--only", nargs="*", help="only these, e.g. 'dali files' 'torchvision files'")
+    parser.add_argument("--memory-batches", type=int, help="load this many batches and measure the memory")
+    options = parser.parse_args()
+    torch.set_num_threads(1 if not torch.cuda.is_available() else options.threads)  # the cores are the loaders'
+    place = Path(tempfile.mkdtemp(prefix="vgg_ddp-loaders-"))
+    try:
+        rows = (measure_memory if options.memory_batches else measure_speed)(options, place)
+    finally:
+        shutil.rmtree(place)
+    if options.memory_batches:
+        for row in rows:
+            print(f"{row['name']:<20} {row['early_bytes'] / 1e6:8.0f} MB, then {row['late_bytes'] / 1e6:8.0f} MB")
+    else:
+        print(f"{'':<20} {'images/s':>10} {'a core':>9} {'least to most':>21} {'first batch':>12}")
+        for row in rows:
+            first = "" if row["first_batch_seconds"] is None else f"{row['first_batch_seconds']:10.2f} s"
+            per_core = row["images_per_second"] / options.threads
+            span = f"{row['least']:.0f} to {row['most']:.0f}"
+            print(f"{row['name']:<20} {row['images_per_second']:10.0f} {per_core:9.0f} {span:>21} {first:>12}")
+    measuring.write(options.json, "loaders", options.threads, rows)
+
+
+if __name__ == "__main__":
+    main()

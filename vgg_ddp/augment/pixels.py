@@ -1,0 +1,128 @@
+"""Pixels moved and resampled: what `geometry` says, done to uint8 images with channels last.
+
+Scaling is one definition for every loader: a triangle filter that widens as it shrinks (antialiasing), centred on the output
+pixels' centres, the image's edge repeated outside of it. It is what DALI's linear resize does. `resample` does it one image at
+a time with Pillow, `resample_batch` for equal shapes on any device; they differ by one level of 255 at most.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vgg_ddp.augment.geometry import Placement
+
+
+def finish(windows: Tensor, placement: Placement) -> Tensor:
+    """Reflect, mirror and turn a batch of squares, uint8 [n, size, size, 3], on their device."""
+    if placement.rows is not None:
+        windows = take(windows, np.arange(len(windows)), placement)
+    elif placement.flip is not None:
+        windows = mirror(windows, placement.flip)
+    return windows if placement.angle is None else rotate(windows, placement.angle)
+
+
+def mirror(images: Tensor, flip: NDArray[np.bool_]) -> Tensor:
+    """The images [n, height, width, 3], those that `flip` says mirrored left to right."""
+    which = _on(images, np.flatnonzero(flip))
+    mirrored = images.clone()
+    mirrored[which] = images.index_select(0, which).flip(2)
+    return mirrored
+
+
+def take(images: Tensor, which: NDArray[np.int64], placement: Placement) -> Tensor:
+    """The pixels that a placement's rows and columns name, mirrored where it says so.
+
+    Args:
+        images: uint8 [count, height, width, 3].
+        which: the image of each output image, int64[n].
+
+    Returns:
+        uint8 [n, size, size, 3].
+    """
+    rows, columns = placement.rows, placement.columns
+    assert rows is not None and columns is not None, "each pixel takes its own"
+    if placement.flip is not None:
+        columns = np.where(placement.flip[:, None], columns[:, ::-1], columns)
+    count, height, width, channels = images.shape
+    size = columns.shape[1]
+    lines = _on(images, which[:, None] * height + rows)  # rows of all images, numbered through
+    values = _on(images, (columns[:, :, None] * channels + np.arange(channels)).reshape(len(which), 1, -1))
+    picked = images.reshape(count * height, width * channels).index_select(0, lines.view(-1))
+    picked = picked.view(len(which), size, width * channels)
+    return picked.gather(2, values.expand(-1, size, -1)).view(-1, size, size, channels)
+
+
+def rotate(images: Tensor, angle: NDArray[np.float64]) -> Tensor:
+    """Rotate each image about its centre, counter-clockwise by `angle` degrees, bilinear, black outside."""
+    turn = torch.from_numpy(np.deg2rad(angle)).float()
+    cosine, sine, zero = turn.cos(), turn.sin(), torch.zeros(len(turn))
+    matrix = torch.stack([torch.stack([cosine, -sine, zero], dim=1), torch.stack([sine, cosine, zero], dim=1)], dim=1)
+    planes = images.permute(0, 3, 1, 2).float()
+    grid = torch.nn.functional.affine_grid(
+        matrix.to(images.device, non_blocking=True), list(planes.shape), align_corners=False
+    )
+    turned = torch.nn.functional.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return turned.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def resample(image: NDArray[np.uint8], box: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    """Scale the part of an image inside `box` (top, left, bottom, right) to size x size; height x width x channels."""
+    top, left, bottom, right = (float(edge) for edge in box)
+    margin = math.ceil(max(bottom - top, right - left, size) / size) + 1  # pixels that the filter reaches past the box
+    (first, last), (start, stop) = (
+        (max(0, math.floor(low) - margin), math.ceil(high) + margin) for low, high in ((top, bottom), (left, right))
+    )
+    around = image[first:last, start:stop]
+    padded = np.pad(around, [(margin, margin), (margin, margin), (0, 0)], mode="edge")
+    down, across = margin - first, margin - start
+    scaled = Image.fromarray(padded).resize(
+        (size, size),
+        Image.Resampling.BILINEAR,
+        box=(left + across, top + down, right + across, bottom + down),
+    )
+    return np.asarray(scaled)
+
+
+def resample_batch(images: Tensor, which: NDArray[np.int64], box: NDArray[np.float64], size: int) -> Tensor:
+    """`resample` for n images of one shape.
+
+    Args:
+        images: uint8 [count, height, width, 3].
+        which: the image of each output image, int64[n].
+        box: top, left, bottom, right, float64[n, 4].
+
+    Returns:
+        uint8 [n, size, size, 3].
+    """
+    _, height, width, channels = images.shape
+    picked = images.index_select(0, _on(images, which)).float().view(len(which), height, width * channels)
+    rows = _on(images, _weights(box[:, 0], box[:, 2], size, height))
+    columns = _on(images, _weights(box[:, 1], box[:, 3], size, width))
+    lines = torch.bmm(rows, picked).view(-1, size, width, channels)
+    scaled = torch.einsum("nswc,ntw->nstc", lines, columns)
+    return scaled.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _weights(low: NDArray[np.float64], high: NDArray[np.float64], size: int, length: int) -> NDArray[np.float32]:
+    """How much each source pixel weighs in each output pixel along one axis, [n, size, length]."""
+    scale = (high - low) / size
+    reach = np.maximum(scale, 1.0)[:, None, None]
+    centre = low[:, None] + (np.arange(size) + 0.5) * scale[:, None] - 0.5
+    margin = math.ceil(float(reach.max())) + 1
+    positions = np.arange(-margin, length + margin)
+    weights = np.maximum(0.0, 1 - np.abs(positions - centre[:, :, None]) / reach)
+    weights /= weights.sum(axis=2, keepdims=True)
+    inside = weights[:, :, margin:-margin].copy()
+    inside[:, :, 0] += weights[:, :, :margin].sum(axis=2)  # the edge repeats
+    inside[:, :, -1] += weights[:, :, -margin:].sum(axis=2)
+    return inside.astype(np.float32)
+
+
+def _on(like: Tensor, values: NDArray[np.int64] | NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device, non_blocking=True)

@@ -1,0 +1,139 @@
+"""The resident loader: every image decoded once, kept as uint8 on the device, and augmented there in whole batches.
+
+A run that takes the same small images many times need not decode them every epoch. Raw pixels that are trained on by a CPU stay
+where they are, mapped from their file. With `residency: sharded`, each rank keeps the samples whose index modulo the world
+size is its rank, and the ranks exchange what each batch needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vgg_ddp import loaders
+from vgg_ddp.augment.geometry import Geometry
+from vgg_ddp.augment.pixels import finish, resample_batch, rotate, take
+from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.data.dataset import EncodedSplit, RawSplit, Split
+from vgg_ddp.data.order import Slice
+from vgg_ddp.distributed import World
+from vgg_ddp.errors import UserError
+from vgg_ddp.loaders import Batch
+
+
+class ResidentLoader:
+    """See `vgg_ddp.loaders.Loader`.
+
+    Raises:
+        UserError: the images differ in size.
+    """
+
+    def __init__(self, split: Split, geometry: Geometry, config: DataConfig, world: World) -> None:
+        if split.uniform_shape is None:
+            raise UserError(
+                f"loader=resident keeps images of one size, and those of {split.name} differ; set loader=dali"
+            )
+        self._split, self._geometry, self._world = split, geometry, world
+        self._sharded = config.residency == "sharded" and world.size > 1
+        self._pixels = resident_pixels(split, config, world, self._sharded)
+        self._labels = torch.from_numpy(split.labels).to(world.device)
+
+    def stream(self, parts: Iterable[Slice]) -> Iterator[Batch]:
+        for part in self._until_all_are_done(iter(parts)) if self._sharded else parts:
+            if part is None:
+                self._exchange(np.empty(0, dtype=np.int64))
+                continue
+            samples = torch.from_numpy(part.samples).to(self._world.device, non_blocking=True)
+            yield Batch(self._images(part), self._labels.index_select(0, samples), part)
+
+    def _images(self, part: Slice) -> Tensor:
+        geometry = self._geometry
+        placement = geometry.place(part, self._split.shapes(part.samples))
+        pixels, which = self._pixels, part.samples
+        if self._sharded:
+            pixels, which = self._exchange(which), np.arange(len(which))
+        if geometry.resamples:
+            return finish(resample_batch(pixels, which, placement.box, geometry.size), placement)
+        rows, columns = placement.rows, placement.columns
+        steps = np.arange(geometry.size)
+        top, left = (placement.box[:, axis : axis + 1].astype(np.int64) for axis in (0, 1))
+        if rows is None and placement.flip is None and self._split.uniform_shape == (geometry.size, geometry.size):
+            images = pixels.index_select(0, torch.from_numpy(which).to(pixels.device, non_blocking=True))
+        else:
+            rows = top + (steps if rows is None else rows)
+            columns = left + (steps if columns is None else columns)
+            images = take(pixels, which, replace(placement, rows=rows, columns=columns))
+        return images if placement.angle is None else rotate(images, placement.angle)
+
+    def _until_all_are_done(self, parts: Iterator[Slice]) -> Iterator[Slice | None]:
+        """This rank's slices, then None while others still have some: every rank answers to the last request."""
+        while True:
+            part = next(parts, None)
+            if not self._world.sum(torch.tensor([part is not None], dtype=torch.int64)).item():
+                return
+            yield part
+
+    def _exchange(self, samples: NDArray[np.int64]) -> Tensor:
+        """The pixels of samples that lie on other ranks, each rank asking and answering; uint8 [n, height, width, 3]."""
+        size = self._world.size
+        order = np.argsort(samples % size, kind="stable")
+        asked = np.bincount(samples % size, minlength=size)
+        asking = torch.empty(size, dtype=torch.int64)
+        dist.all_to_all_single(asking, torch.from_numpy(asked))
+        wanted = torch.empty(int(asking.sum()), dtype=torch.int64)
+        dist.all_to_all_single(wanted, torch.from_numpy(samples[order]), asking.tolist(), asked.tolist())
+        answer = self._pixels.index_select(0, (wanted // size).to(self._pixels.device))
+        received = answer.new_empty((len(samples), *answer.shape[1:]))
+        dist.all_to_all_single(received, answer, asked.tolist(), asking.tolist())
+        back = torch.from_numpy(np.argsort(order, kind="stable")).to(received.device)
+        return received.index_select(0, back)
+
+
+_kept: WeakKeyDictionary[Split, Tensor] = WeakKeyDictionary()
+
+
+def resident_pixels(split: Split, config: DataConfig, world: World, sharded: bool) -> Tensor:
+    """The decoded pixels of a split on the device, or this rank's shard of them; made once however many loaders ask.
+
+    Returns:
+        uint8 [count, height, width, 3].
+    """
+    if split not in _kept:
+        samples = np.arange(len(split))
+        samples = samples[samples % world.size == world.rank] if sharded else samples
+        _kept[split] = _decoded(split, samples, config, world)
+    return _kept[split]
+
+
+def _decoded(split: Split, samples: NDArray[np.int64], config: DataConfig, world: World) -> Tensor:
+    if isinstance(split, RawSplit):
+        pixels = torch.from_numpy(split.images)
+        if len(samples) == len(split) and world.device.type == "cpu":
+            return pixels
+        return pixels[torch.from_numpy(samples)].to(world.device)
+    pixels = torch.empty((len(samples), *split.uniform_shape, 3), dtype=torch.uint8, device=world.device)  # type: ignore[misc]
+    decode = _by_dali if loaders.dali_is_installed() else _by_pillow
+    for start, images in decode(split, samples, world):
+        pixels[start : start + len(images)] = images
+    return pixels
+
+
+def _by_dali(split: EncodedSplit, samples: NDArray[np.int64], world: World) -> Iterator[tuple[int, Tensor]]:
+    """Decoded images and the place of the first in `samples`, batch after batch."""
+    from vgg_ddp.loaders.dali import decode
+
+    return decode(split, samples, world.device, world.share_of_cores())
+
+
+def _by_pillow(split: EncodedSplit, samples: NDArray[np.int64], world: World) -> Iterator[tuple[int, Tensor]]:
+    with ThreadPoolExecutor(world.share_of_cores()) as pool:
+        for start, image in enumerate(pool.map(split.decode, samples.tolist())):
+            yield start, torch.from_numpy(image)[None]
