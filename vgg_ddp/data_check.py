@@ -17,7 +17,7 @@ MOST_PAIRS = 24  # to name
 def describe(dataset: Dataset) -> dict[str, Any]:
     """Images of each class in each split, and the near-duplicates of test images.
 
-    Returns: `class_counts` by split, and `near_duplicates` with, for "train" and "test", the images `looked_at`, the
+    Returns: `class_counts` by split, `notes` on unusual images, and `near_duplicates` with, for "train" and "test", the images `looked_at`, the
     number of `test_images` that have a near-duplicate there, how many of those have it under `other_labels`, and the most
     alike `pairs` (test image, other image, correlation).
     """
@@ -30,6 +30,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     within = duplicates.find_within(grey["test"])
     return {
         "class_counts": {name: split.class_counts for name, split in dataset.record.splits.items()},
+        "notes": dataset.record.notes,
         "near_duplicates": {
             "train": _describe(duplicates.find(grey["test"], grey["train"]), looked_at, (test, train), "train"),
             "test": _describe([*within, *((j, i, c) for i, j, c in within)], looked_at, (test, test), "test"),

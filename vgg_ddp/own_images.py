@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from vgg_ddp import builders, checkpoint, precision, rank_process, run_directory
+from vgg_ddp.augment.geometry import Geometry
+from vgg_ddp.augment.pixels import resample
 from vgg_ddp.config import Config, load
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.console import say, table
-from vgg_ddp.data import augment
 from vgg_ddp.data.dataset import Dataset, decode_image
 from vgg_ddp.data.order import Slice
 from vgg_ddp.distributed import World
@@ -64,14 +65,16 @@ def read(files: list[Path], folder: Path, unreadable: list[str]) -> Iterator[Fou
 
 
 def seen(pixels: NDArray[np.uint8], data: DataConfig) -> NDArray[np.uint8]:
-    """An image as the network sees it, [size, size, 3]: resized as in evaluation, or to its size, then centre-cropped."""
-    shape = np.array([pixels.shape[:2]])
-    height, width = (int(side) for side in augment.resized_shapes(shape, data.resize or data.image_size)[0])
-    if (height, width) != pixels.shape[:2]:
-        pixels = augment.resize(pixels, height, width)
-    centre = augment.centred(Slice(0, 0, np.zeros(1, dtype=np.int64)))
-    offsets = augment.crop_offsets(centre, np.array([[height, width]]), data.image_size, 0)
-    return augment.crop(pixels[None], offsets, centre.flip, data.image_size, 0)[0]
+    """An image as the network sees it, [size, size, 3]: resized as in evaluation, or to the network's size, and cut from
+    the centre.
+    """
+    shorter = data.resize or data.image_size
+    place = Geometry(None, data.image_size, (shorter, shorter)).place
+    box = place(Slice(0, 0, np.zeros(1, dtype=np.int64)), np.array([pixels.shape[:2]])).box[0]
+    top, left, bottom, right = (round(edge) for edge in box)
+    if (bottom - top, right - left) == (data.image_size, data.image_size):
+        return pixels[top:bottom, left:right]
+    return resample(pixels, box, data.image_size)
 
 
 @torch.no_grad()

@@ -66,11 +66,14 @@ def make_dataset(path: Path, test: np.ndarray, classes: list[str], shape: tuple[
         classes=[name.encode(errors="replace").decode() for name in classes],
         groups={},
         storage="raw",
+        encoding=None,
         image_shape=[*shape, 3],
         mean=[0.0] * 3,
         std=[1.0] * 3,
+        covariance=[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
         splits=splits,
         source={},
+        notes=[],
     )
     (path / "dataset.json").write_bytes(msgspec.json.encode(record))
     return Dataset(path)

@@ -425,6 +425,7 @@ def _data(evaluation: Evaluation, dataset: Dataset | None) -> dict[str, Any]:
     doubtful = evaluation.summary["doubtful_labels"]
     return {
         "evenness": words.evenness_sentence(counts, classes),
+        "notes": [words.shown(note) for note in found["notes"]],
         "splits": list(counts),
         "rows": [
             {
