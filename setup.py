@@ -8,7 +8,19 @@ DALI = ["nvidia-dali-cuda130>=2.0; platform_system == 'Linux'"]
 DEEPSPEED = ["deepspeed>=0.19"]
 WANDB = ["wandb>=0.22"]
 REPORT = ["matplotlib>=3.8", "jinja2>=3.1", "markupsafe>=2.1"]
-DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"]
+DEV = [
+    "pytest>=8",
+    "hypothesis>=6.100",
+    "ruff>=0.9",
+    "mypy>=1.14",
+    "types-PyYAML",
+    # what the analysis and the pages are held against
+    "torchmetrics>=1.4",
+    "cleanlab>=2.7",
+    "imagehash>=4.3",
+    "playwright>=1.45",
+    "axe-playwright-python>=0.1.4",
+]
 
 setup(
     name="vgg_ddp",
@@ -36,6 +48,7 @@ setup(
         "filelock>=3.13",
         "rich>=13",
         "scikit-learn>=1.5",
+        "scipy>=1.11",
         *REPORT,
     ],
     extras_require={

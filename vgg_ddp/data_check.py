@@ -17,9 +17,9 @@ MOST_PAIRS = 24  # to name
 def describe(dataset: Dataset) -> dict[str, Any]:
     """Images of each class in each split, and the near-duplicates of test images.
 
-    Returns: `class_counts` by split, `notes` on unusual images, and `near_duplicates` with, for "train" and "test", the images `looked_at`, the
-    number of `test_images` that have a near-duplicate there, how many of those have it under `other_labels`, and the most
-    alike `pairs` (test image, other image, correlation).
+    Returns: `class_counts` by split, `notes` on unusual images, and `near_duplicates` with, for "train" and "test", the
+    images `looked_at` of how many (`of`), the number of `test_images` that have a near-duplicate there, how many of those
+    have it under `other_labels`, and the most alike `pairs` (test image, other image, correlation).
     """
     test, train = dataset.split("test"), dataset.split("train")
     looked_at = {"test": affordable(test), "train": affordable(train)}
