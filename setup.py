@@ -39,7 +39,7 @@ setup(
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
-        "numpy>=1.26",
+        "numpy>=2.0",
         "pillow>=10.3",
         "simplejpeg>=1.8",
         "safetensors>=0.5",
