@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.pictures import encode, smooth, write_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["data.source=digits", "batch=32", "nproc=2", "epochs=0.05", "data.validation=0.05", "evaluate.checkpoint=last"]
 
@@ -39,8 +41,9 @@ def run(line: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like a checkout's, with the configs."""
+    """A folder like a checkout's, with the configs, and one with a photo."""
     folder = tmp_path_factory.mktemp("readme")
+    write_folder(folder / "photos", {"me.jpg": encode(smooth(300, 200, 0))})
     shutil.copytree(ROOT / "configs", folder / "configs")
     return folder
 
@@ -58,6 +61,8 @@ def test_vgg_ddp_commands_run_in_their_order(folder: Path) -> None:
             words += SMALL
         run(words, folder)
     assert (folder / "runs/vgg11/report/index.html").is_file()
+    assert (folder / "runs/vgg11/report/comparison.html").is_file()
+    assert (folder / "runs/vgg11/images/photos/index.html").is_file()
 
 
 def test_torchrun_on_two_hosts_runs(folder: Path) -> None:
