@@ -11,7 +11,19 @@ TENSORBOARD = ["tensorboard>=2.18"]
 EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"]
 REPORT = ["matplotlib>=3.8", "jinja2>=3.1", "markupsafe>=2.1"]
 PEERS = ["lightning>=2.4", "accelerate>=1.0", "timm>=1.0", "deepspeed>=0.19"]
-DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"]
+DEV = [
+    "pytest>=8",
+    "hypothesis>=6.100",
+    "ruff>=0.9",
+    "mypy>=1.14",
+    "types-PyYAML",
+    # what the analysis and the pages are held against
+    "torchmetrics>=1.4",
+    "cleanlab>=2.7",
+    "imagehash>=4.3",
+    "playwright>=1.45",
+    "axe-playwright-python>=0.1.4",
+]
 
 setup(
     name="vgg_ddp",
@@ -26,11 +38,15 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["vgg_ddp", "vgg_ddp.*", "launch", "benchmarks"]),
-    package_data={"vgg_ddp.report": ["*.j2"], "vgg_ddp.export": ["*.j2"], "vgg_ddp.trackers": ["*.yaml"]},
+    package_data={
+        "vgg_ddp.report": ["*.j2", "*.css", "*.js"],
+        "vgg_ddp.export": ["*.j2"],
+        "vgg_ddp.trackers": ["*.yaml"],
+    },
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
-        "numpy>=1.26",
+        "numpy>=2.0",
         "pillow>=10.3",
         "simplejpeg>=1.8",
         "safetensors>=0.5",
@@ -39,6 +55,7 @@ setup(
         "filelock>=3.13",
         "rich>=13",
         "scikit-learn>=1.5",
+        "scipy>=1.11",
         *REPORT,
     ],
     extras_require={

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.pictures import encode, smooth, write_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 SMALL = ["data.source=digits", "batch=32", "nproc=2", "epochs=0.05", "data.validation=0.05", "evaluate.checkpoint=last"]
@@ -42,8 +44,9 @@ def run(line: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like a checkout's, with the configs."""
+    """A folder like a checkout's, with the configs, and one with a photo."""
     folder = tmp_path_factory.mktemp("readme")
+    write_folder(folder / "photos", {"me.jpg": encode(smooth(300, 200, 0))})
     shutil.copytree(ROOT / "configs", folder / "configs")
     return folder
 
@@ -63,6 +66,10 @@ def test_vgg_ddp_commands_run_in_their_order(page: str, folder: Path) -> None:
         run(words, folder)
         run_folder = next((folder / word.partition("=")[2] for word in words if word.startswith("run.dir=")), None)
         assert run_folder is None or (run_folder / "report/index.html").is_file()
+        if "--images" in words:
+            assert list(folder.glob("runs/*/images/*/index.html"))
+        if words[1] == "report" and len(words) > 3:
+            assert list(folder.glob("runs/*/report/comparison.html"))
 
 
 def test_torchrun_on_two_hosts_runs(folder: Path) -> None:

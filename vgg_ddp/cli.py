@@ -83,10 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="evaluate a run or a checkpoint on the test images")
     evaluate.add_argument("target", help="a run directory, or a checkpoint in one")
     evaluate.add_argument("words", nargs="*", metavar="key=value", help="changes to the run's configuration")
+    evaluate.add_argument("--images", type=Path, metavar="FOLDER", help="show what it makes of these images instead")
     evaluate.set_defaults(run=_evaluate)
 
-    report = commands.add_parser("report", help="draw a run's report again")
-    report.add_argument("target", type=Path, metavar="RUN", help="a run directory")
+    report = commands.add_parser("report", help="draw a run's report again, or put several runs side by side")
+    report.add_argument("targets", type=Path, nargs="+", metavar="RUN", help="run directories; others follow the first")
+    report.add_argument(
+        "--out", type=Path, help="where to write runs side by side; default: FIRST RUN/report/comparison.html"
+    )
     report.set_defaults(run=_report)
 
     verify = commands.add_parser("verify", help="check every hash of a dataset, or of a run's checkpoints")
@@ -168,6 +172,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     run, _ = run_directory.find(Path(options.target))
     settings = config.load(run.config, options.words)
+    if options.images:
+        return launcher.start("vgg_ddp.own_images", [options.target, str(options.images), *options.words], 1)
     ranks = launcher.ranks_of_this_host(settings.nproc)
     return launcher.start("vgg_ddp.evaluate", [options.target, *options.words], ranks)
 
@@ -176,11 +182,17 @@ def _report(options: argparse.Namespace) -> int:
     from vgg_ddp import config
     from vgg_ddp.data.dataset import Dataset
     from vgg_ddp.data.prepare import ensure
-    from vgg_ddp.report import write_report
+    from vgg_ddp.report import write_comparison, write_report
 
-    settings = config.load(options.target / "config.yaml")
-    split = Dataset(ensure(settings.data, print)[0]).split("test")
-    print(write_report(options.target, lambda samples: [split.decode(sample) for sample in samples]))
+    first, *others = options.targets
+    if options.out and not others:
+        raise UserError("--out is for runs side by side; the report of one run stands in RUN/report/index.html")
+    settings = config.load(first / "config.yaml")
+    dataset = Dataset(ensure(settings.data, print)[0])
+    if others:
+        print(write_comparison(options.targets, dataset, options.out or first / "report" / "comparison.html"))
+    else:
+        print(write_report(first, dataset))
     return EXIT_OK
 
 

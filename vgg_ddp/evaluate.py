@@ -8,23 +8,29 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vgg_ddp import builders, checkpoint, precision, rank_process, run_directory
+from vgg_ddp import builders, checkpoint, data_check, precision, rank_process, run_directory
+from vgg_ddp.analysis.summary import describe
 from vgg_ddp.checkpoint import State
 from vgg_ddp.config import Config, load
 from vgg_ddp.console import say, table
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.order import stratified_split
 from vgg_ddp.distributed import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import predict
 from vgg_ddp.files import replace_file
-from vgg_ddp.metrics import Predictions, summarize
+from vgg_ddp.metrics import Predictions
 from vgg_ddp.report import write_report
 from vgg_ddp.run_directory import RunDirectory
 from vgg_ddp.trackers.follow import followed
+
+CALIBRATION_IMAGES = 10_000  # at most, to fit one temperature on
 
 
 def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, world: World) -> None:
@@ -44,25 +50,49 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
     preprocess = builders.build_preprocess(config, dataset, world.device)
     images = np.arange(len(dataset.split("test")))
     predictions = predict(network, preprocess, loader, images, config, world)
+    held_out, reason = held_out_images(config, dataset, checkpoint.state(contents))
+    validation = None
+    if len(held_out):
+        with world.together():
+            loader = builders.evaluation_loader(config, dataset, "train", world)
+        validation = predict(network, preprocess, loader, held_out, config, world)
     if predictions is not None:
         sha256 = hashlib.sha256(contents["manifest.json"]).hexdigest()
-        write(predictions, config, dataset, run, sha256, world.size)
+        write(predictions, validation, reason, config, dataset, run, sha256, world.size)
+
+
+def held_out_images(config: Config, dataset: Dataset, state: checkpoint.State) -> tuple[NDArray[np.int64], str]:
+    """Images of the train split that the checkpoint was not trained on, at most `CALIBRATION_IMAGES`, and which they are;
+    or none, and why.
+    """
+    none = np.empty(0, dtype=np.int64)
+    now = builders.identity(config, dataset)
+    if any(state.identity.get(key) != now[key] for key in ("dataset", "data.validation", "seed")):
+        return none, "the checkpoint was trained on other data, or held out other images for validation"
+    _, held_out = stratified_split(dataset.split("train").labels, config.data.validation, config.seed)
+    if len(held_out) == 0:
+        return none, "the run held out no images for validation"
+    held_out = held_out[:: -(-len(held_out) // CALIBRATION_IMAGES)]
+    return held_out, f"{len(held_out):,} images held out for validation"
 
 
 def write(
     predictions: Predictions,
+    validation: Predictions | None,
+    validation_reason: str,
     config: Config,
     dataset: Dataset,
     run: RunDirectory,
     checkpoint_sha256: str,
     world_size: int,
 ) -> None:
-    """Write the analysis and the report of the test split's predictions, and print the table."""
+    """Write the analysis and the report of the test split's predictions, and print the table and how long it took."""
+    start = time.perf_counter()
     summary = {
         "dataset": dataset.name,
         "split": "test",
-        **summarize(predictions, dataset.classes),
-        "groups": dataset.record.groups,
+        **describe(predictions, dataset.classes, dataset.record.groups, validation, validation_reason),
+        "data": data_check.describe(dataset),
         "network": config.network,
         "checkpoint_sha256": checkpoint_sha256,
         "world_size": world_size,
@@ -78,9 +108,9 @@ def write(
     with run.writing():
         run.write_json(run.evaluation / "summary.json", summary)
         replace_file(run.evaluation / "predictions.npz", arrays.getvalue())
-        split = dataset.split("test")
-        report = write_report(run.path, lambda samples: [split.decode(sample) for sample in samples])
+        report = write_report(run.path, dataset)
     show(summary)
+    say(f"analysis and report took {time.perf_counter() - start:.1f} s")
     say(f"report: {report}")
 
 
@@ -127,4 +157,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    rank_process.leave(main(sys.argv[1:]))

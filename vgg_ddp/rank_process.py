@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from vgg_ddp.distributed import AgreedError, World, joined
 from vgg_ddp.errors import EXIT_LOST_RANK, EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError
@@ -35,6 +36,17 @@ def run(body: Callable[[World], None]) -> int:
         print(f"vgg-ddp: rank {rank} ends: another rank is gone", file=sys.stderr, flush=True)
         return EXIT_LOST_RANK
     return EXIT_OK
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with `code`, whatever libraries' threads do: all is written and closed by now.
+
+    Seen once in some dozens of starts: a thread that still ran while Python tore the process down aborted it, and a rank
+    that had done its work ended with a signal.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

@@ -205,4 +205,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    rank_process.leave(main(sys.argv[1:]))

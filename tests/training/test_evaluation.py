@@ -9,9 +9,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
+import torch
+from PIL import Image
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from tests.training.rank_processes import start
+from vgg_ddp.data.dataset import Dataset
+
+
+def torchmetrics_error(arrays: dict[str, np.ndarray[Any, Any]]) -> float:
+    """The calibration error of predictions, 15 bins."""
+    probabilities = torch.from_numpy(arrays["probabilities"]).clamp(max=1 - 1e-6)
+    return float(
+        multiclass_calibration_error(probabilities, torch.from_numpy(arrays["label"]), 10, n_bins=15, norm="l1")
+    )
 
 
 def evaluated(run: Path, size: int, batch: int, output: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
@@ -43,8 +61,60 @@ def test_the_summary_is_what_scikit_learn_says_of_the_predictions(whole_run: Pat
     probabilities = arrays["probabilities"].astype(np.float64)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     assert summary["loss"] == pytest.approx(log_loss(label, probabilities, labels=range(10)), rel=1e-4)
-    recall = precision_recall_fscore_support(label, prediction, labels=range(10), zero_division=0)[1]
-    assert [row["accuracy"] for row in summary["per_class"]] == pytest.approx(recall.tolist())
+    scores = precision_recall_fscore_support(label, prediction, labels=range(10), zero_division=np.nan)
+    for name, expected in zip(("precision", "recall", "f1", "images"), scores):
+        found = [np.nan if row[name] is None else row[name] for row in summary["per_class"]]
+        assert found == pytest.approx(expected.tolist(), nan_ok=True), name
+    for k, found in summary["top_k_accuracy"].items():
+        if int(k) < 10:
+            assert found == top_k_accuracy_score(label, probabilities, k=int(k), labels=range(10))
+    calibration = summary["calibration"]
+    assert calibration["expected_calibration_error"] == pytest.approx(torchmetrics_error(arrays), abs=1e-6)
+    assert calibration["temperature"] is None
+    assert calibration["temperature_from"] == "the run held out no images for validation"
+
+
+def test_the_temperature_is_fitted_on_the_held_out_images_at_any_world_size(train: Any, tmp_path: Path) -> None:
+    run = train("held out", "min_steps=3", "data.validation=0.25")
+    summaries = [evaluated(run, size, 11, tmp_path / str(size))[0] for size in (1, 2, 3)]
+    calibration = summaries[0]["calibration"]
+    assert calibration["temperature_from"] == "40 images held out for validation"
+    assert calibration["temperature"] > 0
+    assert calibration["scaled"]["loss"] > 0
+    assert [summary["calibration"] for summary in summaries] == [calibration] * 3
+    ranks = start("vgg_ddp.evaluate", [str(run), "data.validation=0.5"], 1, tmp_path / "other")
+    assert ranks.wait() == [0], ranks.stderr
+    other = json.loads((run / "evaluation" / "summary.json").read_text())["calibration"]
+    assert other["temperature"] is None and "held out other images" in other["temperature_from"]
+    shutil.rmtree(run)
+
+
+def test_one_s_own_images_are_answered_as_in_the_evaluation(whole_run: Path, few_digits: Path, tmp_path: Path) -> None:
+    """The test images as files, in folders named after their classes."""
+    words = ["data.resize=16", "evaluate.batch=7"]
+    ranks = start("vgg_ddp.evaluate", [str(whole_run), *words], 1, tmp_path / "ranks")
+    assert ranks.wait() == [0], ranks.stderr
+    with np.load(whole_run / "evaluation" / "predictions.npz") as arrays:
+        expected = arrays["probabilities"]
+    dataset = Dataset(few_digits)
+    split, folder = dataset.split("test"), tmp_path / "mine"
+    for k in range(len(split)):
+        target = folder / dataset.classes[split.labels[k]] / f"{k:02}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(split.decode(k)).save(target)
+    (folder / "broken.jpg").write_bytes(b"nothing")
+    ranks = start("vgg_ddp.own_images", [str(whole_run), str(folder), *words], 1, tmp_path / "own")
+    assert ranks.wait() == [0], ranks.stderr
+    found = json.loads((whole_run / "images" / "mine" / "predictions.json").read_text())
+    assert found["unreadable"] == ["broken.jpg cannot be decoded: it is no JPEG or PNG file"]
+    assert "left out: broken.jpg" in ranks.stdout
+    assert len(found["images"]) == 40
+    for row in found["images"]:
+        k = int(Path(row["file"]).stem)
+        assert row["label"] == dataset.classes[split.labels[k]]
+        ours = [row["probabilities"][name] for name in dataset.classes]
+        assert ours == pytest.approx(expected[k].tolist(), rel=1e-4, abs=1e-6)
+    assert (whole_run / "images" / "mine" / "index.html").is_file()
 
 
 @pytest.fixture(scope="module")

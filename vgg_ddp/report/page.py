@@ -1,30 +1,44 @@
-"""Takes what a run left behind and fills the report's template with it."""
+"""The report of one run: takes what the run left behind and fills the template with it."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
-from markupsafe import Markup
 
-from vgg_ddp.errors import UserError
-from vgg_ddp.report import figures, words
+from vgg_ddp.analysis.confusions import Counts, cumulative, most_frequent, recall, taken_for, worst_class
+from vgg_ddp.data.dataset import Dataset, Split
+from vgg_ddp.report import charts, details, thumbnails, training, words
 from vgg_ddp.report.reading import Evaluation, read_evaluation, read_json, read_metrics
-
-Images = Callable[[list[int]], list[npt.NDArray[np.uint8]]]
+from vgg_ddp.report.rendering import embedded, render
 
 TILES = 9  # pictures in each grid
 LARGEST_NUMBERED_MATRIX = 20  # classes; beyond it the confusion matrix is a picture and a table
 MOST_CONFUSIONS = 20
 MOST_ANSWERS = 10  # rows of what the worst class is taken for
-STEP_CURVE_UP_TO = 10  # epochs; with more, the epoch means say enough
-ENLARGE_WITHOUT_BLUR = 64  # pixels; larger pictures are smoothed when scaled
+MOST_DOUBTFUL = 24  # pictures of doubtful labels
+MOST_TWICE = 16  # pairs of near-duplicates
+STRONGEST_CELL = 0.7  # above this opacity a number in a cell of the confusion matrix would be hard to read
+
+SECTIONS = [
+    ("story", "In short"),
+    ("training", "Training"),
+    ("pictures", "Pictures"),
+    ("classes", "Classes"),
+    ("confusion", "Confusions"),
+    ("worst", "Worst class"),
+    ("quiz", "Quiz"),
+    ("groups", "Groups"),
+    ("calibration", "Calibration"),
+    ("data", "Data"),
+    ("speed", "Speed"),
+    ("configuration", "Configuration"),
+    ("environment", "Environment"),
+]
 
 
 @dataclass(frozen=True)
@@ -34,19 +48,19 @@ class Tile:
     source: str | None
     pixelated: bool
     index: int
+    name: str
     true: str
     predicted: str
     confidence: str
     right: bool
 
 
-def write_report(run: Path, images: Images | None) -> Path:
+def write_report(run: Path, dataset: Dataset | None) -> Path:
     """Write RUN/report/index.html, one file that needs nothing else, and return its path.
 
     Args:
         run: the run's directory, with an evaluation in it.
-        images: maps sample indices of the evaluated split to uint8 arrays [height, width, 3]; None where the data set
-            is no longer there, which the page then says.
+        dataset: what it was evaluated on; None where that is no longer there, which the page then says.
 
     Raises:
         UserError: the run has no evaluation, or one of its files is damaged, or the page cannot be written.
@@ -55,119 +69,166 @@ def write_report(run: Path, images: Images | None) -> Path:
     evaluation = read_evaluation(run)
     metrics, unreadable_lines = read_metrics(run / "metrics.jsonl")
     environment = read_json(run / "environment.json") or {}
+    trained = read_json(run / "summary.json") or {}
     config = run / "config.yaml"
-    page = _template().render(
+    split = dataset.split(evaluation.summary["split"]) if dataset else None
+    data, sheets = details.describe(evaluation, split)
+    values = {
         **_about(evaluation),
-        **_training(metrics, evaluation, unreadable_lines),
-        **_pictures(evaluation, images),
-        **_classes(evaluation),
-        notes=[words.shown(str(note)) for note in environment.get("fallbacks", [])],
-        numbers=_numbers(evaluation.summary, read_json(run / "summary.json") or {}),
-        config=config.read_text(encoding="utf-8", errors="replace") if config.exists() else None,
-        environment=_flat({**environment, "evaluated checkpoint": evaluation.summary.get("checkpoint_sha256")}),
-    )
-    return _write(page, run / "report" / "index.html")
+        "curves_drawn": training.curves(metrics, evaluation.dataset),
+        "validated": any(row["split"] == "validation" for row in metrics),
+        "unreadable_lines": unreadable_lines,
+        **_pictures(evaluation, split),
+        **_classes(evaluation, metrics),
+        "quiz": bool(data["quiz"]),
+        **_groups(evaluation),
+        "calibration": _calibration(evaluation),
+        "data": _data(evaluation, dataset),
+        "notes": [words.shown(str(note)) for note in environment.get("fallbacks", [])],
+        "time": training.where_time_went(trained),
+        "numbers": training.numbers(evaluation.summary, trained),
+        "config": words.shown_text(config.read_text("utf-8", errors="replace")) if config.exists() else None,
+        "environment": training.flat(
+            {**environment, "evaluated checkpoint": evaluation.summary.get("checkpoint_sha256")}
+        ),
+        "details": embedded(data),
+        "sheets": sheets,
+        "sections": SECTIONS,
+    }
+    return render("run.html.j2", values, run / "report" / "index.html")
 
 
 def _about(evaluation: Evaluation) -> dict[str, Any]:
     """The title and the story in words."""
-    classes, confusion, groups = evaluation.classes, evaluation.confusion, evaluation.groups
-    shares = words.group_shares(classes, confusion, groups)
+    classes, confusion, summary = evaluation.classes, evaluation.confusion, evaluation.summary
+    accuracy = words.percent(summary["accuracy"])
     story = [
         words.overall_sentence(evaluation.network, evaluation.dataset, evaluation.split, confusion),
         words.extremes_sentence(classes, confusion),
-        words.misses_sentence(classes, confusion),
-        words.groups_sentence(shares),
     ]
     return {
+        "title": f"{evaluation.network} on {evaluation.dataset}: {accuracy}",
         "network": evaluation.network,
         "dataset": evaluation.dataset,
         "split": evaluation.split,
-        "accuracy": words.percent(evaluation.summary["accuracy"]),
+        "accuracy": accuracy,
+        "images": words.number(summary["images"]),
+        "interval": words.span(summary["accuracy_interval"]),
         "story": " ".join(sentence for sentence in story if sentence),
-        "groups": [
+        "cards": _cards(evaluation),
+    }
+
+
+def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The questions to ask of any classifier, each with its answer in a word and in a sentence."""
+    classes, confusion, summary = evaluation.classes, evaluation.confusion, evaluation.summary
+    accuracy, worst = recall(confusion), worst_class(confusion)
+    judged = [
+        int(k) for k in np.argsort(-np.nan_to_num(accuracy, nan=-1.0), kind="stable") if not np.isnan(accuracy[k])
+    ]
+
+    def said(k: int) -> str:
+        return f"{classes[k]} {words.percent(float(accuracy[k]))}"
+
+    cards = []
+    if worst is not None and len(judged) > 1:
+        others = [said(k) for k in judged[::-1] if k not in (worst, judged[0])][:2]
+        cards.append(
             {
-                "name": name,
-                "images": words.number(count),
-                "accuracy": words.percent(kept / count),
-                "share": kept / count,
+                "question": "What is it best at, and what worst?",
+                "answer": f"{said(judged[0])}\n{said(worst)}",
+                "words": f"Next to worst: {words.listed(others)}." if others else "",
             }
-            for name, count, kept in shares
-        ],
-    }
-
-
-def _training(metrics: list[dict[str, Any]], evaluation: Evaluation, unreadable_lines: int) -> dict[str, Any]:
-    """The curves, each with an alternative text."""
-    dataset = evaluation.dataset
-
-    def series(split: str, scope: str, value: str) -> figures.Series:
-        rows = [row for row in metrics if (row["split"], row["scope"]) == (split, scope) and row.get(value) is not None]
-        return [float(row["epoch"]) for row in rows], [float(row[value]) for row in rows]
-
-    curves = []
-    for name, shares in (("loss", False), ("accuracy", True)):
-        train, validation = series("train", "epoch", name), series("validation", "epoch", name)
-        steps = series("train", "steps", name) if len(train[0]) <= STEP_CURVE_UP_TO else ([], [])
-        if not any(len(epochs) for epochs, _ in (train, validation, steps)):
-            continue
-        ends = [
-            f"{split} {_ends(values, shares)}"
-            for split, values in (("training", train[1]), ("validation", validation[1]))
-            if values
+        )
+    if worst is not None:
+        answers = taken_for(confusion, worst)
+        share = words.percent(answers[0][1] / sum(count for _, count in answers), 0)
+        sentences = [
+            words.misses_sentence(classes, confusion),
+            words.kin_sentence(classes, confusion, evaluation.groups),
         ]
-        when = "first to last epoch" if len(train[0]) > 1 else "after one epoch"
-        caption = f"{name.capitalize()} on {dataset}" + (f", {when}: {'; '.join(ends)}" if ends else "")
-        svg = figures.curves_svg(name, caption, figures.Curves(train, validation, steps), name, shares)
-        curves.append({"svg": svg, "caption": caption})
-    rates = series("train", "steps", "lr")
-    if rates[0]:
-        caption = f"Learning rate on {dataset}: at most {max(rates[1]):.3g}, at the end {rates[1][-1]:.3g}"
-        curves.append({"svg": figures.learning_rate_svg("learning-rate", caption, rates), "caption": caption})
-    return {
-        "curves": curves,
-        "unreadable_lines": unreadable_lines,
-        "validated": any(row["split"] == "validation" for row in metrics),
-    }
+        question = f"What is {words.named(classes[worst])} taken for, when it is missed?"
+        cards.append(
+            {"question": question, "answer": f"{classes[answers[0][0]]} {share}", "words": " ".join(sentences).strip()}
+        )
+    if evaluation.groups:
+        within, images = (sum(group[key] for group in evaluation.groups.values()) for key in ("within", "images"))
+        cards.append(
+            {
+                "question": "Does it at least get the kind right?",
+                "answer": words.percent(within / max(images, 1)),
+                "words": words.groups_sentence(evaluation.groups),
+                "link": "groups",
+                "link_words": "The groups.",
+            }
+        )
+    calibration = summary["calibration"]
+    cards.append(
+        {
+            "question": "Is it as sure as it should be?",
+            "answer": f"{words.percent(calibration['mean_confidence'])} sure",
+            "words": words.calibration_sentence({**calibration, "temperature": None}, summary["accuracy"]),
+            "link": "calibration",
+            "link_words": "The diagram.",
+        }
+    )
+    counts = summary["data"]["class_counts"]
+    train = counts.get("train") or next(iter(counts.values()))
+    cards.append(
+        {
+            "question": "Is the data even?",
+            "answer": "yes" if min(train) == max(train) else "nearly" if min(train) > 0.8 * max(train) else "no",
+            "words": words.evenness_sentence(counts, classes),
+            "link": "data",
+            "link_words": "The data.",
+        }
+    )
+    if worst is not None:
+        other = taken_for(confusion, worst)[0][0]
+        cards.append(
+            {
+                "question": "Would a person have known?",
+                "answer": f"{classes[worst]} or {classes[other]}?",
+                "words": "Try it on the same pictures as the network.",
+                "link": "quiz",
+                "link_words": "Take the quiz.",
+            }
+        )
+    return [{"link": None, **card} for card in cards]
 
 
-def _ends(values: list[float], shares: bool) -> str:
-    said = [words.percent(value) if shares else words.number(value, 3) for value in (values[0], values[-1])]
-    return " to ".join(said if len(values) > 1 else said[:1])
-
-
-def _pictures(evaluation: Evaluation, images: Images | None) -> dict[str, Any]:
+def _pictures(evaluation: Evaluation, split: Split | None) -> dict[str, Any]:
     """Three grids of pictures: drawn at random, the surest mistakes, and misses of the worst class."""
     wrong = np.flatnonzero(evaluation.prediction != evaluation.label)
-    surest = wrong[np.argsort(-np.nan_to_num(evaluation.confidence[wrong], nan=-1.0), kind="stable")]
-    worst = words.worst_class(evaluation.confusion)
-    grids = {
+    worst = worst_class(evaluation.confusion)
+    surest = evaluation.summary["surest_mistakes"][:TILES]
+    grids: dict[str, list[int]] = {
         "samples": _draw(np.arange(len(evaluation.label))),
-        "mistakes": surest[:TILES],
+        "mistakes": [evaluation.position(sample) for sample in surest],
         "worst_tiles": _draw(wrong[evaluation.label[wrong] == worst]),
     }
-    positions = np.unique(np.concatenate(list(grids.values())))
-    indices = evaluation.sample_index[positions].tolist()
-    found = dict(zip(positions.tolist(), images(indices), strict=True)) if images and indices else {}
     right = evaluation.prediction == evaluation.label
     return {
-        "have_images": images is not None,
+        "have_images": split is not None,
         "sureness": words.sureness_sentence(evaluation.confidence, right),
-        **{name: [_tile(evaluation, k, found.get(k)) for k in grid.tolist()] for name, grid in grids.items()},
+        **{name: [tile(evaluation, split, k) for k in grid] for name, grid in grids.items()},
     }
 
 
-def _draw(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _draw(positions: npt.NDArray[np.int64]) -> list[int]:
     """Nine at random, the same ones every time, so that mistakes appear at their real rate."""
-    return np.random.default_rng(0).choice(positions, min(TILES, len(positions)), replace=False)
+    return np.random.default_rng(0).choice(positions, min(TILES, len(positions)), replace=False).tolist()
 
 
-def _tile(evaluation: Evaluation, k: int, pixels: npt.NDArray[np.uint8] | None) -> Tile:
-    label, prediction = int(evaluation.label[k]), int(evaluation.prediction[k])
+def tile(evaluation: Evaluation, split: Split | None, k: int) -> Tile:
+    """The picture at position `k` of the evaluation."""
+    label, prediction, sample = (int(a[k]) for a in (evaluation.label, evaluation.prediction, evaluation.sample_index))
+    pixels = None if split is None else split.decode(sample)
     return Tile(
-        source=None if pixels is None else figures.picture(pixels),
-        pixelated=pixels is not None and max(pixels.shape[:2]) <= ENLARGE_WITHOUT_BLUR,
-        index=int(evaluation.sample_index[k]),
+        source=None if pixels is None else thumbnails.png(pixels),
+        pixelated=pixels is not None and max(pixels.shape[:2]) <= thumbnails.SMOOTH_ABOVE,
+        index=sample,
+        name=f"image {sample}" if split is None else words.shortened(split.key(sample)),
         true=evaluation.classes[label],
         predicted=evaluation.classes[prediction],
         confidence=words.percent(float(evaluation.confidence[k]), 0),
@@ -175,153 +236,232 @@ def _tile(evaluation: Evaluation, k: int, pixels: npt.NDArray[np.uint8] | None) 
     )
 
 
-def _classes(evaluation: Evaluation) -> dict[str, Any]:
+def _classes(evaluation: Evaluation, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     """Accuracy per class, the confusion matrix, and the worst class."""
     classes, confusion = evaluation.classes, evaluation.confusion
-    totals, accuracy = confusion.sum(axis=1), words.recall(confusion)
-    rows = [
-        {
-            "name": classes[k],
-            "share": None if np.isnan(accuracy[k]) else float(accuracy[k]),
-            "accuracy": "no images" if np.isnan(accuracy[k]) else words.percent(float(accuracy[k])),
-            "correct": words.number(int(confusion[k, k])),
-            "images": words.number(int(totals[k])),
-            "precision": _measure(evaluation.summary["per_class"][k].get("precision")),
-            "f1": _measure(evaluation.summary["per_class"][k].get("f1")),
-        }
-        for k in np.argsort(-np.nan_to_num(accuracy, nan=-1.0), kind="stable")
-    ]
-    return {"per_class": rows, **_confusion(evaluation), **_worst(classes, confusion)}
+    totals, accuracy = confusion.sum(axis=1), recall(confusion)
+    ranked = np.argsort(-np.nan_to_num(accuracy, nan=-1.0), kind="stable").tolist()
+    rows = []
+    for k in ranked:
+        said = evaluation.summary["per_class"][k]
+        rows.append(
+            {
+                "name": classes[k],
+                "share": said["accuracy"],
+                "ends": said["accuracy_interval"],
+                "accuracy": "no images" if said["accuracy"] is None else words.percent(said["accuracy"]),
+                "interval": words.span(said["accuracy_interval"]),
+                "correct": words.number(int(confusion[k, k])),
+                "images": words.number(int(totals[k])),
+                "precision": _measure(said["precision"]),
+                "precision_interval": words.span(said["precision_interval"]),
+                "f1": _measure(said["f1"]),
+                "f1_interval": words.span(said["f1_interval"]),
+            }
+        )
+    ended_worst = [k for k in ranked[::-1] if totals[k]]
+    return {
+        "per_class": rows,
+        "class_curves": training.classes_over_epochs(metrics, classes, ended_worst),
+        **_confusion(evaluation),
+        **_worst(evaluation),
+    }
 
 
 def _measure(share: float | None) -> str:
     return "\u2013" if share is None or np.isnan(share) else words.percent(share)
 
 
+def cell_opacity(confusion: Counts) -> npt.NDArray[np.float64]:
+    """How strongly to colour each cell of a confusion matrix [true, predicted], from 0 to `STRONGEST_CELL`.
+
+    The diagonal is coloured by its share of the row; mistakes by their share against the most frequent mistake, so
+    that they can be told apart however rare they are.
+    """
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    mistakes = shares * ~np.eye(len(shares), dtype=bool)
+    strength: npt.NDArray[np.float64] = np.diag(np.diag(shares)) + mistakes / max(mistakes.max(initial=0.0), 0.05)
+    return STRONGEST_CELL * strength
+
+
+def _matrix(names: Sequence[str], confusion: Counts) -> list[dict[str, Any]]:
+    """Rows of a confusion matrix as percentages of each row."""
+    totals, opacity = confusion.sum(axis=1), cell_opacity(confusion)
+    return [
+        {
+            "name": names[i],
+            "cells": [
+                {
+                    "text": words.cell(float(confusion[i, j] / totals[i])) if totals[i] else "",
+                    "opacity": round(float(opacity[i, j]), 3),
+                    "title": f"{names[i]} taken for {names[j]}: {words.number(int(confusion[i, j]))}",
+                }
+                for j in range(len(names))
+            ],
+        }
+        for i in range(len(names))
+    ]
+
+
 def _confusion(evaluation: Evaluation) -> dict[str, Any]:
     classes, confusion = evaluation.classes, evaluation.confusion
-    totals, opacity = confusion.sum(axis=1), figures.cell_opacity(confusion)
-    if len(classes) <= LARGEST_NUMBERED_MATRIX:
-        matrix = [
-            {
-                "name": classes[i],
-                "cells": [
-                    {
-                        "text": words.cell(float(confusion[i, j] / totals[i])) if totals[i] else "",
-                        "opacity": round(float(opacity[i, j]), 3),
-                        "title": f"{classes[i]} taken for {classes[j]}: {words.number(int(confusion[i, j]))}",
-                    }
-                    for j in range(len(classes))
-                ],
-            }
-            for i in range(len(classes))
-        ]
-        return {"classes": classes, "matrix": matrix, "confusion_picture": None, "frequent": []}
-    mistakes = confusion * ~np.eye(len(classes), dtype=bool)
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    totals = confusion.sum(axis=1)
     frequent = [
         {
+            "i": i,
+            "j": j,
             "true": classes[i],
             "predicted": classes[j],
-            "images": words.number(int(mistakes[i, j])),
-            "accuracy": words.percent(float(mistakes[i, j] / totals[i])),
-            "share": float(mistakes[i, j] / totals[i]),
+            "images": words.number(count),
+            "accuracy": words.percent(float(count / totals[i])),
+            "share": float(count / totals[i]),
         }
-        for i, j in zip(*np.unravel_index(order, mistakes.shape), strict=True)
-        if mistakes[i, j]
+        for i, j, count in most_frequent(confusion, MOST_CONFUSIONS if len(classes) > LARGEST_NUMBERED_MATRIX else 8)
     ]
-    alt = f"Confusion matrix of {len(classes)} classes of {evaluation.dataset}; the most frequent confusions follow"
-    return {
-        "classes": classes,
-        "matrix": [],
-        "confusion_picture": figures.confusion_svg("confusion-matrix", alt, opacity),
-        "frequent": frequent,
-    }
+    numbered = len(classes) <= LARGEST_NUMBERED_MATRIX
+    return {"classes": classes, "matrix": _matrix(classes, confusion) if numbered else [], "frequent": frequent}
 
 
-def _worst(classes: list[str], confusion: words.Counts) -> dict[str, Any]:
-    worst = words.worst_class(confusion)
+def _worst(evaluation: Evaluation) -> dict[str, Any]:
+    classes, confusion = evaluation.classes, evaluation.confusion
+    worst = worst_class(confusion)
     if worst is None:
         return {"worst": None}
-    answers = words.taken_for(confusion, worst)
+    answers = taken_for(confusion, worst)
     misses = sum(count for _, count in answers)
-    rows, together = [], 0
-    for name, count in [(classes[k], count) for k, count in answers[:MOST_ANSWERS]]:
-        together += count
-        rows.append(_answer(name, count, together, misses))
+    rows = cumulative(confusion, worst, classes, MOST_ANSWERS)
     if len(answers) > MOST_ANSWERS:
-        rows.append(_answer(f"{len(answers) - MOST_ANSWERS} other classes", misses - together, misses, misses))
+        rest = misses - sum(row["images"] for row in rows)
+        others = {"name": f"{len(answers) - MOST_ANSWERS} other classes", "images": rest, "share": rest / misses}
+        rows.append({**others, "together": 1.0})
     images = int(confusion[worst].sum())
+    sentences = [
+        words.misses_sentence(classes, confusion),
+        words.kin_sentence(classes, confusion, evaluation.groups),
+    ]
     return {
         "worst": {
             "name": classes[worst],
+            "words": " ".join(sentence for sentence in sentences if sentence),
             "misses": words.number(misses),
             "images": words.number(images),
-            "accuracy": words.percent(1 - misses / images),
-            "answers": rows,
-        }
+            "answers": [
+                {
+                    "name": row["name"],
+                    "images": words.number(row["images"]),
+                    "share": row["share"],
+                    "accuracy": words.percent(row["share"]),
+                    "together": words.percent(row["together"]),
+                }
+                for row in rows
+            ],
+        },
+        "cumulative": [
+            {"name": name, "answers": words.answers(cumulative(confusion, k, classes, MOST_ANSWERS))}
+            for k, name in enumerate(classes)
+        ],
     }
 
 
-def _answer(name: str, count: int, together: int, misses: int) -> dict[str, Any]:
-    return {
-        "name": name,
-        "images": words.number(count),
-        "share": count / misses,
-        "accuracy": words.percent(count / misses),
-        "together": words.percent(together / misses),
-    }
-
-
-def _numbers(evaluation: dict[str, Any], training: dict[str, Any]) -> list[tuple[str, str]]:
-    """The small table of figures: what was measured, and its value in words."""
-    top5 = evaluation.get("top5_accuracy")
-    return [
-        ("Loss", words.number(evaluation.get("loss"), 4)),
-        ("Top-1 accuracy", words.percent(evaluation["accuracy"], 2)),
-        ("Top-5 accuracy", "only for more than 5 classes" if top5 is None else words.percent(top5, 2)),
-        ("Images evaluated", words.number(evaluation["images"])),
-        ("Training time", words.duration(training.get("train_seconds"))),
-        ("Training speed, images/s", words.number(training.get("images_per_second"))),
-        ("Share of time waiting for data", words.percent(training.get("data_wait_share"), 2)),
-        ("Goodput", words.percent(training.get("goodput"))),
-        ("Peak memory", words.memory(training.get("peak_memory_bytes"))),
-        ("Steps", words.number(training.get("steps"))),
-        ("Epochs", f"{training['epochs']:g}" if training.get("epochs") is not None else words.UNKNOWN),
-    ]
-
-
-def _flat(value: Any, key: str = "") -> list[tuple[str, str]]:
-    """Nested values as rows of a table: the path of each leaf, and its text."""
-    if isinstance(value, dict):
-        return [row for name, inner in value.items() for row in _flat(inner, f"{key} / {name}" if key else str(name))]
-    if isinstance(value, list) and any(isinstance(inner, (dict, list)) for inner in value):
-        return [row for k, inner in enumerate(value) for row in _flat(inner, f"{key} {k}")]
-    text = "; ".join(map(str, value)) if isinstance(value, list) else words.UNKNOWN if value is None else str(value)
-    return [(words.shown(key), words.shown(text) or "none")]
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def _groups(evaluation: Evaluation) -> dict[str, Any]:
+    """How often images are taken for a class of their own group."""
+    groups = evaluation.groups
+    if not groups:
+        return {"groups": []}
+    found = evaluation.summary["groups_from"] == "confusions"
+    origin = (
+        "The data set names no groups; these were found by clustering the confusions: classes that the network takes for "
+        "one another."
+        if found
+        else "The groups are the data set's own."
     )
-    environment.filters["width"] = lambda share: Markup(f"{100 * share:.2f}%")
-    return environment.get_template("template.html.j2")
+    ranked = sorted(groups, key=lambda name: -(groups[name]["within_accuracy"] or 0))
+    rows = [
+        {
+            "name": name,
+            "members": words.listed(groups[name]["classes"]),
+            "share": groups[name]["within_accuracy"] or 0,
+            "right_share": groups[name]["accuracy"] or 0,
+            "accuracy": _measure(groups[name]["within_accuracy"]),
+            "interval": words.span(groups[name]["within_interval"]),
+            "right": _measure(groups[name]["accuracy"]),
+            "images": words.number(groups[name]["images"]),
+        }
+        for name in ranked
+    ]
+    confusion = np.array([[groups[i]["taken_for"][j] for j in ranked] for i in ranked], dtype=np.int64)
+    return {
+        "groups": rows,
+        "groups_words": f"{words.groups_sentence(groups)} {origin}",
+        "group_matrix": _matrix(ranked, confusion) if len(ranked) <= LARGEST_NUMBERED_MATRIX else [],
+    }
 
 
-def _write(page: str, path: Path) -> Path:
-    """Write aside, then move into place: a reader sees the old page or the new one, never half of one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(aside, path)
-    except OSError as error:
-        raise UserError(f"the report {path} cannot be written: {error.strerror or error}") from None
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
+def _calibration(evaluation: Evaluation) -> dict[str, Any]:
+    """The reliability diagrams and what they say."""
+    calibration, dataset = evaluation.summary["calibration"], evaluation.dataset
+    measured = [("As it is", calibration)]
+    if calibration["scaled"]:
+        measured.append((f"With temperature {calibration['temperature']:.2f}", calibration["scaled"]))
+    drawn = []
+    for name, values in measured:
+        error = words.percent(values["expected_calibration_error"])
+        caption = f"{name}, on {dataset}: calibration error (ECE) {error}, loss {words.number(values['loss'], 3)}"
+        drawn.append({"caption": caption, "svg": charts.reliability(caption, values["bins"])})
+    unfitted = f"No temperature was fitted: {calibration['temperature_from']}."
+    return {
+        "words": words.calibration_sentence(calibration, evaluation.summary["accuracy"]),
+        "charts": drawn,
+        "note": unfitted if calibration["temperature"] is None else "",
+    }
+
+
+def _data(evaluation: Evaluation, dataset: Dataset | None) -> dict[str, Any]:
+    """Class counts, doubtful labels, and images that are there twice."""
+    found, classes = evaluation.summary["data"], evaluation.classes
+    counts = found["class_counts"]
+    first = counts.get("train") or next(iter(counts.values()))
+    split = dataset.split(evaluation.summary["split"]) if dataset else None
+    doubtful = evaluation.summary["doubtful_labels"]
+    return {
+        "evenness": words.evenness_sentence(counts, classes),
+        "notes": [words.shown(note) for note in found["notes"]],
+        "splits": list(counts),
+        "rows": [
+            {
+                "name": name,
+                "share": first[k] / max(*first, 1),
+                "counts": [words.number(of_split[k]) for of_split in counts.values()],
+            }
+            for k, name in enumerate(classes)
+        ],
+        "doubtful_words": words.doubtful_sentence(doubtful["images"], evaluation.split),
+        "doubtful": [
+            tile(evaluation, split, evaluation.position(sample)) for sample in doubtful["sample_index"][:MOST_DOUBTFUL]
+        ],
+        "twice_words": words.duplicates_sentence(found["near_duplicates"]),
+        "twice": _twice(evaluation, dataset) if dataset else [],
+    }
+
+
+def _twice(evaluation: Evaluation, dataset: Dataset) -> list[dict[str, Any]]:
+    """The near-duplicates as pairs of pictures: those in the training images, then those among the test images."""
+    shown = []
+    for other in ("train", "test"):
+        for pair in evaluation.summary["data"]["near_duplicates"][other]["pairs"]:
+            images, labels = [], []
+            for split, sample in ((dataset.split("test"), pair[0]), (dataset.split(other), pair[1])):
+                pixels = split.decode(sample)
+                label = evaluation.classes[int(split.labels[sample])]
+                labels.append(label)
+                images.append(
+                    {
+                        "source": thumbnails.png(pixels),
+                        "pixelated": max(pixels.shape[:2]) <= thumbnails.SMOOTH_ABOVE,
+                        "alt": f"{split.name} image {sample} of {evaluation.dataset}: {label}",
+                    }
+                )
+            differ = labels[0] != labels[1]
+            said = f"{labels[0]}, but {labels[1]} in {other}" if differ else f"{labels[0]}, also in {other}"
+            shown.append({"images": images, "differ": differ, "words": said})
+    return sorted(shown, key=lambda pair: not pair["differ"])[:MOST_TWICE]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vgg_ddp.analysis.confusions import Counts
 from vgg_ddp.errors import UserError
 from vgg_ddp.report import words
 
@@ -21,12 +22,21 @@ class Evaluation:
 
     summary: dict[str, Any]
     classes: list[str]
-    confusion: words.Counts  # [true class, predicted class]
-    groups: dict[str, list[str]]
+    confusion: Counts  # [true class, predicted class]
+    groups: dict[str, dict[str, Any]]  # as analysis.groups.describe gives them
     label: npt.NDArray[np.int64]  # [images]
     prediction: npt.NDArray[np.int64]  # [images]
-    confidence: npt.NDArray[np.float64]  # [images], probability of the predicted class
+    probabilities: npt.NDArray[np.float32]  # [images, classes]
     sample_index: npt.NDArray[np.int64]  # [images]
+
+    @property
+    def confidence(self) -> npt.NDArray[np.float64]:
+        """Probability of the predicted class, [images]."""
+        return self.probabilities[np.arange(len(self.label)), self.prediction].astype(np.float64)
+
+    def position(self, sample: int) -> int:
+        """Where in the arrays the image with this index is."""
+        return int(np.searchsorted(self.sample_index, sample))
 
     @property
     def network(self) -> str:
@@ -52,6 +62,8 @@ def read_evaluation(run: Path) -> Evaluation:
     summary = read_json(folder / "summary.json", again)
     if summary is None:
         raise UserError(f"{run} has no evaluation yet; {again}")
+    if "calibration" not in summary:
+        raise UserError(f"{run} was evaluated by an earlier version; {again}")
     try:
         # numpy leaves a file that it opened itself open where it turns out damaged
         with (folder / "predictions.npz").open("rb") as file, np.load(file) as stored:
@@ -66,12 +78,17 @@ def read_evaluation(run: Path) -> Evaluation:
         summary=summary,
         classes=[words.shown(name) for name in summary["classes"]],
         confusion=np.array(summary["confusion"], dtype=np.int64),
-        groups={words.shown(k): [words.shown(name) for name in v] for k, v in summary.get("groups", {}).items()},
+        groups={words.shown(name): _shown_group(group) for name, group in summary["groups"].items()},
         label=label,
         prediction=prediction,
-        confidence=arrays["probabilities"][order, prediction].astype(np.float64),
+        probabilities=arrays["probabilities"][order],
         sample_index=arrays["sample_index"][order],
     )
+
+
+def _shown_group(group: dict[str, Any]) -> dict[str, Any]:
+    taken_for = {words.shown(name): images for name, images in group["taken_for"].items()}
+    return {**group, "classes": [words.shown(name) for name in group["classes"]], "taken_for": taken_for}
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:

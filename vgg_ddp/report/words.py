@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TypeAlias
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Counts: TypeAlias = npt.NDArray[np.int64]
+from vgg_ddp.analysis.confusions import Counts, recall, taken_for, worst_class
 
 NBSP = "\u00a0"  # a number and its unit stay on one line
 UNKNOWN = "not recorded"
 MOST_GROUPS_IN_A_SENTENCE = 4
+LONGEST_FILE_NAME = 100  # letters
 
 # Said with the other article than their first letter suggests.
 _SOUNDS_LIKE_A = re.compile(r"(uni|eu|ewe|one\b|use|usu|uk|ut[eio])", re.IGNORECASE)
@@ -24,9 +27,24 @@ _SOUNDS_LIKE_AN = re.compile(r"(hour|honest|honour|heir|8|11(?!\d)|18(?!\d))", r
 
 
 def shown(name: str) -> str:
-    """`name` without what a page must not carry: control characters, text-direction overrides, lone surrogates."""
+    """`name` without what a page must not carry: control characters, text-direction overrides, lone surrogates.
+
+    A name with letters that run from right to left is isolated, so that it leaves the text around it in order.
+    """
     joiners = "\u200c\u200d"  # not "printable", but part of the spelling in Persian and Hindi
-    return "".join(c if c.isprintable() or c in joiners else "\ufffd" for c in name)
+    text = "".join(c if c.isprintable() or c in joiners else "\ufffd" for c in name)
+    return f"\u2068{text}\u2069" if any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in text) else text
+
+
+def shown_text(text: str) -> str:
+    """`shown` for a text of many lines."""
+    return "\n".join(shown(line) for line in text.splitlines())
+
+
+def shortened(name: str) -> str:
+    """A file name as `shown`, its middle left out where it is very long."""
+    half = LONGEST_FILE_NAME // 2
+    return shown(name if len(name) <= LONGEST_FILE_NAME else f"{name[:half]}\u2026{name[-half:]}")
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -40,6 +58,21 @@ def percent(share: float | None, digits: int = 1) -> str:
         digits += 1
         text = f"{100 * share:.{digits}f}"
     return f"{text}{NBSP}%" if float(text) not in (0, 100) else f"{float(text):.0f}{NBSP}%"
+
+
+def span(interval: Sequence[float] | None) -> str:
+    """The two ends of an interval, e.g. "79.5 to 81.0 %"; empty without one."""
+    return "" if interval is None else f"{cell(interval[0])} to {percent(interval[1])}"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, signed, e.g. "+1.25"."""
+    return f"{100 * difference:+.2f}".replace("-", "\u2212")
+
+
+def p_value(value: float) -> str:
+    """A p-value to two digits, e.g. "0.032"."""
+    return "below 0.0001" if value < 1e-4 else f"{min(value, 1.0):.2g}"
 
 
 def number(value: float | None, digits: int = 0) -> str:
@@ -92,28 +125,6 @@ def listed(parts: list[str], last: str = "and") -> str:
     return f"{', '.join(parts[:-1])} {last} {parts[-1]}" if len(parts) > 1 else "".join(parts)
 
 
-def recall(confusion: Counts) -> npt.NDArray[np.float64]:
-    """Share of each class that was named correctly, [classes]; NaN for a class without images."""
-    totals = confusion.sum(axis=1)
-    return np.where(totals > 0, np.diag(confusion) / np.maximum(totals, 1), np.nan)
-
-
-def worst_class(confusion: Counts) -> int | None:
-    """The class with the lowest accuracy, of equals the one with most misses; None where nothing was missed."""
-    misses = confusion.sum(axis=1) - np.diag(confusion)
-    if not misses.any():
-        return None
-    accuracy = recall(confusion)
-    return int(np.lexsort((-misses, np.where(np.isnan(accuracy), np.inf, accuracy)))[0])
-
-
-def taken_for(confusion: Counts, true: int) -> list[tuple[int, int]]:
-    """What the missed images of class `true` were taken for: (class, images), most frequent first."""
-    row = confusion[true].copy()
-    row[true] = 0
-    return [(int(k), int(row[k])) for k in np.argsort(-row, kind="stable") if row[k]]
-
-
 def overall_sentence(network: str, dataset: str, split: str, confusion: Counts) -> str:
     """How many images the network names correctly."""
     total, right = int(confusion.sum()), int(np.trace(confusion))
@@ -157,27 +168,101 @@ def misses_sentence(classes: list[str], confusion: Counts) -> str:
     return f"When {missed} is missed it is taken for {', '.join(first)}: together {together} of the misses."
 
 
-def group_shares(classes: list[str], confusion: Counts, groups: dict[str, list[str]]) -> list[tuple[str, int, int]]:
-    """Per group (name, images, images taken for any class of the group), best first; groups without images left out."""
-    index = {name: k for k, name in enumerate(classes)}
-    rows = []
-    for group, members in groups.items():
-        inside = [index[name] for name in members if name in index]
-        images, kept = int(confusion[inside].sum()), int(confusion[np.ix_(inside, inside)].sum())
-        if images:
-            rows.append((group, images, kept))
-    return sorted(rows, key=lambda row: -row[2] / row[1])
-
-
-def groups_sentence(shares: list[tuple[str, int, int]]) -> str:
-    """How often an image is taken for a class of its own group, given `group_shares`; empty without groups."""
-    if not shares:
+def kin_sentence(classes: list[str], confusion: Counts, groups: dict[str, dict[str, Any]]) -> str:
+    """How many of the wrong answers to the worst class stay in its group, e.g. "85 % of these answers are animals too."."""
+    worst = worst_class(confusion)
+    own = [name for name, group in groups.items() if worst is not None and classes[worst] in group["classes"]]
+    if worst is None or not own or len(groups[own[0]]["classes"]) < 2:
         return ""
-    said = [f"{group} taken for {group} {percent(kept / images)}" for group, images, kept in shares]
+    inside = [k for k, name in enumerate(classes) if name in groups[own[0]]["classes"] and k != worst]
+    misses = int(confusion[worst].sum() - confusion[worst, worst])
+    return (
+        f"{percent(int(confusion[worst, inside].sum()) / misses, 0)} of the wrong answers stay among {quoted(own[0])}."
+    )
+
+
+def groups_sentence(groups: dict[str, dict[str, Any]]) -> str:
+    """How often an image is taken for a class of its own group, best first; empty without groups."""
+    judged = sorted((g for g in groups.items() if g[1]["images"]), key=lambda group: -group[1]["within_accuracy"])
+    if not judged:
+        return ""
+    said = [f"{quoted(name)} for {quoted(name)} {percent(group['within_accuracy'])}" for name, group in judged]
     if len(said) > MOST_GROUPS_IN_A_SENTENCE:
-        overall = percent(sum(kept for *_, kept in shares) / sum(images for _, images, _ in shares))
-        return f"{overall} are taken for a class of their own group: {said[0]} at best, {said[-1]} at worst."
-    return f"By group: {listed(said)}."
+        within, images = (sum(group[key] for _, group in judged) for key in ("within", "images"))
+        kept = f"{percent(within / images)} of the images are taken for a class of their own group"
+        return f"{kept}: {said[0]} at best, {said[-1]} at worst."
+    return f"{said[0][0].upper()}{said[0][1:]}" + "".join(f", {text}" for text in said[1:]) + "."
+
+
+def quoted(name: str) -> str:
+    """A group's name: one word as it is ("animals"), several in quotation marks."""
+    return name if re.fullmatch(r"[a-z-]+", name) else f"\u201c{name}\u201d"
+
+
+def evenness_sentence(counts: dict[str, list[int]], classes: list[str]) -> str:
+    """Whether the classes have as many images as one another, in the split of the training."""
+    found = counts.get("train") or next(iter(counts.values()))
+    low, high = min(found), max(found)
+    if low == high:
+        return f"Every class has {number(low)} training images."
+    few, many = named(classes[found.index(low)]), named(classes[found.index(high)])
+    if low == 0:
+        return f"No training image shows {few}; {number(high)} show {many}."
+    times = f"{high / low:.1f} times as many" if high / low >= 1.05 else "almost as many"
+    return f"Training images show {few} {number(low)} times and {many} {number(high)} times: {times}."
+
+
+def calibration_sentence(calibration: dict[str, Any], accuracy: float) -> str:
+    """Whether the network is too sure or not sure enough, and what a temperature does about it."""
+    sure, gap = calibration["mean_confidence"], calibration["mean_confidence"] - accuracy
+    if not math.isfinite(sure):
+        return "Its probabilities are no numbers."
+    how = "about as sure as it should be" if abs(gap) < 0.01 else "too sure of itself" if gap > 0 else "too modest"
+    said = f"On average it is {percent(sure)} sure and {percent(accuracy)} right: {how}."
+    if calibration["temperature"] is None:
+        return said
+    before, after = calibration["expected_calibration_error"], calibration["scaled"]["expected_calibration_error"]
+    return (
+        f"{said} Dividing its logits by a temperature of {calibration['temperature']:.2f}, fitted on "
+        f"{calibration['temperature_from']}, brings the calibration error from {percent(before)} to {percent(after)}."
+    )
+
+
+def answers(rows: list[dict[str, Any]]) -> str:
+    """A cumulative list in one line: each answer's share of the misses, and in brackets that of all so far."""
+    said = [f"{row['name']} {percent(row['share'], 0)} ({percent(row['together'], 0)})" for row in rows]
+    return ", ".join(said) or "never missed"
+
+
+def doubtful_sentence(count: int, split: str) -> str:
+    """What a doubtful label means."""
+    if count == 0:
+        return "The network contradicts no label with confidence."
+    return (
+        f"By confident learning, the network contradicts the labels of {images_of(count, split)}. Most of these are its own "
+        "mistakes; those it is surest of stand first, and are worth a look."
+    )
+
+
+def duplicates_sentence(found: dict[str, dict[str, Any]]) -> str:
+    """How many test images have a near-duplicate, where, and how many were looked at."""
+    said = []
+    for other, name in (("train", "training"), ("test", "test")):
+        part = found[other]
+        looked = "" if part["looked_at"] == part["of"] else f" (of {number(part['looked_at'])} that were looked at)"
+        count = (
+            "No test image has"
+            if part["test_images"] == 0
+            else f"{images_of(part['test_images'], 'test')} {have(part['test_images'])}"
+        )
+        again = "another" if other == "test" else "a"
+        labels = f", {number(part['other_labels'])} under another label" if part["other_labels"] else ""
+        said.append(f"{count} a near-duplicate in {again} {name} image{looked}{labels}.")
+    return f"{' '.join(said)} Found by perceptual hash; a network that has seen the double in training has it easier."
+
+
+def have(count: int) -> str:
+    return "has" if count == 1 else "have"
 
 
 def sureness_sentence(confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> str:

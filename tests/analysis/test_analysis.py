@@ -1,0 +1,253 @@
+"""The analysis against scikit-learn, SciPy, torchmetrics, cleanlab, ImageHash, and counting by hand."""
+
+from __future__ import annotations
+
+import json
+
+import imagehash
+import numpy as np
+import pytest
+import torch
+from cleanlab.filter import find_label_issues
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics import confusion_matrix, log_loss
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from tests.pictures import smooth
+from tests.test_metrics import any_predictions, names
+from vgg_ddp.analysis import calibration, comparison, confusions, duplicates, groups, intervals, labels
+from vgg_ddp.analysis.summary import describe
+from vgg_ddp.metrics import Predictions
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def predictions_like(images: int, classes: int, sharpness: float = 1.0, seed: int = 0) -> Predictions:
+    """Answers that are right more often than not, about as sure as they should be where `sharpness` is 1."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 1.2, (images, classes))
+    label = np.array([random.choice(classes, p=row) for row in np.exp(logits) / np.exp(logits).sum(1, keepdims=True)])
+    return Predictions(label, (sharpness * logits).astype(np.float32), np.arange(images))
+
+
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_wilson_is_the_formula_of_the_paper(one: int, other: int) -> None:
+    count, total = min(one, other), max(one, other)
+    ends = intervals.wilson(count, total)
+    if total == 0:
+        assert ends is None
+        return
+    z, share = 1.959963984540054, count / total
+    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    assert ends == pytest.approx((centre - half, centre + half), abs=1e-12)
+
+
+def test_the_interval_of_f1_covers_it_in_95_of_100_draws() -> None:
+    """Of a class that is answered with chances known, drawn again and again."""
+    random = np.random.default_rng(0)
+    chances = [0.12, 0.04, 0.06, 0.78]  # true positive, false positive, false negative, neither
+    truth = 2 * chances[0] / (2 * chances[0] + chances[1] + chances[2])
+    inside = 0
+    for hits, false, missed, _ in random.multinomial(500, chances, size=2000):
+        low, high = intervals.f1(int(hits), int(false), int(missed)) or (0, 0)
+        inside += low <= truth <= high
+    assert inside / 2000 == pytest.approx(0.95, abs=0.015)
+    assert intervals.f1(0, 0, 0) is None
+
+
+@given(any_predictions())
+def test_confusions_are_what_counting_gives(predictions: Predictions) -> None:
+    classes = names(predictions)
+    confusion = confusion_matrix(predictions.label, predictions.prediction, labels=range(len(classes)))
+    pairs = list(zip(predictions.label.tolist(), predictions.prediction.tolist()))
+    found = confusions.most_frequent(confusion, 5)
+    assert [count for *_, count in found] == sorted((count for *_, count in found), reverse=True)
+    wrong = [pair for pair in pairs if pair[0] != pair[1]]
+    assert all(count == wrong.count((i, j)) for i, j, count in found)
+    assert len(found) == min(5, len(set(wrong)))
+    for k in range(len(classes)):
+        rows = confusions.cumulative(confusion, k, classes, len(classes))
+        misses = [pair for pair in wrong if pair[0] == k]
+        assert sum(row["images"] for row in rows) == len(misses)
+        if misses:
+            assert rows[-1]["together"] == 1.0
+    for i, j in confusions.most_confused_pairs(confusion, 3):
+        assert i < j and wrong.count((i, j)) + wrong.count((j, i)) > 0
+
+
+def test_groups_are_found_again_in_confusions_made_from_them() -> None:
+    """Animals are taken for animals, vehicles for vehicles."""
+    vehicles = [0, 1, 8, 9]
+    confusion = np.full((10, 10), 1)
+    for members in (vehicles, [k for k in range(10) if k not in vehicles]):
+        confusion[np.ix_(members, members)] = 20
+    np.fill_diagonal(confusion, 800)
+    found = groups.find(confusion)
+    assert found == [vehicles, [2, 3, 4, 5, 6, 7]]
+    assert list(groups.name_found(found, CLASSES)) == [
+        "airplane, automobile, ship and 1 more",
+        "bird, cat, deer and 3 more",
+    ]
+
+
+@pytest.mark.parametrize("confusion", [np.eye(10) * 5, np.zeros((4, 4)), [[3, 1], [1, 3]], np.ones((5, 5))])
+def test_no_groups_are_found_where_there_are_none(confusion: object) -> None:
+    assert groups.find(np.array(confusion, dtype=np.int64)) == []
+
+
+@given(any_predictions(smallest=4))
+def test_groups_count_images_within_and_across(predictions: Predictions) -> None:
+    classes = names(predictions)
+    of = {"first": classes[:2], "rest": classes[2:]}
+    summary = describe(predictions, classes, of, None, "")
+    group_of = np.where(np.arange(len(classes)) < 2, 0, 1)
+    expected = confusion_matrix(group_of[predictions.label], group_of[predictions.prediction], labels=[0, 1])
+    for row, name in enumerate(of):
+        found = summary["groups"][name]
+        assert found["images"] == expected[row].sum()
+        assert found["within"] == expected[row, row]
+        assert list(found["taken_for"].values()) == expected[row].tolist()
+        assert found["correct"] == sum(
+            a == b for a, b in zip(predictions.label, predictions.prediction) if group_of[a] == row
+        )
+    assert summary["groups_from"] == "data set"
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
+def test_calibration_error_is_torchmetrics_s(classes: int, sharpness: float) -> None:
+    predictions = predictions_like(2000, classes, sharpness)
+    found = calibration.describe(predictions, None, "none")
+    probabilities = torch.from_numpy(np.exp(predictions.log_probabilities))
+    # torchmetrics puts a confidence of exactly 1 in a bin of its own
+    probabilities = probabilities.clamp(max=1 - 1e-12)
+    expected = multiclass_calibration_error(
+        probabilities, torch.from_numpy(predictions.label), num_classes=classes, n_bins=calibration.BINS, norm="l1"
+    )
+    assert found["expected_calibration_error"] == pytest.approx(float(expected), abs=1e-6)
+    assert sum(row["images"] for row in found["bins"]) == 2000
+
+
+def test_bins_are_open_below_and_closed_above() -> None:
+    bins = calibration.reliability(np.array([0.2, 0.2000001, 1.0]), np.array([True, False, True]))
+    assert [row["images"] for row in bins if row["images"]] == [1, 1, 1]
+    assert bins[2]["high"] == 0.2 and bins[2]["accuracy"] == 1.0
+    assert bins[3]["accuracy"] == 0.0 and bins[-1]["images"] == 1
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
+def test_the_temperature_undoes_what_made_the_network_too_sure(sharpness: float) -> None:
+    validation, test = (predictions_like(4000, 10, sharpness, seed) for seed in (1, 2))
+    found = calibration.describe(test, validation, "4000 images")
+    assert found["temperature"] == pytest.approx(sharpness, rel=0.05)
+    probabilities = torch.from_numpy(test.logits / found["temperature"]).double().softmax(dim=1).numpy()
+    assert found["scaled"]["loss"] == pytest.approx(log_loss(test.label, probabilities), rel=1e-5)
+    assert found["scaled"]["expected_calibration_error"] < 0.02
+    if sharpness != 1.0:
+        assert found["expected_calibration_error"] > 3 * found["scaled"]["expected_calibration_error"]
+
+
+def test_no_temperature_moves_the_loss_lower() -> None:
+    validation = predictions_like(500, 4, 2.0)
+    best = calibration.fit_temperature(validation)
+    losses = [
+        log_loss(validation.label, np.exp(calibration.at_temperature(validation, best * factor).log_probabilities))
+        for factor in (1.0, 0.99, 1.01)
+    ]
+    assert losses[0] == min(losses)
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_doubtful_labels_are_cleanlab_s(classes: int) -> None:
+    predictions = predictions_like(1500, classes, 1.5)
+    flipped = np.random.default_rng(3).random(1500) < 0.1
+    label = np.where(flipped, (predictions.label + 1) % classes, predictions.label)
+    probabilities = np.exp(predictions.log_probabilities)
+    expected = find_label_issues(
+        label, probabilities, filter_by="confident_learning", return_indices_ranked_by="normalized_margin", n_jobs=1
+    )
+    found = labels.doubtful_labels(label, probabilities)
+    assert found.tolist() == expected.tolist()
+    assert flipped[found[:50]].mean() > 2 * flipped.mean()
+
+
+@given(any_predictions())
+def test_surest_mistakes_are_mistakes_and_sorted(predictions: Predictions) -> None:
+    probabilities = np.exp(predictions.log_probabilities)
+    found = labels.surest_mistakes(predictions.label, probabilities)
+    assert sorted(found) == np.flatnonzero(predictions.prediction != predictions.label).tolist()
+    assert (np.diff(probabilities.max(axis=1)[found]) <= 0).all()
+
+
+def test_the_perceptual_hash_is_imagehash_s() -> None:
+    pictures = [smooth(*size, seed) for seed, size in enumerate([(32, 32), (50, 40), (20, 90), (224, 224)] * 4)]
+    found = duplicates.perceptual_hash(duplicates.grey(pictures))
+    expected = [imagehash.phash(Image.fromarray(picture)).hash.ravel() for picture in pictures]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_near_duplicates_are_found_and_others_are_not() -> None:
+    """Pictures made brighter, smaller, or saved as JPEG are found among 300 others; an even picture resembles nothing."""
+    originals = [smooth(32, 32, seed) for seed in range(40)]
+    changed = [
+        np.clip(originals[0].astype(int) + 20, 0, 255).astype(np.uint8),
+        np.asarray(Image.fromarray(originals[1]).resize((24, 24))),
+        np.clip(originals[2].astype(int) + np.random.default_rng(0).normal(0, 6, (32, 32, 3)), 0, 255).astype(np.uint8),
+        np.full((32, 32, 3), 200, np.uint8),
+    ]
+    others = [smooth(32, 32, 1000 + seed) for seed in range(300)]
+    pairs = duplicates.find(duplicates.grey(originals), duplicates.grey([*others, *changed, changed[3]]))
+    assert {(i, j) for i, j, _ in pairs} == {(0, 300), (1, 301), (2, 302)}
+    within = duplicates.find_within(duplicates.grey([*originals, originals[7], changed[3], changed[3]]))
+    assert [(i, j) for i, j, _ in within] == [(7, 40)]
+    assert duplicates.find(duplicates.grey([]), duplicates.grey(originals)) == []
+
+
+def test_mcnemar_is_the_binomial_test_by_hand() -> None:
+    first = np.array([True] * 50 + [True] * 9 + [False] * 3 + [False] * 10)
+    second = np.array([True] * 50 + [False] * 9 + [True] * 3 + [False] * 10)
+    found = comparison.compare(first, second)
+    tail = sum(np.prod([12 - i for i in range(k)]) / np.prod(range(1, k + 1)) for k in range(4)) / 2**12
+    assert found.p_value == pytest.approx(2 * tail)
+    assert (found.only_first, found.only_second, found.difference) == (9, 3, pytest.approx(-6 / 72))
+    assert found.interval[0] < found.difference < found.interval[1]
+    assert comparison.compare(first, first).p_value == 1.0
+
+
+def test_the_bootstrap_interval_is_that_of_resampled_images() -> None:
+    random = np.random.default_rng(0)
+    first, second = random.random(400) < 0.7, random.random(400) < 0.75
+    found = comparison.compare(first, second)
+    change = second.astype(int) - first
+    means = change[random.integers(0, 400, (20_000, 400))].mean(axis=1)
+    assert found.interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.004)
+
+
+def test_equal_networks_seldom_differ_and_better_ones_do() -> None:
+    random = np.random.default_rng(0)
+    equal = [comparison.compare(random.random(300) < 0.8, random.random(300) < 0.8).p_value for _ in range(300)]
+    assert np.mean(np.array(equal) < comparison.CHANCE) < 0.07
+    assert comparison.compare(random.random(3000) < 0.7, random.random(3000) < 0.8).p_value < 1e-6
+    label = np.repeat(np.arange(3), 100)
+    found = comparison.compare_classes(label, label >= 0, (label != 1) | (np.arange(300) % 2 == 0), 4)
+    assert found[3] is None
+    assert [one.p_value < comparison.CHANCE for one in found[:3] if one] == [False, True, False]
+
+
+@pytest.mark.parametrize(("classes", "images"), [(2, 50), (10, 300), (100, 500), (2, 1)])
+def test_the_summary_is_json_for_any_number_of_classes_and_without_validation(classes: int, images: int) -> None:
+    predictions = predictions_like(images, classes)
+    summary = describe(predictions, [f"class {k}" for k in range(classes)], {}, None, "nothing was held out")
+    assert json.loads(json.dumps(summary, allow_nan=False))["calibration"]["temperature"] is None
+    assert summary["calibration"]["temperature_from"] == "nothing was held out"
+    assert describe(predictions, [f"class {k}" for k in range(classes)], {}, None, "nothing was held out") == summary
+
+
+def test_a_network_that_diverged_is_described_all_the_same() -> None:
+    predictions = Predictions(np.arange(20) % 4, np.full((20, 4), np.nan, np.float32), np.arange(20))
+    summary = describe(predictions, list("abcd"), {}, predictions, "itself")
+    assert summary["accuracy"] == 0.25
+    assert np.isnan(summary["calibration"]["expected_calibration_error"])

@@ -1,0 +1,160 @@
+"""Runs made up for a test: folders as training and evaluation leave them, with a data set of small pictures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from vgg_ddp import data_check
+from vgg_ddp.analysis.summary import describe
+from vgg_ddp.data.dataset import Dataset, DatasetRecord, FileRecord, SplitRecord, file_sha256
+from vgg_ddp.metrics import Predictions
+
+ANIMALS = ["bird", "cat", "deer", "dog", "frog", "horse"]
+VEHICLES = ["airplane", "automobile", "ship", "truck"]
+CLASSES = sorted(ANIMALS + VEHICLES)
+
+
+@dataclass
+class Run:
+    """A run, and the arrays it was made from."""
+
+    path: Path
+    dataset: Dataset
+    predictions: Predictions
+
+    @property
+    def label(self) -> np.ndarray:
+        return self.predictions.label
+
+    @property
+    def prediction(self) -> np.ndarray:
+        return self.predictions.prediction
+
+    @property
+    def confusion(self) -> np.ndarray:
+        return np.array(json.loads((self.path / "evaluation" / "summary.json").read_text())["confusion"])
+
+
+def make_dataset(path: Path, test: np.ndarray, classes: list[str], shape: tuple[int, int] = (8, 8)) -> Dataset:
+    """A data set of noise, whose upper left quarter tells a picture's index: red is index // 256, green index % 256.
+
+    Args:
+        test: labels of the test images; the training images are the same number.
+    """
+    path.mkdir(parents=True)
+    splits = {}
+    for seed, (name, labels) in enumerate((("train", np.sort(test)), ("test", test))):
+        images = np.random.default_rng(seed).integers(0, 256, (len(labels), *shape, 3), dtype=np.uint8)
+        index = np.arange(len(labels))
+        images[:, : shape[0] // 2, : shape[1] // 2] = np.stack(
+            [index // 256, index % 256, np.full_like(index, 99)], axis=1
+        )[:, None, None]
+        files = []
+        for kind, array in (("images", images), ("labels", labels.astype(np.int64))):
+            np.save(path / f"{name}.{kind}.npy", array)
+            file = path / f"{name}.{kind}.npy"
+            files.append(FileRecord(file.name, file.stat().st_size, file_sha256(file)))
+        splits[name] = SplitRecord(len(labels), np.bincount(labels, minlength=len(classes)).tolist(), files)
+    record = DatasetRecord(
+        name="cifar10",
+        classes=[name.encode(errors="replace").decode() for name in classes],
+        groups={},
+        storage="raw",
+        encoding=None,
+        image_shape=[*shape, 3],
+        mean=[0.0] * 3,
+        std=[1.0] * 3,
+        covariance=[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+        splits=splits,
+        source={},
+        notes=[],
+    )
+    (path / "dataset.json").write_bytes(msgspec.json.encode(record))
+    return Dataset(path)
+
+
+def random_logits(label: np.ndarray, prediction: np.ndarray, classes: int, seed: int = 7) -> np.ndarray:
+    """Logits whose largest is that of `prediction`, more or less sure."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 1, (len(label), classes)).astype(np.float32)
+    logits[np.arange(len(label)), prediction] = logits.max(axis=1) + rng.exponential(1.5, len(label)) + 0.01
+    return logits
+
+
+def make_run(
+    path: Path,
+    classes: list[str] = CLASSES,
+    label: np.ndarray | None = None,
+    prediction: np.ndarray | None = None,
+    epochs: int = 3,
+    images: int = 400,
+    shape: tuple[int, int] = (8, 8),
+    groups: dict[str, list[str]] | None = None,
+    dataset: Dataset | None = None,
+    seed: int = 7,
+    dataset_name: str = "cifar10",
+    logits: np.ndarray | None = None,
+    **summary: Any,
+) -> Run:
+    """A run folder; predictions are right about two times in three. `summary` replaces values in summary.json."""
+    rng = np.random.default_rng(seed)
+    count = len(classes)
+    label = np.random.default_rng(1).integers(0, count, images) if label is None else label
+    if prediction is None:
+        prediction = np.where(rng.random(len(label)) < 0.65, label, rng.integers(0, count, len(label)))
+    logits = random_logits(label, prediction, count, seed) if logits is None else logits
+    predictions = Predictions(label, logits, np.arange(len(label)))
+    dataset = dataset or make_dataset(path.with_name(f"{path.name}-dataset"), label, classes, shape)
+    held_out = Predictions(
+        *(array[: len(label) // 2] for array in (label, predictions.logits, predictions.sample_index))
+    )
+    evaluation = {
+        "dataset": dataset_name,
+        "split": "test",
+        **describe(predictions, classes, groups or {}, held_out if len(held_out.label) else None, "half of them"),
+        "data": data_check.describe(dataset),
+        "network": "vgg16",
+        "checkpoint_sha256": "ab" * 32,
+        "world_size": 1,
+        **summary,
+    }
+    write_json(path / "evaluation" / "summary.json", evaluation)
+    np.savez(
+        path / "evaluation" / "predictions.npz",
+        label=label,
+        prediction=predictions.prediction,
+        probabilities=predictions.probabilities,
+        sample_index=predictions.sample_index,
+    )
+    rows = []
+    for step in range(2, 10 * epochs + 1, 2):
+        fit = {"loss": 2.3 / (1 + step), "accuracy": 0.5, "lr": 0.1, "images_per_second": 500.0, "data_wait": 0.001}
+        rows.append({"split": "train", "scope": "steps", "step": step, "epoch": step / 10, **fit})
+        if step % 10 == 0:
+            means = {"scope": "epoch", "step": step, "epoch": step / 10, "loss": 1.5, "accuracy": 0.6}
+            rows += [{"split": "train", **means}, {"split": "validation", **means}]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    speed = {"train_seconds": 216.4, "images_per_second": 1532.1, "data_wait_share": 0.0042, "goodput": 0.973}
+    size = {"peak_memory_bytes": 3 * 2**30, "steps": 10 * epochs, "epochs": epochs}
+    write_json(path / "summary.json", {**speed, **size})
+    versions = {"python": "3.11.2", "torch": "2.14.1"}
+    machine = {"versions": versions, "devices": ["two cores"], "commit": None, "command": "vgg-ddp train x.yaml"}
+    data = {"data": dataset.name, "data_sha256": dataset.sha256}
+    write_json(path / "environment.json", {**machine, **data, "world_size": 1, "fallbacks": []})
+    (path / "config.yaml").write_text("network: vgg16\nbatch: 256\n")
+    return Run(path, dataset, predictions)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    write_json(path, {**json.loads(path.read_text()), **changes})

@@ -1,0 +1,371 @@
+"""The pages in a real browser: Debian's Chromium without a head, from file://, driven by Playwright."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.pictures import encode, smooth, write_tar
+from tests.report.runs import CLASSES, Run, make_run
+from vgg_ddp.data.prepare import prepare
+from vgg_ddp.report import write_comparison, write_own_images, write_report
+from vgg_ddp.report.own_images import Answer
+from vgg_ddp.report.page import SECTIONS
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; apt-get install chromium")
+
+# 300 characters, quotes, markup, a text-direction override, and a script that runs from right to left.
+HOSTILE = [
+    "<script>window.harmed=1<\u2215script>",
+    '" onmouseover="window.harmed=1',
+    "'q' & \u202eevil",
+    "x" * 300,
+    "שלום",
+]
+HOSTILE_FILE = '<img src=x onerror="window.harmed=1"> \u202e'
+
+
+@dataclass
+class Watched:
+    """A page and everything that it did wrong."""
+
+    page: Page
+    problems: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Any]:
+    """`visit(path, width, scheme)`: the page, watched for errors, dialogs and requests; none is allowed."""
+    opened: list[Watched] = []
+
+    def go(path: Path, width: int = 1280, scheme: Any = "light", **settings: Any) -> Page:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **settings)
+        watched = Watched(context.new_page())
+        opened.append(watched)
+        page, problems = watched.page, watched.problems
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: note_console(problems, f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: request.url == url or note(problems, request.url))
+        url = path.as_uri()
+        page.goto(url)
+        return page
+
+    def note(problems: list[str], url: str) -> None:
+        if not url.startswith("data:"):
+            problems.append(f"request: {url[:200]}")
+
+    def note_console(problems: list[str], text: str) -> None:
+        if "getImageData" not in text:  # a hint to the test itself, which looks at pixels
+            problems.append(text)
+
+    yield go
+    for watched in opened:
+        watched.page.context.close()
+        assert watched.problems == []
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """10,000 images of noise, the worst there is for the size of the page."""
+    run = make_run(tmp_path_factory.mktemp("large") / "run", images=10_000, shape=(32, 32))
+    write_report(run.path, run.dataset)
+    return run
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    groups = {"vehicles": [CLASSES[k] for k in (0, 1, 8, 9)], "animals": CLASSES[2:8]}
+    run = make_run(tmp_path_factory.mktemp("small") / "run", shape=(32, 32), groups=groups)
+    write_report(run.path, run.dataset)
+    return run
+
+
+def page_of(run: Run) -> Path:
+    return run.path / "report" / "index.html"
+
+
+def shown_images(page: Page) -> list[int]:
+    return [int(k) for k in page.eval_on_selector_all("#cell-images button", "all => all.map(b => b.dataset.image)")]
+
+
+def colour(page: Page, selector: str) -> list[int]:
+    """The pixel an eighth of the way into the first canvas that matches."""
+    script = """canvas => {
+      const k = canvas.width / 8;
+      return [...canvas.getContext("2d").getImageData(k, k, 1, 1).data].slice(0, 3);
+    }"""
+    return page.eval_on_selector(selector, script)
+
+
+def test_it_is_small_and_quickly_painted(large: Run, visit: Any) -> None:
+    path = page_of(large)
+    assert path.stat().st_size < 12_000_000
+    paints = []
+    for _ in range(3):
+        page = visit(path)
+        page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
+        paints.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+    assert min(paints) < 1000  # milliseconds; of three, since tests share their machine
+
+
+def test_a_cell_shows_exactly_its_images(large: Run, visit: Any) -> None:
+    page = visit(page_of(large))
+    for i, j in ((3, 5), (5, 3), (0, 9), (7, 7)):
+        page.click(f'#matrix td[data-true="{i}"][data-answer="{j}"] button')
+        expected = np.flatnonzero((large.label == i) & (large.prediction == j))
+        while page.is_visible("#cell-more"):
+            page.click("#cell-more")
+        shown = shown_images(page)
+        assert sorted(shown) == expected.tolist()
+        sure = large.predictions.probabilities.max(axis=1)[shown]
+        assert (np.diff(sure) <= 1e-4).all()
+        told = page.eval_on_selector_all("#cell-images button b", "all => all.map(b => parseFloat(b.textContent))")
+        assert told == pytest.approx((100 * sure).tolist(), abs=0.51)
+        page.wait_for_function(
+            "document.querySelector('#cell-images canvas').getContext('2d').getImageData(4, 4, 1, 1).data[3]"
+        )
+        assert colour(page, "#cell-images canvas") == pytest.approx([shown[0] // 256, shown[0] % 256, 99], abs=6)
+
+
+def test_a_picture_opens_with_the_network_s_answers(small: Run, visit: Any) -> None:
+    page = visit(page_of(small))
+    image = shown_images(page)[0]
+    page.click("#cell-images button >> nth=0")
+    names = page.eval_on_selector_all("#image-answers span", "all => all.map(s => s.textContent)")
+    shares = page.eval_on_selector_all("#image-answers b", "all => all.map(b => parseFloat(b.textContent))")
+    probabilities = small.predictions.probabilities[image]
+    order = np.argsort(-probabilities, kind="stable")[:5]
+    assert names == [CLASSES[k] for k in order]
+    assert shares == pytest.approx((100 * probabilities[order]).tolist(), abs=0.06)
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#image")
+
+
+def test_the_quiz_counts(small: Run, visit: Any) -> None:
+    page = visit(page_of(small))
+    page.click("#quiz-start")
+    names = [page.inner_text("#quiz-first"), page.inner_text("#quiz-second")]
+    pair = [CLASSES.index(name) for name in names]
+    you = network = 0
+    asked = int(page.inner_text("#quiz-count").split(" of ")[1].split(",")[0])
+    assert asked == 10
+    for question in range(asked):
+        image = int(page.get_attribute("#quiz-picture", "data-image"))
+        truth = pair.index(int(small.label[image]))
+        mine = truth if question % 3 else 1 - truth
+        you += mine == truth
+        scores = small.predictions.probabilities[image, pair]
+        network += int(scores[0] < scores[1]) == truth
+        page.click(f"#quiz-answers button >> nth={mine}")
+        box = page.locator("#quiz-box")
+        assert [box.get_attribute(f"data-{name}") for name in ("you", "network", "asked")] == [
+            str(you),
+            str(network),
+            str(question + 1),
+        ]
+        assert f"the label says {names[truth]}" in page.inner_text("#quiz-told")
+        page.click("#quiz-next")
+    assert f"You {you} of 10, the network {network}." in page.inner_text("#quiz-told")
+
+
+def test_every_section_is_there(small: Run, visit: Any) -> None:
+    page = visit(page_of(small))
+    for name, _ in SECTIONS:
+        assert page.is_visible(f'section[aria-labelledby="{name}"] h2#{name}')
+        page.click(f'nav a[href="#{name}"]')
+    assert page.is_visible("#wall canvas")
+
+
+def test_the_keyboard_alone_reaches_everything(small: Run, visit: Any) -> None:
+    page = visit(page_of(small))
+    wanted = page.evaluate(
+        """() => {
+          const reachable = 'a[href], button, select, summary, canvas[tabindex], [tabindex="0"]';
+          const shown = [...document.querySelectorAll(reachable)].filter(
+            e => e.checkVisibility() && !e.disabled && e.tabIndex >= 0);
+          shown.forEach((e, k) => (e.dataset.number = k));
+          return shown.length;
+        }"""
+    )
+    reached = set()
+    for _ in range(wanted + 5):
+        page.keyboard.press("Tab")
+        number = page.evaluate("document.activeElement.dataset.number")
+        if number is not None:
+            reached.add(int(number))
+    assert reached == set(range(wanted))
+
+    page.focus('#matrix td[data-true="0"][data-answer="0"] button')
+    for key in ["ArrowDown"] * 3 + ["ArrowRight"] * 5:
+        page.keyboard.press(key)
+    page.keyboard.press("Enter")
+    assert page.inner_text("#cell-title") == "cat taken for dog"
+    expected = np.flatnonzero((small.label == 3) & (small.prediction == 5))
+    assert sorted(shown_images(page)) == expected.tolist()
+
+    page.focus("#quiz-start")
+    page.keyboard.press("Enter")
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Enter")  # the second answer, then the next picture
+        page.keyboard.press("Enter")
+    assert page.get_attribute("#quiz-box", "data-asked") == "10"
+
+    page.focus("svg[data-chart]")
+    page.keyboard.press("ArrowLeft")
+    assert "epoch" in page.inner_text("#training ~ .side output >> nth=0")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["run", "comparison", "own images", "many classes"])
+def test_axe_finds_nothing_serious(kind: str, scheme: str, pages: dict[str, Path], visit: Any) -> None:
+    page = visit(pages[kind], scheme=scheme)
+    if kind == "run":
+        page.click("#quiz-start")
+        for summary in page.locator("summary").all():
+            summary.click()
+    found = Axe().run(page).response["violations"]
+    serious = [violation for violation in found if violation["impact"] in ("serious", "critical")]
+    assert serious == [], json.dumps([(v["id"], [n["html"][:200] for n in v["nodes"][:3]]) for v in serious], indent=1)
+
+
+@pytest.fixture(scope="module")
+def pages(small: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One page of each kind."""
+    folder = tmp_path_factory.mktemp("pages")
+    other = make_run(folder / "other", dataset=small.dataset, label=small.label, seed=8)
+    many = make_run(folder / "many", classes=[f"class {k}" for k in range(100)], images=1000)
+    answers = [
+        Answer.of(f"{k}.jpg", "cat", small.predictions.probabilities[k], smooth(50, 80, k), smooth(32, 32, k))
+        for k in range(3)
+    ]
+    return {
+        "run": page_of(small),
+        "comparison": write_comparison([small.path, other.path], small.dataset, folder / "comparison.html"),
+        "own images": write_own_images(answers, ["x"], CLASSES, "vgg16", "cifar10", folder, folder / "own.html"),
+        "many classes": write_report(many.path, many.dataset),
+    }
+
+
+def test_a_matrix_of_many_classes_opens_by_mouse_and_keyboard(pages: dict[str, Path], visit: Any) -> None:
+    page = visit(pages["many classes"])
+    box = page.locator("#matrix-picture").bounding_box()
+    page.mouse.move(0, 0)
+    page.locator("#matrix-picture").scroll_into_view_if_needed()
+    page.locator("#matrix-picture").click(position={"x": box["width"] * 0.305, "y": box["height"] * 0.205})
+    assert [page.input_value(f"#cell-{name}") for name in ("true", "answer")] == ["20", "30"]
+    page.locator("#matrix-picture").press("ArrowDown")
+    page.locator("#matrix-picture").press("ArrowLeft")
+    page.locator("#matrix-picture").press("Enter")
+    assert [page.input_value(f"#cell-{name}") for name in ("true", "answer")] == ["21", "29"]
+    page.click("#frequent button >> nth=0")
+    count = int(page.inner_text("#frequent tbody tr >> nth=0 >> td >> nth=2"))
+    assert len(shown_images(page)) == count > 0
+
+
+@pytest.mark.parametrize("kind", ["run", "comparison", "own images", "many classes"])
+def test_a_phone_shows_it_without_scrolling_sideways(kind: str, pages: dict[str, Path], visit: Any) -> None:
+    page = visit(pages[kind], width=360)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_paper_has_every_section_and_no_buttons(small: Run, visit: Any) -> None:
+    page = visit(page_of(small))
+    page.emulate_media(media="print")
+    for name, _ in SECTIONS:
+        assert page.is_visible(f"h2#{name}")
+    assert not page.is_visible("nav")
+    assert not page.is_visible("#quiz-box")
+
+
+def test_without_javascript_everything_but_the_images_of_cells_is_there(small: Run, visit: Any) -> None:
+    page = visit(page_of(small), java_script_enabled=False)
+    for name, _ in SECTIONS:
+        assert page.is_visible(f"h2#{name}")
+    assert page.is_visible("#matrix td >> nth=0")
+    assert not page.is_visible("#quiz-start")
+
+
+def test_the_theme_can_be_chosen(small: Run, visit: Any) -> None:
+    page = visit(page_of(small))
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
+    page.click("#theme")
+    assert page.evaluate(background) == light
+    page.click("#theme")
+    assert page.evaluate(background) != light
+
+
+def test_hostile_class_and_file_names_are_text(tmp_path: Path, visit: Any) -> None:
+    """Through the whole way: a tar with such names, prepared, evaluated, reported."""
+    files = {
+        f"{split}/{name}/{k} {HOSTILE_FILE}{'y' * (280 if k == 0 else 3)}.png": encode(smooth(24, 24, 7 * k + n), "PNG")
+        for split in ("train", "test")
+        for n, name in enumerate(HOSTILE)
+        for k in range(6)
+    }
+    archive = write_tar(tmp_path / "hostile.tar", files)
+    dataset = prepare(str(archive), tmp_path / "dataset", lambda text: None, downloads=tmp_path)
+    label = dataset.split("test").labels
+    run = make_run(
+        tmp_path / "run",
+        classes=dataset.classes,
+        label=label,
+        dataset=dataset,
+        dataset_name=HOSTILE[0],
+        network=HOSTILE[1],
+    )
+    page = visit(write_report(run.path, dataset))
+    for select, n in (("#cell-true", 0), ("#cell-answer", 0)):
+        page.select_option(select, index=n)
+    page.click("#cell-images button >> nth=0")
+    assert "<img src=" in page.inner_text("#image")
+    page.keyboard.press("Escape")
+    page.click("#quiz-start")
+    page.click("#quiz-answers button >> nth=0")
+    body = page.inner_text("body")
+    for name in (HOSTILE[0], HOSTILE[1], "'q' & \ufffdevil", HOSTILE[3], "\u2068שלום\u2069"):
+        assert name in body
+    assert "\u202e" not in page.content()
+    assert page.evaluate("window.harmed") is None
+    assert page.evaluate("document.querySelectorAll('img[src=x], [onmouseover]').length") == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    own = Answer.of(
+        f"{HOSTILE_FILE}/a.png", None, run.predictions.probabilities[0], smooth(40, 40, 1), smooth(32, 32, 1)
+    )
+    other = write_own_images(
+        [own], [HOSTILE_FILE], dataset.classes, HOSTILE[0], HOSTILE[1], tmp_path / HOSTILE[2], tmp_path / "own.html"
+    )
+    page = visit(other)
+    assert "<img src=x onerror=" in page.inner_text("body")
+    twin = make_run(tmp_path / HOSTILE[2], classes=dataset.classes, label=label, dataset=dataset, seed=9)
+    page = visit(write_comparison([run.path, twin.path], dataset, tmp_path / "comparison.html"))
+    assert "'q' & \ufffdevil" in page.inner_text("h1")
+    assert page.evaluate("window.harmed") is None
+
+
+def test_analysis_and_report_of_10_000_images_are_quick(large: Run) -> None:
+    start = time.perf_counter()
+    write_report(large.path, large.dataset)
+    assert time.perf_counter() - start < 10

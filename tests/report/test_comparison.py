@@ -1,0 +1,104 @@
+"""Runs side by side: what changed, and whether it is more than chance."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from tests.report.runs import CLASSES, Run, change_json, make_dataset, make_run
+from tests.report.test_report import Node, Page, section
+from vgg_ddp.errors import UserError
+from vgg_ddp.report import write_comparison
+
+
+def compared(runs: list[Run], path: Path) -> Node:
+    page = write_comparison([run.path for run in runs], runs[0].dataset, path / "comparison.html")
+    return Page(page.read_text(encoding="utf-8")).root
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Run:
+    return make_run(tmp_path / "first")
+
+
+def better(first: Run, path: Path, gained: int) -> Run:
+    """A run that gets `gained` images right that `first` got wrong."""
+    wrong = np.flatnonzero(first.prediction != first.label)[:gained]
+    prediction = first.prediction.copy()
+    prediction[wrong] = first.label[wrong]
+    return make_run(path, label=first.label, prediction=prediction, dataset=first.dataset)
+
+
+def test_a_clear_difference_is_told_with_mcnemar(first: Run, tmp_path: Path) -> None:
+    story = section(compared([first, better(first, tmp_path / "second", 60)], tmp_path), "story").text
+    assert "Is second better than first?Yes" in story
+    assert "The difference is +15.00 points" in story
+    assert "0 test images only first gets right, 60 only second" in story
+    assert binomtest(60, 60).pvalue < 1e-4 and "McNemar p below 0.0001" in story
+
+
+def test_a_small_difference_may_be_chance(first: Run, tmp_path: Path) -> None:
+    page = compared([first, better(first, tmp_path / "second", 3)], tmp_path)
+    story = section(page, "story").text
+    assert "Is second better than first?No more than chance" in story
+    assert f"McNemar p {binomtest(3, 3).pvalue:.2g}" in story
+    rows = section(page, "classes").table()
+    assert [row[0] for row in rows] == CLASSES
+    assert all("better" not in str(cell.attributes) for cell in section(page, "classes").all("td"))
+
+
+def test_what_changed_in_the_configuration_is_listed(first: Run, tmp_path: Path) -> None:
+    second = better(first, tmp_path / "second", 5)
+    (second.path / "config.yaml").write_text(
+        "network: vgg16\nbatch: 512\noptimizer:\n  learning_rate: 0.4\nrun:\n  dir: x\n"
+    )
+    third = better(first, tmp_path / "third", 9)
+    page = compared([first, second, third], tmp_path)
+    assert section(page, "changes").table() == [
+        ["batch", "256", "512", "256"],
+        ["optimizer.learning_rate", "–", "0.4", "–"],
+    ]
+    assert len(section(page, "training").all("svg")) == 4
+    keys = [span.text for span in section(page, "training").all("div", **{"class": "key"})[0].all("span")]
+    assert keys == ["first", "second", "third"]
+
+
+def test_the_pictures_are_those_that_one_of_two_gets_right(first: Run, tmp_path: Path) -> None:
+    second = make_run(tmp_path / "second", label=first.label, dataset=first.dataset, seed=11)
+    page = compared([first, second], tmp_path)
+    only_first, only_second = section(page, "pictures").all("ul")
+    for shown, wins, loses in ((only_first, first, second), (only_second, second, first)):
+        found = [int(re.findall(r"image (\d+)", image.attributes["alt"])[0]) for image in shown.all("img")]
+        assert len(found) == 9
+        assert (wins.prediction[found] == first.label[found]).all()
+        assert (loses.prediction[found] != first.label[found]).all()
+
+
+@pytest.mark.parametrize("how", ["other data", "other labels"])
+def test_runs_on_different_images_are_shown_without_a_test(first: Run, tmp_path: Path, how: str) -> None:
+    label = (first.label + 1) % 10 if how == "other labels" else first.label
+    dataset = make_dataset(tmp_path / "data", label, CLASSES)
+    second = make_run(tmp_path / "second", label=label, dataset=dataset)
+    change_json(second.path / "environment.json", data_sha256="00" if how == "other data" else first.dataset.sha256)
+    page = compared([first, second], tmp_path)
+    assert "They were evaluated on different images" in section(page, "story").text
+    assert not section(page, "pictures").all("img")
+    assert len(section(page, "classes").table()) == 10
+
+
+def test_mistakes_get_one_line(first: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="7 runs side by side are too many"):
+        write_comparison([first.path] * 7, None, tmp_path / "x.html")
+    with pytest.raises(UserError, match="has no evaluation yet; run: vgg-ddp evaluate"):
+        write_comparison([first.path, tmp_path], None, tmp_path / "x.html")
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_two_runs_of_one_name_are_told_apart(first: Run, tmp_path: Path) -> None:
+    twin = better(first, tmp_path / "elsewhere" / "first", 5)
+    headings = section(compared([first, twin], tmp_path), "story").all("th", scope="col")
+    assert [heading.text for heading in headings] == [str(first.path), str(twin.path)]

@@ -1,0 +1,225 @@
+"""Runs side by side: what changed in the configuration, in the curves, in the classes, and whether it is more than chance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from vgg_ddp.analysis.comparison import CHANCE, Difference, compare, compare_classes
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.errors import UserError
+from vgg_ddp.report import charts, training, words
+from vgg_ddp.report.page import TILES, Tile, tile
+from vgg_ddp.report.reading import Evaluation, read_evaluation, read_json, read_metrics
+from vgg_ddp.report.rendering import render
+
+STYLES = ["first", "second", "third", "fourth", "fifth", "sixth"]  # of lines, one for each run
+NOT_COMPARED = ("run.dir", "resume")  # keys that tell nothing about the training
+
+SECTIONS = [
+    ("story", "In short"),
+    ("changes", "What changed"),
+    ("training", "Training"),
+    ("classes", "Classes"),
+    ("pictures", "Pictures"),
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run left behind, under a name that no other of the runs has."""
+
+    name: str
+    evaluation: Evaluation
+    metrics: list[dict[str, Any]]
+    trained: dict[str, Any]
+    environment: dict[str, Any]
+    config: dict[str, str]
+
+    @property
+    def right(self) -> npt.NDArray[np.bool_]:
+        return self.evaluation.prediction == self.evaluation.label
+
+
+def write_comparison(folders: list[Path], dataset: Dataset | None, path: Path) -> Path:
+    """Write a page that puts runs side by side, the first being what the others are held against.
+
+    Args:
+        dataset: what the first run was evaluated on, for pictures; None shows none.
+
+    Raises:
+        UserError: a run without an evaluation, more runs than can be told apart, or the page cannot be written.
+    """
+    if len(folders) > len(STYLES):
+        raise UserError(f"{len(folders)} runs side by side are too many to tell apart; give at most {len(STYLES)}")
+    runs = [_read(folder, name) for folder, name in zip(folders, _names(folders))]
+    first, others = runs[0], runs[1:]
+    paired = [_paired(first, other) for other in others]
+    differences = [compare(first.right, other.right) if same else None for other, same in zip(others, paired)]
+    datasets = list(dict.fromkeys(run.evaluation.dataset for run in runs))
+    values = {
+        "title": f"{' against '.join(run.name for run in runs)} on {words.listed(datasets)}",
+        "dataset": words.listed(datasets),
+        "split": first.evaluation.split,
+        "names": [run.name for run in runs],
+        "verdicts": [_verdict(first, other, found) for other, found in zip(others, differences)],
+        "notes": [
+            f"{run.name}: {words.shown(str(note))}" for run in runs for note in run.environment.get("fallbacks", [])
+        ],
+        "overview": _overview(runs),
+        "changes": _changes(runs),
+        "curves_drawn": _curves(runs, words.listed(datasets)),
+        "classes": _classes(runs, paired),
+        "grids": _grids(first, others[0], dataset) if paired[0] and dataset else [],
+        "sections": SECTIONS,
+    }
+    return render("comparison.html.j2", values, path)
+
+
+def _read(folder: Path, name: str) -> Run:
+    config = folder / "config.yaml"
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{config} cannot be read: {error}") from None
+    return Run(
+        name=name,
+        evaluation=read_evaluation(folder),
+        metrics=read_metrics(folder / "metrics.jsonl")[0],
+        trained=read_json(folder / "summary.json") or {},
+        environment=read_json(folder / "environment.json") or {},
+        config={key.replace(" / ", "."): value for key, value in training.flat(settings)},
+    )
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """The folders' last parts, or their whole paths where two are called the same."""
+    short = [folder.resolve().name for folder in folders]
+    return [words.shown(str(f) if short.count(name) > 1 else name) for f, name in zip(folders, short)]
+
+
+def _paired(first: Run, other: Run) -> bool:
+    """Whether two runs answered the same questions: the same images of the same data."""
+    one, two = first.evaluation, other.evaluation
+    return (
+        first.environment.get("data_sha256") == other.environment.get("data_sha256")
+        and one.classes == two.classes
+        and np.array_equal(one.sample_index, two.sample_index)
+        and np.array_equal(one.label, two.label)
+    )
+
+
+def _verdict(first: Run, other: Run, found: Difference | None) -> dict[str, str]:
+    accuracies = [words.percent(run.evaluation.summary["accuracy"], 2) for run in (first, other)]
+    said = f"{first.name} names {accuracies[0]} correctly, {other.name} {accuracies[1]}."
+    if found is None:
+        answer = f"{words.points(other.evaluation.summary['accuracy'] - first.evaluation.summary['accuracy'])} points"
+        return {
+            "question": f"Is {other.name} better than {first.name}?",
+            "answer": answer,
+            "words": f"{said} They were evaluated on different images, so nothing more can be said.",
+        }
+    chance = found.p_value >= CHANCE
+    answer = "No more than chance" if chance else "Yes" if found.difference > 0 else "No, it is worse"
+    return {
+        "question": f"Is {other.name} better than {first.name}?",
+        "answer": answer,
+        "words": (
+            f"{said} The difference is {words.points(found.difference)} points, 95\u00a0% interval "
+            f"{words.points(found.interval[0])} to {words.points(found.interval[1])} (bootstrap over images). "
+            f"{words.images_of(found.only_first, first.evaluation.split)} only {first.name} gets right, "
+            f"{words.number(found.only_second)} only {other.name}: McNemar p {words.p_value(found.p_value)}."
+        ),
+    }
+
+
+def _overview(runs: list[Run]) -> list[tuple[str, list[str]]]:
+    """Rows of figures, a column for each run."""
+    rows: dict[str, list[str]] = {"Network": [], "Data set": [], "95 % interval of the accuracy": []}
+    for run in runs:
+        rows["Network"].append(run.evaluation.network)
+        rows["Data set"].append(run.evaluation.dataset)
+        rows["95 % interval of the accuracy"].append(words.span(run.evaluation.summary["accuracy_interval"]))
+        error = run.evaluation.summary["calibration"]["expected_calibration_error"]
+        for name, value in [
+            *training.numbers(run.evaluation.summary, run.trained),
+            ("Calibration error (ECE)", words.percent(error)),
+        ]:
+            rows.setdefault(name, []).append(value)
+    return list(rows.items())
+
+
+def _changes(runs: list[Run]) -> list[tuple[str, list[str]]]:
+    """The keys of the configuration in which the runs differ, with the value in each."""
+    keys = dict.fromkeys(key for run in runs for key in run.config if key not in NOT_COMPARED)
+    values = {key: [run.config.get(key, "\u2013") for run in runs] for key in keys}
+    return [(key, of_runs) for key, of_runs in values.items() if len(set(of_runs)) > 1]
+
+
+def _curves(runs: list[Run], dataset: str) -> list[dict[str, Any]]:
+    drawn = []
+    for name, split, scope, value, shares in (
+        ("training loss", "train", "epoch", "loss", False),
+        ("validation accuracy", "validation", "epoch", "accuracy", True),
+        ("learning rate", "train", "steps", "lr", False),
+        ("images/s", "train", "steps", "images_per_second", False),
+    ):
+        lines = [
+            charts.Line(run.name, training.series(run.metrics, split, scope, value), style)
+            for run, style in zip(runs, STYLES)
+        ]
+        drawn += training.chart(name, f"{name[0].upper()}{name[1:]} on {dataset}", lines, shares)
+    return drawn
+
+
+def _classes(runs: list[Run], paired: list[bool]) -> list[dict[str, Any]]:
+    """A row for each class of the first run, with the other runs' differences from it."""
+    first = runs[0]
+    rows = []
+    tested = [
+        compare_classes(first.evaluation.label, first.right, other.right, len(first.evaluation.classes)) if same else []
+        for other, same in zip(runs[1:], paired)
+    ]
+    for k, name in enumerate(first.evaluation.classes):
+        accuracy = first.evaluation.summary["per_class"][k]["accuracy"]
+        others = []
+        for other, found in zip(runs[1:], tested):
+            one = found[k] if found else None
+            theirs = {row["name"]: row["accuracy"] for row in other.evaluation.summary["per_class"]}
+            of_other = theirs.get(first.evaluation.summary["per_class"][k]["name"])
+            others.append(
+                {
+                    "accuracy": words.percent(of_other) if of_other is not None else "\u2013",
+                    "difference": "" if one is None else words.points(one.difference),
+                    "interval": ""
+                    if one is None
+                    else f"{words.points(one.interval[0])} to {words.points(one.interval[1])}",
+                    "p_value": "" if one is None else words.p_value(one.p_value),
+                    "style": ""
+                    if one is None or one.p_value >= CHANCE
+                    else "better"
+                    if one.difference > 0
+                    else "worse",
+                }
+            )
+        rows.append(
+            {"name": name, "accuracy": words.percent(accuracy) if accuracy is not None else "\u2013", "others": others}
+        )
+    return rows
+
+
+def _grids(first: Run, other: Run, dataset: Dataset) -> list[tuple[str, list[Tile]]]:
+    """Nine images that only one of two runs gets right, for each: those on which it is surest."""
+    split = dataset.split(first.evaluation.summary["split"])
+    grids = []
+    for wins, loses in ((first, other), (other, first)):
+        apart = np.flatnonzero(wins.right & ~loses.right)
+        apart = apart[np.argsort(-wins.evaluation.confidence[apart], kind="stable")][:TILES]
+        caption = f"Images of {first.evaluation.dataset} that only {wins.name} gets right, with what {loses.name} says"
+        grids.append((caption, [tile(loses.evaluation, split, int(k)) for k in apart]))
+    return grids

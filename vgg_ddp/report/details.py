@@ -1,0 +1,109 @@
+"""What the page's script shows of single images: answers, probabilities, names, thumbnails, and the quiz's questions."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgg_ddp.analysis.confusions import most_confused_pairs
+from vgg_ddp.data.dataset import Split
+from vgg_ddp.report import thumbnails, words
+from vgg_ddp.report.reading import Evaluation
+
+MOST_IMAGES = 10_000  # that a page carries; of more, mistakes first
+TOP = 5  # answers told of each image
+QUIZ_PAIRS = 6
+QUIZ_IMAGES = 60  # of each pair, to draw questions from
+
+
+def carried(evaluation: Evaluation) -> NDArray[np.int64]:
+    """Positions of the images that a page carries: all, or every mistake first and right answers evenly spread."""
+    count = len(evaluation.label)
+    if count <= MOST_IMAGES:
+        return np.arange(count)
+    wrong = np.flatnonzero(evaluation.prediction != evaluation.label)
+    right = np.flatnonzero(evaluation.prediction == evaluation.label)
+    wrong = _spread(wrong, MOST_IMAGES)
+    return np.sort(np.concatenate([wrong, _spread(right, MOST_IMAGES - len(wrong))]))
+
+
+def describe(evaluation: Evaluation, split: Split | None) -> tuple[dict[str, Any], list[str]]:
+    """The data of the page's script, and the sheets of thumbnails; no sheets where the data set is no longer there."""
+    chosen = carried(evaluation)
+    probabilities = np.nan_to_num(evaluation.probabilities)[chosen]
+    top = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
+    side, drawn = 0, []
+    if split is not None:
+        samples = evaluation.sample_index[chosen]
+        side = thumbnails.side_of(len(chosen), int(split.shapes(samples).min(axis=1).max()))
+        squares = [thumbnails.square(split.decode(int(sample)), side) for sample in samples]
+        drawn = thumbnails.sheets(squares, side).sheets
+    data = {
+        "dataset": evaluation.dataset,
+        "split": evaluation.split,
+        "classes": evaluation.classes,
+        "images": len(evaluation.label),
+        "confusion": _sparse(evaluation.confusion),
+        "index": evaluation.sample_index[chosen].tolist(),
+        "label": evaluation.label[chosen].tolist(),
+        "top": _packed(top.astype(np.uint16)),
+        "probability": _packed(np.round(np.take_along_axis(probabilities, top, axis=1) * 65535).astype(np.uint16)),
+        "tops": top.shape[1],
+        "names": [] if split is None else [words.shortened(split.key(int(k))) for k in evaluation.sample_index[chosen]],
+        "side": side,
+        "sheet": thumbnails.SHEET,
+        "quiz": _quiz(evaluation, chosen) if drawn else [],
+    }
+    return data, drawn
+
+
+def _quiz(evaluation: Evaluation, chosen: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Questions "is it this or that?" of the most confused pairs, and how sure the network is that it is the first.
+
+    The network is asked the same question as the person, so it weighs the two classes against each other alone.
+    """
+    pairs = []
+    for first, second in most_confused_pairs(evaluation.confusion, QUIZ_PAIRS):
+        share = np.nan_to_num(evaluation.probabilities[:, [first, second]]).astype(np.float64)
+        share_of_first = share[:, 0] / np.maximum(share.sum(axis=1), 1e-30)
+        of_pair = np.isin(evaluation.label, (first, second))
+        right = (share_of_first >= 0.5) == (evaluation.label == first)
+        random = np.random.default_rng(0)
+        asked = [
+            random.permutation(np.flatnonzero(evaluation.label[chosen] == k))[: QUIZ_IMAGES // 2]
+            for k in (first, second)
+        ]
+        if not all(map(len, asked)):
+            continue
+        images = np.sort(np.concatenate(asked))
+        pairs.append(
+            {
+                "first": first,
+                "second": second,
+                "images": images.tolist(),
+                "share": [round(float(value), 4) for value in share_of_first[chosen[images]]],
+                "accuracy": float(right[of_pair].mean()),
+                "of": int(of_pair.sum()),
+            }
+        )
+    return pairs
+
+
+def _sparse(confusion: NDArray[np.int64]) -> list[int]:
+    """The cells that are not zero, as row, column, count after one another."""
+    rows, columns = np.nonzero(confusion)
+    return np.stack([rows, columns, confusion[rows, columns]], axis=1).ravel().tolist()
+
+
+def _packed(values: NDArray[np.uint16]) -> str:
+    """Little-endian base64."""
+    return base64.b64encode(values.astype("<u2").tobytes()).decode()
+
+
+def _spread(positions: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    if len(positions) <= most:
+        return positions
+    return positions[np.linspace(0, len(positions) - 1, most).astype(np.int64)]

@@ -1,0 +1,109 @@
+"""What a network makes of a folder of images: each with what the network sees of it and its likeliest answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgg_ddp.report import thumbnails, words
+from vgg_ddp.report.rendering import render
+
+MOST_IMAGES = 400  # on the page; predictions.json has all
+TOP = 3  # answers shown of each
+
+SECTIONS = [("story", "In short"), ("images", "Images")]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A network's answer to one image.
+
+    Attributes:
+        name: of its file.
+        label: the class that one of its folders is named after, or None.
+        probabilities: [classes].
+        shown, seen: data URLs of the image and of what the network sees of it.
+    """
+
+    name: str
+    label: str | None
+    probabilities: NDArray[np.float64]
+    shown: str
+    seen: str
+
+    @staticmethod
+    def of(
+        name: str,
+        label: str | None,
+        probabilities: NDArray[np.float64],
+        pixels: NDArray[np.uint8],
+        seen: NDArray[np.uint8],
+    ) -> Answer:
+        """An answer with its pixels [height, width, 3] and those that the network sees made small enough to keep."""
+        return Answer(name, label, probabilities, thumbnails.jpeg(pixels), thumbnails.png(seen))
+
+    @property
+    def order(self) -> list[int]:
+        """Classes, the likeliest first."""
+        return [int(k) for k in np.argsort(-self.probabilities, kind="stable")]
+
+
+def write_own_images(
+    answers: list[Answer],
+    unreadable: list[str],
+    classes: list[str],
+    network: str,
+    dataset: str,
+    folder: Path,
+    path: Path,
+) -> Path:
+    """Write the page to `path`.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    names = [words.shown(name) for name in classes]
+    labelled = [one for one in answers if one.label is not None]
+    right = sum(classes[one.order[0]] == one.label for one in labelled)
+    counts = np.bincount([one.order[0] for one in answers], minlength=len(classes))
+    said = [f"{names[k]} {words.number(int(counts[k]))}" for k in np.argsort(-counts, kind="stable")[:8] if counts[k]]
+    story = [
+        f"{network} has learned {len(classes)} classes from {words.shown(dataset)}, and answers with one of them whatever "
+        f"it is shown. Its answers to {words.number(len(answers))} images: {', '.join(said)}."
+    ]
+    if labelled:
+        story.append(f"In folders named after a class: {words.number(len(labelled))}; named so: {words.number(right)}.")
+    if len(answers) > MOST_IMAGES:
+        story.append(f"The first {MOST_IMAGES} are shown; predictions.json has all.")
+    values = {
+        "title": f"{words.shown(network)} on {words.shown(str(folder))}",
+        "dataset": words.shown(folder.name),
+        "split": "own",
+        "story": " ".join(story),
+        "notes": [words.shown(line) for line in unreadable],
+        "images": [_shown(one, names, classes) for one in answers[:MOST_IMAGES]],
+        "sections": SECTIONS,
+    }
+    return render("own_images.html.j2", values, path)
+
+
+def _shown(one: Answer, names: list[str], classes: list[str]) -> dict[str, Any]:
+    right = None if one.label is None else classes[one.order[0]] == one.label
+    return {
+        "name": words.shortened(one.name),
+        "shown": one.shown,
+        "seen": one.seen,
+        "mark": "" if right is None else "✓ " if right else "✗ ",
+        "answers": [
+            {
+                "name": names[k],
+                "share": float(one.probabilities[k]),
+                "percent": words.percent(float(one.probabilities[k]), 0),
+            }
+            for k in one.order[:TOP]
+        ],
+    }

@@ -1,0 +1,459 @@
+// The page works without this script; with it, cells of the confusion matrix open, charts tell their values, and there is
+// a quiz. Names from the data only ever become text nodes.
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const find = (selector, within = document) => within.querySelector(selector);
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const make = (tag, text = "", style = "") => {
+    const element = document.createElement(tag);
+    element.textContent = text;
+    if (style) element.className = style;
+    return element;
+  };
+  const percent = (share, digits = 0) => {
+    let text = (100 * share).toFixed(digits);
+    while (share > 0 && share < 1 && digits < 4 && (+text === 0 || +text === 100)) text = (100 * share).toFixed(++digits);
+    return `${+text === 0 || +text === 100 ? +text : text}\u00a0%`;
+  };
+  const plural = (count, word) => `${count.toLocaleString("en-GB")} ${word}${count === 1 ? "" : "s"}`;
+  root.classList.add("js");
+
+  // Light and dark.
+
+  const theme = find("#theme");
+  const themes = ["auto", "light", "dark"];
+  const setTheme = (name) => {
+    if (name === "auto") delete root.dataset.theme;
+    else root.dataset.theme = name;
+    theme.textContent = `Theme: ${name}`;
+    theme.dataset.name = name;
+    dispatchEvent(new Event("recolour"));
+  };
+  theme.hidden = false;
+  setTheme("auto");
+  theme.addEventListener("click", () => setTheme(themes[(themes.indexOf(theme.dataset.name) + 1) % 3]));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => dispatchEvent(new Event("recolour")));
+
+  // The section that is being read, in the bar at the top.
+
+  const links = new Map(all("nav a").map((link) => [link.getAttribute("href").slice(1), link]));
+  const watcher = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        const link = links.get(entry.target.getAttribute("aria-labelledby"));
+        if (!link || !entry.isIntersecting) continue;
+        links.forEach((other) => other.removeAttribute("aria-current"));
+        link.setAttribute("aria-current", "true");
+        link.parentElement.scrollLeft = link.offsetLeft - link.parentElement.offsetLeft - 60;
+      }
+    },
+    { rootMargin: "-15% 0px -75% 0px" },
+  );
+  all("main > section").forEach((section) => watcher.observe(section));
+
+  // Charts: the values under the pointer, or where the arrow keys went.
+
+  const svgElement = (tag, attributes) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    return element;
+  };
+  const nearest = (values, wanted) => {
+    let best = 0;
+    values.forEach((value, k) => {
+      if (Math.abs(value - wanted) < Math.abs(values[best] - wanted)) best = k;
+    });
+    return best;
+  };
+  for (const svg of all("svg[data-chart]")) {
+    const chart = JSON.parse(svg.dataset.chart);
+    const [left, right, top, bottom, end, low, high] = chart.frame;
+    const output = find("output", svg.closest("figure"));
+    const cursor = svgElement("g", { visibility: "hidden" });
+    svg.append(cursor);
+    let at = null;
+    const tell = (wanted) => {
+      at = Math.min(Math.max(wanted, 0), end);
+      cursor.replaceChildren();
+      const told = [];
+      let shown = at;
+      chart.lines.forEach((line, k) => {
+        const nearby = nearest(line.x, at);
+        if (k === 0 || line.x.length > 1) shown = k === 0 ? line.x[nearby] : shown;
+        const value = line.y[nearby];
+        if (value === null) return;
+        const x = left + ((right - left) * line.x[nearby]) / end;
+        const y = bottom - ((bottom - top) * (value - low)) / (high - low);
+        cursor.append(svgElement("circle", { class: `dot ${line.style}`, cx: x, cy: y, r: 4 }));
+        const text = chart.shares ? percent(value, 1) : value.toLocaleString("en-GB", { maximumSignificantDigits: 4 });
+        told.push(chart.lines.length > 1 ? `${line.name} ${text}` : text);
+      });
+      const x = left + ((right - left) * shown) / end;
+      cursor.prepend(svgElement("path", { class: "cursor", d: `M${x} ${top}V${bottom}` }));
+      cursor.setAttribute("visibility", "visible");
+      output.textContent = `${chart.x} ${shown.toFixed(2)}: ${told.join(", ")}`;
+    };
+    const clear = () => {
+      cursor.setAttribute("visibility", "hidden");
+      output.textContent = "";
+    };
+    svg.addEventListener("pointermove", (event) => {
+      const box = svg.getBoundingClientRect();
+      tell((((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width - left) * (end / (right - left)));
+    });
+    svg.addEventListener("pointerleave", clear);
+    svg.addEventListener("focus", () => svg.matches(":focus-visible") && tell(at ?? end));
+    svg.addEventListener("blur", clear);
+    svg.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      tell((at ?? end) + (step * end) / 50);
+    });
+  }
+
+  // Single images.
+
+  const source = find("#page-data");
+  if (!source) return;
+  const data = JSON.parse(source.textContent);
+  const unpack = (text) => {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    return new Uint16Array(bytes.buffer);
+  };
+  const top = unpack(data.top);
+  const probability = unpack(data.probability);
+  const answerOf = (k) => top[k * data.tops];
+  const confidenceOf = (k) => probability[k * data.tops] / 65535;
+  const sheetSources = all("script.sheet");
+  const pictured = sheetSources.length > 0;
+  const perSheet = data.sheet * data.sheet;
+  const sheets = [];
+  const sheetOf = (k) => {
+    const number = Math.floor(k / perSheet);
+    sheets[number] ??= (async () => {
+      const image = new Image();
+      image.src = `data:image/jpeg;base64,${sheetSources[number].textContent}`;
+      await image.decode();
+      return image;
+    })();
+    return sheets[number];
+  };
+  const draw = async (context, k, x, y, side) => {
+    const image = await sheetOf(k);
+    const place = k % perSheet;
+    const [column, row] = [place % data.sheet, Math.floor(place / data.sheet)];
+    context.imageSmoothingEnabled = side > data.side || data.side > 64;
+    context.imageSmoothingQuality = "high";
+    context.drawImage(image, column * data.side, row * data.side, data.side, data.side, x, y, side, side);
+  };
+  const called = (k) => (data.names[k] ? data.names[k] : `image ${data.index[k]}`);
+  const spoken = (k) =>
+    `${data.split} image ${data.index[k]} of ${data.dataset}: ${data.classes[data.label[k]]}, taken for ` +
+    `${data.classes[answerOf(k)]} with ${percent(confidenceOf(k))}`;
+
+  const dialog = find("#image");
+  const open = (k) => {
+    const canvas = find("canvas", dialog);
+    canvas.hidden = !pictured;
+    canvas.width = canvas.height = 256;
+    canvas.setAttribute("aria-label", spoken(k));
+    if (pictured) draw(canvas.getContext("2d"), k, 0, 0, 256);
+    const right = data.label[k] === answerOf(k);
+    find("#image-title").textContent = `${right ? "✓" : "✗"} ${data.classes[data.label[k]]}`;
+    find("#image-words").textContent = `${data.split} image ${data.index[k]} of ${data.dataset}, ${called(k)}. The network's answers:`;
+    const rows = [];
+    for (let place = 0; place < data.tops; place++) {
+      const share = probability[k * data.tops + place] / 65535;
+      const name = top[k * data.tops + place];
+      const [row, bar] = [make("li"), make("i")];
+      bar.style.setProperty("--w", `${100 * share}%`);
+      bar.style.setProperty("--c", name === data.label[k] ? "var(--blue)" : "var(--orange)");
+      row.append(make("span", data.classes[name]), make("b", percent(share, 1)), bar);
+      rows.push(row);
+    }
+    find("#image-answers").replaceChildren(...rows);
+    dialog.showModal();
+  };
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+
+  const tile = (k) => {
+    const [item, button] = [make("li"), make("button")];
+    button.type = "button";
+    button.dataset.image = data.index[k];
+    button.setAttribute("aria-label", `${spoken(k)}; enlarge`);
+    if (pictured) {
+      const canvas = document.createElement("canvas");
+      canvas.width = canvas.height = data.side;
+      if (data.side <= 64) canvas.className = "pixelated";
+      draw(canvas.getContext("2d"), k, 0, 0, data.side);
+      button.append(canvas);
+    }
+    button.append(make("b", percent(confidenceOf(k))));
+    if (!pictured) button.append(` ${called(k)}`);
+    button.title = called(k);
+    button.addEventListener("click", () => open(k));
+    item.append(button);
+    return item;
+  };
+
+  // The wall at the top.
+
+  if (pictured) {
+    const wall = find("#wall");
+    const canvas = find("canvas", wall);
+    const columns = 20;
+    const rows = Math.min(8, Math.ceil(data.label.length / columns));
+    const side = 40;
+    const gap = 3;
+    canvas.width = columns * (side + gap) - gap;
+    canvas.height = rows * (side + gap) - gap;
+    wall.hidden = false;
+    const step = data.label.length / Math.min(columns * rows, data.label.length);
+    const shuffled = (n) => (n * 7919) % Math.min(columns * rows, data.label.length);
+    const paint = async () => {
+      const context = canvas.getContext("2d");
+      const orange = getComputedStyle(root).getPropertyValue("--orange");
+      let wrong = 0;
+      for (let n = 0; n < Math.min(columns * rows, data.label.length); n++) {
+        const k = Math.floor(shuffled(n) * step);
+        const [x, y] = [(n % columns) * (side + gap), Math.floor(n / columns) * (side + gap)];
+        await draw(context, k, x, y, side);
+        if (data.label[k] === answerOf(k)) continue;
+        wrong++;
+        context.strokeStyle = orange;
+        context.lineWidth = 4;
+        context.strokeRect(x + 2, y + 2, side - 4, side - 4);
+      }
+      const count = Math.min(columns * rows, data.label.length);
+      find("figcaption", wall).textContent =
+        `${plural(count, "image")} of ${data.dataset}, evenly chosen; the ${wrong} in an orange frame it gets wrong`;
+    };
+    paint();
+    addEventListener("recolour", paint);
+  }
+
+  // The confusion matrix and the images of a cell.
+
+  const counts = new Map();
+  for (let n = 0; n < data.confusion.length; n += 3)
+    counts.set(data.confusion[n] * data.classes.length + data.confusion[n + 1], data.confusion[n + 2]);
+  const countOf = (i, j) => counts.get(i * data.classes.length + j) ?? 0;
+  const totalOf = (i) => data.classes.reduce((sum, _, j) => sum + countOf(i, j), 0);
+  const [chooseTrue, chooseAnswer] = [find("#cell-true"), find("#cell-answer")];
+  for (const select of [chooseTrue, chooseAnswer])
+    data.classes.forEach((name, k) => select.append(new Option(name.length > 60 ? `${name.slice(0, 60)}…` : name, k)));
+  const cells = all("#matrix td");
+  const AT_ONCE = 240;
+  const showCell = (i, j, move = true) => {
+    chooseTrue.value = i;
+    chooseAnswer.value = j;
+    for (const cell of cells) {
+      const chosen = +cell.dataset.true === i && +cell.dataset.answer === j;
+      find("button", cell).setAttribute("aria-pressed", chosen);
+    }
+    const images = [];
+    data.label.forEach((label, k) => label === i && answerOf(k) === j && images.push(k));
+    images.sort((a, b) => confidenceOf(b) - confidenceOf(a) || a - b);
+    const count = countOf(i, j);
+    const names = [data.classes[i], data.classes[j]];
+    find("#cell-title").textContent = i === j ? `${names[0]}, named correctly` : `${names[0]} taken for ${names[1]}`;
+    const share = totalOf(i) ? `, ${percent(count / totalOf(i), 1)} of ${names[0]}` : "";
+    const less = images.length < count ? ` This page carries ${images.length} of them.` : "";
+    find("#cell-words").textContent = count
+      ? `${plural(count, "image")}${share}; the surest first, each with the network's confidence.${less}`
+      : "No image.";
+    const list = find("#cell-images");
+    list.replaceChildren();
+    const more = find("#cell-more");
+    const add = () => {
+      const shown = list.children.length;
+      list.append(...images.slice(shown, shown + AT_ONCE).map(tile));
+      const left = images.length - list.children.length;
+      more.hidden = left === 0;
+      more.textContent = `Show ${Math.min(left, AT_ONCE)} more of ${left}`;
+    };
+    more.onclick = add;
+    add();
+    if (move && matchMedia("(max-width: 60rem)").matches) find("#cell").scrollIntoView({ block: "nearest" });
+  };
+  for (const select of [chooseTrue, chooseAnswer])
+    select.addEventListener("change", () => showCell(+chooseTrue.value, +chooseAnswer.value, false));
+
+  // Cells are one stop of the Tab key; the arrow keys move between them.
+  const arrows = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+  const button = (element, i, j) => {
+    const inside = make("button", element.textContent);
+    inside.type = "button";
+    inside.addEventListener("click", () => showCell(i, j));
+    element.replaceChildren(inside);
+    return inside;
+  };
+  for (const cell of cells) {
+    const [i, j] = [+cell.dataset.true, +cell.dataset.answer];
+    const inside = button(cell, i, j);
+    inside.tabIndex = i === 0 && j === 0 ? 0 : -1;
+    inside.setAttribute("aria-label", `${cell.title}; show these images`);
+    inside.addEventListener("keydown", (event) => {
+      const [down, across] = arrows[event.key] ?? [0, 0];
+      const next = find(`#matrix td[data-true="${i + down}"][data-answer="${j + across}"] button`);
+      if (next === inside || !next) return;
+      event.preventDefault();
+      inside.tabIndex = -1;
+      next.tabIndex = 0;
+      next.focus();
+    });
+  }
+  for (const row of all("#frequent tr[data-true]")) button(find("th", row), +row.dataset.true, +row.dataset.answer);
+
+  const picture = find("#matrix-picture");
+  if (picture) {
+    const classes = data.classes.length;
+    const totals = data.classes.map((_, i) => totalOf(i));
+    let worst = 0.05;
+    for (const [cell, count] of counts) {
+      const [i, j] = [Math.floor(cell / classes), cell % classes];
+      if (i !== j) worst = Math.max(worst, count / totals[i]);
+    }
+    picture.width = picture.height = Math.max(600, classes * 6);
+    const side = picture.width / classes;
+    let [i, j] = [0, 0];
+    const paint = () => {
+      const style = getComputedStyle(root);
+      const context = picture.getContext("2d");
+      context.clearRect(0, 0, picture.width, picture.height);
+      for (const [cell, count] of counts) {
+        const [row, column] = [Math.floor(cell / classes), cell % classes];
+        context.globalAlpha = Math.min(1, Math.max(0.12, count / totals[row] / (row === column ? 1 : worst)));
+        context.fillStyle = style.getPropertyValue(row === column ? "--blue" : "--orange");
+        context.fillRect(column * side, row * side, Math.ceil(side), Math.ceil(side));
+      }
+      context.globalAlpha = 1;
+      context.strokeStyle = style.getPropertyValue("--ink");
+      context.lineWidth = 3;
+      context.strokeRect(j * side - 1, i * side - 1, side + 2, side + 2);
+    };
+    const move = (row, column) => {
+      i = Math.min(Math.max(row, 0), classes - 1);
+      j = Math.min(Math.max(column, 0), classes - 1);
+      find("#matrix-value").textContent = `${data.classes[i]} taken for ${data.classes[j]}: ${countOf(i, j)}`;
+      paint();
+    };
+    const under = (event) => {
+      const box = picture.getBoundingClientRect();
+      return [event.clientY - box.top, event.clientX - box.left].map((pixels) => Math.floor((pixels / box.width) * classes));
+    };
+    picture.addEventListener("pointermove", (event) => move(...under(event)));
+    picture.addEventListener("click", (event) => {
+      move(...under(event));
+      showCell(i, j);
+    });
+    picture.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === " ") {
+        event.preventDefault();
+        showCell(i, j);
+      }
+      const [down, across] = arrows[event.key] ?? [0, 0];
+      if (!down && !across) return;
+      event.preventDefault();
+      move(i + down, j + across);
+    });
+    addEventListener("recolour", paint);
+    paint();
+  }
+  let [startTrue, startAnswer, most] = [0, 0, -1];
+  for (const [cell, count] of counts) {
+    const [i, j] = [Math.floor(cell / data.classes.length), cell % data.classes.length];
+    if (i !== j && count > most) [startTrue, startAnswer, most] = [i, j, count];
+  }
+  showCell(startTrue, startAnswer, false);
+
+  // The quiz.
+
+  if (data.quiz.length) {
+    const ROUND = 10;
+    const [box, stage, answers] = [find("#quiz-box"), find("#quiz-stage"), find("#quiz-answers")];
+    const buttons = [find("#quiz-first"), find("#quiz-second")];
+    const [told, next, start, chooser] = ["told", "next", "start", "pair"].map((name) => find(`#quiz-${name}`));
+    const short = (name) => (name.length > 40 ? `${name.slice(0, 40)}…` : name);
+    data.quiz.forEach((pair, k) =>
+      chooser.append(new Option(`${short(data.classes[pair.first])} or ${short(data.classes[pair.second])}?`, k)),
+    );
+    let [pair, round, asked, you, network] = [null, [], 0, 0, 0];
+    const count = () => {
+      Object.assign(box.dataset, { you, network, asked });
+      for (const [name, score] of [["you", you], ["network", network]]) {
+        find(`#quiz-${name}`).textContent = score;
+        find(`#quiz-${name}`).previousElementSibling.style.setProperty("--w", `${(100 * score) / Math.max(round.length, 1)}%`);
+      }
+    };
+    const ask = () => {
+      const k = pair.images[round[asked]];
+      const canvas = find("#quiz-picture");
+      draw(canvas.getContext("2d"), k, 0, 0, canvas.width);
+      canvas.setAttribute("aria-label", `${data.split} image ${data.index[k]} of ${data.dataset}`);
+      canvas.dataset.image = data.index[k];
+      find("#quiz-count").textContent = `Picture ${asked + 1} of ${round.length}, from ${data.dataset}`;
+      buttons.forEach((button, n) => {
+        button.textContent = data.classes[n ? pair.second : pair.first];
+        button.disabled = false;
+        delete button.dataset.was;
+      });
+      told.textContent = "";
+      next.hidden = true;
+      buttons[0].focus({ preventScroll: true });
+    };
+    const answer = (n) => {
+      const place = round[asked];
+      const truth = data.label[pair.images[place]];
+      const share = pair.share[place];
+      const said = share >= 0.5 ? pair.first : pair.second;
+      const mine = n ? pair.second : pair.first;
+      you += mine === truth;
+      network += said === truth;
+      asked++;
+      buttons.forEach((button, m) => {
+        button.disabled = true;
+        if ((m ? pair.second : pair.first) === truth) button.dataset.was = "right";
+        else if (m === n) button.dataset.was = "wrong";
+      });
+      const sure = percent(Math.max(share, 1 - share));
+      told.textContent =
+        `${mine === truth ? "✓ Right" : "✗ No"}: the label says ${data.classes[truth]}. ` +
+        `The network says ${data.classes[said]}, ${sure} sure${said === truth ? "." : ", and is wrong."}`;
+      count();
+      next.hidden = false;
+      next.textContent = asked < round.length ? "Next" : "Show the result";
+      next.focus({ preventScroll: true });
+    };
+    const finish = () => {
+      const verdict = you > network ? "You know better." : you < network ? "The network knows better." : "A draw.";
+      told.textContent =
+        `${verdict} You ${you} of ${round.length}, the network ${network}. Of all ${pair.of.toLocaleString("en-GB")} such ` +
+        `images the network gets ${percent(pair.accuracy, 1)} right when asked like this.`;
+      buttons.forEach((button) => (button.disabled = true));
+      next.hidden = true;
+      start.textContent = "Once more";
+      start.focus({ preventScroll: true });
+    };
+    start.addEventListener("click", () => {
+      pair = data.quiz[+chooser.value];
+      const order = pair.images.map((_, k) => [Math.random(), k]).sort((a, b) => a[0] - b[0]);
+      round = order.slice(0, ROUND).map(([, k]) => k);
+      [asked, you, network] = [0, 0, 0];
+      stage.hidden = false;
+      answers.hidden = false;
+      count();
+      ask();
+    });
+    buttons.forEach((button, n) => button.addEventListener("click", () => answer(n)));
+    next.addEventListener("click", () => (asked < round.length ? ask() : finish()));
+    answers.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowLeft") buttons[0].focus();
+      if (event.key === "ArrowRight") buttons[1].focus();
+    });
+    find("#quiz-box form").addEventListener("submit", (event) => event.preventDefault());
+  }
+  find("#cell form").addEventListener("submit", (event) => event.preventDefault());
+})();

@@ -1,0 +1,87 @@
+"""Pictures for a page: single ones as PNG, thousands of small ones on a few sheets."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+
+SHEET = 32  # pictures in a row and a column of a sheet
+MOST_PIXELS = 10_500_000  # over all sheets: 10,000 pictures of 32 x 32
+LARGEST_SIDE = 96
+MOST_BYTES = 7_000_000  # over all sheets; 9.3 MB in base64
+QUALITIES = (85, 70, 50, 30)  # of JPEG, the first that fits
+LARGEST_SINGLE = 256  # pixels; larger single pictures are shrunk to it
+SMOOTH_ABOVE = 64  # pixels; larger pictures are smoothed when enlarged
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """Squares of one size on JPEG sheets of `SHEET` x `SHEET`, in base64, in reading order."""
+
+    side: int
+    sheets: list[str]
+
+
+def png(pixels: Pixels) -> str:
+    """A data URL of an image [height, width, 3], shrunk to `LARGEST_SINGLE` pixels if it is larger."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((LARGEST_SINGLE, LARGEST_SINGLE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def jpeg(pixels: Pixels) -> str:
+    """A data URL of an image [height, width, 3] as JPEG, shrunk to `LARGEST_SINGLE` pixels if it is larger."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((LARGEST_SINGLE, LARGEST_SINGLE), Image.Resampling.LANCZOS)
+    return "data:image/jpeg;base64," + base64.b64encode(_jpeg(picture, QUALITIES[0])).decode()
+
+
+def side_of(count: int, largest: int) -> int:
+    """The side in pixels of the squares for `count` pictures of which the largest has a shorter side of `largest`."""
+    affordable = math.isqrt(MOST_PIXELS // max(count, 1)) // 8 * 8
+    return max(8, min(largest, affordable, LARGEST_SIDE))
+
+
+def square(pixels: Pixels, side: int) -> Pixels:
+    """The centre square of an image [height, width, 3], `side` pixels wide: about what the network sees."""
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    picture = pixels[top : top + short, left : left + short]
+    if short == side:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))
+
+
+def sheets(squares: Sequence[Pixels], side: int) -> Sheets:
+    """All squares on sheets, in the best quality that fits `MOST_BYTES`."""
+    drawn = []
+    for start in range(0, len(squares), SHEET * SHEET):
+        part = np.stack(squares[start : start + SHEET * SHEET])
+        rows = -(-len(part) // SHEET)
+        full = np.zeros((rows * SHEET, side, side, 3), dtype=np.uint8)
+        full[: len(part)] = part
+        sheet = full.reshape(rows, SHEET, side, side, 3).swapaxes(1, 2).reshape(rows * side, SHEET * side, 3)
+        drawn.append(Image.fromarray(sheet))
+    for quality in QUALITIES:
+        encoded = [_jpeg(sheet, quality) for sheet in drawn]
+        if sum(map(len, encoded)) <= MOST_BYTES:
+            break
+    return Sheets(side, [base64.b64encode(data).decode() for data in encoded])
+
+
+def _jpeg(picture: Image.Image, quality: int) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality, subsampling="4:4:4")
+    return file.getvalue()

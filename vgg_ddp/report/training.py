@@ -1,0 +1,122 @@
+"""The report's part on the training: its curves, its speed, and where its time went."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vgg_ddp.report import charts, words
+
+STEP_CURVE_UP_TO = 10  # epochs; with more, the epoch means say enough
+MOST_CLASS_LINES = 4  # of classes over the epochs
+
+
+def series(metrics: list[dict[str, Any]], split: str, scope: str, value: str) -> charts.Points:
+    """Epochs and values of the rows of one kind."""
+    rows = [row for row in metrics if (row["split"], row["scope"]) == (split, scope) and row.get(value) is not None]
+    return [float(row["epoch"]) for row in rows], [float(row[value]) for row in rows]
+
+
+def curves(metrics: list[dict[str, Any]], dataset: str) -> list[dict[str, Any]]:
+    """Loss, accuracy, learning rate and speed over the epochs, each with a caption and the names of its lines."""
+    drawn = []
+    for name, shares in (("loss", False), ("accuracy", True)):
+        train, validation = series(metrics, "train", "epoch", name), series(metrics, "validation", "epoch", name)
+        steps = series(metrics, "train", "steps", name) if len(train[0]) <= STEP_CURVE_UP_TO else ([], [])
+        lines = [
+            charts.Line("training, steps", steps, "steps"),
+            charts.Line("training", train, "train"),
+            charts.Line("validation", validation, "validation"),
+        ]
+        ends = [f"{line.name} {_ends(line.points[1], shares)}" for line in lines[1:] if line.points[1]]
+        when = "first to last epoch" if len(train[0]) > 1 else "after one epoch"
+        caption = f"{name.capitalize()} on {dataset}" + (f", {when}: {'; '.join(ends)}" if ends else "")
+        drawn += chart(name, caption, lines, shares)
+    rates = series(metrics, "train", "steps", "lr")
+    if rates[0]:
+        caption = f"Learning rate on {dataset}: at most {max(rates[1]):.3g}, at the end {rates[1][-1]:.3g}"
+        drawn += chart("learning rate", caption, [charts.Line("learning rate", rates, "train")])
+    speed = series(metrics, "train", "steps", "images_per_second")
+    if speed[0]:
+        middle = sorted(speed[1])[len(speed[1]) // 2]
+        caption = f"Images/s in training on {dataset}: {words.number(middle)} in the middle"
+        drawn += chart("images/s", caption, [charts.Line("images/s", speed, "train")])
+    return drawn
+
+
+def chart(name: str, caption: str, lines: list[charts.Line], shares: bool = False) -> list[dict[str, Any]]:
+    """One figure of the lines that have points; nothing where none has."""
+    lines = [line for line in lines if line.points[0]]
+    if not lines:
+        return []
+    return [{"svg": charts.lines(name, caption, lines, name, shares), "caption": caption, "lines": lines}]
+
+
+def classes_over_epochs(metrics: list[dict[str, Any]], classes: list[str], worst: list[int]) -> dict[str, Any] | None:
+    """Validation accuracy over the epochs of the classes in `worst`; None where the run did not record it."""
+    rows = [row for row in metrics if row["split"] == "validation" and row.get("class_accuracy")]
+    styles = ["second", "first", "third", "fourth"]
+    lines = []
+    for k, style in zip(worst[:MOST_CLASS_LINES], styles):
+        found = [(float(row["epoch"]), row["class_accuracy"][k]) for row in rows]
+        points = [(epoch, float(share)) for epoch, share in found if share is not None]
+        lines.append(charts.Line(classes[k], ([x for x, _ in points], [y for _, y in points]), style))
+    caption = "Validation accuracy over the epochs of the classes that ended worst"
+    return next(iter(chart("accuracy", caption, lines, shares=True)), None)
+
+
+def where_time_went(summary: dict[str, Any]) -> dict[str, Any] | None:
+    """Training seconds as compute, waiting for data, and all that was no step; None where they were not recorded."""
+    whole, goodput, waiting = (summary.get(key) for key in ("train_seconds", "goodput", "data_wait_share"))
+    if not whole or goodput is None or waiting is None:
+        return None
+    shares = [
+        ("forward, backward and update", goodput * (1 - waiting), "blue"),
+        ("waiting for data", goodput * waiting, "orange"),
+        ("validation and checkpoints", 1 - goodput, "grey"),
+    ]
+    return {
+        "whole": words.duration(whole),
+        "parts": [
+            {
+                "name": name,
+                "share": share,
+                "style": style,
+                "seconds": words.duration(share * whole),
+                "percent": words.percent(share),
+            }
+            for name, share, style in shares
+        ],
+    }
+
+
+def numbers(evaluation: dict[str, Any], training: dict[str, Any]) -> list[tuple[str, str]]:
+    """The small table of figures: what was measured, and its value in words."""
+    top5 = evaluation.get("top5_accuracy")
+    return [
+        ("Loss", words.number(evaluation.get("loss"), 4)),
+        ("Top-1 accuracy", words.percent(evaluation["accuracy"], 2)),
+        ("Top-5 accuracy", "only for more than 5 classes" if top5 is None else words.percent(top5, 2)),
+        ("Images evaluated", words.number(evaluation["images"])),
+        ("Training time", words.duration(training.get("train_seconds"))),
+        ("Training speed, images/s", words.number(training.get("images_per_second"))),
+        ("Share of time waiting for data", words.percent(training.get("data_wait_share"), 2)),
+        ("Goodput", words.percent(training.get("goodput"))),
+        ("Peak memory", words.memory(training.get("peak_memory_bytes"))),
+        ("Steps", words.number(training.get("steps"))),
+        ("Epochs", f"{training['epochs']:g}" if training.get("epochs") is not None else words.UNKNOWN),
+    ]
+
+
+def flat(value: Any, key: str = "") -> list[tuple[str, str]]:
+    """Nested values as rows of a table: the path of each leaf, and its text."""
+    if isinstance(value, dict):
+        return [row for name, inner in value.items() for row in flat(inner, f"{key} / {name}" if key else str(name))]
+    if isinstance(value, list) and any(isinstance(inner, (dict, list)) for inner in value):
+        return [row for k, inner in enumerate(value) for row in flat(inner, f"{key} {k}")]
+    text = "; ".join(map(str, value)) if isinstance(value, list) else words.UNKNOWN if value is None else str(value)
+    return [(words.shown(key), words.shown(text) or "none")]
+
+
+def _ends(values: list[float], shares: bool) -> str:
+    said = [words.percent(value) if shares else words.number(value, 3) for value in (values[0], values[-1])]
+    return " to ".join(said if len(values) > 1 else said[:1])
