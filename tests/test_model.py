@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -119,15 +120,18 @@ def test_pool_before_relu_has_the_values_and_gradients_of_relu_before_pool(name:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (5, 4)])
-def test_convolution_is_conv2d(kernel: int, size: tuple[int, int], layout: torch.memory_format) -> None:
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (4, 4), (4, 3), (5, 4)])
+@pytest.mark.parametrize("channels", [(6, 8), (256, 264)])
+def test_convolution_is_conv2d(
+    channels: tuple[int, int], kernel: int, size: tuple[int, int], layout: torch.memory_format
+) -> None:
     """On few pixels it leaves out the taps that meet padding: at one pixel their gradient must come out as zero."""
     generator = torch.Generator().manual_seed(0)
-    ours = Convolution(6, 8, kernel).double().to(memory_format=layout)
-    theirs = nn.Conv2d(6, 8, kernel, padding=kernel // 2).double()
+    ours = Convolution(*channels, kernel).double().to(memory_format=layout)
+    theirs = nn.Conv2d(*channels, kernel, padding=kernel // 2).double()
     theirs.load_state_dict(ours.state_dict())
-    images = torch.randn(4, 6, *size, dtype=torch.float64, generator=generator).to(memory_format=layout)
-    target = torch.randn(4, 8, *size, dtype=torch.float64, generator=generator)
+    images = torch.randn(4, channels[0], *size, dtype=torch.float64, generator=generator).to(memory_format=layout)
+    target = torch.randn(4, channels[1], *size, dtype=torch.float64, generator=generator)
     found = []
     for layer in (ours, theirs):
         inputs = images.clone().requires_grad_()
@@ -135,7 +139,25 @@ def test_convolution_is_conv2d(kernel: int, size: tuple[int, int], layout: torch
         (output * target).sum().backward()
         found.append((output.detach(), inputs.grad, layer.weight.grad, layer.bias.grad))
     for got, expected in zip(*found):
-        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_convolution_under_autocast_keeps_the_precision_of_its_parameters_gradients(size: int) -> None:
+    layer = Convolution(256, 256, 3).to(memory_format=torch.channels_last)
+    images = torch.randn(4, 256, size, size).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(images)
+    assert output.dtype == torch.bfloat16
+    output.float().square().sum().backward()
+    gradient = layer.weight.grad
+    assert gradient is not None
+    assert gradient.dtype == torch.float32
+    exact = copy.deepcopy(layer).double()
+    exact.zero_grad()
+    exact(images.double()).square().sum().backward()
+    assert exact.weight.grad is not None
+    assert (gradient - exact.weight.grad).norm() < 0.02 * exact.weight.grad.norm()
 
 
 @pytest.mark.parametrize(("size", "inputs"), [(32, 512), (64, 2048), (224, 25088)])
