@@ -180,14 +180,16 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from vgg_ddp import config
-    from vgg_ddp.data.dataset import Dataset
-    from vgg_ddp.data.prepare import ensure
-    from vgg_ddp.report import write_comparison, write_report
 
     first, *others = options.targets
     if options.out and not others:
         raise UserError("--out is for runs side by side; the report of one run stands in RUN/report/index.html")
     settings = config.load(first / "config.yaml")
+
+    from vgg_ddp.data.dataset import Dataset
+    from vgg_ddp.data.prepare import ensure
+    from vgg_ddp.report import write_comparison, write_report
+
     dataset = Dataset(ensure(settings.data, print)[0])
     if others:
         print(write_comparison(options.targets, dataset, options.out or first / "report" / "comparison.html"))

@@ -436,6 +436,33 @@ def test_diverged_training_is_drawn(tmp_path: Path) -> None:
     assert dict(section(page, "speed").table())["Loss"] == "not a number"
 
 
+def test_classes_over_the_epochs_are_drawn_where_the_run_recorded_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert not section(page_of(run), "classes").all("svg")
+    metrics = run.path / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for row in rows:
+        if row["split"] == "validation":
+            row["class_accuracy"] = [row["epoch"] / 10 + k / 100 for k in range(9)] + [None]
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    classes = section(page_of(run), "classes")
+    names = [span.text for span in classes.all("div", **{"class": "key"})[0].all("span")]
+    worst = [row[0] for row in classes.table()][::-1][:4]
+    assert names == [name for name in worst if name != "truck"]
+    chart = json.loads(classes.all("svg")[0].attributes["data-chart"])
+    assert chart["lines"][0]["y"] == pytest.approx([epoch / 10 + CLASSES.index(names[0]) / 100 for epoch in (1, 2, 3)])
+
+
+def test_of_many_images_the_page_carries_mistakes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vgg_ddp.report.details.MOST_IMAGES", 200)
+    run = make_run(tmp_path / "run")
+    data = json.loads(page_of(run).all("script", id="page-data")[0].text_raw)
+    assert len(data["index"]) == 200
+    assert set(np.flatnonzero(run.prediction != run.label)) < set(data["index"])
+    monkeypatch.setattr("vgg_ddp.report.details.MOST_PIXELS", 50 * 64)
+    assert len(json.loads(page_of(run).all("script", id="page-data")[0].text_raw)["index"]) == 50
+
+
 def test_a_network_of_nothing_but_nan_is_reported(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", logits=np.full((400, 10), np.nan, dtype=np.float32))
     page = page_of(run)

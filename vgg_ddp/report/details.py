@@ -14,25 +14,29 @@ from vgg_ddp.report import thumbnails, words
 from vgg_ddp.report.reading import Evaluation
 
 MOST_IMAGES = 10_000  # that a page carries; of more, mistakes first
+MOST_PIXELS = 200_000_000  # to decode for them: 4,000 images of 224 x 224, some ten seconds on one core
 TOP = 5  # answers told of each image
 QUIZ_PAIRS = 6
 QUIZ_IMAGES = 60  # of each pair, to draw questions from
 
 
-def carried(evaluation: Evaluation) -> NDArray[np.int64]:
-    """Positions of the images that a page carries: all, or every mistake first and right answers evenly spread."""
-    count = len(evaluation.label)
-    if count <= MOST_IMAGES:
+def carried(evaluation: Evaluation, split: Split | None) -> NDArray[np.int64]:
+    """Positions of the images that a page carries: all, or mistakes first and then right answers, evenly spread."""
+    count, most = len(evaluation.label), MOST_IMAGES
+    if split is not None:
+        pixels = float(split.shapes(evaluation.sample_index).prod(axis=1).mean())
+        most = max(1, min(most, int(MOST_PIXELS / pixels)))
+    if count <= most:
         return np.arange(count)
     wrong = np.flatnonzero(evaluation.prediction != evaluation.label)
     right = np.flatnonzero(evaluation.prediction == evaluation.label)
-    wrong = _spread(wrong, MOST_IMAGES)
-    return np.sort(np.concatenate([wrong, _spread(right, MOST_IMAGES - len(wrong))]))
+    wrong = _spread(wrong, most)
+    return np.sort(np.concatenate([wrong, _spread(right, most - len(wrong))]))
 
 
 def describe(evaluation: Evaluation, split: Split | None) -> tuple[dict[str, Any], list[str]]:
     """The data of the page's script, and the sheets of thumbnails; no sheets where the data set is no longer there."""
-    chosen = carried(evaluation)
+    chosen = carried(evaluation, split)
     probabilities = np.nan_to_num(evaluation.probabilities)[chosen]
     top = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
     side, drawn = 0, []
