@@ -16,7 +16,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +133,14 @@ def table(found: Sequence[Verdict]) -> str:
     if found and not all(v.reference for v in found):
         lines.append("one of the runs has no reference: what slowed the whole machine counts as a difference")
     return "\n".join(lines)
+
+
+def report(rows: Sequence[Row], files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Print the verdicts, and return them for the benchmark's file.
+
+    Raises:
+        UserError: see `verdicts`.
+    """
+    found = verdicts(rows, files)
+    print(table(found))
+    return [asdict(v) for v in found]

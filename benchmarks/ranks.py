@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -38,7 +38,6 @@ class TrainingSteps:
         together: whether gradients are summed over the ranks. Otherwise each rank computes by itself, all at once.
     """
 
-    config: Config
     batch: int
     together: bool
     steps: int
@@ -56,9 +55,9 @@ Task = TrainingSteps | AllReduces | Literal["stop"]
 
 
 class Group:
-    """Ranks that run a task together."""
+    """Ranks that train the network of `config` and run a task together."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, config: Config) -> None:
         self.size = size
         context = get_context("spawn")  # a forked child would share the parent's threads and GPU
         with socket.socket() as free:
@@ -68,7 +67,7 @@ class Group:
         self._processes = []
         for rank in range(size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_rank, args=(rank, size, port, theirs), daemon=True)
+            process = context.Process(target=_rank, args=(config, rank, size, port, theirs), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -83,7 +82,8 @@ class Group:
 
     def stop(self) -> None:
         for pipe in self._pipes:
-            pipe.send("stop")
+            with suppress(OSError):  # a rank that has ended is what is wanted
+                pipe.send("stop")
         for process in self._processes:
             process.join(timeout=30)
             if process.is_alive():
@@ -91,17 +91,17 @@ class Group:
 
 
 @contextmanager
-def groups(sizes: list[int]) -> Iterator[dict[int, Group]]:
+def groups(sizes: list[int], config: Config) -> Iterator[dict[int, Group]]:
     """Groups of these sizes, side by side."""
     with ExitStack() as stack:
         found = {}
         for size in sizes:
-            found[size] = Group(size)
+            found[size] = Group(size, config)
             stack.callback(found[size].stop)
         yield found
 
 
-def _rank(rank: int, size: int, port: int, pipe: Connection) -> None:
+def _rank(config: Config, rank: int, size: int, port: int, pipe: Connection) -> None:
     """One rank's life: take a task, say how long it took."""
     os.environ.update(
         RANK=str(rank),
@@ -117,14 +117,13 @@ def _rank(rank: int, size: int, port: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     with joined() as world:
-        trainers: dict[tuple[Config, int], _Trainer] = {}
+        trainers: dict[int, _Trainer] = {}
         while True:
             task: Task = pipe.recv()
             if isinstance(task, TrainingSteps):
-                key = (task.config, task.batch)
-                if key not in trainers:
-                    trainers[key] = _Trainer(task.config, task.batch, world)
-                pipe.send(trainers[key].run(task.steps, task.together))
+                if task.batch not in trainers:
+                    trainers[task.batch] = _Trainer(config, task.batch, world)
+                pipe.send(trainers[task.batch].run(task.steps, task.together))
             elif isinstance(task, AllReduces):
                 pipe.send(_all_reduces(task, world))
             else:

@@ -40,7 +40,9 @@ DEVICES = {
     "h100": Device(
         "H100 SXM5, bf16", 989.4e12, 3.35e12, ASSUMED_SHARE, 2, "NVIDIA H100 datasheet (dense); share assumed"
     ),
-    "h200": Device("H200 SXM5, bf16", 989.4e12, 4.8e12, ASSUMED_SHARE, 2, "NVIDIA H200 datasheet (dense); share assumed"),
+    "h200": Device(
+        "H200 SXM5, bf16", 989.4e12, 4.8e12, ASSUMED_SHARE, 2, "NVIDIA H200 datasheet (dense); share assumed"
+    ),
 }
 
 

@@ -117,7 +117,9 @@ class Cluster:
         shares = min(group, local)  # different ones in a host
         copies = local // shares
         hosts = replicas // copies
-        seconds = 2 * (copies - 1) * self.inside.protocols[0].ring + 2 * (copies - 1) / copies * size / self.inside.bandwidth
+        seconds = (
+            2 * (copies - 1) * self.inside.protocols[0].ring + 2 * (copies - 1) / copies * size / self.inside.bandwidth
+        )
         if hosts > 1:
             seconds += 2 * (hosts - 1) * self.between.protocols[0].ring
             seconds += 2 * (hosts - 1) / hosts * shares * size / self.between.bandwidth

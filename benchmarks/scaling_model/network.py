@@ -57,15 +57,11 @@ def layers(
         flops = _forward_flops(module, output)
         both = 1 if not found and flops else 2  # nothing asks for the gradient of the pixels
         shapes = tuple(tuple(parameter.shape) for parameter in module.parameters())
-        found.append(
-            Layer(name, flops, both * flops, inputs[0].numel() + output.numel(), shapes, output.numel())
-        )
+        found.append(Layer(name, flops, both * flops, inputs[0].numel() + output.numel(), shapes, output.numel()))
 
     for name, module in network.named_modules():
         if not list(module.children()):
-            module.register_forward_hook(
-                lambda module, inputs, output, name=name: count(name, module, inputs, output)
-            )
+            module.register_forward_hook(lambda module, inputs, output, name=name: count(name, module, inputs, output))
     with torch.no_grad():
         network(image)
     return found

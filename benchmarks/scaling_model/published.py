@@ -32,7 +32,12 @@ class Point:
 
 
 P100 = Device(
-    "P100 SXM2, fp32", 10.6e12, 732e9, 1.0, 4, "NVIDIA P100 datasheet; only the layers' shares of a measured step use it"
+    "P100 SXM2, fp32",
+    10.6e12,
+    732e9,
+    1.0,
+    4,
+    "NVIDIA P100 datasheet; only the layers' shares of a measured step use it",
 )
 P100_IMAGES_PER_SECOND = 154.0  # VGG-16, batch 64, TensorFlow, May 2017
 HOROVOD_BUCKET = 64 * MIB  # fusion threshold, its default
