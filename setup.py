@@ -6,8 +6,11 @@ from setuptools import find_packages, setup
 
 DALI = ["nvidia-dali-cuda130>=2.0; platform_system == 'Linux'"]
 DEEPSPEED = ["deepspeed>=0.19"]
-WANDB = ["wandb>=0.22"]
+WANDB = ["wandb>=0.31", "wandb-workspaces>=0.4"]
+TENSORBOARD = ["tensorboard>=2.18"]
+EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"]
 REPORT = ["matplotlib>=3.8", "jinja2>=3.1", "markupsafe>=2.1"]
+PEERS = ["lightning>=2.4", "accelerate>=1.0", "timm>=1.0", "deepspeed>=0.19"]
 DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"]
 
 setup(
@@ -23,7 +26,7 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["vgg_ddp", "vgg_ddp.*", "launch", "benchmarks", "benchmarks.*"]),
-    package_data={"vgg_ddp.report": ["*.j2"]},
+    package_data={"vgg_ddp.report": ["*.j2"], "vgg_ddp.export": ["*.j2"], "vgg_ddp.trackers": ["*.yaml"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -43,9 +46,12 @@ setup(
         "dali": DALI,
         "deepspeed": DEEPSPEED,
         "wandb": WANDB,
+        "tensorboard": TENSORBOARD,
+        "export": EXPORT,
         "report": REPORT,
+        "peers": PEERS,
         "dev": DEV,
-        "all": [*DALI, *DEEPSPEED, *WANDB, *REPORT],
+        "all": [*DALI, *DEEPSPEED, *WANDB, *TENSORBOARD, *EXPORT, *REPORT],
     },
     entry_points={"console_scripts": ["vgg-ddp = vgg_ddp.cli:main"]},
 )

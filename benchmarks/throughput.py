@@ -1,150 +1,355 @@
-"""Images per second of the training step, against a plain fp32 NCHW loop on the same batch in the same process.
+"""Images per second of the training step over a grid of settings, where its time goes, and how near it is to the device's peak.
 
-    python -m benchmarks.throughput [--network vgg16] [--batch 256] [--precision bf16] [--rounds 5] [--json FILE]
+    python -m benchmarks.throughput [--networks vgg16 ...] [--precisions bf16 ...] [--data SOURCE] [--json FILE]
 
-Both sides train on one batch that lies in memory; the rounds alternate between them, so that what else the machine does
-falls on both. The first round of each is warm-up and does not count.
+Every cell of the grid is measured in turns with the others and with a plain fp32 NCHW loop over torchvision's layers, on one
+batch that lies in memory; with `--data` also from a prepared data set, end to end. MFU is the step's arithmetic over what a
+large matrix product of the same precision reaches in the same turns. `torchrun` starts it on several ranks; then the time of
+communication is that of a step with the gradients' reduction less that of one without.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
+import itertools
 import statistics
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from torch import nn
 
-from vgg_ddp import builders, engines
+from benchmarks import measuring
+from benchmarks.arithmetic import Peak, flop_per_image, layers
+from vgg_ddp import builders, engines, loaders
+from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config import Config
-from vgg_ddp.config.schema import DataConfig
-from vgg_ddp.distributed import World, device_of
-from vgg_ddp.environment import devices
-from vgg_ddp.memory import keep_freed_memory
+from vgg_ddp.config.schema import AugmentConfig, DataConfig
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.order import Order
+from vgg_ddp.data.prepare import ensure
+from vgg_ddp.distributed import World, joined
+from vgg_ddp.memory import keep_freed_memory, peak_bytes
 from vgg_ddp.precision import set_arithmetic
 from vgg_ddp.preprocess import Preprocess
 
-Step = Callable[[], None]
+PARTS = ("data_wait", "forward", "backward", "update")
 
 
-def our_step(config: Config, images: torch.Tensor, labels: torch.Tensor, world: World) -> Step:
-    """The step of the training loop, from stored pixels to the update."""
-    set_arithmetic(config)
-    network = builders.build_network(config, 10, world.device)
-    preprocess = Preprocess([128.0] * 3, [64.0] * 3, config.channels_last).to(world.device)
-    engine = engines.build(config, network, world)
+@dataclass(frozen=True)
+class Cell:
+    """One setting of the grid."""
 
-    def step() -> None:
-        loss, _ = engine.forward(preprocess(images), labels, last=True)
-        engine.backward(loss)
-        engine.step()
+    network: str
+    image_size: int
+    batch: int
+    precision: str
+    layout: str
+    compile: bool
 
-    return step
+    @property
+    def name(self) -> str:
+        compiled = " compiled" if self.compile else ""
+        return f"{self.network} {self.image_size}px {self.batch} {self.precision} {self.layout}{compiled}"
+
+    def config(self, world: World, **changes: Any) -> Config:
+        return Config(
+            network=self.network,  # type: ignore[arg-type]
+            batch=self.batch * world.size,
+            precision=self.precision,  # type: ignore[arg-type]
+            channels_last=self.layout == "channels_last",
+            compile=self.compile,
+            data=DataConfig(image_size=self.image_size, **changes),
+            augment=AugmentConfig(crop_padding=4, flip=True),
+        )
 
 
-def plain_step(config: Config, images: torch.Tensor, labels: torch.Tensor, world: World) -> Step:
+class Step:
+    """The step of the training loop, timed part by part."""
+
+    def __init__(self, cell: Cell, world: World, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        config = cell.config(world)
+        set_arithmetic(config)
+        self._network = builders.build_network(config, 10, world.device)
+        self._flop = flop_per_image(self._network, cell.image_size)
+        self._preprocess = Preprocess([128.0] * 3, [64.0] * 3, config.channels_last).to(world.device)
+        self._engine = engines.build(config, self._network, world)
+        self._batches, self._device, self._images = batches, world.device, cell.batch
+
+    @property
+    def flop_per_image(self) -> float:
+        return self._flop
+
+    def run(self, steps: int, last: bool = True) -> tuple[float, dict[str, float]]:
+        """Seconds of `steps` steps, the device's work included, and of their parts as the host sees them.
+
+        On a GPU the host runs ahead: there the parts are those of a further step in which it waits after each.
+        """
+        parts = dict.fromkeys(PARTS, 0.0)
+        on_gpu = self._device.type == "cuda"
+        start = time.perf_counter()
+        for _ in range(steps):
+            self._step(parts, last, wait=False)
+        self._wait()
+        seconds = time.perf_counter() - start
+        if on_gpu:
+            parts = dict.fromkeys(PARTS, 0.0)
+            for _ in range(steps):
+                self._step(parts, last, wait=True)
+        return seconds, {name: value / steps for name, value in parts.items()}
+
+    def _step(self, parts: dict[str, float], last: bool, wait: bool) -> None:
+        marks = [time.perf_counter()]
+
+        def mark() -> None:
+            if wait:
+                self._wait()
+            marks.append(time.perf_counter())
+
+        images, labels = next(self._batches)
+        mark()
+        loss, _ = self._engine.forward(self._preprocess(images), labels, last=last)
+        mark()
+        self._engine.backward(loss)
+        mark()
+        self._engine.step()
+        mark()
+        for name, begin, end in zip(PARTS, marks, marks[1:]):
+            parts[name] += end - begin
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def profile(self, folder: Path, steps: int = 3) -> None:
+        """Write a chrome trace of some steps, and on a GPU a snapshot of its memory."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._device.type == "cuda":
+            torch.cuda.memory._record_memory_history()
+        with torch.profiler.profile() as profiler:
+            self.run(steps)
+        profiler.export_chrome_trace(str(folder / "trace.json"))
+        if self._device.type == "cuda":
+            torch.cuda.memory._dump_snapshot(str(folder / "memory.pickle"))
+            torch.cuda.memory._record_memory_history(enabled=None)
+
+
+class PlainStep:
     """What a short script does: torchvision's layers and one linear layer, fp32, contiguous NCHW, torch's SGD as it comes."""
-    features = getattr(torchvision.models, f"{config.network}_bn")(weights=None).features
-    width = 512 * (config.data.image_size // 32) ** 2
-    network = nn.Sequential(features, nn.Flatten(), nn.Linear(width, 10)).to(world.device)
-    pixels = ((images.permute(0, 3, 1, 2).float() - 128.0) / 64.0).contiguous()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    criterion = nn.CrossEntropyLoss()
 
-    def step() -> None:
-        optimizer.zero_grad()
-        criterion(network(pixels), labels).backward()
-        optimizer.step()
+    def __init__(self, cell: Cell, world: World) -> None:
+        features = getattr(torchvision.models, f"{cell.network}_bn")(weights=None).features
+        width = 512 * (cell.image_size // 32) ** 2
+        self._network = nn.Sequential(features, nn.Flatten(), nn.Linear(width, 10)).to(world.device)
+        images, labels = next(cached(cell, world))
+        self._pixels, self._labels = ((images.permute(0, 3, 1, 2).float() - 128.0) / 64.0).contiguous(), labels
+        self._optimizer = torch.optim.SGD(
+            self._network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+        )
+        self._criterion = nn.CrossEntropyLoss()
 
-    return step
-
-
-def seconds(step: Step, steps: int, device: torch.device) -> float:
-    """Wall seconds of `steps` steps, the device's work included."""
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    def run(self, steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            self._optimizer.zero_grad()
+            self._criterion(self._network(self._pixels), self._labels).backward()
+            self._optimizer.step()
+        if self._pixels.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
 
 
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of images per second: median, least and most over the rounds."""
-    world = World(0, 1, 0, 1, device_of(0))
-    torch.set_num_threads(options.threads)
-    config = Config(
-        network=options.network,
-        batch=options.batch,
-        precision=options.precision,
-        data=DataConfig(image_size=options.image_size),
-    )
-    generator = torch.Generator().manual_seed(0)
-    shape = (options.batch, options.image_size, options.image_size, 3)
+def cached(cell: Cell, world: World) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The same batch of noise again and again."""
+    generator = torch.Generator().manual_seed(world.rank)
+    shape = (cell.batch, cell.image_size, cell.image_size, 3)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(world.device)
-    labels = torch.randint(0, 10, (options.batch,), generator=generator).to(world.device)
-    sides = {
-        f"vgg_ddp {options.precision}": our_step(config, images, labels, world),
-        "plain fp32 NCHW": plain_step(config, images, labels, world),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(options.rounds + 1):
-        for name, step in sides.items():
-            rate = options.batch * options.steps / seconds(step, options.steps, world.device)
-            if number:
-                rates[name].append(rate)
-    return [
-        {
-            "name": name,
-            "network": options.network,
-            "batch": options.batch,
-            "image_size": options.image_size,
-            "images_per_second": statistics.median(values),
-            "least": min(values),
-            "most": max(values),
-            "rounds": len(values),
-        }
-        for name, values in rates.items()
-    ]
+    labels = torch.randint(0, 10, (cell.batch,), generator=generator).to(world.device)
+    while True:
+        yield images, labels
+
+
+def loaded(cell: Cell, world: World, directory: Path, loader: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of a prepared data set by one of the loaders, epoch after epoch."""
+    config = cell.config(world)
+    split = Dataset(directory).split("train")
+    choice = loaders.choose(loader, split, config.data, world)
+    geometry = training_geometry(config.data, config.augment, 0)
+    built = loaders.build(choice.name, split, geometry, config.data, world, cell.batch)
+    order = Order(0, np.arange(len(split)), config.batch)
+    for epoch in itertools.count():
+        for batch in built.stream(order.slices(epoch, world.rank, world.size)):
+            yield batch.images, batch.labels
+
+
+def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
+    """A row for each cell, for the plain loop, and for the device's peak."""
+    grid = itertools.product(
+        options.networks, options.image_sizes, options.batches, options.precisions, options.layouts, options.compile
+    )
+    cells = [Cell(*values) for values in grid]
+    directory = ensure(DataConfig(source=options.data), lambda line: None)[0] if options.data else None
+    steps: dict[str, tuple[Cell, Step]] = {}
+    sides: dict[str, Callable[[], float]] = {}
+    parts: dict[str, list[dict[str, float]]] = {}
+    for cell in cells:
+        sources = {"": cached(cell, world)}
+        if directory is not None:
+            sources[f" from {options.loader}"] = loaded(cell, world, directory, options.loader)
+        for suffix, batches in sources.items():
+            name = cell.name + suffix
+            steps[name] = cell, Step(cell, world, batches)
+            parts[name] = []
+            sides[name] = lambda name=name: rate(name)  # type: ignore[misc]
+
+    def rate(name: str) -> float:
+        cell, step = steps[name]
+        seconds, split = step.run(options.steps)
+        if world.size > 1:
+            split["communication"] = max(0.0, (seconds - step.run(options.steps, last=False)[0]) / options.steps)
+        parts[name].append(split)
+        return cell.batch * world.size * options.steps / seconds
+
+    if options.plain:
+        for cell in {(c.network, c.image_size, c.batch): c for c in cells}.values():
+            plain = PlainStep(cell, world)
+            name = f"plain {cell.network} {cell.image_size}px {cell.batch} fp32"
+            sides[name] = lambda cell=cell, plain=plain: cell.batch * options.steps / plain.run(options.steps)  # type: ignore[misc]
+    for precision in options.precisions:
+        peak = Peak(precision, world.device)
+        sides[f"matrix product {precision}"] = peak.product
+    sides["copy"] = peak.copy
+    rates = measuring.in_turns(sides, options.rounds)
+    rows = []
+    for name, values in rates.items():
+        if name in steps:
+            cell, step = steps[name]
+            top = statistics.median(rates[f"matrix product {cell.precision}"])
+            per_part = {p: statistics.median(s[p] for s in parts[name][1:]) for p in parts[name][0]}
+            row = measuring.summary(values)
+            rows.append(
+                {
+                    "name": name,
+                    **vars(cell),
+                    "world_size": world.size,
+                    **row,
+                    "seconds": per_part,
+                    "flop_per_image": step.flop_per_image,
+                    "mfu": row["images_per_second"] / world.size * step.flop_per_image / top,
+                }
+            )
+        elif name.startswith("plain"):
+            rows.append({"name": name, **measuring.summary(values)})
+        else:
+            unit = "bytes_per_second" if name == "copy" else "flop_per_second"
+            rows.append({"name": name, **measuring.summary(values, unit)})
+    memory = peak_bytes(world)
+    for row in rows:
+        if "network" in row and len(cells) == 1:
+            row["peak_memory_bytes"] = memory
+    if options.profile:
+        name, (_, step) = next(iter(steps.items()))
+        step.profile(options.profile)
+    return rows
+
+
+def draw_roofline(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Each layer of the first cell where its arithmetic per byte puts it under the measured peaks."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    row = next(row for row in rows if "network" in row)
+    product = next(r for r in rows if r["name"] == f"matrix product {row['precision']}")["flop_per_second"]
+    copy = next(r for r in rows if r["name"] == "copy")["bytes_per_second"]
+    width = 2 if row["precision"] in ("bf16", "fp16") else 4
+    network = builders.build_network(
+        Cell(row["network"], row["image_size"], row["batch"], row["precision"], row["layout"], False).config(
+            World(0, 1, 0, 1, torch.device("cpu"))
+        ),
+        10,
+        torch.device("cpu"),
+    )
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    intensity = np.logspace(-1, 4, 200)
+    axes.plot(intensity, np.minimum(product, intensity * copy) / 1e9, color="black")
+    for layer in layers(network, row["image_size"]):
+        x = max(layer.flop, layer.values) / (
+            layer.values * width
+        )  # a layer without products does about one operation a value
+        axes.plot(x, min(product, x * copy) / 1e9, "o", color="tab:blue" if layer.flop else "tab:orange")
+        axes.annotate(layer.name, (x, min(product, x * copy) / 1e9), fontsize=6)
+    axes.axhline(row["images_per_second"] * row["flop_per_image"] / 1e9, linestyle="--", color="tab:green")
+    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
+    axes.set_title(f"{row['name']}: attainable by layer (dots), reached by the whole step (dashed)")
+    figure.savefig(path, bbox_inches="tight", dpi=120)
+    pyplot.close(figure)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    print(f"{'':<44} {'images/s':>9} {'least to most':>17} {'MFU':>5}  seconds of a step")
+    for row in rows:
+        if "images_per_second" in row:
+            mfu = f"{row['mfu']:5.2f}" if "mfu" in row else " " * 5
+            split = "  ".join(f"{name} {seconds:.4f}" for name, seconds in row.get("seconds", {}).items())
+            span = f"{row['least']:.1f} to {row['most']:.1f}"
+            print(f"{row['name']:<44} {row['images_per_second']:9.1f} {span:>17} {mfu}  {split}")
+        elif "flop_per_second" in row:
+            print(f"{row['name']:<44} {row['flop_per_second'] / 1e9:9.1f} GFLOP/s")
+        else:
+            print(f"{row['name']:<44} {row['bytes_per_second'] / 1e9:9.1f} GB/s")
+    plain = next((row for row in rows if row["name"].startswith("plain")), None)
+    if plain:
+        print(
+            f"{rows[0]['name']} against the plain loop: {rows[0]['images_per_second'] / plain['images_per_second']:.2f}"
+        )
+
+
+def truth(text: str) -> bool:
+    return {"true": True, "false": False}[text]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = measuring.parser_of("throughput", __doc__)
+    networks = ["vgg11", "vgg13", "vgg16", "vgg19"]
+    parser.add_argument("--networks", nargs="+", default=["vgg16"], choices=networks, help="(default: vgg16)")
+    parser.add_argument("--image-sizes", nargs="+", type=int, default=[32], help="pixels (default: 32)")
+    parser.add_argument("--batches", nargs="+", type=int, default=[256], help="images a rank and step (default: 256)")
     parser.add_argument(
-        "--network", default="vgg16", choices=["vgg11", "vgg13", "vgg16", "vgg19"], help="(default: vgg16)"
+        "--precisions", nargs="+", default=["bf16"], choices=["fp32", "tf32", "bf16", "fp16"], help="(default: bf16)"
     )
-    parser.add_argument("--batch", type=int, default=256, help="images in a step (default: 256)")
-    parser.add_argument("--image-size", type=int, default=32, help="pixels (default: 32)")
     parser.add_argument(
-        "--precision", default="bf16", choices=["fp32", "tf32", "bf16", "fp16"], help="ours (default: bf16)"
+        "--layouts",
+        nargs="+",
+        default=["channels_last"],
+        choices=["channels_last", "contiguous"],
+        help="(default: channels_last)",
     )
+    parser.add_argument(
+        "--compile", nargs="+", type=truth, default=[False], help="true, false or both (default: false)"
+    )
+    parser.add_argument("--data", help="also end to end, from what vgg-ddp prepare takes")
+    parser.add_argument("--loader", default="auto", help="with --data (default: auto)")
+    parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave out the plain fp32 loop")
     parser.add_argument("--steps", type=int, default=2, help="steps in a round (default: 2)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--profile", type=Path, help="write a trace of the first cell to this folder")
+    parser.add_argument("--roofline", type=Path, help="draw the first cell's layers under the measured peaks")
     options = parser.parse_args()
     keep_freed_memory()
-    rows = measure(options)
-    for row in rows:
-        print(f"{row['name']:<18} {row['images_per_second']:8.1f} images/s  ({row['least']:.1f} to {row['most']:.1f})")
-    print(f"ratio {rows[0]['images_per_second'] / rows[1]['images_per_second']:.2f}")
-    if options.json:
-        machine = {
-            "devices": devices(),
-            "threads": options.threads,
-            "system": platform.platform(),
-            "torch": torch.__version__,
-        }
-        command = " ".join(["python -m benchmarks.throughput", *sys.argv[1:]])
-        options.json.write_text(json.dumps({"machine": machine, "command": command, "rows": rows}, indent=2) + "\n")
+    with joined() as world:
+        torch.set_num_threads(max(1, options.threads // world.local_size))
+        rows = measure(options, world)
+        if world.is_main:
+            show(rows)
+            measuring.write(options.json, "throughput", options.threads, rows)
+            if options.roofline:
+                draw_roofline(options.roofline, rows)
 
 
 if __name__ == "__main__":

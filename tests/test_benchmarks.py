@@ -6,29 +6,86 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.arithmetic import layers
+from vgg_ddp.model import vgg
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_throughput_writes_machine_command_and_a_row_a_side(tmp_path: Path) -> None:
-    options = [
-        "--network",
-        "vgg11",
-        "--batch",
-        "8",
-        "--steps",
-        "1",
-        "--rounds",
-        "2",
-        "--json",
-        str(tmp_path / "out.json"),
-    ]
-    command = [sys.executable, "-m", "benchmarks.throughput", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+def run(name: str, *options: object) -> tuple[str, list[dict[str, Any]]]:
+    """A benchmark's output and rows; the file has what every benchmark writes."""
+    words = [sys.executable, "-m", f"benchmarks.{name}", *map(str, options)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    written = json.loads((tmp_path / "out.json").read_text())
+    written = json.loads(Path(options[options.index("--json") + 1]).read_text())  # type: ignore[arg-type]
     assert set(written) == {"machine", "command", "rows"}
-    assert [row["name"] for row in written["rows"]] == ["vgg_ddp bf16", "plain fp32 NCHW"]
-    for row in written["rows"]:
-        assert 0 < row["least"] <= row["images_per_second"] <= row["most"]
-        assert f"{row['images_per_second']:.1f} images/s" in done.stdout
+    assert written["command"].startswith(f"python -m benchmarks.{name}")
+    assert {"devices", "threads", "torch", "date"} <= set(written["machine"])
+    return done.stdout, written["rows"]
+
+
+def test_throughput_has_a_row_a_cell_the_plain_loop_and_the_peak(tmp_path: Path) -> None:
+    cells = ["--networks", "vgg11", "--batches", 8, "--precisions", "bf16", "fp32", "--steps", 1, "--rounds", 2]
+    files = ["--json", tmp_path / "out.json", "--roofline", tmp_path / "roof.png", "--profile", tmp_path / "profile"]
+    output, rows = run("throughput", *cells, "--data", "digits", *files)
+    by_name = {row["name"]: row for row in rows}
+    cell = by_name["vgg11 32px 8 bf16 channels_last"]
+    assert set(by_name) == {
+        "vgg11 32px 8 bf16 channels_last",
+        "vgg11 32px 8 bf16 channels_last from auto",
+        "vgg11 32px 8 fp32 channels_last",
+        "vgg11 32px 8 fp32 channels_last from auto",
+        "plain vgg11 32px 8 fp32",
+        "matrix product bf16",
+        "matrix product fp32",
+        "copy",
+    }
+    assert 0 < cell["least"] <= cell["images_per_second"] <= cell["most"]
+    assert f"{cell['images_per_second']:.1f}" in output
+    assert set(cell["seconds"]) == {"data_wait", "forward", "backward", "update"}
+    assert sum(cell["seconds"].values()) == pytest.approx(8 / cell["images_per_second"], rel=0.7)
+    assert 0 < cell["mfu"] < 2
+    assert (tmp_path / "roof.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "profile" / "trace.json").read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize(("name", "gmac"), [("A", 0.153), ("D", 0.314)])
+def test_the_arithmetic_of_a_network_is_counted_from_its_definition(name: str, gmac: float) -> None:
+    """Multiply-adds of one forward pass at 32 pixels: known figures of VGG-11 and VGG-16 with a 512 to 10 head."""
+    network = vgg(name, True, "compact", 10, 32)
+    counted = layers(network, 32)
+    first = 2 * 32 * 32 * 64 * 27
+    assert (sum(layer.flop for layer in counted) + first) / 6 == pytest.approx(gmac * 1e9, rel=0.01)
+    by_hand = sum(
+        2 * 3 * shape[0] * 9 * shape[1] * shape[2] ** 2
+        for shape in (
+            [(128, 64, 16), (256, 128, 8), (256, 256, 8), (512, 256, 4), (512, 512, 4), (512, 512, 2), (512, 512, 2)]
+        )
+    )
+    if name == "A":
+        assert sum(layer.flop for layer in counted) == by_hand + 2 * first + 6 * 5120
+
+
+def test_loaders_has_a_row_a_loader_and_storage(tmp_path: Path) -> None:
+    options = ["--data", "digits", "--photos", 0, "--batch", 64, "--seconds", 0.1, "--rounds", 1, "--threads", 1]
+    output, rows = run("loaders", *options, "--json", tmp_path / "out.json")
+    assert [row["name"] for row in rows] == ["synthetic raw", "resident raw", "dali raw", "torch raw"]
+    for row in rows:
+        assert row["images_per_second"] > 0
+        assert row["first_batch_seconds"] > 0
+        assert row["name"] in output
+
+
+def test_tracking_measures_both_sides(tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="W&B is not installed")
+    options = ["--batch", 8, "--steps", 13, "--rounds", 1, "--threads", 1, "--json", tmp_path / "out.json"]
+    output, rows = run("tracking", *options)
+    assert [row["name"] for row in rows] == ["wandb disabled", "wandb online, no answer"]
+    for row in rows:
+        assert row["steps"] == 3
+        assert 0 < row["least"] <= row["step_seconds"] <= row["most"]
+    assert "ratio" in output

@@ -1,4 +1,7 @@
-"""Every command in the README and in docs/ runs. Long ones are cut short by words added at their end, and eight GPUs become two ranks."""
+"""Every command in the README and on its pages runs.
+
+Long ones are cut short by words added at their end, and eight GPUs become two ranks.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 SMALL = ["data.source=digits", "batch=32", "nproc=2", "epochs=0.05", "data.validation=0.05", "evaluate.checkpoint=last"]
 
 
-def commands() -> list[str]:
-    """The lines of the shell blocks of the README, then of docs/."""
-    texts = [path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
-    blocks = [block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
+def commands(page: str = "README.md") -> list[str]:
+    """The lines of a page's shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line]
 
 
-def of(program: str) -> list[str]:
-    return [line for line in commands() if line.startswith(program)]
+def of(program: str, page: str = "README.md") -> list[str]:
+    return [line for line in commands(page) if line.startswith(program)]
 
 
 def run(line: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -47,17 +50,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_is_of_a_kind_that_is_run_here() -> None:
     known = {"make", "vgg-ddp", "torchrun", "python"}
-    assert {line.split()[0] for line in commands()} == known
+    assert {line.split()[0] for page in PAGES for line in commands(page)} == known
     assert len(of("vgg-ddp")) >= 8
 
 
-def test_vgg_ddp_commands_run_in_their_order(folder: Path) -> None:
-    for line in of("vgg-ddp"):
+@pytest.mark.parametrize("page", PAGES)
+def test_vgg_ddp_commands_run_in_their_order(page: str, folder: Path) -> None:
+    for line in of("vgg-ddp", page):
         words = shlex.split(line)
         if words[1] == "train" and "--help" not in words:
             words += SMALL
         run(words, folder)
-    assert (folder / "runs/vgg11/report/index.html").is_file()
+        run_folder = next((folder / word.partition("=")[2] for word in words if word.startswith("run.dir=")), None)
+        assert run_folder is None or (run_folder / "report/index.html").is_file()
 
 
 def test_torchrun_on_two_hosts_runs(folder: Path) -> None:
@@ -76,7 +81,7 @@ def test_torchrun_on_two_hosts_runs(folder: Path) -> None:
     assert (folder / "runs/vgg16-hosts/report/index.html").is_file()
 
 
-@pytest.mark.parametrize("line", of("python -m benchmarks"))
+@pytest.mark.parametrize("line", of("python -m benchmarks", "docs/benchmarks.md"))
 def test_benchmarks_run(line: str, folder: Path) -> None:
     run(shlex.split(line), folder)
 
@@ -97,7 +102,8 @@ def test_make_test_is_what_ci_runs() -> None:
     assert "make test" in commands()
 
 
-def test_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
     assert targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+    assert [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()] == []

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vgg_ddp import checkpoint, engines, loaders, schedules
+from vgg_ddp import checkpoint, engines, loaders, schedules, trackers
 from vgg_ddp.augment.appearance import Appearance
 from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
 from vgg_ddp.checkpoint import State
@@ -188,6 +188,8 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
     Raises:
         UserError: what is asked for does not fit the data or the ranks.
     """
+    if world.is_main:
+        trackers.wanted(config.tracking)
     data = build_data(config, dataset, world)
     network = build_network(config, len(dataset.classes), world.device)
     steps_per_epoch = data.order.steps_per_epoch

@@ -93,6 +93,21 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("target", type=Path, metavar="RUN|DATASET", help="a run directory or a dataset")
     verify.set_defaults(run=_verify)
 
+    export = commands.add_parser("export", help="write a trained network for other programs, with a model card")
+    export.add_argument("target", type=Path, metavar="RUN|CHECKPOINT", help="a run directory, or a checkpoint in one")
+    export.add_argument("--format", required=True, choices=("safetensors", "onnx", "torch-export"))
+    export.add_argument("--out", type=Path, help="the file to write; RUN/export/model.* by default")
+    export.add_argument("words", nargs="*", metavar="key=value", help="changes to the run's configuration")
+    export.set_defaults(run=_export)
+
+    dashboard = commands.add_parser(
+        "dashboard", help="make a W&B workspace and report that show every run of a project"
+    )
+    dashboard.add_argument("--project", default="vgg_ddp", help="W&B project; vgg_ddp by default")
+    dashboard.add_argument("--entity", help="W&B team or user; the login's own by default")
+    dashboard.add_argument("--dry-run", action="store_true", help="check the definition and print it, without W&B")
+    dashboard.set_defaults(run=_dashboard)
+
     doctor = commands.add_parser("doctor", help="what this machine has, what it lacks, what to do")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -122,7 +137,7 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from vgg_ddp import config
+    from vgg_ddp import config, trackers
 
     settings = config.load(options.config, options.words)
     if settings.loader == "dali" and not (
@@ -131,6 +146,7 @@ def _train(options: argparse.Namespace) -> int:
         raise UserError("loader=dali needs NVIDIA DALI; pip install 'vgg_ddp[dali]', or use loader=torch")
     if settings.nproc != "auto":
         settings.local_batch(settings.nproc)
+    trackers.wanted(settings.tracking)
 
     from vgg_ddp import launcher
     from vgg_ddp.console import box, say
@@ -187,6 +203,43 @@ def _verify(options: argparse.Namespace) -> int:
     for folder in folders:
         checkpoint.read(folder)
     print(f"{options.target}: {len(folders)} checkpoints, every hash is right")
+    return EXIT_OK
+
+
+def _export(options: argparse.Namespace) -> int:
+    from vgg_ddp import run_directory
+
+    run_directory.find(options.target)
+    lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if options.format == "onnx" and lacking:
+        raise UserError(f"--format onnx needs {', '.join(lacking)}; pip install 'vgg_ddp[export]'")
+
+    from vgg_ddp.export import export
+
+    done = export(options.target, options.format, options.out, options.words)
+    print(f"the same predictions on {done.images} test images; logits differ by at most {done.largest_difference:.2g}")
+    print(f"written: {done.path}\nmodel card: {done.card}")
+    return EXIT_OK
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from vgg_ddp.trackers import dashboard, modes
+
+    if options.dry_run:
+        print(dashboard.described(dashboard.definition()))
+        return EXIT_OK
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise UserError("vgg-ddp dashboard needs wandb-workspaces; pip install 'vgg_ddp[wandb]', or use --dry-run")
+    if not modes.logged_in():
+        raise UserError(
+            "vgg-ddp dashboard needs a W&B login; run 'wandb login', or use --dry-run to see what it would make"
+        )
+    try:
+        print("\n".join(dashboard.create(options.project, options.entity)))
+    except UserError:
+        raise
+    except Exception as error:  # W&B raises errors of many kinds, for a network, a name or a right that is not there
+        raise UserError(f"W&B did not take the dashboard: {error}") from None
     return EXIT_OK
 
 

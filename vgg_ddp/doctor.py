@@ -10,6 +10,11 @@ import shutil
 from vgg_ddp.errors import EXIT_OK, EXIT_USER_ERROR
 
 NEEDED = ("torch", "torchvision", "numpy", "pillow", "safetensors", "scikit-learn", "matplotlib", "jinja2", "rich")
+OPTIONAL = {
+    "wandb": "tracking.wandb; pip install 'vgg_ddp[wandb]'",
+    "tensorboard": "tracking.tensorboard; pip install 'vgg_ddp[tensorboard]'",
+    "onnxruntime": "vgg-ddp export --format onnx; pip install 'vgg_ddp[export]'",
+}
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
@@ -29,6 +34,9 @@ def examine() -> int:
         if dali
         else "lacks NVIDIA DALI: images are loaded by the torch loader; pip install 'vgg_ddp[dali]'"
     )
+    for package, use in OPTIONAL.items():
+        version = installed(package)
+        print(f"ok    {package} {version}" if version else f"note  no {package}: only needed for {use}")
     if not lacking:
         import torch
 

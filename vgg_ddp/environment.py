@@ -15,7 +15,16 @@ import torch
 import vgg_ddp
 from vgg_ddp.builders import Job
 
-PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "pillow", "safetensors")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "wandb",
+)
 
 
 def describe(job: Job, fallbacks: list[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vgg_ddp import builders, checkpoint, precision, rank_process, run_directory
+from vgg_ddp.checkpoint import State
 from vgg_ddp.config import Config, load
 from vgg_ddp.console import say, table
 from vgg_ddp.data.dataset import Dataset
@@ -23,6 +24,7 @@ from vgg_ddp.files import replace_file
 from vgg_ddp.metrics import Predictions, summarize
 from vgg_ddp.report import write_report
 from vgg_ddp.run_directory import RunDirectory
+from vgg_ddp.trackers.follow import followed
 
 
 def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, world: World) -> None:
@@ -118,7 +120,8 @@ def main(arguments: list[str]) -> int:
         world.use_threads(config.threads)
         precision.set_arithmetic(config)
         dataset, _ = builders.open_dataset(config, world)
-        evaluate(config, dataset, run, folder, world)
+        with followed(config, run, dataset.directory, State(), world):
+            evaluate(config, dataset, run, folder, world)
 
     return rank_process.run(body)
 

@@ -67,7 +67,7 @@ class Recorder:
         """Write the steps since the last row, if there are any, and add them to the epoch's totals. All ranks together."""
         state = self._state
         if self._steps:
-            sums = self._world.sum(self._sums.cpu().double())  # the host waits for the device here
+            sums, ranks = self._sum()
             seconds = time.perf_counter() - self._window_start
             state.totals = [total + value for total, value in zip(state.totals, sums.tolist())]
             state.step_seconds += seconds
@@ -85,11 +85,23 @@ class Recorder:
                 "data_wait": self._waited,
                 "memory_bytes": used_bytes(self._world.device),
             }
-            self._write(row)
+            self._write(row | ({"ranks": ranks} if self._world.size > 1 else {}))
             self._progress.update(row, (self._total_steps - state.step) * seconds / self._steps)
         self._sums.zero_()
         self._steps, self._waited = 0, 0.0
         self.resume_clock()
+
+    def _sum(self) -> tuple[Tensor, dict[str, list[float]]]:
+        """The sums over all ranks, and each rank's own figures, by rank: one message for both."""
+        sums = self._sums.cpu().double()  # the host waits for the device here
+        world = self._world
+        images_per_second = self._steps * self._batch / world.size / (time.perf_counter() - self._window_start)
+        figures = torch.zeros(3, world.size, dtype=torch.float64)
+        ours = [images_per_second, self._waited, used_bytes(world.device)]
+        figures[:, world.rank] = torch.tensor(ours, dtype=torch.float64)
+        both = world.sum(torch.cat([sums, figures.flatten()]))
+        names = ("images_per_second", "data_wait", "memory_bytes")
+        return both[:3], dict(zip(names, both[3:].view(3, world.size).tolist()))
 
     def epoch_row(self) -> None:
         """Write the means over the epoch and start the next one's."""

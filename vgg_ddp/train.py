@@ -23,6 +23,7 @@ from vgg_ddp.evaluation import predict
 from vgg_ddp.metrics import accuracy, loss
 from vgg_ddp.recording import Recorder
 from vgg_ddp.run_directory import MetricsLog, RunDirectory
+from vgg_ddp.trackers.follow import followed
 
 
 def train(job: Job, state: State, recorder: Recorder) -> None:
@@ -159,6 +160,7 @@ def run(config: Config, world: World) -> None:
             directory.write_json(directory.environment, environment.describe(job, fallbacks))
             log = stack.enter_context(MetricsLog(directory.metrics))
             say(environment.sentence(job))
+        stack.enter_context(followed(config, directory, dataset.directory, state, world))
         progress = stack.enter_context(TrainingProgress(job.total_steps, state.step, shown=world.is_main))
         train(
             job,

@@ -92,6 +92,16 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluate.checkpoint": "best",
     "run.dir": "runs/ü x",
     "log.every_steps": 3,
+    "tracking.wandb": "offline",
+    "tracking.tensorboard": True,
+    "tracking.project": "other",
+    "tracking.entity": "team",
+    "tracking.group": "sizes",
+    "tracking.name": "first",
+    "tracking.tags": ["a", "b"],
+    "tracking.artifacts": True,
+    "tracking.mistakes": 0,
+    "tracking.finish_seconds": 0.5,
 }
 ONLY_ONE_VALUE = {"engine", "optimizer.name"}
 

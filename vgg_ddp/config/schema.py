@@ -191,6 +191,24 @@ class LogConfig(Group, frozen=True):
     every_steps: Annotated[int, _key("write training metrics every this many steps", ge=1)] = 10
 
 
+class TrackingConfig(Group, frozen=True):
+    wandb: Annotated[
+        Literal["auto", "online", "offline", "disabled"],
+        _key(
+            "Weights & Biases; auto: as WANDB_MODE says, else online where it is installed and logged in, else disabled"
+        ),
+    ] = "auto"
+    tensorboard: Annotated[bool, _key("write event files for TensorBoard to RUN/tensorboard")] = False
+    project: Annotated[str, _key("W&B project")] = "vgg_ddp"
+    entity: Annotated[str | None, _key("W&B team or user; null: the login's own")] = None
+    group: Annotated[str | None, _key("W&B group, to look at several runs as one; null is none")] = None
+    name: Annotated[str | None, _key("W&B name of the run; null: the name of its folder")] = None
+    tags: Annotated[list[str], _key("W&B tags")] = []
+    artifacts: Annotated[bool, _key("upload the newest and the best checkpoint as W&B artifacts")] = False
+    mistakes: Annotated[int, _key("mistakes to show as pictures, the most confident first", ge=0, le=1000)] = 36
+    finish_seconds: Annotated[float, _key("wait this long at the end for what is left to send, seconds", ge=0)] = 60.0
+
+
 class Config(Group, frozen=True):
     network: Annotated[
         Literal["A", "A-LRN", "B", "C", "D", "E", "vgg11", "vgg13", "vgg16", "vgg19"],
@@ -235,6 +253,7 @@ class Config(Group, frozen=True):
     evaluate: EvaluateConfig = EvaluateConfig()
     run: RunConfig = RunConfig()
     log: LogConfig = LogConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     def __post_init__(self) -> None:
         smallest = min([self.data.image_size, *self.data.train_sizes])

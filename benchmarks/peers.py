@@ -1,0 +1,333 @@
+"""The same network, data, batch, precision and device through other training loops, in turns with ours.
+
+    python -m benchmarks.peers [--networks vgg16 ...] [--batches 256 ...] [--json FILE]
+
+Peers: PyTorch Lightning, Hugging Face Accelerate, DeepSpeed's own loop, a timm loop, and a plain torch loop in the style of the
+common CIFAR repositories. Each is set up as its documentation recommends for the precision, with channels-last memory,
+which is as fast or faster for all of them; their network is torchvision's layers of the same VGG with one linear layer. All
+take the same batches, which lie in memory: theirs normalised already, ours as uint8. Each runs in a process of its own, so
+that none has another's settings, and only one works at a time. A peer that is not installed is named and left out:
+`pip install 'vgg_ddp[peers]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import itertools
+import logging
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import vgg_ddp
+from benchmarks import measuring
+from benchmarks.throughput import Cell, Step, cached
+from vgg_ddp.distributed import World, device_of
+from vgg_ddp.memory import keep_freed_memory
+
+LEARNING_RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
+OURS = "vgg_ddp"
+Seconds = Callable[[int], float]  # of a number of steps
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every peer gets: a network of its own, the same batches, the precision and the device."""
+
+    cell: Cell
+    device: torch.device
+    images: Tensor
+    labels: Tensor
+
+    def network(self) -> nn.Module:
+        features = getattr(torchvision.models, f"{self.cell.network}_bn")(weights=None).features
+        network = nn.Sequential(features, nn.Flatten(), nn.Linear(512 * (self.cell.image_size // 32) ** 2, 10))
+        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            network.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.cell.precision]
+
+    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return itertools.repeat((self.images, self.labels), count)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def plain(task: Task) -> Seconds:
+    """The loop of the common CIFAR repositories, with torch.autocast."""
+    network, criterion = task.network(), nn.CrossEntropyLoss()
+    optimizer = task.optimizer(network)
+    context = torch.autocast(task.device.type, task.dtype, enabled=task.cell.precision != "fp32")
+
+    def run(steps: int) -> float:
+        start = time.perf_counter()
+        for images, labels in task.batches(steps):
+            optimizer.zero_grad()
+            with context:
+                loss = criterion(network(images), labels)
+            loss.backward()
+            optimizer.step()
+        task.wait()
+        return time.perf_counter() - start
+
+    return run
+
+
+def lightning(task: Task) -> Seconds:
+    """PyTorch Lightning's Trainer."""
+    import lightning as package
+
+    class Module(package.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = task.network()
+            self.marks: list[float] = []
+
+        def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
+            return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return task.optimizer(self.network)
+
+        def on_train_batch_end(self, *rest: object) -> None:
+            task.wait()
+            self.marks.append(time.perf_counter())
+
+    class Batches(torch.utils.data.IterableDataset[tuple[Tensor, Tensor]]):
+        def __init__(self, count: int) -> None:
+            self.count = count
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return task.batches(self.count)
+
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    module = Module()
+    precision = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}[task.cell.precision]
+
+    def run(steps: int) -> float:
+        """The seconds between the end of a first step, which starts things, and the end of the last."""
+        module.marks.clear()
+        trainer = package.Trainer(
+            max_steps=steps + 1,
+            precision=precision,
+            accelerator="gpu" if task.device.type == "cuda" else "cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, torch.utils.data.DataLoader(Batches(steps + 1), batch_size=None))
+        return module.marks[-1] - module.marks[0]
+
+    return run
+
+
+def accelerate(task: Task) -> Seconds:
+    """Hugging Face Accelerate."""
+    from accelerate import Accelerator
+
+    names = {"bf16": "bf16", "fp16": "fp16", "fp32": "no"}
+    accelerator = Accelerator(mixed_precision=names[task.cell.precision], cpu=task.device.type == "cpu")
+    network, criterion = task.network(), nn.CrossEntropyLoss()
+    network, optimizer = accelerator.prepare(network, task.optimizer(network))
+
+    def run(steps: int) -> float:
+        start = time.perf_counter()
+        for images, labels in task.batches(steps):
+            optimizer.zero_grad()
+            loss = criterion(network(images), labels)
+            accelerator.backward(loss)
+            optimizer.step()
+        task.wait()
+        return time.perf_counter() - start
+
+    return run
+
+
+def deepspeed(task: Task) -> Seconds:
+    """DeepSpeed's engine at ZeRO stage 0."""
+    import deepspeed as package
+
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in alone.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    network, criterion = task.network(), nn.CrossEntropyLoss()
+    settings = {
+        "train_micro_batch_size_per_gpu": task.cell.batch,
+        "zero_optimization": {"stage": 0},
+        "bf16": {"enabled": task.cell.precision == "bf16"},
+        "fp16": {"enabled": task.cell.precision == "fp16"},
+        "steps_per_print": 10**9,
+    }
+    with contextlib.redirect_stdout(sys.stderr):
+        engine, *_ = package.initialize(model=network, optimizer=task.optimizer(network), config=settings)
+    images = task.images.to(task.dtype)
+
+    def run(steps: int) -> float:
+        start = time.perf_counter()
+        for _, labels in task.batches(steps):
+            loss = criterion(engine(images), labels)
+            engine.backward(loss)
+            engine.step()
+        task.wait()
+        return time.perf_counter() - start
+
+    return run
+
+
+def timm(task: Task) -> Seconds:
+    """The loop of timm's train.py: its optimizer factory, its scaler and autocast."""
+    from timm.optim import create_optimizer_v2
+    from timm.utils import NativeScaler
+
+    network, criterion = task.network(), nn.CrossEntropyLoss()
+    optimizer = create_optimizer_v2(network, opt="sgd", lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=DECAY)
+    context = torch.autocast(task.device.type, task.dtype, enabled=task.cell.precision != "fp32")
+    scaler = NativeScaler(device=task.device.type) if task.cell.precision == "fp16" else None
+
+    def run(steps: int) -> float:
+        network.train()
+        start = time.perf_counter()
+        for images, labels in task.batches(steps):
+            with context:
+                loss = criterion(network(images), labels)
+            if scaler is not None:
+                scaler(loss, optimizer, parameters=network.parameters())
+            else:
+                loss.backward()
+                optimizer.step()
+            optimizer.zero_grad()
+        task.wait()
+        return time.perf_counter() - start
+
+    return run
+
+
+PEERS: dict[str, Callable[[Task], Seconds]] = {
+    "plain loop": plain,
+    "lightning": lightning,
+    "accelerate": accelerate,
+    "deepspeed": deepspeed,
+    "timm": timm,
+}
+
+
+def installed(names: list[str]) -> dict[str, str]:
+    """The peers of these that can be imported, and their versions; the others are named."""
+    found = {}
+    for name in names:
+        if name == "plain loop":
+            found[name] = torch.__version__
+            continue
+        try:
+            found[name] = str(importlib.import_module(name).__version__)
+        except ImportError:
+            print(f"{name} is not installed and is left out; pip install 'vgg_ddp[peers]'", file=sys.stderr)
+    return found
+
+
+def ours(cell: Cell) -> Seconds:
+    """The step of vgg_ddp, with the settings of its processes."""
+    keep_freed_memory()
+    world = World(0, 1, 0, 1, device_of(0))
+    step = Step(cell, world, cached(cell, world))
+    return lambda steps: step.run(steps)[0]
+
+
+def work(name: str, cell: Cell, threads: int, connection: Connection) -> None:
+    """A process: builds one side, then answers each number of steps with the seconds they took."""
+    warnings.filterwarnings("ignore")  # the peers' advice on logging, workers and the like
+    torch.set_num_threads(threads)
+    if name == OURS:
+        run = ours(cell)
+    else:
+        world = World(0, 1, 0, 1, device_of(0))
+        images, labels = next(cached(cell, world))
+        pixels = ((images.permute(0, 3, 1, 2).float() - 128.0) / 64.0).contiguous(memory_format=torch.channels_last)
+        run = PEERS[name](Task(cell, world.device, pixels, labels))
+    while steps := connection.recv():
+        connection.send(run(steps))
+
+
+@contextlib.contextmanager
+def side(name: str, cell: Cell, options: argparse.Namespace) -> Iterator[Callable[[], float]]:
+    """Images per second of one side, asked for again and again."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=work, args=(name, cell, options.threads, there))
+    process.start()
+    there.close()
+
+    def rate() -> float:
+        here.send(options.steps)
+        return float(cell.batch * options.steps / here.recv())
+
+    try:
+        yield rate
+        here.send(0)
+    finally:
+        process.join(30)
+        process.kill()
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for ours and each peer in each cell of the grid."""
+    versions = {OURS: vgg_ddp.__version__, **installed(options.peers)}
+    rows: list[dict[str, Any]] = []
+    for network, batch in itertools.product(options.networks, options.batches):
+        cell = Cell(network, options.image_size, batch, options.precision, "channels_last", False)
+        with contextlib.ExitStack() as stack:
+            sides = {name: stack.enter_context(side(name, cell, options)) for name in versions}
+            rates = measuring.in_turns(sides, options.rounds)
+        for name, values in rates.items():
+            # Each of our rounds stands beside one of the peer's: the ratio is of neighbours.
+            ratio = statistics.median(a / b for a, b in zip(rates[OURS], values))
+            about = {"name": name, "version": versions[name], **vars(cell)}
+            rows.append({**about, **measuring.summary(values), "ours_to_theirs": ratio})
+            span = f"{min(values):.1f} to {max(values):.1f}"
+            print(
+                f"{cell.name:<40} {name + ' ' + versions[name]:<26} {statistics.median(values):8.1f} images/s {span:>17}"
+                f"   ours to theirs {ratio:.2f}",
+                flush=True,
+            )
+    return rows
+
+
+def main() -> None:
+    parser = measuring.parser_of("peers", __doc__)
+    parser.add_argument("--networks", nargs="+", default=["vgg16"], help="(default: vgg16)")
+    parser.add_argument("--batches", nargs="+", type=int, default=[256], help="images in a step (default: 256)")
+    parser.add_argument("--image-size", type=int, default=32, help="pixels (default: 32)")
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp16", "fp32"], help="(default: bf16)")
+    parser.add_argument("--steps", type=int, default=2, help="steps in a round (default: 2)")
+    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS), help="(default: all)")
+    options = parser.parse_args()
+    measuring.write(options.json, "peers", options.threads, measure(options))
+
+
+if __name__ == "__main__":
+    main()

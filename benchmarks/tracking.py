@@ -1,0 +1,106 @@
+"""Seconds of a training step with W&B online and its network black-holed, against those with W&B disabled.
+
+    python -m benchmarks.tracking [--steps 60] [--rounds 5] [--source digits] [--json FILE]
+
+W&B is sent to a server of ours that takes connections and never answers. A round is one whole training of each side, in
+turns, so that what else the machine does falls on both; each writes a row of metrics every step. The first steps of a
+training do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measuring
+from vgg_ddp.run_directory import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS_OF_WARM_UP = 10
+SIDES = {"disabled": "disabled", "online, no answer": "online"}
+
+
+def black_hole() -> str:
+    """The address of a server that takes connections, reads nothing and never answers."""
+    server = socket.create_server(("127.0.0.1", 0), backlog=128)
+    held: list[socket.socket] = []
+
+    def accept() -> None:
+        while True:
+            held.append(server.accept()[0])
+
+    threading.Thread(target=accept, daemon=True).start()
+    return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def step_seconds(mode: str, folder: Path, options: argparse.Namespace, address: str) -> list[float]:
+    """Train once; the seconds of each step that counts."""
+    words = [
+        f"run.dir={folder}",
+        f"data.source={options.source}",
+        f"data.directory={folder.parent}",
+        "data.train_sizes=[]",
+        "epochs=0.001",
+        f"min_steps={options.steps}",
+        f"batch={options.batch}",
+        f"threads={options.threads}",
+        "nproc=1",
+        "log.every_steps=1",
+        f"tracking.wandb={mode}",
+        "tracking.finish_seconds=0",
+    ]
+    command = [sys.executable, "-m", "vgg_ddp", "train", str(ROOT / "configs" / "quickstart.yaml"), *words]
+    environment = {**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["scope"] == "steps"]
+    return [options.batch / row["images_per_second"] for row in rows[STEPS_OF_WARM_UP:]]
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row a side: the median step over all rounds, and the least and most of the rounds' medians."""
+    address = black_hole()
+    seconds: dict[str, list[list[float]]] = {name: [] for name in SIDES}
+    with tempfile.TemporaryDirectory() as place:
+        for number in range(options.rounds):
+            names = list(SIDES) if number % 2 == 0 else list(reversed(SIDES))
+            for name in names:
+                folder = Path(place) / f"{number} {SIDES[name]}"
+                seconds[name].append(step_seconds(SIDES[name], folder, options, address))
+    return [
+        {
+            "name": f"wandb {name}",
+            "batch": options.batch,
+            "step_seconds": statistics.median([s for each in rounds for s in each]),
+            "least": min(statistics.median(each) for each in rounds),
+            "most": max(statistics.median(each) for each in rounds),
+            "mean": statistics.mean([s for each in rounds for s in each]),
+            "rounds": len(rounds),
+            "steps": sum(len(each) for each in rounds),
+        }
+        for name, rounds in seconds.items()
+    ]
+
+
+def main() -> None:
+    parser = measuring.parser_of("tracking", __doc__)
+    parser.add_argument("--source", default="digits", help="data.source (default: digits)")
+    parser.add_argument("--batch", type=int, default=256, help="images in a step (default: 256)")
+    parser.add_argument("--steps", type=int, default=60, help="steps of a training (default: 60)")
+    options = parser.parse_args()
+    rows = measure(options)
+    for row in rows:
+        print(f"{row['name']:<24} {row['step_seconds']:.4f} s a step  ({row['least']:.4f} to {row['most']:.4f})")
+    print(f"ratio {rows[1]['step_seconds'] / rows[0]['step_seconds']:.4f}")
+    measuring.write(options.json, "tracking", options.threads, rows)
+
+
+if __name__ == "__main__":
+    main()

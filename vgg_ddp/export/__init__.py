@@ -1,0 +1,125 @@
+"""Export: a trained network as one file that others can run, checked against the original before it is put in place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from vgg_ddp import __version__, builders, checkpoint, run_directory
+from vgg_ddp.config import Config, load
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.order import evaluation_slices
+from vgg_ddp.data.prepare import ensure
+from vgg_ddp.distributed import World
+from vgg_ddp.errors import UserError
+from vgg_ddp.evaluate import chosen_checkpoint
+from vgg_ddp.export.card import write_card
+from vgg_ddp.export.formats import FORMATS, Classifier, Contents
+from vgg_ddp.files import sync_directory
+
+IMAGES_TO_CHECK = 1000
+TOLERANCE = 1e-4  # of the largest logit, at least 1
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was exported, and how far its logits are from the original's on `images` test images."""
+
+    path: Path
+    card: Path
+    images: int
+    largest_difference: float
+
+
+def export(target: Path, format_name: str, out: Path | None, words: list[str]) -> Export:
+    """Write the network of a run or checkpoint to `out` (RUN/export/model.* by default), and RUN/model_card.md.
+
+    Raises:
+        UserError: nothing to export, or a place that cannot be written.
+        RuntimeError: what was written does not answer as the original does; it is removed again.
+    """
+    run, folder = run_directory.find(target)
+    config = load(run.config, words)
+    folder = folder or chosen_checkpoint(config, run)
+    files = checkpoint.read(folder)
+    dataset = Dataset(ensure(config.data, lambda text: None)[0])
+    if checkpoint.state(files).identity.get("dataset") != dataset.sha256:
+        raise UserError(
+            f"{folder} was trained on other data than {dataset.name}; set data.source to what it was trained on"
+        )
+    device = torch.device("cpu")
+    config = msgspec.structs.replace(config, channels_last=False, loader="torch")
+    network = builders.build_network(config, len(dataset.classes), device)
+    builders.load_weights(network, files, folder)
+    classifier = Classifier(builders.build_preprocess(config, dataset, device), network).eval()
+    form = FORMATS[format_name]
+    contents = Contents(
+        labels=dataset.classes,
+        mean=dataset.record.mean,
+        std=dataset.record.std,
+        image_size=config.data.image_size,
+        resize=config.data.resize,
+        network=config.network,
+        batch_norm=config.model.batch_norm,
+        head=config.model.head,
+        dataset=dataset.name,
+        dataset_sha256=dataset.sha256,
+        checkpoint_sha256=hashlib.sha256(files["manifest.json"]).hexdigest(),
+        vgg_ddp=__version__,
+    )
+    out = out or run.path / "export" / f"model{form.suffix}"
+    if out.suffix != form.suffix:
+        raise UserError(f"--out {out} must end in {form.suffix}, as a file of format {format_name} does")
+    images = test_images(config, dataset)
+    aside = out.with_name(f".writing-{out.name}")
+    with run.writing():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            form.write(aside, classifier, contents)
+            difference = check(form.answers(aside, contents, images), answers(classifier, images))
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(aside, out)
+        finally:
+            aside.unlink(missing_ok=True)
+        sync_directory(out.parent)
+        card = write_card(run, config, dataset, contents, out, format_name)
+    return Export(out, card, len(images), difference)
+
+
+def test_images(config: Config, dataset: Dataset) -> Tensor:
+    """Up to `IMAGES_TO_CHECK` images spread over the test split, as the network gets them: uint8 [n, size, size, 3]."""
+    split = dataset.split("test")
+    samples = np.unique(np.linspace(0, len(split) - 1, IMAGES_TO_CHECK).astype(np.int64))
+    loader = builders.evaluation_loader(config, dataset, "test", World(0, 1, 0, 1, torch.device("cpu")))
+    parts = evaluation_slices(samples, config.evaluate.batch, 0, 1)
+    return torch.cat([batch.images for batch in loader.stream(parts)])
+
+
+@torch.no_grad()
+def answers(classifier: Classifier, images: Tensor) -> Tensor:
+    """The logits of the original, in fp32: [n, classes]."""
+    return torch.cat([classifier(part) for part in images.split(250)])
+
+
+def check(found: Tensor, expected: Tensor) -> float:
+    """The largest difference between two sets of logits [n, classes].
+
+    Raises:
+        RuntimeError: it is more than `TOLERANCE`, or an image gets another class.
+    """
+    difference = float((found - expected).abs().max())
+    others = int((found.argmax(1) != expected.argmax(1)).sum())
+    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())) or others:
+        raise RuntimeError(
+            f"the exported network does not answer as the original does: logits differ by up to {difference:.3g}, "
+            f"{others} of {len(found)} images get another class; nothing was written"
+        )
+    return difference

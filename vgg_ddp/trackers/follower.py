@@ -1,0 +1,159 @@
+"""A tracker's process: reads what the training writes into its run's folder, and hands it to the tracker.
+
+Started by `follow`, with an `Assignment` as its argument. One word on the standard input, how the training ended, is all
+that it is told; the end of the input without a word means that the training is gone. What it has to say goes to the
+standard output, a `Message` a line; whatever else is printed, to RUN/tracking/NAME.log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from filelock import FileLock
+
+from vgg_ddp.config import load
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.files import replace_file
+from vgg_ddp.run_directory import RunDirectory
+from vgg_ddp.trackers import TRACKERS, Assignment, Message, Outcome, Say, Tracker, named, position_file
+from vgg_ddp.trackers.media import read_evaluation
+
+SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_AFTER_THE_TRAINING = 30.0  # to finish after one that was killed
+
+
+class Position(msgspec.Struct):
+    """RUN/tracking/NAME.json: how far a run was handed to its tracker.
+
+    A training that continues writes again what came after its checkpoint; the tracker does not get it twice.
+
+    Attributes:
+        run_id: under which the tracker knows the run.
+        step, rows: the last step handed over, and how many of its rows.
+    """
+
+    run_id: str
+    step: int = 0
+    rows: int = 0
+
+
+def main(arguments: list[str]) -> int:
+    """Follow a run to its end; the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # the training decides when it ends, and says so
+    os.nice(10)
+    say = _take_standard_output()
+    assignment = msgspec.json.decode(arguments[0], type=Assignment)
+    threading.Thread(target=_end_after, args=(assignment.process,), daemon=True).start()
+    try:
+        follow(assignment, say)
+    except BaseException as error:
+        traceback.print_exc()
+        reason = " ".join(str(error).split())[:200]
+        say(Message(f"gave up ({type(error).__name__}: {reason}); the training goes on without it", problem=True))
+        return 1
+    return 0
+
+
+def _take_standard_output() -> Say:
+    """A way to say something to the training; what libraries print goes to the log from now on."""
+    output = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+
+    def say(message: Message) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            output.write(msgspec.json.encode(message) + b"\n")
+
+    return say
+
+
+def _end_after(training: int) -> None:
+    """End this process group a while after the process `training`, which started it, whatever the tracker does then."""
+    while os.getppid() == training:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    time.sleep(SECONDS_AFTER_THE_TRAINING)
+    os.killpg(0, signal.SIGKILL)
+
+
+def follow(assignment: Assignment, say: Say) -> None:
+    """Hand every row of the run to its tracker as it comes, at the end the evaluation; whatever the tracker raises."""
+    run = RunDirectory(assignment.run)
+    dataset = Dataset(assignment.dataset)
+    module = importlib.import_module(TRACKERS[assignment.tracker])
+    lock = FileLock(position_file(run.path, assignment.tracker).with_suffix(".lock"))
+    with lock.acquire(timeout=2 * SECONDS_AFTER_THE_TRAINING):  # one that follows a killed training may not be done yet
+        rows = NewRows(run, assignment)
+        tracker: Tracker = module.start(assignment, load(run.config), dataset, rows.first_step, say)
+        outcome = None
+        while outcome is None:
+            outcome = _outcome(assignment.process)
+            rows.hand_to(tracker)
+        if outcome == "finished":
+            tracker.evaluated(rows.step, read_evaluation(run.path, dataset))
+        tracker.finish(outcome, json.loads(run.summary.read_text()) if run.summary.is_file() else {})
+
+
+def _outcome(training: int) -> Outcome | None:
+    """How the training in the process `training` ended, None if it has not for a while."""
+    if select.select([0], [], [], SECONDS_BETWEEN_LOOKS)[0]:
+        return msgspec.convert(os.read(0, 64).decode() or "failed", Outcome)
+    return None if os.getppid() == training else "failed"  # the end of the input may be held open by its workers
+
+
+class NewRows:
+    """The rows of RUN/metrics.jsonl that a tracker has not had yet.
+
+    Attributes:
+        first_step: the first step of which an earlier process has handed over nothing.
+        step: the step of the last row.
+    """
+
+    def __init__(self, run: RunDirectory, assignment: Assignment) -> None:
+        self._path = run.metrics
+        self._position_file = position_file(run.path, assignment.tracker)
+        self._position = Position(assignment.run_id)
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            known = msgspec.json.decode(self._position_file.read_bytes(), type=Position)
+            self._position = known if known.run_id == assignment.run_id else self._position
+        self._had = msgspec.structs.replace(self._position)  # when this process began
+        self.first_step = self._had.step + 1 if self._had.rows else 0
+        self._byte = self.step = self._rows = 0
+
+    def hand_to(self, tracker: Tracker) -> None:
+        """Log the rows that came since the last call, and note how far that is."""
+        for row in self._read():
+            self._rows = self._rows + 1 if row["step"] == self.step else 1
+            self.step = row["step"]
+            if (self.step, self._rows) > (self._had.step, self._had.rows):
+                tracker.log(self.step, named(row))
+        if (self.step, self._rows) > (self._position.step, self._position.rows):
+            self._position.step, self._position.rows = self.step, self._rows
+            replace_file(self._position_file, msgspec.json.encode(self._position))
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        """The whole lines after the last one read."""
+        with self._path.open("rb") as file:
+            file.seek(self._byte)
+            for line in file:
+                if not line.endswith(b"\n"):  # it is being written
+                    return
+                self._byte += len(line)
+                yield json.loads(line)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(code)  # everything is sent; what a library does at exit may wait for a network that is not there

@@ -1,0 +1,157 @@
+"""Weights & Biases: one W&B run per training, in RUN/wandb. Only a tracker's own process imports this."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import wandb
+
+from vgg_ddp.config import Config
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.run_directory import RunDirectory
+from vgg_ddp.trackers import Assignment, Message, Outcome, Say
+from vgg_ddp.trackers.media import PER_CLASS, RELIABILITY, Evaluation, draw_confusion, draw_reliability
+
+SECONDS_TO_CONNECT = 20.0
+MOST_CLASSES_OF_A_CHART = 100  # its table has a row a cell; W&B draws 10,000 rows
+
+SUMMARIES = {  # what W&B's table of runs shows of a metric
+    "train/loss": "min,last",
+    "train/accuracy": "max,last",
+    "validation/loss": "min,last",
+    "validation/accuracy": "max,last",
+    "throughput/images_per_second": "mean,last",
+    "throughput/data_wait": "mean,last",
+    "throughput/memory_bytes": "max,last",
+}
+
+
+class WandbTracker:
+    """See `vgg_ddp.trackers.Tracker`."""
+
+    def __init__(self, run: wandb.Run, assignment: Assignment, dataset: Dataset, first_step: int) -> None:
+        self._run, self._tracking, self._dataset, self._first_step = run, assignment.tracking, dataset, first_step
+        self._checkpoints = RunDirectory(assignment.run).checkpoints
+        for name, summary in SUMMARIES.items():
+            run.define_metric(name, summary=summary)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=self._monotonic(step))
+
+    def evaluated(self, step: int, evaluation: Evaluation) -> None:
+        split = evaluation.summary["split"]
+        media: dict[str, Any] = {
+            f"{split}/per_class": wandb.Table(list(PER_CLASS), evaluation.per_class),
+            f"{split}/confusion_picture": wandb.Image(draw_confusion(evaluation)),
+            f"{split}/reliability": wandb.Table(list(RELIABILITY), evaluation.reliability),
+            f"{split}/reliability_diagram": wandb.Image(draw_reliability(evaluation)),
+            f"{split}/mistakes": [
+                wandb.Image(mistake.pixels, caption=mistake.caption)
+                for mistake in evaluation.mistakes(self._tracking.mistakes)
+            ],
+        }
+        if len(evaluation.classes) <= MOST_CLASSES_OF_A_CHART:
+            media[f"{split}/confusion_matrix"] = wandb.plot.confusion_matrix(
+                y_true=evaluation.label.tolist(), preds=evaluation.prediction.tolist(), class_names=evaluation.classes
+            )
+        if evaluation.report.is_file():
+            media[f"{split}/report"] = wandb.Html(str(evaluation.report), inject=False)
+        self._run.log(evaluation.scalars | media, step=self._monotonic(step))
+
+    def finish(self, outcome: Outcome, totals: dict[str, Any]) -> None:
+        self._run.summary.update({f"totals/{name}": value for name, value in totals.items()})
+        if self._tracking.artifacts:
+            self._log_checkpoints()
+        if outcome == "stopped":
+            self._run.mark_preempting()
+        self._run.finish(exit_code=0 if outcome == "finished" else 1)
+
+    def _monotonic(self, step: int) -> int:
+        """`step`, or the next one that W&B takes where a run that goes on has sent something of `step` before."""
+        return max(step, self._run.step, self._first_step)
+
+    def _log_checkpoints(self) -> None:
+        """The newest and the best checkpoint as versions of one artifact, made from the data set with its hash."""
+        record = self._dataset.record
+        data = wandb.Artifact(_artifact_name(record.name), "dataset", metadata={"sha256": self._dataset.sha256})
+        data.add_file(str(self._dataset.directory / "dataset.json"))  # it holds the hash of every file
+        if self._run.offline:  # W&B knows inputs online alone
+            self._run.log_artifact(data)
+        else:
+            self._run.use_artifact(data)
+        folders: dict[str, list[str]] = {}
+        for pointer in ("latest", "best"):
+            if (file := self._checkpoints / pointer).is_file():
+                folders.setdefault(file.read_text(), []).append(pointer)
+        for name, aliases in folders.items():
+            folder = self._checkpoints / name
+            metadata = {"dataset_sha256": self._dataset.sha256} | json.loads((folder / "manifest.json").read_text())
+            artifact = wandb.Artifact(f"checkpoint-{self._run.id}", "model", metadata=metadata)
+            artifact.add_dir(str(folder))
+            self._run.log_artifact(artifact, aliases=[*aliases, name])
+
+
+def _artifact_name(name: str) -> str:
+    """A data set's name in the characters that W&B takes."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:100]
+
+
+def start(assignment: Assignment, config: Config, dataset: Dataset, first_step: int, say: Say) -> WandbTracker:
+    """Begin the W&B run, or go on with it. One that cannot be reached is written offline instead."""
+    os.environ.setdefault("WANDB_DATA_DIR", f"{assignment.run}/wandb")  # tables to upload later stay with their run
+    mode = assignment.mode
+    run = None
+    if mode == "online":
+        try:
+            run = _init(assignment, config, "online")
+            say(Message(f"{run.url}"))
+        except Exception as error:
+            wandb.teardown()
+            reason = " ".join(str(error).split())[:200]
+            text = f"cannot be reached ({reason}), written offline instead; later: wandb sync {_offline(assignment)}"
+            say(Message(text, problem=True))
+    if run is None:
+        run = _init(assignment, config, "offline")
+        if mode == "offline":
+            say(Message(f"written offline; to upload it: wandb sync {_offline(assignment)}"))
+    return WandbTracker(run, assignment, dataset, first_step)
+
+
+def _offline(assignment: Assignment) -> str:
+    return f"{assignment.run}/wandb/offline-run-*-{assignment.run_id}"
+
+
+def _init(assignment: Assignment, config: Config, mode: Any) -> wandb.Run:
+    tracking = assignment.tracking
+    environment = json.loads(RunDirectory(assignment.run).environment.read_text())
+    return wandb.init(
+        id=assignment.run_id,
+        resume="allow",
+        mode=mode,
+        dir=assignment.run,
+        project=tracking.project,
+        entity=tracking.entity,
+        group=tracking.group,
+        name=tracking.name or Path(assignment.run).name,
+        tags=tracking.tags,
+        job_type="train",
+        config=msgspec.to_builtins(config) | {"environment": environment},
+        allow_val_change=True,
+        save_code=False,
+        settings=wandb.Settings(
+            console="off",
+            silent=True,
+            disable_code=True,
+            program=environment["command"],
+            git_commit=(environment["commit"] or "").removesuffix("-changed") or None,
+            init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", SECONDS_TO_CONNECT)),
+            finish_timeout=0.8 * tracking.finish_seconds,  # before the training ends this process
+            x_transaction_log_flush_interval=1.0,  # so that what is ended by force has lost a second
+            x_stats_pid=assignment.process,
+        ),
+    )
