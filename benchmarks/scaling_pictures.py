@@ -104,10 +104,10 @@ def _all_reduce(rows: list[dict[str, Any]]) -> Figure:
                 axes.plot(*zip(*points), line, color=colour, label=f"{algorithm}, {cluster}")
         _gpus(axes)
         axes.set_yscale("log")
-        axes.set_title(f"{size / 1e6:.3g} MB", fontsize=9)
+        axes.set_title(f"{size / 1e6:.3g} MB" if size > 1e5 else f"{size / 1e3:.0f} kB", fontsize=9)
         axes.set_xlabel("GPUs")
     grid[0].set_ylabel("milliseconds of an all-reduce")
-    grid[-1].legend(fontsize=6)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return figure
 
 
@@ -123,7 +123,7 @@ def _published(points: list[dict[str, Any]]) -> Figure:
     axes.axvspan(0.85, 1.15, color="#009E73", alpha=0.15, label="within 15 %")
     axes.set_yticks(places, [point["name"] for point in points], fontsize=8)
     axes.set_xlabel("relative to what was published")
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(loc="outside upper right", fontsize=8)
     return figure
 
 

@@ -56,15 +56,15 @@ def predict(
 ) -> list[dict[str, Any]]:
     """A row for each case, scaling, cluster, communication and number of devices.
 
-    "efficiency" is images/s over so many times those of one device at the case's `batch`; so strong scaling also shows what
-    a small share of images costs.
+    "efficiency" is images/s over so many times those of one device: with the same batch of its own in weak scaling, with the
+    whole batch (as if it had the memory) in strong, which so shows what a small share of the images costs too.
     """
     rows = []
     for case in cases:
         for name, cluster in clusters.items():
-            single = case.batch / case.step(device, case.batch, cluster, 1, Plain()).seconds
-            for exchange in EXCHANGES:
-                for kind in ("weak", "strong"):
+            for kind, alone in (("weak", case.batch), ("strong", case.global_batch)):
+                single = alone / case.step(device, alone, cluster, 1, Plain()).seconds
+                for exchange in EXCHANGES:
                     for count in counts:
                         batch = case.batch if kind == "weak" else case.global_batch // count
                         if batch == 0:

@@ -38,7 +38,7 @@ def test_scaling_measures_checks_and_compares_with_itself(tmp_path: Path) -> Non
     assert found["calibration"]["bandwidth"] > 0
     assert (tmp_path / "scaling-measured.png").read_bytes().startswith(b"\x89PNG")
 
-    again = run("scaling", *SMALL, "--ranks", "1", "2", "--rounds", "2", "--baseline", str(file))
+    again = run("scaling", *SMALL, "--ranks", "1", "--rounds", "2", "--baseline", str(file))
     assert again.returncode == 0, again.stderr
     assert "against the baseline" in again.stdout
 

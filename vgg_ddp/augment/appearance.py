@@ -138,7 +138,7 @@ def _beta(share: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
     """Uniform numbers to numbers distributed as Beta(alpha, alpha), by its inverse; ones where alpha is 0."""
     if not alpha:
         return np.ones_like(share)
-    from scipy.special import betaincinv  # type: ignore[import-untyped]
+    from scipy.special import betaincinv
 
     return np.asarray(betaincinv(alpha, alpha, share))
 
