@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from benchmarks import measuring
 from vgg_ddp import builders, engines
 from vgg_ddp.config import Config
 from vgg_ddp.distributed import World, joined
@@ -51,7 +52,12 @@ class AllReduces:
     repeats: int
 
 
-Task = TrainingSteps | AllReduces | Literal["stop"]
+@dataclass(frozen=True)
+class MatrixProducts:
+    """Seconds of a FLOP of the reference (`measuring.matrix_product`), on all ranks at once."""
+
+
+Task = TrainingSteps | AllReduces | MatrixProducts | Literal["stop"]
 
 
 class Group:
@@ -118,6 +124,7 @@ def _rank(config: Config, rank: int, size: int, port: int, pipe: Connection) -> 
     keep_freed_memory()
     with joined() as world:
         trainers: dict[int, _Trainer] = {}
+        reference = measuring.matrix_product(world.device)
         while True:
             task: Task = pipe.recv()
             if isinstance(task, TrainingSteps):
@@ -126,6 +133,9 @@ def _rank(config: Config, rank: int, size: int, port: int, pipe: Connection) -> 
                 pipe.send(trainers[task.batch].run(task.steps, task.together))
             elif isinstance(task, AllReduces):
                 pipe.send(_all_reduces(task, world))
+            elif isinstance(task, MatrixProducts):
+                world.barrier()
+                pipe.send({"step": 1 / reference()})
             else:
                 return
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import measuring
-from benchmarks.ranks import AllReduces, Group, Parts, TrainingSteps, groups
+from benchmarks.ranks import AllReduces, Group, MatrixProducts, Parts, TrainingSteps, groups
 from benchmarks.scaling_model.calibration import Calibration, fit_link
 from benchmarks.scaling_model.device import Device
 from benchmarks.scaling_model.network import layers
@@ -27,12 +27,13 @@ Rows = list[dict[str, Any]]
 class Steps:
     """A side for `measuring.in_turns`: images/s of a group's steps. Keeps each round's parts, the warm-up's first."""
 
-    def __init__(self, group: Group, task: TrainingSteps) -> None:
-        self._group, self._task, self._parts = group, task, list[Parts]()
+    def __init__(self, group: Group, batch: int, steps: int, together: bool = True) -> None:
+        self.ranks = group.size
+        self._group, self._task, self._parts = group, TrainingSteps(batch, together, steps), list[Parts]()
 
     def __call__(self) -> float:
         self._parts.append(self._group.run(self._task))
-        return self._group.size * self._task.batch / self._parts[-1]["step"]
+        return self.ranks * self._task.batch / self._parts[-1]["step"]
 
     def median(self) -> Parts:
         """Of the rounds that count, part by part."""
@@ -46,7 +47,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         UserError: more ranks than GPUs, or a batch that the ranks do not divide.
     """
     ranks: list[int] = sorted({1, *options.ranks})
-    if options.batch % ranks[-1] or any(options.batch % count for count in ranks):
+    if any(options.batch % count for count in ranks):
         raise UserError(f"--batch {options.batch} does not divide over {ranks} ranks")
     if torch.cuda.is_available() and ranks[-1] > torch.cuda.device_count():
         raise UserError(f"--ranks {ranks[-1]}: this host has {torch.cuda.device_count()} GPUs")
@@ -56,60 +57,70 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         precision=options.precision,
         data=DataConfig(image_size=options.image_size),
     )
-
-    def task(batch: int, together: bool = True) -> TrainingSteps:
-        return TrainingSteps(batch, together, options.steps)
-
-    locals_ = sorted({options.batch // count for count in ranks}, reverse=True)
+    batch = options.batch
     with groups(ranks, config) as found:
-        alone = {batch: Steps(found[1], task(batch)) for batch in locals_}
-        apart = {count: Steps(found[count], task(options.batch, together=False)) for count in ranks[1:]}
-        weak = {count: Steps(found[count], task(options.batch)) for count in ranks[1:]}
-        strong = {count: Steps(found[count], task(options.batch // count)) for count in ranks[1:]}
-        device = device_of(0)
-        sides: dict[str, Callable[[], float]] = {measuring.REFERENCE: measuring.matrix_product(device)}
-        sides |= {f"alone, batch {batch}": side for batch, side in alone.items()}
-        sides |= {f"apart, {count} ranks": side for count, side in apart.items()}
-        sides |= {f"weak, {count} ranks": side for count, side in weak.items()}
-        sides |= {f"strong, {count} ranks": side for count, side in strong.items()}
+        shares = sorted({batch // count for count in ranks}, reverse=True)
+        steps = {f"alone, batch {share}": Steps(found[1], share, options.steps) for share in shares}
+        for kind in ("apart", "weak", "strong"):
+            for count in ranks[1:]:
+                share = batch // count if kind == "strong" else batch
+                steps[f"{kind}, {count} ranks"] = Steps(found[count], share, options.steps, together=kind != "apart")
+        # Each group has a reference of its own, on the cores that its ranks are bound to.
+        sides: dict[str, Callable[[], float]] = {f"reference, {count} ranks": _product(found[count]) for count in ranks}
+        sides |= steps
         if 2 in found:
             sides |= {f"all-reduce, {size} bytes": _all_reduce(found[2], size) for size in MESSAGES}
         rates = measuring.in_turns(sides, options.rounds)
-    reference = rates.pop(measuring.REFERENCE)
-    medians = {name: side.median() for name, side in sides.items() if isinstance(side, Steps)}
-    rows = []
-    for name, values in rates.items():
-        if name in medians:
-            rows.append(
-                {"name": name, **measuring.summary(values, reference=reference), "seconds": dict(medians[name])}
-            )
-    results: dict[str, Any] = {"rows": rows, "reference_flops": statistics.median(reference)}
-    if 2 in found:
-        calibration = Calibration(
-            layers(options.network, True, "compact", 10, options.image_size),
-            Device("here", statistics.median(reference), copy_rate(device), 1.0, 2, "measured here"),
-            {batch: medians[f"alone, batch {batch}"] for batch in (locals_[0], locals_[-1])},
-            {
-                count: medians[f"apart, {count} ranks"]["step"] / medians[f"alone, batch {options.batch}"]["step"]
-                for count in apart
-            },
-            fit_link(
-                {size: 1 / statistics.median(rates[f"all-reduce, {size} bytes"]) for size in MESSAGES},
-                "between ranks here",
-            ),
-            None if device.type == "cuda" else measuring.cores(),
-        )
-        results["calibration"] = {
+    medians = {name: side.median() for name, side in steps.items()}
+    rows = [
+        {
+            "name": name,
+            **measuring.summary(rates[name], reference=rates[f"reference, {side.ranks} ranks"]),
+            "seconds": dict(medians[name]),
+        }
+        for name, side in steps.items()
+    ]
+    if 2 not in found:
+        return {"rows": rows}
+    seconds = {size: 1 / statistics.median(rates[f"all-reduce, {size} bytes"]) for size in MESSAGES}
+    flops = statistics.median(rates["reference, 1 ranks"])
+    calibration = calibrate(options, medians, ranks, seconds, flops)
+    return {
+        "rows": rows,
+        "calibration": {
             "bandwidth": calibration.link.bandwidth,
             "latency": calibration.link.protocols[0].ring,
-            "all_reduce_seconds": {
-                size: 1 / statistics.median(rates[f"all-reduce, {size} bytes"]) for size in MESSAGES
-            },
+            "all_reduce_seconds": seconds,
+            "reference_flops": flops,
             "alone": calibration.alone,
             "crowd": calibration.crowd,
-        }
-        results["check"] = check(calibration, medians, options.batch, ranks)
-    return results
+        },
+        "check": check(calibration, medians, batch, ranks),
+    }
+
+
+def calibrate(
+    options: argparse.Namespace,
+    medians: dict[str, Parts],
+    ranks: list[int],
+    all_reduce_seconds: dict[int, float],
+    flops: float,
+) -> Calibration:
+    """From a rank alone with the largest and the smallest batch, ranks apart, and all-reduces between two ranks."""
+    device = device_of(0)
+    alone = medians[f"alone, batch {options.batch}"]["step"]
+    return Calibration(
+        layers(options.network, True, "compact", 10, options.image_size),
+        Device("here", flops, copy_rate(device), 1.0, 2, "measured here"),
+        {share: medians[f"alone, batch {share}"] for share in (options.batch, options.batch // ranks[-1])},
+        {count: medians[f"apart, {count} ranks"]["step"] / alone for count in ranks[1:]},
+        fit_link(all_reduce_seconds, "between two ranks here"),
+        None if device.type == "cuda" else measuring.cores(),
+    )
+
+
+def _product(group: Group) -> Callable[[], float]:
+    return lambda: 1 / group.run(MatrixProducts())["step"]
 
 
 def _all_reduce(group: Group, size: int) -> Callable[[], float]:
