@@ -37,7 +37,7 @@ setup(
     long_description_content_type="text/markdown",
     license="BSD-3-Clause",
     python_requires=">=3.10,<3.14",
-    packages=find_packages(include=["vgg_ddp", "vgg_ddp.*", "launch", "benchmarks"]),
+    packages=find_packages(include=["vgg_ddp", "vgg_ddp.*", "launch", "launch.*", "benchmarks", "benchmarks.*"]),
     package_data={
         "vgg_ddp.report": ["*.j2", "*.css", "*.js"],
         "vgg_ddp.export": ["*.j2"],
@@ -55,7 +55,7 @@ setup(
         "filelock>=3.13",
         "rich>=13",
         "scikit-learn>=1.5",
-        "scipy>=1.11",
+        "scipy>=1.15",
         *REPORT,
     ],
     extras_require={

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks import measuring
+from benchmarks import comparison, measuring
 from vgg_ddp import loaders
 from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config.schema import AugmentConfig, DataConfig
@@ -183,8 +184,11 @@ def measure_speed(options: argparse.Namespace, place: Path) -> list[dict[str, An
         images, seconds = running[name].run(options.seconds)
         return float(images / seconds)
 
-    rates = measuring.in_turns({name: (lambda name=name: rate(name)) for name in running}, options.rounds)  # type: ignore[misc]
-    return [{"name": name, **rows[name], **measuring.summary(rates[name])} for name in rows]
+    turns: dict[str, Callable[[], float]] = {name: partial(rate, name) for name in running}
+    turns[measuring.REFERENCE] = measuring.matrix_product(device_of(0))
+    rates = measuring.in_turns(turns, options.rounds)
+    reference = rates[measuring.REFERENCE]
+    return [{"name": name, **rows[name], **measuring.summary(rates[name], reference=reference)} for name in rows]
 
 
 def measure_memory(options: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
@@ -231,6 +235,8 @@ def main() -> None:
             span = f"{row['least']:.0f} to {row['most']:.0f}"
             print(f"{row['name']:<20} {row['images_per_second']:10.0f} {per_core:9.0f} {span:>21} {first:>12}")
     measuring.write(options.json, "loaders", options.threads, rows)
+    if options.baseline:
+        comparison.report(rows, options.baseline)
 
 
 if __name__ == "__main__":

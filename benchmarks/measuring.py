@@ -2,6 +2,8 @@
 
 What else a machine does falls on neighbouring moments alike; so nothing is compared that was not measured in turns, in one
 process. The first round is warm-up and does not count.
+
+A run is compared with an earlier one of the same benchmark by `--baseline FILE`: `benchmarks/comparison.py` says how.
 """
 
 from __future__ import annotations
@@ -11,17 +13,21 @@ import os
 import platform
 import statistics
 import sys
+import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import bootstrap
 
-from vgg_ddp.environment import devices
+from vgg_ddp.environment import commit, devices
 
 Rates = dict[str, list[float]]
+REFERENCE = "reference"
 
 
 def cores() -> int:
@@ -40,18 +46,79 @@ def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> Rates:
     return rates
 
 
-def summary(rates: list[float], unit: str = "images_per_second") -> dict[str, Any]:
-    """Median, least and most, and each round's figure."""
-    return {unit: statistics.median(rates), "least": min(rates), "most": max(rates), "rounds": len(rates), "all": rates}
+def matrix_product(device: torch.device, seconds: float = 0.2) -> Callable[[], float]:
+    """A side for `in_turns`, under the name `REFERENCE`: FLOP/s of a large matrix product in bf16, for `seconds`.
+
+    It belongs to no version of the code: what changes it is the machine. Rates divided by it can be compared with those
+    of another day.
+    """
+    size = 8192 if device.type == "cuda" else 1024
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(size, size, generator=generator).to(device, torch.bfloat16) for _ in range(2))
+
+    def rate() -> float:
+        start, products = time.perf_counter(), 0
+        while time.perf_counter() < start + seconds:
+            left @ right
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            products += 1
+        return 2 * size**3 * products / (time.perf_counter() - start)
+
+    return rate
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """A bootstrap interval of the median: its percentiles over resamples (Efron & Tibshirani 1993, section 13.3)."""
+    if len(values) < 2 or min(values) == max(values):
+        return min(values), max(values)
+    found = bootstrap(
+        (np.asarray(values),),
+        np.median,
+        confidence_level=confidence,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def summary(
+    rates: list[float],
+    unit: str = "images_per_second",
+    reference: list[float] | None = None,
+    higher_is_better: bool = True,
+) -> dict[str, Any]:
+    """Median with its 95 % interval, least and most, and each round's figure.
+
+    Args:
+        unit: the median's key in the row.
+        reference: what the reference said in the same rounds (see `matrix_product`).
+    """
+    row: dict[str, Any] = {
+        unit: statistics.median(rates),
+        "interval": list(median_interval(rates)),
+        "least": min(rates),
+        "most": max(rates),
+        "rounds": len(rates),
+        "all": rates,
+        "unit": unit,
+        "higher_is_better": higher_is_better,
+    }
+    if reference is not None:
+        row["reference"] = reference
+    return row
 
 
 def machine(threads: int) -> dict[str, Any]:
     return {
         "devices": devices(),
         "threads": threads,
+        "cores": cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "commit": commit(),
         "date": date.today().isoformat(),
     }
 
@@ -61,13 +128,21 @@ def parser_of(name: str, description: str | None) -> ArgumentParser:
     parser = ArgumentParser(prog=f"python -m benchmarks.{name}", description=(description or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
     parser.add_argument("--threads", type=int, default=cores(), help="CPU threads (default: all cores)")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--json", type=Path, help="write the rows to this file, and pictures beside it")
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="compare with this earlier run: faster, slower or noise; three runs or more tell the noise between runs too",
+    )
     return parser
 
 
-def write(path: Path | None, name: str, threads: int, rows: list[dict[str, Any]]) -> None:
-    """The rows with the machine and the command, if a file is asked for."""
+def write(path: Path | None, name: str, threads: int, rows: list[dict[str, Any]], **more: Any) -> None:
+    """The rows with the machine and the command, if a file is asked for; `more` are further keys."""
     if path is not None:
         command = " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]])
-        contents = {"machine": machine(threads), "command": command, "rows": rows}
+        contents = {"machine": machine(threads), "command": command, **more, "rows": rows}
         path.write_text(json.dumps(contents, indent=2) + "\n")

@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_is_of_a_kind_that_is_run_here() -> None:
-    known = {"make", "vgg-ddp", "torchrun"}
+    known = {"make", "vgg-ddp", "torchrun", "python"}
     assert {line.split()[0] for page in PAGES for line in commands(page)} == known
     assert len(of("vgg-ddp")) >= 8
 
@@ -86,6 +86,11 @@ def test_torchrun_on_two_hosts_runs(folder: Path) -> None:
     outputs = [host.communicate(timeout=240)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], "\n".join(outputs)
     assert (folder / "runs/vgg16-hosts/report/index.html").is_file()
+
+
+@pytest.mark.parametrize("line", of("python -m benchmarks", "docs/benchmarks.md"))
+def test_benchmarks_run(line: str, folder: Path) -> None:
+    run(shlex.split(line), folder)
 
 
 @pytest.mark.parametrize("line", of("make train"))

@@ -131,5 +131,7 @@ class Recorder:
         self._counted_until = self._window_start = now
 
     def _write(self, row: dict[str, Any]) -> None:
+        """Write `row` with "seconds", those of training until now: steps, validations and checkpoints."""
         if self._log is not None:
-            self._log.write(row)
+            seconds = self._state.seconds + time.perf_counter() - self._counted_until
+            self._log.write({**row, "seconds": seconds})

@@ -20,7 +20,8 @@ from tests.training.rank_processes import Ranks, wait_until
 from vgg_ddp.errors import EXIT_STOPPED
 
 Launch = Callable[..., Ranks]
-SECONDS_IN_A_ROW = {"images_per_second", "data_wait", "memory_bytes", "ranks"}  # the rest of a row is the training's
+# The rest of a row is the training's.
+SECONDS_IN_A_ROW = {"images_per_second", "data_wait", "memory_bytes", "ranks", "seconds"}
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

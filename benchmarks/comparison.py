@@ -1,0 +1,146 @@
+"""Whether a run of a benchmark is faster or slower than stored runs of it, or whether the difference is noise.
+
+What is compared is the logarithm of each row's median over its rounds. Where both runs have measured the reference (a matrix
+product, in the same turns), each round's rate is divided by the reference's first: what slows the whole machine for a while
+then falls out.
+
+A difference counts only where it is larger than what the same version shows against itself 19 times of 20. Two things make
+up that margin. Rounds scatter within a run: the standard error of the median, by bootstrap. And runs differ as wholes
+(addresses, neighbours, clock, temperature), which no number of rounds shows: that is learned from the baseline where it has
+three runs or more, and is `BETWEEN_RUNS` where it has fewer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap, t
+
+from vgg_ddp.errors import UserError
+
+BETWEEN_RUNS = 0.02
+CONFIDENCE = 0.95
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one row.
+
+    Attributes:
+        word: "faster", "slower" or "noise".
+        change: relative, above 0 is better: 0.1 is 10 % more images per second, or 10 % fewer seconds.
+        margin: the change that the same version may show, relative.
+    """
+
+    name: str
+    word: str
+    change: float
+    margin: float
+    baselines: int
+    reference: bool
+
+
+def logarithms(row: Row, with_reference: bool) -> list[float]:
+    """Of each round's figure, over the reference's if asked; larger is better."""
+    values = np.log(np.asarray(row["all"], dtype=float))
+    if not row.get("higher_is_better", True):
+        values = -values
+    if with_reference:
+        values = values - np.log(np.asarray(row["reference"], dtype=float))
+    return [float(value) for value in values]
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the median, by bootstrap; 0 for a single value, which tells nothing of it."""
+    if len(values) < 2 or min(values) == max(values):
+        return 0.0
+    generator = np.random.default_rng(0)
+    return float(
+        bootstrap((np.asarray(values),), np.median, n_resamples=1000, method="percentile", rng=generator).standard_error
+    )
+
+
+def margin_of(now: Sequence[float], before: Sequence[Sequence[float]]) -> float:
+    """How far apart the same version's medians may lie, in logarithms.
+
+    With three stored runs or more, a prediction interval for one more run from their own scatter (Student's t; e.g. Hahn
+    & Meeker 1991, section 4.8); never less than what the rounds of this run alone leave open.
+    """
+    quantile = (1 + CONFIDENCE) / 2
+    if len(before) >= 3:
+        medians = [statistics.median(run) for run in before]
+        between = statistics.stdev(medians) * math.sqrt(1 + 1 / len(before))
+        within = standard_error(now)
+        return float(max(t.ppf(quantile, len(before) - 1) * between, t.ppf(quantile, max(1, len(now) - 1)) * within))
+    errors = [standard_error(now), *(standard_error(run) / math.sqrt(len(before)) for run in before)]
+    scatter = math.sqrt(sum(error**2 for error in errors) + (1 + 1 / len(before)) * BETWEEN_RUNS**2)
+    freedom = max(1, min(len(now), *(len(run) for run in before)) - 1)
+    # Between runs the spread is taken as known, so the quantile's degrees of freedom count for the rounds' share alone.
+    within_share = sum(error**2 for error in errors) / scatter**2
+    effective = freedom / within_share**2 if within_share else math.inf  # Welch-Satterthwaite
+    return float(t.ppf(quantile, effective)) * scatter
+
+
+def verdict(now: Row, before: Sequence[Row]) -> Verdict:
+    """Of this run's row against the same row of one stored run or more."""
+    with_reference = all("reference" in row for row in (now, *before))
+    ours = logarithms(now, with_reference)
+    theirs = [logarithms(row, with_reference) for row in before]
+    change = statistics.median(ours) - statistics.mean([statistics.median(run) for run in theirs])
+    margin = margin_of(ours, theirs)
+    word = "noise" if abs(change) <= margin else "faster" if change > 0 else "slower"
+    return Verdict(now["name"], word, math.expm1(change), math.expm1(margin), len(before), with_reference)
+
+
+def verdicts(rows: Sequence[Row], files: Sequence[Path]) -> list[Verdict]:
+    """Of every row that all the files have too.
+
+    Raises:
+        UserError: a file that is no benchmark's, or that shares no row.
+    """
+    stored = [_rows(path) for path in files]
+    found = [
+        verdict(row, [runs[row["name"]] for runs in stored])
+        for row in rows
+        if "all" in row and all(row["name"] in runs for runs in stored)
+    ]
+    if files and not found:
+        raise UserError(
+            f"{', '.join(map(str, files))}: none of this run's rows is there; give the same options as the baseline's"
+        )
+    return found
+
+
+def _rows(path: Path) -> dict[str, Row]:
+    try:
+        return {row["name"]: row for row in json.loads(path.read_text())["rows"] if "all" in row}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is no result of a benchmark (--json FILE writes one)") from None
+
+
+def table(found: Sequence[Verdict]) -> str:
+    """The verdicts as lines for the terminal."""
+    lines = [f"{'against the baseline':<34} {'change':>8} {'margin':>8}"]
+    lines += [f"{v.name:<34} {v.change:>+8.1%} {v.margin:>8.1%}  {v.word}" for v in found]
+    if found and not all(v.reference for v in found):
+        lines.append("one of the runs has no reference: what slowed the whole machine counts as a difference")
+    return "\n".join(lines)
+
+
+def report(rows: Sequence[Row], files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Print the verdicts, and return them for the benchmark's file.
+
+    Raises:
+        UserError: see `verdicts`.
+    """
+    found = verdicts(rows, files)
+    print(table(found))
+    return [asdict(v) for v in found]

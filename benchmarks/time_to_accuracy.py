@@ -1,0 +1,223 @@
+"""Seconds, epochs and PFLOP until a training first reaches a target accuracy on images held out from it, over several seeds.
+
+    python -m benchmarks.time_to_accuracy CONFIG --target 0.6 [--seeds 3] [--json FILE] [key=value ...]
+
+Each seed is one `vgg-ddp train CONFIG key=value ... seed=SEED`, run from nothing, one after the other; weights, order,
+augmentation and which images are held out follow from the seed.
+
+The target is met by the first validation of at least that accuracy: on the share of the training set that `data.validation`
+holds out, which is never trained on. The test set is not looked at for it.
+
+The clock: from the moment when all parts of the training are built until the end of that validation. In: waiting for data,
+steps, validations, checkpoints. Out: starting Python, preparing and opening the data, building the network, and what comes
+after the target. "command_seconds" has all of the command, its start, the rest of the training, evaluation and report too.
+
+PFLOP counts the multiplications and additions of forward and backward for the images trained on until then, at the size they
+had; validation is not in it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import msgspec
+import torch
+
+from benchmarks import comparison, measuring
+from benchmarks.scaling_model.network import layers, training_flops
+from vgg_ddp.config import Config, load
+from vgg_ddp.config.reading import load_resolved
+from vgg_ddp.distributed import device_of
+from vgg_ddp.errors import UserError
+from vgg_ddp.run_directory import read_metrics
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+Row = dict[str, Any]
+
+
+def reached(metrics: Sequence[Row], target: float) -> Row | None:
+    """The first validation's row with at least the target accuracy."""
+    return next((row for row in validations(metrics) if row["accuracy"] >= target), None)
+
+
+def validations(metrics: Sequence[Row]) -> list[Row]:
+    return [row for row in metrics if row["split"] == "validation"]
+
+
+def pflop(config: Config, classes: int, step: int, steps_per_epoch: int) -> float:
+    """Of forward and backward for the images of the first `step` steps, each epoch at its own size."""
+    flops = 0.0
+    for epoch, first in enumerate(range(0, step, steps_per_epoch)):
+        sizes = config.data.train_sizes
+        size = sizes[epoch] if epoch < len(sizes) else config.data.image_size
+        network = layers(config.network, config.model.batch_norm, config.model.head, classes, size)
+        flops += min(steps_per_epoch, step - first) * config.batch * training_flops(network)
+    return flops / 1e15
+
+
+def train(options: Namespace, seed: int, directory: Path) -> tuple[Path, float]:
+    """One run; its directory and the whole command's seconds.
+
+    Raises:
+        UserError: the training did not end well; its own last line says why.
+    """
+    run = directory / f"seed-{seed}"
+    command = [
+        sys.executable,
+        "-m",
+        "vgg_ddp",
+        "train",
+        options.config,
+        *options.keys,
+        f"seed={seed}",
+        f"run.dir={run}",
+    ]
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise UserError(f"{shlex.join(command[1:])} ended with {done.returncode}: {' '.join(last)}")
+    return run, time.perf_counter() - start
+
+
+def read(run: Path, target: float, command_seconds: float) -> Row:
+    """What a finished run says; "seconds", "epochs" and "pflop" are None where the target was not reached."""
+    config = load_resolved(run / "config.yaml")
+    metrics = read_metrics(run / "metrics.jsonl")
+    summary = msgspec.json.decode((run / "summary.json").read_bytes())
+    evaluation = msgspec.json.decode((run / "evaluation" / "summary.json").read_bytes())
+    found = reached(metrics, target)
+    last = validations(metrics)[-1:]
+    row: Row = {
+        "seed": config.seed,
+        "seconds": None,
+        "epochs": None,
+        "pflop": None,
+        "accuracy_then": None,
+        "final_validation_accuracy": last[0]["accuracy"] if last else None,
+        "test_accuracy": evaluation["accuracy"],
+        "train_seconds": summary["train_seconds"],
+        "command_seconds": command_seconds,
+        "curve": [[row["seconds"], row["epoch"], row["accuracy"]] for row in validations(metrics)],
+    }
+    if found is not None:
+        steps_per_epoch = round(found["step"] / found["epoch"])
+        row["seconds"], row["epochs"] = found["seconds"], found["epoch"]
+        row["accuracy_then"] = found["accuracy"]
+        row["pflop"] = pflop(config, len(evaluation["per_class"]), found["step"], steps_per_epoch)
+    return row
+
+
+def over_seeds(runs: Sequence[Row], reference: list[float]) -> list[Row]:
+    """A row for each of seconds, epochs and PFLOP: mean and standard deviation, if every seed has reached the target."""
+    if any(run["seconds"] is None for run in runs):
+        return []
+    rows = []
+    for figure in ("seconds", "epochs", "pflop"):
+        values = [run[figure] for run in runs]
+        rows.append(
+            {
+                "name": f"{figure} to the target",
+                **measuring.summary(values, figure, reference if figure == "seconds" else None, higher_is_better=False),
+                "mean": statistics.mean(values),
+                "standard_deviation": statistics.stdev(values) if len(values) > 1 else None,
+            }
+        )
+    return rows
+
+
+def draw(runs: Sequence[Row], target: float, path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    for run in runs:
+        axes.plot([p[0] for p in run["curve"]], [p[2] for p in run["curve"]], marker="o", label=f"seed {run['seed']}")
+        if run["seconds"] is not None:
+            axes.axvline(run["seconds"], color="#999999", linewidth=0.8)
+    axes.axhline(target, color="black", linestyle="--", linewidth=0.8)
+    axes.set_xlabel("seconds of training, validations and checkpoints in, start out")
+    axes.set_ylabel("accuracy on held-out images")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def measure(options: Namespace) -> dict[str, Any]:
+    """Train once for each seed.
+
+    Raises:
+        UserError: a training that fails, or that holds no images out.
+    """
+    config = load(options.config, options.keys)
+    if config.data.validation == 0:
+        raise UserError("data.validation=0 holds no images out; set it above 0, e.g. data.validation=0.1")
+    product = measuring.matrix_product(device_of(0))
+    product()  # warm-up
+    runs, reference = [], []
+    with tempfile.TemporaryDirectory(prefix="vgg_ddp-time-to-accuracy-") as place:
+        for seed in range(options.seeds):
+            reference.append(product())
+            run, seconds = train(options, seed, options.keep or Path(place))
+            runs.append(read(run, options.target, seconds))
+            print(line(runs[-1]), flush=True)
+    return {
+        "target": options.target,
+        "target_rule": "first validation on held-out training images of at least this accuracy",
+        "timing_rule": "from the built training to the end of that validation; in: data wait, steps, validations, "
+        "checkpoints; out: start, data preparation, building, final evaluation, report",
+        "config": msgspec.to_builtins(config),
+        "runs": runs,
+        "rows": over_seeds(runs, reference),
+    }
+
+
+def line(run: Row) -> str:
+    if run["seconds"] is None:
+        return f"seed {run['seed']}: not reached; {run['final_validation_accuracy']:.2%} at the end"
+    return (
+        f"seed {run['seed']}: {run['seconds']:8.1f} s  {run['epochs']:6.2f} epochs  {run['pflop']:9.3f} PFLOP  "
+        f"({run['accuracy_then']:.2%} then; {run['final_validation_accuracy']:.2%} at the end, test {run['test_accuracy']:.2%})"
+    )
+
+
+def main() -> int:
+    parser = measuring.parser_of("time_to_accuracy", __doc__)
+    parser.add_argument("config", help="a configuration, as vgg-ddp train takes it")
+    parser.add_argument("keys", nargs="*", metavar="key=value", help="keys to set, as vgg-ddp train takes them")
+    parser.add_argument("--target", type=float, required=True, help="accuracy on held-out images, 0 to 1")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings, with seeds 0, 1, ... (default: 3)")
+    parser.add_argument("--keep", type=Path, help="keep the runs in this directory (default: they are deleted)")
+    options = parser.parse_intermixed_args()
+    torch.set_num_threads(options.threads)
+    try:
+        found = measure(options)
+        for row in found["rows"]:
+            deviation = row["standard_deviation"]
+            spread = "" if deviation is None else f" ± {deviation:.3g}"
+            print(f"{row['name']:<24} {row['mean']:.4g}{spread}  ({row['least']:.4g} to {row['most']:.4g})")
+        missed = sum(run["seconds"] is None for run in found["runs"])
+        if missed:
+            print(f"{missed} of {options.seeds} seeds did not reach {options.target:.2%}: no mean is given")
+        if options.baseline:
+            found["verdicts"] = comparison.report(found["rows"], options.baseline)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    measuring.write(options.json, "time_to_accuracy", options.threads, **found)
+    if options.json:
+        draw(found["runs"], options.target, options.json.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

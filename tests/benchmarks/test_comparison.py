@@ -1,0 +1,98 @@
+"""The verdict on simulated runs whose truth is known, and on files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import comparison, measuring
+from vgg_ddp.errors import UserError
+
+TRIALS = 400
+
+
+def simulated(
+    generator: np.random.Generator, speed: float = 1.0, between: float = 0.02, drift: float = 0.15, rounds: int = 7
+) -> dict[str, Any]:
+    """A run on a machine that is slower or faster as a whole for its time, and from round to round."""
+    whole = generator.normal(0, drift) + generator.normal(0, 0.03, rounds)  # falls on the reference as well
+    own = generator.normal(0, between) + generator.normal(0, 0.02, rounds)
+    rates = 1000 * speed * np.exp(whole + own)
+    reference = 1e12 * np.exp(whole + generator.normal(0, 0.005, rounds))
+    return {"name": "step", "all": rates.tolist(), "reference": reference.tolist()}
+
+
+def words(speed: float, baselines: int, **world: float) -> Counter[str]:
+    generator = np.random.default_rng(0)
+    return Counter(
+        comparison.verdict(
+            simulated(generator, speed, **world), [simulated(generator, **world) for _ in range(baselines)]
+        ).word
+        for _ in range(TRIALS)
+    )
+
+
+@pytest.mark.parametrize(("baselines", "between"), [(1, 0.0), (1, 0.02), (2, 0.02), (3, 0.06), (5, 0.06)])
+def test_the_same_version_is_noise_nineteen_times_of_twenty(baselines: int, between: float) -> None:
+    # A rate of exactly 0.95 is the aim with three runs and more; two standard deviations of the count are allowed for.
+    least = 0.95 - 2 * (0.95 * 0.05 / TRIALS) ** 0.5
+    assert words(1.0, baselines, between=between)["noise"] / TRIALS >= least
+
+
+@pytest.mark.parametrize(("speed", "word"), [(1.15, "faster"), (1 / 1.15, "slower")])
+def test_a_real_difference_is_found_in_nine_of_ten(speed: float, word: str) -> None:
+    assert words(speed, 1)[word] / TRIALS >= 0.9
+    assert words(speed, 5)[word] / TRIALS >= 0.9
+
+
+def test_without_the_reference_a_slow_machine_looks_like_a_slow_version() -> None:
+    generator = np.random.default_rng(0)
+    found: Counter[str] = Counter()
+    for _ in range(TRIALS):
+        now, before = simulated(generator), simulated(generator)
+        del now["reference"]
+        found[comparison.verdict(now, [before]).word] += 1
+    assert found["noise"] / TRIALS < 0.6
+
+
+def test_seconds_are_better_when_fewer() -> None:
+    before = {"name": "step", "higher_is_better": False, "all": [1.00, 1.01, 0.99, 1.0, 1.0]}
+    now = {**before, "all": [value / 2 for value in before["all"]]}
+    found = comparison.verdict(now, [before])
+    assert found.word == "faster"
+    assert found.change == pytest.approx(1.0)  # twice as fast
+    assert not found.reference
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text(json.dumps({"machine": {}, "command": "", "rows": rows}))
+    return path
+
+
+def test_files_are_compared_row_by_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"name": "a", **measuring.summary([100.0, 101.0, 99.0, 100.5, 99.5], reference=[1.0] * 5)}
+    other = {**row, "name": "b"}
+    stored = write(tmp_path / "stored.json", [row, other])
+    half = {**row, "all": [value / 2 for value in row["all"]]}
+    found = comparison.report([row, {**half, "name": "b"}, {**row, "name": "new"}], [stored])
+    assert [(v["name"], v["word"]) for v in found] == [("a", "noise"), ("b", "slower")]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[1:]] == ["noise", "slower"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": 3}', '{"rows": [{"all": [1]}]}'])
+def test_what_is_no_result_is_refused_by_name(text: str, tmp_path: Path) -> None:
+    (tmp_path / "stored.json").write_text(text)
+    with pytest.raises(UserError, match=r"stored\.json"):
+        comparison.verdicts([{"name": "a", "all": [1.0, 2.0]}], [tmp_path / "stored.json"])
+
+
+def test_a_baseline_of_other_rows_is_refused(tmp_path: Path) -> None:
+    stored = write(tmp_path / "stored.json", [{"name": "b", "all": [1.0, 2.0]}])
+    with pytest.raises(UserError, match="none of this run's rows"):
+        comparison.verdicts([{"name": "a", "all": [1.0, 2.0]}], [stored])

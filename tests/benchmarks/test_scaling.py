@@ -1,0 +1,74 @@
+"""The scaling and noise benchmarks run and write what they promise."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+SMALL = ["--parts", "measure", "--network", "vgg11", "--batch", "4", "--steps", "1"]
+
+
+def test_scaling_measures_checks_and_compares_with_itself(tmp_path: Path) -> None:
+    file = tmp_path / "scaling.json"
+    done = run("scaling", *SMALL, "--ranks", "1", "2", "--rounds", "2", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    names = ["alone, batch 4", "alone, batch 2", "apart, 2 ranks", "weak, 2 ranks", "strong, 2 ranks"]
+    assert [row["name"] for row in found["rows"]] == names
+    for row in found["rows"]:
+        parts = row["seconds"]
+        assert parts["step"] == pytest.approx(parts["forward"] + parts["backward"] + parts["update"], rel=0.5)
+        assert row["least"] <= row["images_per_second"] <= row["most"]
+    for row in found["check"]:
+        lost = sum(row[key] for key in ("loss_small_batch", "loss_crowd", "loss_communication", "loss_rest"))
+        assert row["efficiency"] + lost == pytest.approx(1.0)
+        assert row["error"] == pytest.approx(row["predicted_seconds"] / row["seconds"] - 1)
+    assert found["calibration"]["bandwidth"] > 0
+    assert (tmp_path / "scaling-measured.png").read_bytes().startswith(b"\x89PNG")
+
+    again = run("scaling", *SMALL, "--ranks", "1", "--rounds", "2", "--baseline", str(file))
+    assert again.returncode == 0, again.stderr
+    assert "against the baseline" in again.stdout
+
+
+def test_scaling_predicts_without_measuring(tmp_path: Path) -> None:
+    file = tmp_path / "scaling.json"
+    done = run("scaling", "--parts", "predict", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())["predicted"]
+    assert {row["gpus"] for row in found["rows"]} == {8 * 2**n for n in range(10)}
+    assert len({row["exchange"] for row in found["rows"]}) == 5
+    assert all(point["assumptions"] for point in found["published"])
+    assert "Horovod" in done.stdout
+    for picture in ("predicted-1", "predicted-2", "all-reduce", "published"):
+        assert (tmp_path / f"scaling-{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ranks_that_do_not_divide_the_batch_get_one_line() -> None:
+    done = run("scaling", *SMALL, "--ranks", "3")
+    assert done.returncode == 2
+    assert done.stderr == "error: --batch 4 does not divide over [1, 3] ranks\n"
+
+
+def test_noise_holds_runs_of_one_version_against_one_another(tmp_path: Path) -> None:
+    file = tmp_path / "noise.json"
+    options = ["scaling", *SMALL, "--ranks", "1", "--rounds", "3"]
+    done = run("noise", "--runs", "4", "--json", str(file), *options)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert [row["verdicts"] for row in found["rows"]] == [3, 1]
+    assert len(found["runs"]) == 4
+    assert found["scatter_over_reference"] > 0
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
