@@ -43,6 +43,7 @@ OTHER_VALUES: dict[str, Any] = {
     "model.head": "paper",
     "model.initialization": "glorot",
     "model.dropout": 0.25,
+    "model.sync_batch_norm": True,
     "data.source": "some where/images",
     "data.fallback": "digits",
     "data.directory": "/data",
@@ -70,7 +71,13 @@ OTHER_VALUES: dict[str, Any] = {
     "augment.cutmix": 1.0,
     "augment.randaugment": 9,
     "augment.randaugment_operations": 3,
+    "optimizer.name": "adamw",
+    "optimizer.implementation": "torch",
     "optimizer.learning_rate": 1e-5,
+    "optimizer.beta1": 0.8,
+    "optimizer.beta2": 0.95,
+    "optimizer.epsilon": 1e-6,
+    "optimizer.trust_coefficient": 0.01,
     "optimizer.momentum": 0.5,
     "optimizer.nesterov": False,
     "optimizer.weight_decay": 1e-20,
@@ -83,6 +90,19 @@ OTHER_VALUES: dict[str, Any] = {
     "schedule.peak_at": 0.1,
     "schedule.final": 0.01,
     "loss.label_smoothing": 0.1,
+    "loss.implementation": "torch",
+    "communication.compression": "powersgd",
+    "communication.powersgd_rank": 4,
+    "communication.powersgd_warmup_steps": 10,
+    "communication.powersgd_error_feedback": False,
+    "communication.bucket_mb": "auto",
+    "communication.first_bucket_mb": 4.0,
+    "communication.gradient_views": False,
+    "communication.static_graph": True,
+    "communication.synchronise_every": 8,
+    "communication.outer_learning_rate": 0.7,
+    "communication.outer_momentum": 0.9,
+    "communication.split_head": "host",
     "stop.patience": 3,
     "stop.min_delta": 0.001,
     "checkpoint.every_steps": 100,
@@ -93,7 +113,7 @@ OTHER_VALUES: dict[str, Any] = {
     "run.dir": "runs/ü x",
     "log.every_steps": 3,
 }
-ONLY_ONE_VALUE = {"engine", "optimizer.name"}
+ONLY_ONE_VALUE = {"engine"}
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
