@@ -1,4 +1,4 @@
-"""Every command in the README and in docs/ runs. Long ones are cut short by words added at their end, and eight GPUs become two ranks."""
+"""Every command in the README and in docs/ runs. Long ones are cut short by words at their end; eight GPUs become two ranks."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 
+from vgg_ddp import nvidia_apex
 from vgg_ddp.errors import EXIT_OK, EXIT_USER_ERROR
 
 NEEDED = ("torch", "torchvision", "numpy", "pillow", "safetensors", "scikit-learn", "matplotlib", "jinja2", "rich")
@@ -28,6 +29,13 @@ def examine() -> int:
         f"ok    {dali}"
         if dali
         else "lacks NVIDIA DALI: images are loaded by the torch loader; pip install 'vgg_ddp[dali]'"
+    )
+    apex = nvidia_apex.status()
+    extra = " with its cross entropy" if nvidia_apex.has_xentropy() else ""
+    print(
+        f"ok    NVIDIA apex, compiled{extra}"
+        if apex == "compiled"
+        else f"note  {nvidia_apex.MEANINGS[apex]}: torch's fused optimizers are used; to build it, {nvidia_apex.BUILD}"
     )
     if not lacking:
         import torch
