@@ -370,7 +370,7 @@ def train(options: argparse.Namespace, cores: list[int]) -> list[dict[str, Any]]
                 "steps": options.train_steps,
                 "loss": options.loss,
                 "steps_to_loss": reached[0] if reached else None,
-                "last_loss": losses[-1]["loss"],
+                "losses": [[row["step"], round(row["loss"], 4)] for row in losses],
                 "test_accuracy": accuracy,
             }
             print(f"  {json.dumps(row)}", file=sys.stderr, flush=True)

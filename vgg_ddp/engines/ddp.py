@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from vgg_ddp import batch_norm, losses, optimizers
 from vgg_ddp.config import Config
 from vgg_ddp.distributed import World
-from vgg_ddp.engines import rank_state, reduction
+from vgg_ddp.engines import head, rank_state, reduction
 from vgg_ddp.engines.powersgd import PowerSgd
 from vgg_ddp.engines.reduction import Buckets, Hook
-from vgg_ddp.engines.split_head import SplitHead
 from vgg_ddp.precision import autocast
 
 
@@ -33,7 +32,7 @@ class DdpEngine:
         self.measured: dict[str, Any] = {}
         if config.model.sync_batch_norm and world.size > 1:
             batch_norm.synchronise(network)
-        self._head = SplitHead(network, config.communication, world)
+        self._head = head.build(network, config.communication, world)
         self._parameters = {**dict(network.named_parameters()), **self._head.parts}
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self.optimizer = optimizers.build(list(self._parameters.values()), config.optimizer)

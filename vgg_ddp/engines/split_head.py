@@ -19,51 +19,31 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vgg_ddp.config.schema import CommunicationConfig
 from vgg_ddp.distributed import World
+from vgg_ddp.engines.head import WholeHead
 from vgg_ddp.errors import UserError
 
 FIRST, SECOND = "0", "3"  # the layers of 4096 in the paper's classifier
 
 
-class SplitHead:
-    """The layers of `network` that are cut, in place; none where `communication.split_head` is none.
-
-    Attributes:
-        parts: this rank's part of each cut parameter by name, as a plain parameter for the optimizer; its memory is the
-            network's.
-    """
+class SplitHead(WholeHead):
+    """The two layers of 4096, cut in place; see `WholeHead`."""
 
     def __init__(self, network: nn.Module, config: CommunicationConfig, world: World) -> None:
-        self.parts: dict[str, nn.Parameter] = {}
-        self._network = network
-        self._whole: nn.Module | None = None
-        self._cut: dict[str, DTensor] = {}
+        super().__init__(network)
         self._ranks = world.size
-        self._across: dist.ProcessGroup | None = None
-        if config.split_head != "none" and world.size > 1:
-            self._whole = copy.deepcopy(network).to("meta")
-            self._split(config, world)
-
-    def _split(self, config: CommunicationConfig, world: World) -> None:
+        self._whole = copy.deepcopy(network).to("meta")
         mesh, self._across = _mesh(config, world)
-        classifier = self._network.get_submodule("classifier")
-        assert isinstance(classifier, nn.Sequential)
-        for module in classifier:
+        classifier = network.get_submodule("classifier")
+        for module in classifier.children():
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # what tensor parallelism returns is a view
-        parallelize_module(
-            classifier,
-            mesh,
-            {
-                FIRST: ColwiseParallel(input_layouts=Shard(0)),
-                SECOND: RowwiseParallel(output_layouts=Shard(0)),
-            },
-        )
-        self._cut = {name: p for name, p in self._network.named_parameters() if isinstance(p, DTensor)}
+        plan = {FIRST: ColwiseParallel(input_layouts=Shard(0)), SECOND: RowwiseParallel(output_layouts=Shard(0))}
+        parallelize_module(classifier, mesh, plan)
+        self._cut = {name: p for name, p in network.named_parameters() if isinstance(p, DTensor)}
         self.parts = {name: nn.Parameter(cut.to_local().detach()) for name, cut in self._cut.items()}
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self._network, list(self._cut))
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, list(self._cut))
 
     def collect_gradients(self) -> None:
-        """Give the parts the mean gradient of the global batch, and clear the network's own."""
         for name, cut in self._cut.items():
             assert isinstance(cut.grad, DTensor)
             gradient = cut.grad.redistribute(placements=cut.placements).to_local()
@@ -73,7 +53,6 @@ class SplitHead:
             cut.grad = None
 
     def whole(self, name: str, part: Tensor) -> Tensor:
-        """The whole tensor of which each rank holds `part`, cut like the parameter `name`. All ranks together."""
         cut = self._cut.get(name)
         if cut is None or part.shape != self.parts[name].shape:
             return part
@@ -83,7 +62,6 @@ class SplitHead:
         return tensor.full_tensor()
 
     def part(self, name: str, whole: Tensor) -> Tensor:
-        """This rank's part of a whole tensor, cut like the parameter `name`."""
         cut = self._cut.get(name)
         if cut is None or whole.shape != cut.shape:
             return whole
@@ -91,23 +69,18 @@ class SplitHead:
         return distribute_tensor(whole, cut.device_mesh, cut.placements, src_data_rank=None).to_local()
 
     def weights(self) -> dict[str, Tensor]:
-        """The network's state dict with whole tensors. All ranks together."""
         parts = {name: part.detach() for name, part in self.parts.items()}
-        return {name: self.whole(name, parts.get(name, value)) for name, value in self._network.state_dict().items()}
+        return {name: self.whole(name, parts.get(name, value)) for name, value in self.network.state_dict().items()}
 
     @torch.no_grad()
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Take in whole tensors: `weights` of any world size."""
         rest = {name: value for name, value in weights.items() if name not in self.parts}
-        missing = set(self._network.load_state_dict(rest, strict=False).missing_keys) - set(self.parts)
+        missing = set(self.network.load_state_dict(rest, strict=False).missing_keys) - set(self.parts)
         assert not missing, missing
         for name, part in self.parts.items():
             part.copy_(self.part(name, weights[name]))
 
     def whole_network(self) -> nn.Module:
-        """A network with every parameter whole, for evaluation. All ranks together."""
-        if self._whole is None:
-            return self._network
         network = copy.deepcopy(self._whole)
         network.load_state_dict(self.weights(), assign=True)
         return network
