@@ -176,6 +176,10 @@ class Job:
             pixels, targets = self.appearance(pixels, targets, batch.part)
         return self.preprocess.normalise(pixels, self.side(batch.part.epoch)), targets
 
+    def evaluated_network(self) -> nn.Module:
+        """What is validated: the averaged weights if there are any, else the engine's. All ranks together."""
+        return self.average.network if self.config.ema else self.engine.whole_network()
+
     def side(self, epoch: int) -> int | None:
         """The size to shrink this epoch's images to; None leaves them as they are."""
         sizes = self.config.data.train_sizes

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 
+from vgg_ddp import nvidia_apex
 from vgg_ddp.errors import EXIT_OK, EXIT_USER_ERROR
 
 NEEDED = ("torch", "torchvision", "numpy", "pillow", "safetensors", "scikit-learn", "matplotlib", "jinja2", "rich")
@@ -37,6 +38,13 @@ def examine() -> int:
     for package, use in OPTIONAL.items():
         version = installed(package)
         print(f"ok    {package} {version}" if version else f"note  no {package}: only needed for {use}")
+    apex = nvidia_apex.status()
+    extra = " with its cross entropy" if nvidia_apex.has_xentropy() else ""
+    print(
+        f"ok    NVIDIA apex, compiled{extra}"
+        if apex == "compiled"
+        else f"note  {nvidia_apex.MEANINGS[apex]}: torch's fused optimizers are used; to build it, {nvidia_apex.BUILD}"
+    )
     if not lacking:
         import torch
 

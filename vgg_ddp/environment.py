@@ -47,6 +47,7 @@ def describe(job: Job, fallbacks: list[str]) -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "world_size": job.world.size,
         "fallbacks": [*fallbacks, *_fallbacks(job)],
+        "measured": job.engine.measured,
         "data": job.data.dataset.name,
         "data_sha256": job.data.dataset.sha256,
         "loader": f"{job.data.loader.name}: {job.data.loader.reason}",

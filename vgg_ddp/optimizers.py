@@ -1,32 +1,86 @@
-"""Optimizers: which parameters are decayed, and the update rule."""
+"""Optimizers: which parameters are decayed, the update rule, and the names of its state."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
+from vgg_ddp import nvidia_apex
 from vgg_ddp.config.schema import OptimizerConfig
+from vgg_ddp.layerwise import Lamb, Lars
+
+Groups = list[dict[str, Any]]
+# The tensors that each optimizer keeps for a parameter, by torch's names.
+STATE = {
+    "sgd": ("momentum_buffer",),
+    "adam": ("step", "exp_avg", "exp_avg_sq"),
+    "adamw": ("step", "exp_avg", "exp_avg_sq"),
+    "lars": ("momentum_buffer",),
+    "lamb": ("exp_avg", "exp_avg_sq"),
+}
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, object]]:
-    """Weights (two or more dimensions) with weight decay; biases and norms without, unless the config decays them too."""
-    weights = [p for p in model.parameters() if p.ndim > 1 or config.decay_biases_and_norms]
-    others = [p for p in model.parameters() if p.ndim <= 1 and not config.decay_biases_and_norms]
-    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+def parameter_groups(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Groups:
+    """Weights (two or more dimensions) with weight decay; biases and norms without, unless the config decays them too.
+
+    `adapt` says whether LARS and LAMB scale the steps of a group: those of weights.
+    """
+    every = list(parameters)
+    weights, others = [p for p in every if p.ndim > 1], [p for p in every if p.ndim <= 1]
+    decay = config.weight_decay
+    groups = [
+        {"params": weights, "weight_decay": decay, "adapt": True},
+        {"params": others, "weight_decay": decay if config.decay_biases_and_norms else 0.0, "adapt": False},
+    ]
     return [group for group in groups if group["params"]]
 
 
-def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer over `model`'s parameters; torch's fused kernel does the update in one pass over memory."""
-    return torch.optim.SGD(
-        parameter_groups(model, config),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        fused=True,
-    )
+def build(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer over `parameters`; torch's fused kernels do the update in one pass over memory.
+
+    Raises:
+        UserError: apex is asked for and cannot be had.
+    """
+    groups = parameter_groups(parameters, config)
+    rate, betas = config.learning_rate, (config.beta1, config.beta2)
+    device = groups[0]["params"][0].device
+    if config.name in ("sgd", "lamb") and nvidia_apex.chosen(config.implementation, "optimizer.implementation", device):
+        return _apex(groups, config)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    if config.name == "lars":
+        return Lars(groups, rate, config.momentum, config.trust_coefficient, config.epsilon)
+    if config.name == "lamb":
+        return Lamb(groups, rate, betas, config.epsilon)
+    rule = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
+    return rule(groups, lr=rate, betas=betas, eps=config.epsilon, fused=True)
+
+
+def _apex(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    from apex.optimizers import FusedLAMB, FusedSGD
+
+    if config.name == "sgd":
+        return FusedSGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov)
+    betas = (config.beta1, config.beta2)
+    no_clipping = float("inf")  # clipping is the engine's; apex clips to 1 unless told otherwise
+    return FusedLAMB(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, max_grad_norm=no_clipping)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def group_values(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimizer counts for all parameters together: LAMB's steps."""
+    group = optimizer.param_groups[0]
+    return {"optimizer_step": group["step"]} if "step" in group else {}
+
+
+def load_group_values(optimizer: torch.optim.Optimizer, values: dict[str, Any]) -> None:
+    for group in optimizer.param_groups:
+        if "optimizer_step" in values:
+            group["step"] = values["optimizer_step"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from types import FrameType
 
@@ -19,11 +20,14 @@ class StopRequest:
 
     Args:
         every_steps: how often GPUs ask one another; ranks on CPUs ask at each step, which costs them nothing noticeable.
+        synchronise_every: how often ranks that step on their own agree on the parameters; they ask no sooner.
     """
 
-    def __init__(self, world: World, every_steps: int) -> None:
+    def __init__(self, world: World, every_steps: int, synchronise_every: int = 1) -> None:
         self._world = world
-        self._every = 1 if world.size == 1 or world.device.type == "cpu" else every_steps
+        often = 1 if world.size == 1 or world.device.type == "cpu" else every_steps
+        together = synchronise_every if world.size > 1 else 1
+        self._every = math.ceil(often / together) * together
         self._asked = False
         for number in SIGNALS:
             signal.signal(number, self._note)

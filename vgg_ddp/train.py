@@ -33,7 +33,7 @@ def train(job: Job, state: State, recorder: Recorder) -> None:
         StoppedOnRequest: a signal came; a checkpoint was saved.
     """
     config, engine = job.config, job.engine
-    stop = stopping.StopRequest(job.world, config.log.every_steps)
+    stop = stopping.StopRequest(job.world, config.log.every_steps, config.communication.synchronise_every)
     while (state.step < job.total_steps or state.step_in_epoch) and not state.stopped:
         for batch in recorder.timed(job.batches(state)):
             learning_rate = config.optimizer.learning_rate * job.schedule(state.step)
@@ -60,6 +60,7 @@ def train(job: Job, state: State, recorder: Recorder) -> None:
 
 def finish_epoch(job: Job, state: State, recorder: Recorder) -> None:
     """Write the epoch's means, validate, save, and let the stopping rule decide."""
+    job.engine.synchronise()
     recorder.row()
     recorder.epoch_row()
     state.epoch, state.step_in_epoch = state.epoch + 1, 0
@@ -78,7 +79,7 @@ def validate(job: Job, state: State, recorder: Recorder) -> bool:
     """Evaluate on the images held out from training; whether the accuracy is the best so far."""
     config, world = job.config, job.world
     predictions = predict(
-        job.average.network, job.preprocess, job.data.validation_loader, job.data.validation, config, world
+        job.evaluated_network(), job.preprocess, job.data.validation_loader, job.data.validation, config, world
     )
     found = torch.tensor([0.0, 0.0], dtype=torch.float64)
     if predictions is not None:
@@ -99,11 +100,12 @@ def save(job: Job, state: State, recorder: Recorder) -> Path | None:
     """Write a checkpoint of this moment; its folder on rank 0, None elsewhere."""
     recorder.row()
     folder = None
+    weights = job.engine.weights()
+    optimizer, state.engine = job.engine.state()
     with job.world.together():
         if job.world.is_main:
-            optimizer, state.engine = job.engine.state()
             ema = job.average.network.state_dict() if job.config.ema else None
-            files = checkpoint.encode(job.network.state_dict(), optimizer, state, ema)
+            files = checkpoint.encode(weights, optimizer, state, ema)
             folder = checkpoint.write(job.run.checkpoints, files, state.step)
     recorder.resume_clock()
     return folder
@@ -127,7 +129,7 @@ def resume(job: Job) -> State:
         return State(identity=identity)
     contents = checkpoint.unpack(files)
     state = checkpoint.state(contents)
-    job.network.load_state_dict(checkpoint.tensors(contents, "model.safetensors"))
+    job.engine.load_weights(checkpoint.tensors(contents, "model.safetensors"))
     job.engine.load_state(checkpoint.tensors(contents, "optimizer.safetensors"), state.engine)
     if config.ema:
         job.average.network.load_state_dict(checkpoint.tensors(contents, "ema.safetensors"))

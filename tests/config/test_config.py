@@ -43,6 +43,7 @@ OTHER_VALUES: dict[str, Any] = {
     "model.head": "paper",
     "model.initialization": "glorot",
     "model.dropout": 0.25,
+    "model.sync_batch_norm": True,
     "data.source": "some where/images",
     "data.fallback": "digits",
     "data.directory": "/data",
@@ -70,7 +71,13 @@ OTHER_VALUES: dict[str, Any] = {
     "augment.cutmix": 1.0,
     "augment.randaugment": 9,
     "augment.randaugment_operations": 3,
+    "optimizer.name": "adamw",
+    "optimizer.implementation": "torch",
     "optimizer.learning_rate": 1e-5,
+    "optimizer.beta1": 0.8,
+    "optimizer.beta2": 0.95,
+    "optimizer.epsilon": 1e-6,
+    "optimizer.trust_coefficient": 0.01,
     "optimizer.momentum": 0.5,
     "optimizer.nesterov": False,
     "optimizer.weight_decay": 1e-20,
@@ -83,6 +90,19 @@ OTHER_VALUES: dict[str, Any] = {
     "schedule.peak_at": 0.1,
     "schedule.final": 0.01,
     "loss.label_smoothing": 0.1,
+    "loss.implementation": "torch",
+    "communication.compression": "powersgd",
+    "communication.powersgd_rank": 4,
+    "communication.powersgd_warmup_steps": 10,
+    "communication.powersgd_error_feedback": False,
+    "communication.bucket_mb": "auto",
+    "communication.first_bucket_mb": 4.0,
+    "communication.gradient_views": False,
+    "communication.static_graph": True,
+    "communication.synchronise_every": 8,
+    "communication.outer_learning_rate": 0.7,
+    "communication.outer_momentum": 0.9,
+    "communication.split_head": "host",
     "stop.patience": 3,
     "stop.min_delta": 0.001,
     "checkpoint.every_steps": 100,
@@ -103,7 +123,13 @@ OTHER_VALUES: dict[str, Any] = {
     "tracking.mistakes": 0,
     "tracking.finish_seconds": 0.5,
 }
-ONLY_ONE_VALUE = {"engine", "optimizer.name"}
+ONLY_ONE_VALUE = {"engine"}
+NEEDED = {  # what has to be set for a key to be set at all
+    "accumulation": {"batch": 32},
+    "communication.outer_learning_rate": {"communication.synchronise_every": 2},
+    "communication.outer_momentum": {"communication.synchronise_every": 2},
+    "communication.split_head": {"model.head": "paper"},
+}
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -135,6 +161,10 @@ def refusal(path: Path, *words: str) -> str:
     return message
 
 
+def words_of(values: dict[str, Any]) -> list[str]:
+    return [f"{k}={yaml.safe_dump(v, default_flow_style=True).splitlines()[0]}" for k, v in values.items()]
+
+
 def test_no_key_was_forgotten_in_this_file() -> None:
     assert OTHER_VALUES.keys() | ONLY_ONE_VALUE == every_key().keys()
 
@@ -142,27 +172,38 @@ def test_no_key_was_forgotten_in_this_file() -> None:
 @pytest.mark.parametrize("key", OTHER_VALUES)
 def test_each_key_can_be_set_by_a_word_and_by_the_file(key: str, config_file: Path) -> None:
     value = OTHER_VALUES[key]
-    batch = ["batch=32"] if key == "accumulation" else []
-    by_word = load(config_file, [f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}", *batch])
-    tree: dict[str, Any] = {"batch": 32} if batch else {}
-    place = tree
-    *groups, name = key.split(".")
-    for group in groups:
-        place = place.setdefault(group, {})
-    place[name] = value
+    needed = NEEDED.get(key, {})
+    by_word = load(config_file, words_of({key: value, **needed}))
+    tree: dict[str, Any] = {}
+    for full, its_value in {key: value, **needed}.items():
+        place = tree
+        *groups, name = full.split(".")
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[name] = its_value
     config_file.write_text(yaml.safe_dump(tree))
     assert load(config_file) == by_word
     found = dict(leaves(yaml.safe_load(dump(by_word))))
     defaults = every_key()
     changed = {k for k, v in found.items() if v != defaults[k]}
-    assert changed - ({"batch"} if batch else set()) == {key}
+    assert changed - needed.keys() == {key}
     assert found[key] == value
 
 
 def test_dump_and_load_of_every_key_at_once(config_file: Path) -> None:
-    words = [f"{k}={yaml.safe_dump(v, default_flow_style=True).splitlines()[0]}" for k, v in OTHER_VALUES.items()]
-    one_box = "augment.random_resized_crop=null"  # which does not go with scale_jitter
-    config = load(config_file, [*words, "batch=32", "model.head=compact", one_box])
+    clashes = {
+        "batch": 32,
+        "model.head": "compact",
+        "model.batch_norm": True,
+        "augment.random_resized_crop": None,  # which does not go with scale_jitter
+        "communication.synchronise_every": 1,
+        "communication.outer_learning_rate": 1.0,
+        "communication.outer_momentum": 0.0,
+        "communication.split_head": "none",
+        "communication.static_graph": False,
+        "precision": "bf16",
+    }
+    config = load(config_file, words_of({**OTHER_VALUES, **clashes}))
     config_file.write_text(dump(config))
     assert load(config_file) == config
 
@@ -400,6 +441,48 @@ def test_words_win_over_the_file_and_later_words_over_earlier(config_file: Path)
         (["optimizer.momentum=0"], ["optimizer.nesterov"]),
         (["schedule.name=step"], ["schedule.milestones"]),
         (["schedule.name=step", "schedule.milestones=[3, 1]"], ["schedule.milestones"]),
+        (["model.sync_batch_norm=true", "model.batch_norm=false"], ["model.sync_batch_norm", "model.batch_norm"]),
+        (
+            ["model.sync_batch_norm=true", "communication.synchronise_every=8"],
+            ["model.sync_batch_norm", "communication.synchronise_every"],
+        ),
+        (["ema=0.9", "communication.synchronise_every=8"], ["ema", "communication.synchronise_every"]),
+        (["precision=fp16", "communication.synchronise_every=8"], ["precision", "communication.synchronise_every"]),
+        (
+            ["checkpoint.every_steps=12", "communication.synchronise_every=8"],
+            ["checkpoint.every_steps", "communication.synchronise_every", "8"],
+        ),
+        (
+            ["communication.compression=powersgd", "communication.synchronise_every=8"],
+            ["powersgd", "communication.synchronise_every"],
+        ),
+        (
+            ["communication.bucket_mb=auto", "communication.synchronise_every=8"],
+            ["communication.bucket_mb", "communication.synchronise_every"],
+        ),
+        (
+            ["communication.split_head=all", "model.head=paper", "communication.synchronise_every=8"],
+            ["split_head", "communication.synchronise_every"],
+        ),
+        (["communication.outer_momentum=0.9"], ["communication.outer_", "communication.synchronise_every"]),
+        (["communication.compression=powersgd", "precision=fp16"], ["powersgd", "precision=fp16"]),
+        (["communication.static_graph=true", "accumulation=2"], ["communication.static_graph", "accumulation"]),
+        (["communication.split_head=host"], ["communication.split_head", "model.head=paper"]),
+        (["communication.split_head=all", "model.head=paper", "ema=0.9"], ["communication.split_head", "ema"]),
+        (
+            ["communication.split_head=all", "model.head=paper", "optimizer.clip_norm=1"],
+            ["communication.split_head", "optimizer.clip_norm"],
+        ),
+        (
+            ["communication.split_head=all", "model.head=paper", "optimizer.name=lamb"],
+            ["communication.split_head", "optimizer.name=lamb"],
+        ),
+        (
+            ["communication.split_head=all", "model.head=paper", "precision=fp16"],
+            ["communication.split_head", "precision=fp16"],
+        ),
+        (["communication.split_head=all", "model.head=paper", "compile=true"], ["communication.split_head", "compile"]),
+        (["optimizer.implementation=apex", "optimizer.name=adamw"], ["optimizer.implementation=apex", "adamw"]),
     ],
 )
 def test_rules_between_keys(words: list[str], expected: list[str], config_file: Path) -> None:

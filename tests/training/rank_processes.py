@@ -19,7 +19,16 @@ from typing import Any
 TIMEOUT = 120.0  # seconds; far more than any run here takes
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["vgg_ddp.train", "vgg_ddp.loaders.dali", "vgg_ddp.loaders.torch_loader", "pytest"])
+_context.set_forkserver_preload(
+    [
+        "vgg_ddp.train",
+        "vgg_ddp.engines.split_head",
+        "torch._dynamo",  # which torch imports with the first DistributedDataParallel
+        "vgg_ddp.loaders.dali",
+        "vgg_ddp.loaders.torch_loader",
+        "pytest",
+    ]
+)
 
 
 class Ranks:

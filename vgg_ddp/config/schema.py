@@ -36,6 +36,14 @@ class ModelConfig(Group, frozen=True):
         _key("initial weights: Kaiming's, Glorot's, or the paper's normal of variance 0.01"),
     ] = "kaiming"
     dropout: Annotated[float, _key("dropout probability in the paper's head", ge=0, lt=1)] = 0.5
+    sync_batch_norm: Annotated[
+        bool,
+        _key("batch normalisation over the batch of all ranks, not each rank's own; costs messages in every layer"),
+    ] = False
+
+    def __post_init__(self) -> None:
+        if self.sync_batch_norm and not self.batch_norm:
+            raise ValueError("model.sync_batch_norm needs model.batch_norm=true")
 
 
 class DataConfig(Group, frozen=True):
@@ -126,19 +134,38 @@ class AugmentConfig(Group, frozen=True):
 
 
 class OptimizerConfig(Group, frozen=True):
-    name: Annotated[Literal["sgd"], _key("the optimizer")] = "sgd"
-    learning_rate: Annotated[float, _key("peak learning rate", gt=0)] = 0.1
-    momentum: Annotated[float, _key("momentum", ge=0, lt=1)] = 0.9
-    nesterov: Annotated[bool, _key("Nesterov momentum")] = True
-    weight_decay: Annotated[float, _key("weight decay (L2)", ge=0)] = 5e-4
+    name: Annotated[
+        Literal["sgd", "adam", "adamw", "lars", "lamb"],
+        _key("the optimizer; lars and lamb scale each layer's step, for large batches"),
+    ] = "sgd"
+    implementation: Annotated[
+        Literal["auto", "torch", "apex"],
+        _key(
+            "auto: NVIDIA apex's FusedSGD and FusedLAMB on a GPU where that apex is compiled, else torch's fused ones"
+        ),
+    ] = "auto"
+    learning_rate: Annotated[float, _key("peak learning rate (sgd 0.1, adam 0.001, lars 2, lamb 0.01)", gt=0)] = 0.1
+    momentum: Annotated[float, _key("sgd, lars: momentum", ge=0, lt=1)] = 0.9
+    nesterov: Annotated[bool, _key("sgd: Nesterov momentum")] = True
+    beta1: Annotated[float, _key("adam, adamw, lamb: decay of the gradient's mean", ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, _key("adam, adamw, lamb: decay of the squared gradient's mean", ge=0, lt=1)] = 0.999
+    epsilon: Annotated[float, _key("adam, adamw, lamb, lars: added to divisors", gt=0)] = 1e-8
+    trust_coefficient: Annotated[float, _key("lars: share of a layer's norm that a step of rate 1 moves it", gt=0)] = (
+        0.001
+    )
+    weight_decay: Annotated[
+        float, _key("weight decay: added to the gradient (sgd, adam, lars), or apart from it (adamw, lamb)", ge=0)
+    ] = 5e-4
     decay_biases_and_norms: Annotated[bool, _key("decay biases and normalisation weights too")] = False
     clip_norm: Annotated[
         Annotated[float, Meta(gt=0)] | None, _key("clip the global gradient norm to this; null is off")
     ] = None
 
     def __post_init__(self) -> None:
-        if self.nesterov and self.momentum == 0:
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
             raise ValueError("optimizer.nesterov needs optimizer.momentum above 0; set optimizer.nesterov=false")
+        if self.implementation == "apex" and self.name not in ("sgd", "lamb"):
+            raise ValueError(f"optimizer.implementation=apex has sgd and lamb, not {self.name}; use torch")
 
 
 class ScheduleConfig(Group, frozen=True):
@@ -160,6 +187,59 @@ class ScheduleConfig(Group, frozen=True):
 
 class LossConfig(Group, frozen=True):
     label_smoothing: Annotated[float, _key("label smoothing of the training loss", ge=0, lt=1)] = 0.0
+    implementation: Annotated[
+        Literal["auto", "torch", "apex"],
+        _key("auto: NVIDIA apex's fused cross entropy on a GPU where that apex is compiled, else torch's"),
+    ] = "auto"
+
+
+class CommunicationConfig(Group, frozen=True):
+    """What the ranks send one another, and when. Nothing here has an effect on a single rank."""
+
+    compression: Annotated[
+        Literal["none", "bf16", "fp16", "powersgd"],
+        _key("how gradients travel: as they are, in 16 bits, or as PowerSGD's low-rank factors"),
+    ] = "none"
+    powersgd_rank: Annotated[int, _key("powersgd: rank of the factors", ge=1)] = 2
+    powersgd_warmup_steps: Annotated[int, _key("powersgd: first steps that send whole gradients", ge=0)] = 100
+    powersgd_error_feedback: Annotated[
+        bool, _key("powersgd: add what was lost in a step to the next step's gradient")
+    ] = True
+    bucket_mb: Annotated[
+        Annotated[float, Meta(gt=0)] | Literal["auto"],
+        _key("gradients reduced in one message, MiB; auto: sizes are tried for a few steps at the start"),
+    ] = 25.0
+    first_bucket_mb: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        _key("the first message of a step, MiB; null: as bucket_mb"),
+    ] = 1.0
+    gradient_views: Annotated[bool, _key("gradients lie in the messages' own memory: no copy")] = True
+    static_graph: Annotated[bool, _key("DDP may take for granted that every step uses the same parameters")] = False
+    synchronise_every: Annotated[
+        int, _key("steps that each rank takes on its own before the ranks' parameters are averaged; 1 is off", ge=1)
+    ] = 1
+    outer_learning_rate: Annotated[
+        float, _key("learning rate of the step along the averaged change (local SGD: 1; DiLoCo: 0.7)", gt=0)
+    ] = 1.0
+    outer_momentum: Annotated[float, _key("its Nesterov momentum (local SGD: 0; DiLoCo: 0.9)", ge=0, lt=1)] = 0.0
+    split_head: Annotated[
+        Literal["none", "host", "all"],
+        _key("spread the two layers of 4096 of the paper's head over the ranks of each host, or over all ranks"),
+    ] = "none"
+
+    def __post_init__(self) -> None:
+        if self.synchronise_every == 1:
+            if self.outer_learning_rate != 1 or self.outer_momentum:
+                raise ValueError("communication.outer_... needs communication.synchronise_every above 1")
+            return
+        if self.compression == "powersgd":
+            raise ValueError("communication.synchronise_every averages parameters, which powersgd cannot; use bf16")
+        if self.split_head != "none":
+            raise ValueError(
+                "communication.synchronise_every needs the whole network on every rank: set split_head=none"
+            )
+        if self.bucket_mb == "auto":
+            raise ValueError("communication.synchronise_every sends no buckets; leave out communication.bucket_mb=auto")
 
 
 class StopConfig(Group, frozen=True):
@@ -248,6 +328,7 @@ class Config(Group, frozen=True):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     loss: LossConfig = LossConfig()
+    communication: CommunicationConfig = CommunicationConfig()
     stop: StopConfig = StopConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -280,6 +361,8 @@ class Config(Group, frozen=True):
                 f"batch ({self.batch}) does not divide into accumulation ({self.accumulation}) micro-batches"
             )
 
+        _check_communication(self)
+
     def local_batch(self, world_size: int) -> int:
         """Images that each rank takes of the global batch.
 
@@ -302,3 +385,50 @@ class Config(Group, frozen=True):
                 "pairs: choose a batch so that each rank's micro-batch is even"
             )
         return share
+
+
+def _check_communication(config: Config) -> None:
+    """The rules between `communication` and other groups.
+
+    Raises:
+        ValueError: naming the two keys that do not go together.
+    """
+    communication = config.communication
+    every = communication.synchronise_every
+    if every > 1:
+        if config.model.sync_batch_norm:
+            raise ValueError("model.sync_batch_norm needs ranks in step; set communication.synchronise_every=1")
+        if config.ema:
+            raise ValueError(
+                "ema averages after every step, when ranks differ: set ema=0 or communication.synchronise_every=1"
+            )
+        if config.precision == "fp16":
+            raise ValueError(
+                "precision=fp16 scales each rank's loss for itself; use bf16 with communication.synchronise_every"
+            )
+        if (config.checkpoint.every_steps or 0) % every:
+            raise ValueError(
+                f"checkpoint.every_steps must be a multiple of communication.synchronise_every ({every}), when ranks agree"
+            )
+    if communication.compression == "powersgd" and config.precision == "fp16":
+        raise ValueError("communication.compression=powersgd remembers errors, which precision=fp16 scales; use bf16")
+    if communication.static_graph and config.accumulation > 1:
+        raise ValueError("communication.static_graph needs every backward pass to be alike; set accumulation=1")
+    if communication.split_head != "none":
+        _check_split_head(config)
+
+
+def _check_split_head(config: Config) -> None:
+    if config.model.head != "paper":
+        raise ValueError("communication.split_head splits the paper's head; set model.head=paper")
+    for key, clash in (
+        ("ema", config.ema > 0),
+        ("compile", config.compile),
+        ("precision=fp16", config.precision == "fp16"),
+        ("optimizer.clip_norm", config.optimizer.clip_norm is not None),
+        (f"optimizer.name={config.optimizer.name}", config.optimizer.name in ("lars", "lamb")),
+    ):
+        if clash:
+            raise ValueError(
+                f"communication.split_head leaves a rank a part of the head; {key} needs the whole: leave out one"
+            )

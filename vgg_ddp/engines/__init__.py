@@ -15,9 +15,13 @@ from vgg_ddp.distributed import World
 
 
 class Engine(Protocol):
-    """Runs forward, backward and update; holds the optimizer and the gradient scaler."""
+    """Runs forward, backward and update; holds the optimizer and the gradient scaler.
+
+    All ranks call each method together.
+    """
 
     optimizer: torch.optim.Optimizer
+    measured: dict[str, Any]  # what was chosen by measuring, by config key: for the record
 
     def forward(self, images: Tensor, labels: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         """Loss (a scalar: the mean over the images) and logits [n, classes] of one micro-batch.
@@ -35,8 +39,22 @@ class Engine(Protocol):
         """Update the parameters with the mean gradient of the global batch, and clear the gradients."""
         ...
 
+    def synchronise(self) -> None:
+        """Make the parameters of all ranks the same, where they are not after every step."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's state dict, every tensor whole."""
+        ...
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None: ...
+
+    def whole_network(self) -> nn.Module:
+        """The network with every parameter whole on this rank, to be evaluated."""
+        ...
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The optimizer's tensors by parameter name, and everything else as plain values."""
+        """On rank 0 the optimizer's tensors by parameter name (`rank_state` where ranks differ) and other values."""
         ...
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None: ...
@@ -45,5 +63,8 @@ class Engine(Protocol):
 def build(config: Config, network: nn.Module, world: World) -> Engine:
     """The engine that `config.engine` names, around a network that is on its device already."""
     from vgg_ddp.engines.ddp import DdpEngine
+    from vgg_ddp.engines.outer import OuterEngine
 
+    if config.communication.synchronise_every > 1 and world.size > 1:
+        return OuterEngine(config, network, world)
     return DdpEngine(config, network, world)

@@ -1,0 +1,41 @@
+"""State that each rank has of its own, in one checkpoint: gathered on rank 0, and given back, at any world size.
+
+The tensor `key` of rank r is stored as `key@r`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from vgg_ddp.distributed import World
+
+
+def gather(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Every rank's tensors on rank 0, nothing elsewhere. All ranks together."""
+    ours = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    parts = world.gather(safetensors.torch.save(ours))
+    return {f"{key}@{rank}": t for rank, part in enumerate(parts) for key, t in safetensors.torch.load(part).items()}
+
+
+def take(stored: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """This rank's own tensors, with those that all ranks share as they are.
+
+    Where the world has another size than the one that saved, each rank gets the mean over the ranks that saved.
+    """
+    common = {key: tensor for key, tensor in stored.items() if "@" not in key}
+    by_rank: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for key, tensor in stored.items():
+        name, at, rank = key.rpartition("@")
+        if at:
+            by_rank[name][int(rank)] = tensor
+    return common | {name: _of_rank(tensors, world) for name, tensors in by_rank.items()}
+
+
+def _of_rank(tensors: dict[int, Tensor], world: World) -> Tensor:
+    if len(tensors) == world.size:
+        return tensors[world.rank]
+    return torch.stack([tensors[rank] for rank in sorted(tensors)]).mean(dim=0)

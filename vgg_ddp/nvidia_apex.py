@@ -1,0 +1,68 @@
+"""NVIDIA's apex: whether it is here, compiled, and to be used. Found out from files: importing it may fail.
+
+What is left of it for this project: `apex.optimizers.FusedSGD`, `FusedLAMB` and `apex.contrib.xentropy`, all for GPUs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vgg_ddp.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+BUILD = (
+    "in a checkout of NVIDIA/apex, with the CUDA toolkit of torch's version: "
+    "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 APEX_XENTROPY=1 pip install --no-build-isolation ."
+)
+Status = Literal["absent", "unrelated", "not compiled", "compiled"]
+
+
+def status() -> Status:
+    """What the module named `apex` is: NVIDIA's with or without its compiled part, another package, or not there."""
+    if importlib.util.find_spec("apex") is None:
+        return "absent"
+    if not any((folder / "optimizers" / "fused_sgd.py").is_file() for folder in _folders()):
+        return "unrelated"
+    return "compiled" if importlib.util.find_spec("amp_C") else "not compiled"
+
+
+def _folders() -> list[Path]:
+    """Where the module named `apex` lies."""
+    spec = importlib.util.find_spec("apex")
+    return [Path(folder) for folder in (spec and spec.submodule_search_locations) or []]
+
+
+def has_xentropy() -> bool:
+    """Whether a compiled apex has its cross entropy as well, which is built by an option of its own."""
+    inside = any(any(folder.glob("contrib/xentropy/xentropy_cuda*.so")) for folder in _folders())
+    return inside or importlib.util.find_spec("xentropy_cuda") is not None
+
+
+MEANINGS: dict[Status, str] = {
+    "absent": "NVIDIA's apex is not installed",
+    "unrelated": "the installed package named apex is not NVIDIA's; uninstall it",
+    "not compiled": "the installed apex is NVIDIA's without its compiled part (amp_C)",
+}
+
+
+def chosen(implementation: str, key: str, device: torch.device, built: bool = True) -> bool:
+    """Whether apex is to be used where `key` is `implementation` ("auto", "torch" or "apex").
+
+    Args:
+        built: whether the part that is wanted was built with it.
+
+    Raises:
+        UserError: apex is asked for and is not there, not compiled, or there is no GPU.
+    """
+    if implementation == "torch":
+        return False
+    found = status()
+    usable = found == "compiled" and built and device.type == "cuda"
+    if implementation == "apex" and not usable:
+        reason = MEANINGS.get(found) or ("apex was built without this part" if not built else "apex needs a GPU")
+        raise UserError(f"{key}=apex cannot be had: {reason}; set {key}=torch, or build it: {BUILD}")
+    return usable
