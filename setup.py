@@ -19,7 +19,6 @@ DEV = [
     "types-PyYAML",
     # what the analysis and the pages are held against
     "torchmetrics>=1.4",
-    "cleanlab>=2.7",
     "imagehash>=4.3",
     "playwright>=1.45",
     "axe-playwright-python>=0.1.4",
