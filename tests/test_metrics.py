@@ -9,9 +9,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, log_loss, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    confusion_matrix,
+    log_loss,
+    recall_score,
+    top_k_accuracy_score,
+)
 
-from vgg_ddp.metrics import Predictions, accuracy, loss, summarize, top_k_accuracy
+from vgg_ddp.metrics import Predictions, accuracy, class_accuracies, loss, summarize, top_k_accuracy
 
 
 def predictions_of(label: object, logits: object) -> Predictions:
@@ -148,3 +155,13 @@ def test_a_class_without_images_or_never_predicted_has_nulls_in_the_right_places
     shown = [(c["accuracy"], c["precision"], c["recall"], c["f1"]) for c in summary["per_class"]]
     assert shown == [(1.0, 1.0, 1.0, 1.0), (0.0, None, 0.0, 0.0), (None, 0.0, None, 0.0), (None, None, None, None)]
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_class_accuracies_are_scikit_learns_recalls_and_none_without_images() -> None:
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, 4, 200)
+    predictions = Predictions(label, generator.normal(size=(200, 5)).astype(np.float32), np.arange(200))
+    found = class_accuracies(predictions, 5)
+    expected = recall_score(label, predictions.prediction, labels=range(4), average=None)
+    assert found[:4] == pytest.approx(expected.tolist())
+    assert found[4] is None

@@ -42,6 +42,13 @@ def accuracy(predictions: Predictions) -> float:
     return float((predictions.prediction == predictions.label).mean())
 
 
+def class_accuracies(predictions: Predictions, classes: int) -> list[float | None]:
+    """The accuracy of each class; None for one without images."""
+    images = np.bincount(predictions.label, minlength=classes)
+    right = np.bincount(predictions.label[predictions.prediction == predictions.label], minlength=classes)
+    return [float(r / n) if n else None for r, n in zip(right, images)]
+
+
 def loss(predictions: Predictions) -> float:
     """Mean cross-entropy in nats, without label smoothing."""
     return float(-predictions.log_probabilities[np.arange(len(predictions.label)), predictions.label].mean())

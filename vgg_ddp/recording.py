@@ -110,7 +110,9 @@ class Recorder:
             self.scope_row("train", loss / images, correct / images)
         self._state.totals = [0.0, 0.0, 0.0]
 
-    def scope_row(self, split: str, loss: float, accuracy: float) -> None:
+    def scope_row(
+        self, split: str, loss: float, accuracy: float, class_accuracy: list[float | None] | None = None
+    ) -> None:
         """Write a row on a whole epoch or a whole split."""
         epoch = self._state.step / self._steps_per_epoch
         self._write(
@@ -121,6 +123,7 @@ class Recorder:
                 "scope": "epoch",
                 "loss": loss,
                 "accuracy": accuracy,
+                **({} if class_accuracy is None else {"class_accuracy": class_accuracy}),
             }
         )
 

@@ -20,7 +20,7 @@ from vgg_ddp.data.order import random_words
 from vgg_ddp.distributed import World
 from vgg_ddp.errors import StoppedOnRequest
 from vgg_ddp.evaluation import predict
-from vgg_ddp.metrics import accuracy, loss
+from vgg_ddp.metrics import accuracy, class_accuracies, loss
 from vgg_ddp.recording import Recorder
 from vgg_ddp.run_directory import MetricsLog, RunDirectory
 from vgg_ddp.trackers.follow import followed
@@ -81,11 +81,12 @@ def validate(job: Job, state: State, recorder: Recorder) -> bool:
     predictions = predict(
         job.evaluated_network(), job.preprocess, job.data.validation_loader, job.data.validation, config, world
     )
-    found = torch.tensor([0.0, 0.0], dtype=torch.float64)
+    found, per_class = torch.tensor([0.0, 0.0], dtype=torch.float64), None
     if predictions is not None:
         found = torch.tensor([loss(predictions), accuracy(predictions)], dtype=torch.float64)
+        per_class = class_accuracies(predictions, len(job.data.dataset.classes))
     validation_loss, validation_accuracy = world.sum(found).tolist()
-    recorder.scope_row("validation", validation_loss, validation_accuracy)
+    recorder.scope_row("validation", validation_loss, validation_accuracy, per_class)
     if world.is_main:
         say(f"epoch {state.epoch}  validation loss {validation_loss:.3f}  accuracy {validation_accuracy:.2%}")
     return stopping.note_validation(config.stop, state, validation_accuracy, state.epoch)
