@@ -17,11 +17,12 @@ DEV = [
     "ruff>=0.9",
     "mypy>=1.14",
     "types-PyYAML",
-    # what the analysis and the pages are held against
+    # what the analysis, the pages and the manifests are held against
     "torchmetrics>=1.4",
     "imagehash>=4.3",
     "playwright>=1.45",
     "axe-playwright-python>=0.1.4",
+    "kubeflow-trainer-api>=2.1",
 ]
 
 setup(

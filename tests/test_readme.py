@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_is_of_a_kind_that_is_run_here() -> None:
-    known = {"make", "vgg-ddp", "torchrun", "python"}
+    known = {"make", "vgg-ddp", "python"}
     assert {line.split()[0] for page in PAGES for line in commands(page)} == known
     assert len(of("vgg-ddp")) >= 8
 
@@ -72,13 +72,22 @@ def test_vgg_ddp_commands_run_in_their_order(page: str, folder: Path) -> None:
             assert list(folder.glob("runs/*/report/comparison.html"))
 
 
-def test_torchrun_on_two_hosts_runs(folder: Path) -> None:
-    (line,) = of("torchrun")
+PRINTED = ("--dry-run", "launch kubernetes")  # what is not started here
+
+
+@pytest.mark.parametrize("line", [line for line in of("python -m launch") if any(word in line for word in PRINTED)])
+def test_launchers_print(line: str, folder: Path) -> None:
+    done = run([sys.executable, *shlex.split(line)[1:]], folder)
+    assert "batch " in done.stdout
+
+
+def test_training_on_two_hosts_runs(folder: Path) -> None:
+    (line,) = [line for line in of("python -m launch") if not any(word in line for word in PRINTED)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    line = line.replace("HOST:29500", f"127.0.0.1:{port}").replace("--nproc-per-node 8", "--nproc-per-node 1")
-    words = [str(Path(sys.executable).parent / "torchrun"), *shlex.split(line)[1:], *SMALL]
+    line = line.replace("HOST:29500", f"127.0.0.1:{port}").replace("--nproc 8", "--nproc 1")
+    words = [sys.executable, *shlex.split(line)[1:], *SMALL]
     hosts = [
         subprocess.Popen([*words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(2)

@@ -10,19 +10,30 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
+from vgg_ddp import versions
 from vgg_ddp.errors import UserError
+
+FAILURE = "failure"  # the store's key: the rank that told the user what went wrong
 
 
 class AgreedError(UserError):
     """A user's mistake that every rank knows of, so that one of them can tell it."""
+
+
+class ToldError(Exception):
+    """Another rank met a user's mistake, has told it, and ended: this one ends without a word."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class World:
         rank, size: this process and how many there are, over all hosts.
         local_rank, local_size: the same on this host.
         device: what this rank computes on.
+        store: keys and values that the ranks share; None for a single rank.
     """
 
     rank: int
@@ -40,6 +52,7 @@ class World:
     local_rank: int
     local_size: int
     device: torch.device
+    store: Store | None = None
 
     @property
     def is_main(self) -> bool:
@@ -100,6 +113,21 @@ class World:
         if first:
             raise AgreedError(first)
 
+    def tell_failure(self) -> None:
+        """Have the other ranks know, when they lose this one, that it has told the user what went wrong."""
+        if self.store is not None:
+            with contextlib.suppress(RuntimeError):  # the store's process is gone
+                self.store.set(FAILURE, str(self.rank))
+
+    def failure_is_told(self) -> bool:
+        """Whether a rank has told the user what went wrong and ended."""
+        if self.store is None:
+            return False
+        try:
+            return self.store.check([FAILURE])
+        except RuntimeError:
+            return False
+
 
 def device_of(local_rank: int) -> torch.device:
     """The device of a local rank: its GPU, or the CPU where there is none."""
@@ -111,7 +139,7 @@ def joined(timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
     """Join the ranks that torchrun's environment names, or be the only one; leave them at the end.
 
     Raises:
-        UserError: more ranks on this host than GPUs.
+        UserError: more ranks on this host than GPUs, other versions than rank 0's, or ranks that do not reach each other.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -122,15 +150,53 @@ def joined(timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
     device = device_of(local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    world = World(rank, size, local_rank, local_size, device)
     if size > 1:
         _die_with_parent()
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timeout)
+        store = next(rendezvous("env://", rank, size, timeout=timeout))[0]
+        world = replace(world, store=PrefixStore("vgg_ddp", store))
+        _same_versions(world, timeout)
+        _connect(world, store, timeout)
     try:
-        yield World(rank, size, local_rank, local_size, device)
+        yield world
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+def _same_versions(world: World, timeout: timedelta) -> None:
+    """Refuse to compute with another version of the code or of torch than rank 0's, before ranks wait for one another."""
+    assert world.store is not None
+    if world.is_main:
+        world.store.set("versions", versions.encoded())
+    difference = versions.difference(world.store.get("versions"))
+    if difference:
+        world.tell_failure()
+        raise UserError(f"rank {world.rank} on {socket.gethostname()} has {difference}; install the same on every host")
+    deadline = time.monotonic() + timeout.total_seconds()
+    checked = world.store.add("checked", 1)
+    while checked < world.size:
+        if world.failure_is_told():
+            raise ToldError
+        if time.monotonic() > deadline:
+            raise UserError(f"{checked} of {world.size} ranks arrived within {timeout.total_seconds():g} s")
+        time.sleep(0.02)
+        checked = world.store.add("checked", 0)
+
+
+def _connect(world: World, store: Store, timeout: timedelta) -> None:
+    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        if world.failure_is_told():
+            raise ToldError from None
+        world.tell_failure()
+        interface = os.environ.get("GLOO_SOCKET_IFNAME", "the one of this host's name")
+        raise UserError(
+            f"rank {world.rank} on {socket.gethostname()} cannot connect to the others by the network interface "
+            f"GLOO_SOCKET_IFNAME ({interface}): {str(error).splitlines()[0]}"
+        ) from None
 
 
 def _die_with_parent() -> None:

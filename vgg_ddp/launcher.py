@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
-import signal
 import sys
 import uuid
 from pathlib import Path
-from typing import Any, Literal
-
-from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
+from typing import Literal
 
 
 def ranks_of_this_host(asked: int | Literal["auto"]) -> int:
@@ -48,10 +44,10 @@ def start(module: str, arguments: list[str], ranks: int) -> int:
 
 
 def _start_agent(module: str, arguments: list[str], ranks: int) -> int:
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import LaunchConfig
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
+    from vgg_ddp import agent
+
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     config = LaunchConfig(
         min_nodes=1,
@@ -62,34 +58,5 @@ def _start_agent(module: str, arguments: list[str], ranks: int) -> int:
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
         max_restarts=0,
-        signals_to_handle="SIGHUP,SIGQUIT",  # SIGTERM and SIGINT reach the ranks, which save and end by themselves
     )
-    signal.signal(signal.SIGTERM, _pass_on)
-    signal.signal(signal.SIGUSR1, _pass_on)
-    signal.signal(signal.SIGINT, lambda number, frame: None)  # the terminal sends it to every rank as well
-    try:
-        elastic_launch(config, sys.executable)("-m", module, *arguments)
-    except ChildFailedError as error:
-        return _exit_code([failure.exitcode for failure in error.failures.values()])
-    return 0
-
-
-def _exit_code(codes: list[int]) -> int:
-    """The exit code of a launch whose ranks ended with `codes`."""
-    for ours in (EXIT_USER_ERROR, EXIT_STOPPED):
-        if ours in codes:
-            return ours
-    return 1
-
-
-def _pass_on(number: int, frame: Any) -> None:
-    for child in children():
-        os.kill(child, number)
-
-
-def children() -> list[int]:
-    """The processes that this one has started and that still run."""
-    found = []
-    for task in Path("/proc/self/task").iterdir():
-        found += [int(pid) for pid in (task / "children").read_text().split()]
-    return found
+    return agent.run(config, [sys.executable, "-m", module, *arguments])

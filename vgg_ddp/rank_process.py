@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from vgg_ddp.distributed import AgreedError, World, joined
+from vgg_ddp.distributed import AgreedError, ToldError, World, joined
 from vgg_ddp.errors import EXIT_LOST_RANK, EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError
 from vgg_ddp.memory import keep_freed_memory
 
@@ -15,10 +16,19 @@ from vgg_ddp.memory import keep_freed_memory
 def run(body: Callable[[World], None]) -> int:
     """Run `body` as one of the ranks; the exit code. Anything but a user's mistake or a requested stop is raised."""
     keep_freed_memory()
+    try:
+        return _run(body)
+    finally:
+        gc.collect()  # ends gloo's threads: one that still runs when the interpreter ends would abort the process
+
+
+def _run(body: Callable[[World], None]) -> int:
     rank = int(os.environ.get("RANK", 0))
     try:
         with joined() as world:
-            body(world)
+            _tell_others(world, body)
+    except ToldError:
+        return EXIT_USER_ERROR
     except UserError as error:
         if rank == 0 or not isinstance(error, AgreedError):
             print(f"vgg-ddp: {error}", file=sys.stderr, flush=True)
@@ -47,6 +57,21 @@ def leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _tell_others(world: World, body: Callable[[World], None]) -> None:
+    """Run `body`; a mistake that only this rank has met is told by this rank, and the others end without a word."""
+    try:
+        body(world)
+    except AgreedError:
+        raise
+    except UserError:
+        world.tell_failure()
+        raise
+    except RuntimeError as error:
+        if _is_lost_connection(error) and world.failure_is_told():
+            raise ToldError from None
+        raise
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

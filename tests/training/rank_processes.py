@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 TIMEOUT = 120.0  # seconds; far more than any run here takes
 
@@ -39,7 +40,7 @@ class Ranks:
         self._output, self._size = output, size
         for left in output.iterdir():  # by an earlier launch
             left.unlink()
-        port = str(free_port())
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # served by torchrun's agent
         self.processes = []
         for rank in range(size):
             environment = {
@@ -48,7 +49,9 @@ class Ranks:
                 "WORLD_SIZE": str(size),
                 "LOCAL_WORLD_SIZE": str(size),
                 "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
+                "MASTER_PORT": str(self._store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+                "TORCHELASTIC_RESTART_COUNT": "0",
             }
             process = _context.Process(target=_enter, args=(function, arguments, environment, output / str(rank)))
             process.start()
@@ -100,12 +103,6 @@ def _enter(function: Callable[..., Any], arguments: tuple[Any, ...], environment
         file = os.open(output.with_suffix(f".{kind}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
     sys.exit(function(*arguments))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], bool], ranks: Ranks) -> None:

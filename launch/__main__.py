@@ -1,0 +1,3 @@
+from launch.command_line import main
+
+main()

@@ -1,0 +1,87 @@
+"""DeepSpeed's own launcher: over ssh to the hosts of a hostfile, or without ssh by the same command on each."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from launch import network
+from launch.launcher import Launcher
+from launch.plan import Plan, environment, ranks_here, show
+from vgg_ddp import config as configuration
+from vgg_ddp.config import Config
+from vgg_ddp.errors import UserError
+from vgg_ddp.launcher import numa_nodes
+
+ENGINE = "engine=deepspeed"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hostfile", metavar="FILE", help="lines 'HOST slots=N'; needed for more than one host")
+    parser.add_argument("--master-addr", metavar="HOST", help="the first host (default: the hostfile's first)")
+    parser.add_argument("--master-port", type=int, default=network.DEFAULT_PORT, metavar="PORT", help="(default 29500)")
+    parser.add_argument(
+        "--node-rank", type=int, metavar="K", help="without ssh: this is host K of the hostfile, from 0"
+    )
+    parser.add_argument("--interface", metavar="NAME", help="network interface (default: found by the ranks)")
+
+
+def start(options: argparse.Namespace, config: Config) -> int:
+    """Train by DeepSpeed's launcher."""
+    words = [*(word for word in options.words if word != ENGINE), ENGINE]
+    config = configuration.load(options.config, words)
+    plan = Plan(options.config, tuple(words), config, options.nodes, ranks_here(options.nproc, config))
+    interface = network.choose(options.interface, options.master_addr or "")[0] if options.interface else None
+    variables = environment(plan.ranks_per_node, config, interface)
+    command = ["deepspeed", *deepspeed_arguments(plan, options)]
+    if options.dry_run:
+        notes = ["over ssh only PYTHON*, NCCL* and the like are passed on: put the rest into ~/.deepspeed_env"]
+        show(plan, command, variables, notes if plan.nodes > 1 and options.node_rank is None else [])
+        return 0
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError("deepspeed is not installed; pip install 'vgg_ddp[deepspeed]', or use launch torchrun")
+    program = str(Path(sys.executable).parent / "deepspeed")
+    os.environ.update(variables)
+    return subprocess.run([program, *command[1:]]).returncode
+
+
+def deepspeed_arguments(plan: Plan, options: argparse.Namespace) -> list[str]:
+    """What follows `deepspeed`.
+
+    Raises:
+        UserError: many hosts without a hostfile, or a hostfile that is missing or too short.
+    """
+    arguments = []
+    if plan.nodes > 1:
+        arguments += _hosts(plan, options)
+    elif options.hostfile is not None:
+        raise UserError("--hostfile is for many hosts; say --nodes N as well")
+    arguments += [f"--num_gpus={plan.ranks_per_node}", f"--master_port={options.master_port}", "--no_local_rank"]
+    if shutil.which("numactl") is not None and numa_nodes() > 1:
+        arguments += ["--bind_cores_to_rank"]
+    return [*arguments, "--module", *plan.training]
+
+
+def _hosts(plan: Plan, options: argparse.Namespace) -> list[str]:
+    if options.hostfile is None:
+        raise UserError(f"--nodes {plan.nodes} needs --hostfile FILE with a line 'HOST slots=N' for each host")
+    try:
+        lines = Path(options.hostfile).read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"--hostfile {options.hostfile} cannot be read: {error.strerror}") from None
+    names = [line.split()[0] for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if len(names) < plan.nodes:
+        raise UserError(f"--hostfile {options.hostfile} lists {len(names)} hosts, fewer than --nodes {plan.nodes}")
+    arguments = [f"--hostfile={options.hostfile}", f"--num_nodes={plan.nodes}"]
+    arguments += [f"--master_addr={options.master_addr or names[0]}"]
+    if options.node_rank is not None:
+        arguments += ["--no_ssh", f"--node_rank={options.node_rank}"]
+    return arguments
+
+
+LAUNCHER = Launcher("DeepSpeed's launcher, on this host or on those of a hostfile", add_options, start)

@@ -1,0 +1,154 @@
+"""How the hosts of a launch find one another before any rank starts, and say plainly why they do not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from launch.network import is_here
+from vgg_ddp.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+    from torch.distributed.distributed_c10d import PrefixStore
+
+REACH_WITHIN = 5.0  # seconds to connect to another host
+
+
+def meet(host: str, port: int, address: str, interface: str, nodes: int, launch_id: str, timeout: float) -> PrefixStore:
+    """Wait until `nodes` hosts are there and reach one another; the store that they share.
+
+    Args:
+        host, port: where the store is; the host that has this address serves it.
+        address, interface: what this host is reached by.
+        timeout: seconds to wait for the others.
+
+    Raises:
+        UserError: the port is in use, nobody listens there, a host does not arrive, or one cannot be reached.
+    """
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    deadline = time.monotonic() + timeout
+    store = PrefixStore(f"launch/{launch_id}", _serve(host, port) or _join(host, port, deadline, timeout))
+    number = store.add("arrived", 1) - 1
+    if number >= nodes:
+        raise UserError(
+            f"{nodes} hosts are at {host}:{port} already; give each launch a port or an --rdzv-id of its own"
+        )
+    with _listening(address) as own_port:
+        store.set(f"host/{number}", json.dumps([socket.gethostname(), address, own_port, interface]))
+        _wait_for(store, "arrived", nodes, deadline, f"arrived at {host}:{port} within {timeout:g} s")
+        for other in sorted({0, (number + 1) % nodes} - {number}):
+            _reach(store, other, interface)
+        store.add("reached", 1)
+        _wait_for(
+            store, "reached", nodes, time.monotonic() + 3 * REACH_WITHIN, "reach the others; see what the rest say"
+        )
+    return store
+
+
+def _serve(host: str, port: int) -> TCPStore | None:
+    """The store, if its address is this host's and it is not served here already."""
+    from torch.distributed import (
+        DistNetworkError,
+        TCPStore,
+    )
+
+    if not is_here(socket.gethostbyname(host)):
+        return None
+    try:
+        return TCPStore(host, port, is_master=True, wait_for_workers=False)
+    except DistNetworkError as error:
+        if "in use" not in str(error):
+            raise UserError(f"{host}:{port} cannot be opened: {str(error).splitlines()[0]}") from None
+    try:
+        return _connect(host, port)  # another host's part of this launch that runs here as well
+    except UserError:
+        raise UserError(
+            f"port {port} of {host} is in use by another program; choose another in --rdzv-endpoint, on every host"
+        ) from None
+
+
+def _join(host: str, port: int, deadline: float, timeout: float) -> TCPStore:
+    while True:
+        try:
+            socket.create_connection((host, port), 1).close()
+            return _connect(host, port)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"no launch was found at {host}:{port} within {timeout:g} s ({error.strerror or error}); is it started "
+                    "there, and is the address right?"
+                ) from None
+            time.sleep(0.2)
+
+
+def _connect(host: str, port: int) -> TCPStore:
+    """A client of the store at `host:port`, in a thread: one of a program that answers nothing would wait without end."""
+    from torch.distributed import (
+        DistError,
+        TCPStore,
+    )
+
+    found: list[TCPStore] = []
+
+    def connect() -> None:
+        with contextlib.suppress(DistError):
+            found.append(TCPStore(host, port, is_master=False, timeout=timedelta(seconds=REACH_WITHIN)))
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(REACH_WITHIN)
+    if not found:
+        raise UserError(
+            f"what listens at {host}:{port} is another program, not a launch; choose another port, on every host"
+        )
+    return found[0]
+
+
+def _wait_for(store: PrefixStore, key: str, count: int, deadline: float, words: str) -> None:
+    from torch.distributed import DistError
+
+    try:
+        while (there := store.add(key, 0)) < count:
+            if time.monotonic() > deadline:
+                raise UserError(f"{there} of {count} hosts {words}")
+            time.sleep(0.05)
+    except DistError:
+        raise UserError("the host of the rendezvous ended the launch; see what it says") from None
+
+
+@contextlib.contextmanager
+def _listening(address: str) -> Iterator[int]:
+    """A port at `address` that takes connections, as the ranks' ports will."""
+    with socket.create_server((address, 0)) as server:
+        thread = threading.Thread(target=_accept, args=(server,), daemon=True)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            server.shutdown(socket.SHUT_RDWR)  # ends the thread's wait
+            thread.join()
+
+
+def _accept(server: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            server.accept()[0].close()
+
+
+def _reach(store: PrefixStore, other: int, interface: str) -> None:
+    name, address, port, its_interface = json.loads(store.get(f"host/{other}"))
+    try:
+        socket.create_connection((address, port), REACH_WITHIN).close()
+    except OSError as error:
+        raise UserError(
+            f"{socket.gethostname()} (interface {interface}) cannot reach {name} at {address}, its interface {its_interface} "
+            f"({error.strerror or error}); choose others with --interface"
+        ) from None

@@ -1,0 +1,89 @@
+"""This host's network interfaces, and which of them leads to another host."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+
+from vgg_ddp.errors import UserError
+
+DEFAULT_PORT = 29500  # torchrun's
+SIOCGIFADDR = 0x8915  # <linux/sockios.h>: an interface's IPv4 address
+
+
+def interfaces() -> dict[str, str]:
+    """The interfaces of this host that have an IPv4 address, and the address."""
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()))
+            except OSError:  # it has none
+                continue
+            found[name] = socket.inet_ntoa(answer[20:24])
+    return found
+
+
+def parse_endpoint(text: str) -> tuple[str, int]:
+    """HOST:PORT, or HOST with torchrun's port.
+
+    Raises:
+        UserError: it is neither.
+    """
+    host, _, port = text.partition(":")
+    if not host or not (port or str(DEFAULT_PORT)).isdecimal() or int(port or DEFAULT_PORT) > 65535:
+        raise UserError(f"--rdzv-endpoint {text} is not HOST:PORT, e.g. --rdzv-endpoint 10.0.0.1:29500")
+    return host, int(port or DEFAULT_PORT)
+
+
+def resolve(host: str) -> str:
+    """The IPv4 address of a host.
+
+    Raises:
+        UserError: nobody knows the name.
+    """
+    try:
+        return socket.gethostbyname(host)
+    except OSError as error:
+        raise UserError(f"--rdzv-endpoint: host {host} cannot be found ({error.strerror}); give its address") from None
+
+
+def is_here(address: str) -> bool:
+    """Whether an IPv4 address is one of this host's."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def choose(asked: str | None, endpoint: str) -> tuple[str, str]:
+    """The interface to talk to other hosts by, and its address: the one asked for, or the one that leads to `endpoint`.
+
+    Raises:
+        UserError: there is no such interface, it has no address, or none leads there.
+    """
+    here = interfaces()
+    listed = ", ".join(f"{name} ({address})" for name, address in here.items()) or "none"
+    if asked is not None:
+        if asked not in here:
+            exists = asked in [name for _, name in socket.if_nameindex()]
+            problem = "has no IPv4 address" if exists else "does not exist"
+            raise UserError(f"--interface {asked} {problem} on {socket.gethostname()}; there are: {listed}")
+        if here[asked].startswith("127.") and not endpoint.startswith("127."):
+            raise UserError(f"--interface {asked} leads to no other host; there are: {listed}")
+        return asked, here[asked]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((endpoint, DEFAULT_PORT))  # sends nothing: it asks the kernel for its route
+        except OSError as error:
+            raise UserError(
+                f"no interface of {socket.gethostname()} leads to {endpoint} ({error.strerror}); there are: {listed}"
+            ) from None
+        address = probe.getsockname()[0]
+    name = next((name for name, own in here.items() if own == address), None)
+    if name is None:
+        raise UserError(f"no interface has the address {address} that leads to {endpoint}; say --interface NAME")
+    return name, address

@@ -1,0 +1,10 @@
+"""The launchers by name. A new one is a file with a `Launcher`, and a line here."""
+
+from launch import deepspeed, kubernetes, slurm, torchrun
+
+LAUNCHERS = {
+    "torchrun": torchrun.LAUNCHER,
+    "deepspeed": deepspeed.LAUNCHER,
+    "slurm": slurm.LAUNCHER,
+    "kubernetes": kubernetes.LAUNCHER,
+}

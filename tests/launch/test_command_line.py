@@ -1,0 +1,135 @@
+"""What `python -m launch` prints and refuses, before it starts anything."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
+
+from launch.binding import node_of
+from launch.registry import LAUNCHERS
+from tests.launch.conftest import ENVIRONMENT, launch
+from vgg_ddp.config.schema import Config
+from vgg_ddp.errors import EXIT_USER_ERROR
+
+WORDS = {"kubernetes": ["--image", "here/vgg:1"]}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["batsh=32"], "unknown key 'batsh'; did you mean 'batch'?"),
+        (["--nproc", "3", "batch=32"], "batch=32 does not divide over 3 ranks"),
+        (["--nodez", "2"], "unknown argument --nodez"),
+        (["--nodes", "0"], "argument --nodes: '0' is not a number from 1"),
+    ],
+)
+def test_a_mistake_is_one_line_at_once(launcher: str, words: list[str], message: str, config: Path) -> None:
+    if launcher == "deepspeed" and "batch=32" in words and not has_deepspeed_engine():
+        pytest.skip("this version has no engine=deepspeed")
+    took = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        done = launch(launcher, str(config), *WORDS.get(launcher, []), *words)
+        took.append(time.perf_counter() - begun)
+        assert done.returncode == EXIT_USER_ERROR
+        assert message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert min(took) < 0.3
+
+
+def has_deepspeed_engine() -> bool:
+    return "deepspeed" in str(Config.__annotations__["engine"])
+
+
+def test_dry_run_imports_no_torch(config: Path) -> None:
+    code = "import sys; from launch.command_line import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    command = [sys.executable, "-c", code, "torchrun", str(config), "--dry-run"]
+    subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
+
+
+def test_torchrun_s_dry_run_is_a_command_that_torchrun_takes(config: Path) -> None:
+    options = [
+        "--nodes",
+        "2",
+        "--nproc",
+        "4",
+        "--rdzv-endpoint",
+        "127.0.0.1",
+        "batch=64",
+        "accumulation=2",
+        "threads=3",
+    ]
+    done = launch("torchrun", str(config), *options, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "batch 64 = 2 nodes x 4 ranks x 4 images x 2 accumulated\n" in done.stdout
+    assert "OMP_NUM_THREADS=3\n" in done.stdout and "GLOO_SOCKET_IFNAME=lo\n" in done.stdout
+    (command,) = [line.split(None, 1)[1] for line in done.stdout.splitlines() if line.startswith("command")]
+    from torch.distributed.run import config_from_args, parse_args
+
+    settings, _, words = config_from_args(parse_args(shlex.split(command)[1:]))
+    assert (settings.min_nodes, settings.max_nodes, settings.nproc_per_node) == (2, 2, 4)
+    assert settings.rdzv_endpoint == "127.0.0.1:29500"
+    assert words[-5:] == ["vgg_ddp.train", str(config), "batch=64", "accumulation=2", "threads=3"]
+
+
+def test_many_hosts_need_an_endpoint(config: Path) -> None:
+    done = launch("torchrun", str(config), "--nodes", "2")
+    assert done.returncode == EXIT_USER_ERROR
+    assert "--rdzv-endpoint HOST:PORT" in done.stderr
+
+
+def test_the_train_job_is_of_the_published_schema(config: Path) -> None:
+    options = ["--nodes", "4", "--nproc", "2", "--gpus-per-node", "2", "--memory", "64Gi", "--interface", "eth0"]
+    done = launch("kubernetes", str(config), "--image", "here/vgg:1", "--namespace", "us", *options, "batch=64")
+    assert done.returncode == 0, done.stderr
+    manifest = yaml.safe_load(done.stdout)
+    job = TrainerV1alpha1TrainJob.from_dict(manifest)
+    assert job is not None
+    assert job.to_dict() == manifest  # what the schema does not know would be lost on the way
+    assert manifest["apiVersion"] == "trainer.kubeflow.org/v1alpha1"
+    trainer = job.spec.trainer
+    assert (trainer.num_nodes, trainer.num_proc_per_node, trainer.image) == (4, 2, "here/vgg:1")
+    assert trainer.args == ["vgg_ddp.train", str(config), "batch=64", "resume=auto"]
+    assert done.stdout.startswith("# batch 64 = 4 nodes x 2 ranks x 8 images x 1 accumulated\n")
+
+
+def test_deepspeed_s_dry_run_and_what_it_lacks(config: Path, tmp_path: Path) -> None:
+    if not has_deepspeed_engine():
+        pytest.skip("this version has no engine=deepspeed")
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("one slots=2\n# a comment\ntwo slots=2\n")
+    options = ["--nodes", "2", "--nproc", "2", "--hostfile", str(hostfile), "--node-rank", "1"]
+    done = launch("deepspeed", str(config), *options, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for word in ("--num_nodes=2", "--num_gpus=2", "--master_addr=one", "--no_ssh", "--node_rank=1", "engine=deepspeed"):
+        assert word in done.stdout
+    too_few = launch("deepspeed", str(config), "--nodes", "4", "--nproc", "1", "--hostfile", str(hostfile))
+    assert "lists 2 hosts, fewer than --nodes 4" in too_few.stderr
+    if importlib.util.find_spec("deepspeed") is None:
+        missing = launch("deepspeed", str(config), "--nproc", "1")
+        assert (missing.returncode, len(missing.stderr.splitlines())) == (EXIT_USER_ERROR, 1)
+        assert "deepspeed is not installed" in missing.stderr
+
+
+def test_a_rank_is_bound_to_a_node_in_turn() -> None:
+    assert [node_of(rank, 2) for rank in range(100, 104)] == [0, 1, 0, 1]  # beyond the GPUs of any host
+    code = "import os; print(sorted(os.sched_getaffinity(0)))"
+    program = "import sys, launch.binding; launch.binding.main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "timeit", "-n1", "-r1", code],
+        env={**ENVIRONMENT, "LOCAL_RANK": "0"},
+        capture_output=True,
+        text=True,
+    )
+    if "No such file or directory: 'numactl'" in done.stderr:
+        pytest.skip("not installed: numactl (Debian: numactl)")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[")

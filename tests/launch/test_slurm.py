@@ -1,0 +1,76 @@
+"""Training under a real Slurm: submitted, preempted, queued again, finished with the weights of an undisturbed run."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.launch.conftest import ENVIRONMENT, LAUNCH, assert_same_weights, launch, steps_logged
+from tests.launch.slurm_cluster import Cluster, slurm_cluster, wait_until, why_not
+
+
+@pytest.fixture(scope="module")
+def cluster(place: Path) -> Iterator[Cluster]:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    folder = place / "slurm"
+    folder.mkdir()
+    with slurm_cluster(folder) as cluster:
+        yield cluster
+
+
+def submit(cluster: Cluster, config: Path, run: Path, *options: str) -> str:
+    command = [*LAUNCH, "slurm", str(config), "--nodes", "2", "--nproc", "1", "--save-before", "30", *options]
+    done = subprocess.run(
+        [*command, f"run.dir={run}"],
+        env={**ENVIRONMENT, "SLURM_CONF": cluster.environment["SLURM_CONF"]},
+        cwd=cluster.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1]
+
+
+def logs(cluster: Cluster) -> str:
+    files = [*sorted((cluster.folder / "logs").glob("*.log")), *cluster.folder.glob("*.log")]
+    return "\n".join(f"== {path.name}\n{path.read_text()[-3000:]}" for path in files)
+
+
+def finished(cluster: Cluster, job: str) -> bool:
+    return cluster.state(job)["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+
+def test_a_preempted_job_is_queued_again_and_ends_with_the_same_weights(
+    cluster: Cluster, config: Path, undisturbed: Path
+) -> None:
+    run = cluster.folder / "run"
+    job = submit(cluster, config, run, "--partition", "low")
+    wait_until(lambda: steps_logged(run) >= 3 or finished(cluster, job), 60)
+    urgent = cluster.run("sbatch", "--parsable", "-p", "high", "-N2", "-o", "urgent.log", "--wrap", "srun hostname")
+    wait_until(lambda: finished(cluster, urgent.strip()), 60)
+    wait_until(lambda: finished(cluster, job), 180)
+    state = cluster.state(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), logs(cluster)
+    for node in (0, 1):
+        assert (cluster.folder / "logs" / f"vgg_ddp-{job}-node{node}.log").is_file()
+    text = logs(cluster)
+    assert "stopped on request, a checkpoint is saved" in text
+    assert "continuing at step" in text
+    assert_same_weights(run, undisturbed)
+
+
+def test_the_script_has_what_was_asked_for(config: Path) -> None:
+    options = ["--nodes", "4", "--gpus-per-node", "2", "--time", "1:00:00", "--account", "us", "--sbatch=--qos=high"]
+    done = launch("slurm", str(config), *options, "--dry-run", "batch=64", "run.dir=a b")
+    assert done.returncode == 0, done.stderr
+    directives = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("#SBATCH")}
+    assert {"--nodes=4", "--gpus-per-node=2", "--time=1:00:00", "--account=us", "--qos=high", "--requeue"} <= directives
+    assert "# batch 64 = 4 nodes x 1 rank x 16 images x 1 accumulated" in done.stdout  # nproc of the configuration
+    assert subprocess.run(["bash", "-n"], input=done.stdout, text=True).returncode == 0
+    assert "words=(batch=64 'run.dir=a b')" in done.stdout

@@ -1,0 +1,201 @@
+"""Training on two hosts, and what a user sees when they cannot work together."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.launch.conftest import ENVIRONMENT, LAUNCH, ROOT, assert_same_weights, steps_logged
+from tests.launch.network_namespaces import Host, two_hosts, why_not
+from tests.launch.slurm_cluster import wait_until
+from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
+
+Hosts = tuple[Host, Host]
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    with two_hosts() as hosts:
+        yield hosts
+
+
+class Launches:
+    """Starts `python -m launch torchrun` on hosts, for one test, which leaves none behind."""
+
+    def __init__(self, port: int) -> None:
+        self.endpoint = f"10.77.0.1:{port}"
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(
+        self, host: Host, config: Path, *options: str, endpoint: str | None = None, code: Path = ROOT
+    ) -> subprocess.Popen[str]:
+        command = [*host.inside, *LAUNCH, "torchrun", str(config), "--nodes", "2", "--nproc", "1"]
+        launch = subprocess.Popen(
+            [*command, "--rdzv-endpoint", endpoint or self.endpoint, *options],
+            env={**ENVIRONMENT, "PYTHONPATH": str(code)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=code,
+        )
+        self.started.append(launch)
+        return launch
+
+
+PORTS = itertools.count(29500)
+
+
+@pytest.fixture
+def launches(hosts: Hosts) -> Iterator[Launches]:
+    launches = Launches(next(PORTS))
+    yield launches
+    for launch in launches.started:
+        launch.kill()
+        launch.communicate()
+    assert_gone(hosts, within=5)
+
+
+def ends(*launches: subprocess.Popen[str], within: float = 90) -> tuple[list[int], list[str]]:
+    """The exit codes, and what was said on stderr."""
+    deadline = time.monotonic() + within
+    said = [launch.communicate(timeout=max(0.1, deadline - time.monotonic()))[1] for launch in launches]
+    return [launch.returncode for launch in launches], said
+
+
+def processes(host: Host) -> list[int]:
+    """The processes in a host."""
+    listed = subprocess.run(["ip", "netns", "pids", host.namespace], capture_output=True, text=True, check=True)
+    return [int(word) for word in listed.stdout.split()]
+
+
+def assert_gone(hosts: Hosts, within: float) -> None:
+    deadline = time.monotonic() + within
+    while any(processes(host) for host in hosts):
+        assert time.monotonic() < deadline, [
+            Path(f"/proc/{pid}/cmdline").read_bytes() for h in hosts for pid in processes(h)
+        ]
+        time.sleep(0.05)
+
+
+def test_two_hosts_come_to_the_same_weights_as_one(
+    launches: Launches, hosts: Hosts, config: Path, undisturbed: Path, place: Path
+) -> None:
+    run = place / "two hosts"
+    codes, said = ends(*(launches.start(host, config, f"run.dir={run}") for host in hosts))
+    assert codes == [0, 0], said
+    assert_same_weights(run, undisturbed)
+
+
+def endless(launches: Launches, hosts: Hosts, config: Path, run: Path) -> list[subprocess.Popen[str]]:
+    """A training on both hosts that has begun, and would go on."""
+    started = [launches.start(host, config, f"run.dir={run}", "min_steps=10000") for host in hosts]
+    wait_until(lambda: steps_logged(run) >= 2, 60)
+    return started
+
+
+@pytest.mark.parametrize(("number", "who"), [(signal.SIGINT, 0), (signal.SIGTERM, 1), (signal.SIGHUP, 1)])
+def test_a_signal_to_one_host_saves_and_ends_both_within_5_s(
+    number: signal.Signals, who: int, launches: Launches, hosts: Hosts, config: Path, place: Path
+) -> None:
+    run = place / number.name
+    started = endless(launches, hosts, config, run)
+    started[who].send_signal(number)
+    assert_gone(hosts, within=5)
+    codes, said = ends(*started)
+    assert codes == [EXIT_STOPPED] * 2, said
+    assert (run / "checkpoints" / "latest").is_file()
+
+
+def test_ranks_that_do_not_end_are_killed(launches: Launches, hosts: Hosts, config: Path, place: Path) -> None:
+    started = endless(launches, hosts, config, place / "stuck")
+    ranks = [pid for host in hosts for pid in processes(host) if pid not in {launch.pid for launch in started}]
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)  # as one that waits for a device or a disk
+    started[0].send_signal(signal.SIGINT)
+    assert_gone(hosts, within=5)
+    codes, said = ends(*started)
+    assert 0 not in codes
+    assert "did not end in 4 s: killed" in said[0]
+
+
+def one_line(said: str) -> str:
+    """Its only line."""
+    assert len(said.splitlines()) == 1, said
+    return said
+
+
+def test_ctrl_c_while_the_others_are_awaited_ends_at_once(launches: Launches, hosts: Hosts, config: Path) -> None:
+    waiting = launches.start(hosts[0], config)
+    listening = [*hosts[0].inside, "ss", "-Hltn", f"sport = :{launches.endpoint.split(':')[1]}"]
+    wait_until(lambda: subprocess.run(listening, capture_output=True, text=True, check=True).stdout != "", 60)
+    waiting.send_signal(signal.SIGINT)
+    assert ends(waiting, within=5) == ([128 + signal.SIGINT], [""])
+
+
+def test_a_host_that_does_not_arrive(launches: Launches, hosts: Hosts, config: Path) -> None:
+    started = [launches.start(hosts[0], config, "--timeout", "3")]
+    started.append(launches.start(hosts[1], config, "--timeout", "3", endpoint="10.77.0.1:29600"))
+    codes, said = ends(*started)
+    assert codes == [EXIT_USER_ERROR] * 2, said
+    assert one_line(said[0]).startswith(f"launch: 1 of 2 hosts arrived at {launches.endpoint} within 3 s")
+    assert one_line(said[1]).startswith("launch: no launch was found at 10.77.0.1:29600 within 3 s")
+
+
+def test_a_port_in_use(config: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        endpoint = f"127.0.0.1:{other.getsockname()[1]}"
+        command = [*LAUNCH, "torchrun", str(config), "--nodes", "2", "--rdzv-endpoint", endpoint]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == EXIT_USER_ERROR
+    assert one_line(done.stderr).startswith(f"launch: port {endpoint.split(':')[1]} of 127.0.0.1 is in use")
+
+
+def test_a_wrong_interface(launches: Launches, hosts: Hosts, config: Path) -> None:
+    started = [launches.start(hosts[1], config, "--interface", "eth7")]
+    started.append(launches.start(hosts[0], config, "--interface", "lo"))
+    codes, said = ends(*started)
+    assert codes == [EXIT_USER_ERROR] * 2, said
+    assert one_line(said[0]).startswith("launch: --interface eth7 does not exist on ")
+    assert hosts[1].interface in said[0]
+    assert one_line(said[1]).startswith("launch: --interface lo leads to no other host")
+
+
+def test_an_interface_that_leads_elsewhere(launches: Launches, hosts: Hosts, config: Path) -> None:
+    inside = ["ip", "-n", hosts[1].namespace]
+    for words in (
+        ["link", "add", "elsewhere", "type", "veth", "peer", "name", "other"],
+        ["address", "add", "10.99.0.1/24", "dev", "elsewhere"],
+    ):
+        subprocess.run([*inside, *words], check=True)
+    subprocess.run([*inside, "link", "set", "elsewhere", "up"], check=True)
+    started = [launches.start(hosts[0], config), launches.start(hosts[1], config, "--interface", "elsewhere")]
+    codes, said = ends(*started)
+    assert codes == [EXIT_USER_ERROR] * 2, said
+    assert "cannot reach" in one_line(said[0]) and "its interface elsewhere" in said[0]
+    one_line(said[1])
+
+
+def test_other_code_on_the_second_host(launches: Launches, hosts: Hosts, config: Path, place: Path) -> None:
+    other = place / "other code"
+    for package in ("vgg_ddp", "launch"):
+        shutil.copytree(ROOT / package, other / package)
+    with (other / "vgg_ddp" / "model.py").open("a") as file:
+        file.write("# changed\n")
+    run = f"run.dir={place / 'unused'}"
+    started = [launches.start(hosts[0], config, run), launches.start(hosts[1], config, run, code=other)]
+    codes, said = ends(*started)
+    assert codes == [EXIT_USER_ERROR] * 2, said
+    assert one_line("".join(said)).startswith("vgg-ddp: rank 1 on ")
+    assert "(code " in said[1] and "install the same on every host" in said[1]

@@ -1,0 +1,73 @@
+"""A mistake that one rank meets alone is told once, and ends all ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.rank_processes import start
+from vgg_ddp.data.dataset import Dataset, EncodedSplit
+from vgg_ddp.data.prepare import prepare
+from vgg_ddp.data.storage import Storage
+from vgg_ddp.errors import EXIT_USER_ERROR
+from vgg_ddp.versions import difference, encoded
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def damaged(disk: Path) -> Path:
+    """64 JPEG files prepared as a dataset, of which one has lost its beginning since."""
+    source, target = disk / "pictures", disk / "damaged"
+    pixels = np.random.default_rng(0).integers(0, 256, (72, 16, 16, 3), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        folder = source / ("train" if index < 64 else "test") / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index:03d}.jpg")
+    prepare(str(source), target, lambda text: None, disk / "downloads", Storage("original", 95, "4:4:4"))
+    split = Dataset(target).split("train")
+    assert isinstance(split, EncodedSplit)
+    sample = split.encoded(40).tobytes()
+    for shard in target.glob("train-*.tar"):
+        content = shard.read_bytes()
+        shard.write_bytes(content.replace(sample, bytes(8) + sample[8:]))
+    return target
+
+
+def words(damaged: Path, recipe: Path, run: Path, seed: int) -> list[str]:
+    return [str(recipe), f"data.source={damaged}", f"run.dir={run}", "min_steps=4", f"seed={seed}"]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])  # the sample falls to the one rank or to the other
+def test_a_damaged_sample_is_one_line_of_all_ranks(seed: int, damaged: Path, recipe: Path, runs: Path) -> None:
+    ranks = start("vgg_ddp.train", words(damaged, recipe, runs / str(seed), seed), 2, runs / f"{seed} output")
+    assert ranks.wait() == [EXIT_USER_ERROR] * 2, ranks.stderr
+    (line,) = ranks.stderr.splitlines()
+    assert line.startswith("vgg-ddp: sample 40 (train/"), line
+
+
+def test_and_under_the_agent(damaged: Path, recipe: Path, runs: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vgg_ddp", "train", *words(damaged, recipe, runs / "agent", 0), "nproc=2"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == EXIT_USER_ERROR, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("vgg-ddp: sample 40 (train/"), line
+
+
+def test_versions_differ_in_words() -> None:
+    assert difference(encoded()) == ""
+    other = encoded().replace('"torch": "', '"torch": "1.')
+    assert "torch " in difference(other) and "where rank 0 has 1." in difference(other)
+    assert "vgg_ddp" not in difference(other)
