@@ -1,13 +1,13 @@
 """Whether a run of a benchmark is faster or slower than stored runs of it, or whether the difference is noise.
 
-What is compared is the logarithm of each row's median over its rounds. Where both runs have measured the reference (a matrix
-product, in the same turns), each round's rate is divided by the reference's first: what slows the whole machine for a while
+What is compared is the logarithm of each row's median over its rounds. Where both runs have measured the reference
+(`measuring.reference`, in the same turns), each round's rate is divided by it first: what slows the whole machine for a while
 then falls out.
 
 A difference counts only where it is larger than what the same version shows against itself 19 times of 20. Two things make
 up that margin. Rounds scatter within a run: the standard error of the median, by bootstrap. And runs differ as wholes
-(addresses, neighbours, clock, temperature), which no number of rounds shows: that is learned from the baseline where it has
-three runs or more, and is `BETWEEN_RUNS` where it has fewer.
+(addresses, neighbours, clock, temperature), which no number of rounds shows: `BETWEEN_RUNS`, or more where three stored runs
+or more lie further apart. `benchmarks.noise` measures it.
 """
 
 from __future__ import annotations
@@ -71,22 +71,21 @@ def standard_error(values: Sequence[float]) -> float:
 def margin_of(now: Sequence[float], before: Sequence[Sequence[float]]) -> float:
     """How far apart the same version's medians may lie, in logarithms.
 
-    With three stored runs or more, a prediction interval for one more run from their own scatter (Student's t; e.g. Hahn
-    & Meeker 1991, section 4.8); never less than what the rounds of this run alone leave open.
+    Two variances, within and between runs, of which the first is estimated from the rounds: Student's t with the degrees of
+    freedom of Welch and Satterthwaite. With three stored runs or more, not less than a prediction interval for one more run
+    from their own scatter (e.g. Hahn & Meeker 1991, section 4.8); stored one after the other they may lie too close.
     """
     quantile = (1 + CONFIDENCE) / 2
+    errors = [standard_error(now), *(standard_error(run) / len(before) for run in before)]
+    within = sum(error**2 for error in errors)
+    variance = within + (1 + 1 / len(before)) * BETWEEN_RUNS**2
+    rounds = min(len(now), *(len(run) for run in before))
+    freedom = max(1, rounds - 1) * (variance / within) ** 2 if within else math.inf
+    margin = float(t.ppf(quantile, freedom)) * math.sqrt(variance)
     if len(before) >= 3:
-        medians = [statistics.median(run) for run in before]
-        between = statistics.stdev(medians) * math.sqrt(1 + 1 / len(before))
-        within = standard_error(now)
-        return float(max(t.ppf(quantile, len(before) - 1) * between, t.ppf(quantile, max(1, len(now) - 1)) * within))
-    errors = [standard_error(now), *(standard_error(run) / math.sqrt(len(before)) for run in before)]
-    scatter = math.sqrt(sum(error**2 for error in errors) + (1 + 1 / len(before)) * BETWEEN_RUNS**2)
-    freedom = max(1, min(len(now), *(len(run) for run in before)) - 1)
-    # Between runs the spread is taken as known, so the quantile's degrees of freedom count for the rounds' share alone.
-    within_share = sum(error**2 for error in errors) / scatter**2
-    effective = freedom / within_share**2 if within_share else math.inf  # Welch-Satterthwaite
-    return float(t.ppf(quantile, effective)) * scatter
+        spread = statistics.stdev(statistics.median(run) for run in before)
+        margin = max(margin, float(t.ppf(quantile, len(before) - 1)) * spread * math.sqrt(1 + 1 / len(before)))
+    return margin
 
 
 def verdict(now: Row, before: Sequence[Row]) -> Verdict:

@@ -185,7 +185,7 @@ def measure_speed(options: argparse.Namespace, place: Path) -> list[dict[str, An
         return float(images / seconds)
 
     turns: dict[str, Callable[[], float]] = {name: partial(rate, name) for name in running}
-    turns[measuring.REFERENCE] = measuring.matrix_product(device_of(0))
+    turns[measuring.REFERENCE] = measuring.reference(device_of(0))
     rates = measuring.in_turns(turns, options.rounds)
     reference = rates[measuring.REFERENCE]
     return [{"name": name, **rows[name], **measuring.summary(rates[name], reference=reference)} for name in rows]

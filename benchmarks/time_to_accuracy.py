@@ -161,12 +161,12 @@ def measure(options: Namespace) -> dict[str, Any]:
     config = load(options.config, options.keys)
     if config.data.validation == 0:
         raise UserError("data.validation=0 holds no images out; set it above 0, e.g. data.validation=0.1")
-    product = measuring.matrix_product(device_of(0))
-    product()  # warm-up
+    machine_speed = measuring.reference(device_of(0))
+    machine_speed()  # warm-up
     runs, reference = [], []
     with tempfile.TemporaryDirectory(prefix="vgg_ddp-time-to-accuracy-") as place:
         for seed in range(options.seeds):
-            reference.append(product())
+            reference.append(machine_speed())
             run, seconds = train(options, seed, options.keep or Path(place))
             runs.append(read(run, options.target, seconds))
             print(line(runs[-1]), flush=True)
