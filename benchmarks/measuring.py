@@ -3,7 +3,7 @@
 What else a machine does falls on neighbouring moments alike; so nothing is compared that was not measured in turns, in one
 process. The first round is warm-up and does not count.
 
-A run is compared with an earlier one of the same benchmark by `--baseline FILE`: `benchmarks/comparison.py` says how.
+What compares a run with an earlier one of the same benchmark is in `benchmarks/comparison.py`.
 """
 
 from __future__ import annotations
@@ -151,14 +151,6 @@ def parser_of(name: str, description: str | None) -> ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
     parser.add_argument("--threads", type=int, default=cores(), help="CPU threads (default: all cores)")
     parser.add_argument("--json", type=Path, help="write the rows to this file, and pictures beside it")
-    parser.add_argument(
-        "--baseline",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="compare with this earlier run, or several of the same version: faster, slower or noise",
-    )
     return parser
 
 
