@@ -1,13 +1,13 @@
 """Whether a run of a benchmark is faster or slower than stored runs of it, or whether the difference is noise.
 
-What is compared is the logarithm of each row's median over its rounds. Where both runs have measured the reference (a matrix
-product, in the same turns), each round's rate is divided by the reference's first: what slows the whole machine for a while
+What is compared is the logarithm of each row's median over its rounds. Where both runs have measured the reference
+(`measuring.reference`, in the same turns), each round's rate is divided by it first: what slows the whole machine for a while
 then falls out.
 
 A difference counts only where it is larger than what the same version shows against itself 19 times of 20. Two things make
 up that margin. Rounds scatter within a run: the standard error of the median, by bootstrap. And runs differ as wholes
-(addresses, neighbours, clock, temperature), which no number of rounds shows: that is learned from the baseline where it has
-three runs or more, and is `BETWEEN_RUNS` where it has fewer.
+(addresses, neighbours, clock, temperature), which no number of rounds shows: `--between-runs`, or more where three stored runs
+or more lie further apart. `benchmarks.noise` measures it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ from scipy.stats import bootstrap, t
 
 from vgg_ddp.errors import UserError
 
-BETWEEN_RUNS = 0.02
+# Standard deviation of a training step's rate over the reference's, 21 runs each on a machine that others were using too:
+# 4.4 and 4.8 % in two series, 1.8 and 2.4 % of them without the two runs that were disturbed most.
+BETWEEN_RUNS = 0.045
 CONFIDENCE = 0.95
 Row = Mapping[str, Any]
 
@@ -59,48 +62,55 @@ def logarithms(row: Row, with_reference: bool) -> list[float]:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the median, by bootstrap; 0 for a single value, which tells nothing of it."""
+    """Of the median, by bootstrap; 0 for a single value, which tells nothing of it.
+
+    Rounds in which something else disturbs the machine come one after the other and tell less than as many apart. So the
+    error is enlarged by sqrt((1 + r) / (1 - r)) for a correlation of r between neighbours, as for a first-order
+    autoregression (e.g. Box, Jenkins & Reinsel 2008, section 2.1).
+    """
     if len(values) < 2 or min(values) == max(values):
         return 0.0
     generator = np.random.default_rng(0)
-    return float(
-        bootstrap((np.asarray(values),), np.median, n_resamples=1000, method="percentile", rng=generator).standard_error
-    )
+    error = bootstrap(
+        (np.asarray(values),), np.median, n_resamples=1000, method="percentile", rng=generator
+    ).standard_error
+    offsets = np.asarray(values) - np.median(values)
+    correlation = float(np.clip((offsets[1:] * offsets[:-1]).sum() / (offsets**2).sum(), 0.0, 0.9))
+    return float(error) * math.sqrt((1 + correlation) / (1 - correlation))
 
 
-def margin_of(now: Sequence[float], before: Sequence[Sequence[float]]) -> float:
+def margin_of(now: Sequence[float], before: Sequence[Sequence[float]], between_runs: float) -> float:
     """How far apart the same version's medians may lie, in logarithms.
 
-    With three stored runs or more, a prediction interval for one more run from their own scatter (Student's t; e.g. Hahn
-    & Meeker 1991, section 4.8); never less than what the rounds of this run alone leave open.
+    Two variances, within and between runs, of which the first is estimated from the rounds: Student's t with the degrees of
+    freedom of Welch and Satterthwaite. With three stored runs or more, not less than a prediction interval for one more run
+    from their own scatter (e.g. Hahn & Meeker 1991, section 4.8); stored one after the other they may lie too close.
     """
     quantile = (1 + CONFIDENCE) / 2
+    errors = [standard_error(now), *(standard_error(run) / len(before) for run in before)]
+    within = sum(error**2 for error in errors)
+    variance = within + (1 + 1 / len(before)) * between_runs**2
+    rounds = min(len(now), *(len(run) for run in before))
+    freedom = max(1, rounds - 1) * (variance / within) ** 2 if within else math.inf
+    margin = float(t.ppf(quantile, freedom)) * math.sqrt(variance)
     if len(before) >= 3:
-        medians = [statistics.median(run) for run in before]
-        between = statistics.stdev(medians) * math.sqrt(1 + 1 / len(before))
-        within = standard_error(now)
-        return float(max(t.ppf(quantile, len(before) - 1) * between, t.ppf(quantile, max(1, len(now) - 1)) * within))
-    errors = [standard_error(now), *(standard_error(run) / math.sqrt(len(before)) for run in before)]
-    scatter = math.sqrt(sum(error**2 for error in errors) + (1 + 1 / len(before)) * BETWEEN_RUNS**2)
-    freedom = max(1, min(len(now), *(len(run) for run in before)) - 1)
-    # Between runs the spread is taken as known, so the quantile's degrees of freedom count for the rounds' share alone.
-    within_share = sum(error**2 for error in errors) / scatter**2
-    effective = freedom / within_share**2 if within_share else math.inf  # Welch-Satterthwaite
-    return float(t.ppf(quantile, effective)) * scatter
+        spread = statistics.stdev(statistics.median(run) for run in before)
+        margin = max(margin, float(t.ppf(quantile, len(before) - 1)) * spread * math.sqrt(1 + 1 / len(before)))
+    return margin
 
 
-def verdict(now: Row, before: Sequence[Row]) -> Verdict:
+def verdict(now: Row, before: Sequence[Row], between_runs: float = BETWEEN_RUNS) -> Verdict:
     """Of this run's row against the same row of one stored run or more."""
     with_reference = all("reference" in row for row in (now, *before))
     ours = logarithms(now, with_reference)
     theirs = [logarithms(row, with_reference) for row in before]
     change = statistics.median(ours) - statistics.mean([statistics.median(run) for run in theirs])
-    margin = margin_of(ours, theirs)
+    margin = margin_of(ours, theirs, between_runs)
     word = "noise" if abs(change) <= margin else "faster" if change > 0 else "slower"
     return Verdict(now["name"], word, math.expm1(change), math.expm1(margin), len(before), with_reference)
 
 
-def verdicts(rows: Sequence[Row], files: Sequence[Path]) -> list[Verdict]:
+def verdicts(rows: Sequence[Row], files: Sequence[Path], between_runs: float = BETWEEN_RUNS) -> list[Verdict]:
     """Of every row that all the files have too.
 
     Raises:
@@ -108,7 +118,7 @@ def verdicts(rows: Sequence[Row], files: Sequence[Path]) -> list[Verdict]:
     """
     stored = [_rows(path) for path in files]
     found = [
-        verdict(row, [runs[row["name"]] for runs in stored])
+        verdict(row, [runs[row["name"]] for runs in stored], between_runs)
         for row in rows
         if "all" in row and all(row["name"] in runs for runs in stored)
     ]
@@ -135,12 +145,32 @@ def table(found: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def report(rows: Sequence[Row], files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Print the verdicts, and return them for the benchmark's file.
+def add_options(parser: ArgumentParser) -> None:
+    """What every benchmark takes to be compared with stored runs."""
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="compare with this earlier run, or several of the same version: faster, slower or noise",
+    )
+    parser.add_argument(
+        "--between-runs",
+        type=float,
+        default=BETWEEN_RUNS,
+        help=f"how far runs of one version scatter, relative; benchmarks.noise measures it (default: {BETWEEN_RUNS})",
+    )
+
+
+def report(rows: Sequence[Row], options: Namespace) -> list[dict[str, Any]]:
+    """Print the verdicts if `--baseline` asks for them, and return them for the benchmark's file.
 
     Raises:
         UserError: see `verdicts`.
     """
-    found = verdicts(rows, files)
+    if not options.baseline:
+        return []
+    found = verdicts(rows, options.baseline, options.between_runs)
     print(table(found))
     return [asdict(v) for v in found]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from vgg_ddp.data.order import Order, Slice
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.storage import Storage
 from vgg_ddp.distributed import World, device_of
+from vgg_ddp.errors import UserError
 from vgg_ddp.memory import used_bytes
 
 CROP_AND_FLIP = AugmentConfig(crop_padding=4, flip=True)
@@ -185,7 +187,7 @@ def measure_speed(options: argparse.Namespace, place: Path) -> list[dict[str, An
         return float(images / seconds)
 
     turns: dict[str, Callable[[], float]] = {name: partial(rate, name) for name in running}
-    turns[measuring.REFERENCE] = measuring.matrix_product(device_of(0))
+    turns[measuring.REFERENCE] = measuring.reference(device_of(0))
     rates = measuring.in_turns(turns, options.rounds)
     reference = rates[measuring.REFERENCE]
     return [{"name": name, **rows[name], **measuring.summary(rates[name], reference=reference)} for name in rows]
@@ -211,6 +213,7 @@ def measure_memory(options: argparse.Namespace, place: Path) -> list[dict[str, A
 
 def main() -> None:
     parser = measuring.parser_of("loaders", __doc__)
+    comparison.add_options(parser)
     parser.add_argument("--data", required=True, help="what vgg-ddp prepare takes, of images of one size")
     parser.add_argument("--photos", type=int, default=2000, help="large JPEG files to make (default: 2000; 0: none)")
     parser.add_argument("--batch", type=int, default=256, help="images in a batch (default: 256)")
@@ -235,8 +238,11 @@ def main() -> None:
             span = f"{row['least']:.0f} to {row['most']:.0f}"
             print(f"{row['name']:<20} {row['images_per_second']:10.0f} {per_core:9.0f} {span:>21} {first:>12}")
     measuring.write(options.json, "loaders", options.threads, rows)
-    if options.baseline:
-        comparison.report(rows, options.baseline)
+    try:
+        comparison.report(rows, options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

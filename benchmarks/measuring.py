@@ -3,7 +3,7 @@
 What else a machine does falls on neighbouring moments alike; so nothing is compared that was not measured in turns, in one
 process. The first round is warm-up and does not count.
 
-A run is compared with an earlier one of the same benchmark by `--baseline FILE`: `benchmarks/comparison.py` says how.
+What compares a run with an earlier one of the same benchmark is in `benchmarks/comparison.py`.
 """
 
 from __future__ import annotations
@@ -47,23 +47,44 @@ def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> Rates:
 
 
 def matrix_product(device: torch.device, seconds: float = 0.2) -> Callable[[], float]:
-    """A side for `in_turns`, under the name `REFERENCE`: FLOP/s of a large matrix product in bf16, for `seconds`.
-
-    It belongs to no version of the code: what changes it is the machine. Rates divided by it can be compared with those
-    of another day.
-    """
+    """FLOP/s of a large matrix product in bf16, for so long at each call."""
     size = 8192 if device.type == "cuda" else 1024
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(size, size, generator=generator).to(device, torch.bfloat16) for _ in range(2))
+    repeat = _repeated(lambda: left @ right, device, seconds)
+    return lambda: 2 * size**3 * repeat()
+
+
+def copy(device: torch.device, seconds: float = 0.2) -> Callable[[], float]:
+    """Bytes/s that a copy reads and writes which is larger than the caches, for so long at each call."""
+    source = torch.ones(2**28 if device.type == "cuda" else 2**24, device=device)
+    target = torch.empty_like(source)
+    repeat = _repeated(lambda: target.copy_(source), device, seconds)
+    return lambda: 2 * source.nbytes * repeat()
+
+
+def reference(device: torch.device) -> Callable[[], float]:
+    """A side for `in_turns`, under the name `REFERENCE`, that belongs to no version of the code: only the machine changes it.
+
+    Rates divided by it can be compared with those of another day. It is the geometric mean of a large matrix product and,
+    with a fifth of the weight, a large copy: neighbours on a shared machine take caches and memory as well as cores, and of
+    the weights tried (0 to 0.3) a fifth left the least scatter between runs of a training step.
+    """
+    product, copied = matrix_product(device), copy(device, seconds=0.1)
+    return lambda: product() ** 0.8 * copied() ** 0.2
+
+
+def _repeated(work: Callable[[], Any], device: torch.device, seconds: float) -> Callable[[], float]:
+    """How often `work` is done in a second, tried for `seconds`."""
 
     def rate() -> float:
-        start, products = time.perf_counter(), 0
+        start, times = time.perf_counter(), 0
         while time.perf_counter() < start + seconds:
-            left @ right
+            work()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            products += 1
-        return 2 * size**3 * products / (time.perf_counter() - start)
+            times += 1
+        return times / (time.perf_counter() - start)
 
     return rate
 
@@ -93,7 +114,7 @@ def summary(
 
     Args:
         unit: the median's key in the row.
-        reference: what the reference said in the same rounds (see `matrix_product`).
+        reference: what the reference said in the same rounds.
     """
     row: dict[str, Any] = {
         unit: statistics.median(rates),
@@ -119,6 +140,7 @@ def machine(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": commit(),
+        "load_average": os.getloadavg(),
         "date": date.today().isoformat(),
     }
 
@@ -129,14 +151,6 @@ def parser_of(name: str, description: str | None) -> ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
     parser.add_argument("--threads", type=int, default=cores(), help="CPU threads (default: all cores)")
     parser.add_argument("--json", type=Path, help="write the rows to this file, and pictures beside it")
-    parser.add_argument(
-        "--baseline",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="compare with this earlier run: faster, slower or noise; three runs or more tell the noise between runs too",
-    )
     return parser
 
 

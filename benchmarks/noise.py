@@ -7,8 +7,8 @@ Runs BENCHMARK so many times, each in a process of its own, and gives every run'
 before it) and against three (the three before it). Verdicts on the same code that say "faster" or "slower" are wrong; one in
 twenty is what the interval allows.
 
-Also said: how far runs scatter with and without the reference that is measured beside them, which shows whether dividing
-by it pays on this machine.
+Also said: how far runs scatter, as a standard deviation, with and without the reference that is measured beside them. The
+one with it is what `--between-runs` takes.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def run(benchmark: str, options: Sequence[str], file: Path) -> list[Row]:
     return rows
 
 
-def words(runs: Sequence[Sequence[Row]], baselines: int) -> Counter[str]:
+def words(runs: Sequence[Sequence[Row]], baselines: int, between_runs: float) -> Counter[str]:
     """The verdicts of each run against the `baselines` before it, over all rows."""
     found: Counter[str] = Counter()
     for number in range(baselines, len(runs)):
         for row in runs[number]:
             before = [next(r for r in run if r["name"] == row["name"]) for run in runs[number - baselines : number]]
-            found[comparison.verdict(row, before).word] += 1
+            found[comparison.verdict(row, before, between_runs).word] += 1
     return found
 
 
@@ -95,6 +95,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.noise", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=21, help="runs of the benchmark, 4 or more (default: 21)")
     parser.add_argument("--json", type=Path, help="write the rows to this file, and a picture beside it")
+    parser.add_argument(
+        "--between-runs",
+        type=float,
+        default=comparison.BETWEEN_RUNS,
+        help="as the benchmarks take it (default: %(default)s)",
+    )
     parser.add_argument("benchmark", help="e.g. scaling, loaders")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="the benchmark's options")
     options = parser.parse_args()
@@ -112,7 +118,7 @@ def main() -> int:
         return 2
     rows = []
     for baselines in (1, 3):
-        found = words(runs, baselines)
+        found = words(runs, baselines, options.between_runs)
         share = found["noise"] / found.total()
         rows.append({"name": f"against {baselines} stored", "verdicts": found.total(), **found, "noise_share": share})
         print(

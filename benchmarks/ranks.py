@@ -53,11 +53,11 @@ class AllReduces:
 
 
 @dataclass(frozen=True)
-class MatrixProducts:
-    """Seconds of a FLOP of the reference (`measuring.matrix_product`), on all ranks at once."""
+class Reference:
+    """The inverse of `measuring.reference`, on all ranks at once."""
 
 
-Task = TrainingSteps | AllReduces | MatrixProducts | Literal["stop"]
+Task = TrainingSteps | AllReduces | Reference | Literal["stop"]
 
 
 class Group:
@@ -124,7 +124,7 @@ def _rank(config: Config, rank: int, size: int, port: int, pipe: Connection) -> 
     keep_freed_memory()
     with joined() as world:
         trainers: dict[int, _Trainer] = {}
-        reference = measuring.matrix_product(world.device)
+        reference = measuring.reference(world.device)
         while True:
             task: Task = pipe.recv()
             if isinstance(task, TrainingSteps):
@@ -133,7 +133,7 @@ def _rank(config: Config, rank: int, size: int, port: int, pipe: Connection) -> 
                 pipe.send(trainers[task.batch].run(task.steps, task.together))
             elif isinstance(task, AllReduces):
                 pipe.send(_all_reduces(task, world))
-            elif isinstance(task, MatrixProducts):
+            elif isinstance(task, Reference):
                 world.barrier()
                 pipe.send({"step": 1 / reference()})
             else:

@@ -96,6 +96,7 @@ def show_predicted(found: dict[str, Any]) -> None:
 
 def main() -> int:
     parser = measuring.parser_of("scaling", __doc__)
+    comparison.add_options(parser)
     parser.set_defaults(threads=1)
     parser.add_argument("--parts", nargs="+", choices=["measure", "predict"], default=["measure", "predict"])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="numbers of ranks (default: 1 2 4)")
@@ -117,8 +118,7 @@ def main() -> int:
         if "predict" in options.parts:
             contents["predicted"] = predictions(options)
             show_predicted(contents["predicted"])
-        if options.baseline:
-            contents["verdicts"] = comparison.report(contents["rows"], options.baseline)
+        contents["verdicts"] = comparison.report(contents["rows"], options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from benchmarks import measuring
-from benchmarks.ranks import AllReduces, Group, MatrixProducts, Parts, TrainingSteps, groups
+from benchmarks.ranks import AllReduces, Group, Parts, Reference, TrainingSteps, groups
 from benchmarks.scaling_model.calibration import Calibration, fit_link
 from benchmarks.scaling_model.device import Device
 from benchmarks.scaling_model.network import layers
@@ -66,7 +65,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 share = batch // count if kind == "strong" else batch
                 steps[f"{kind}, {count} ranks"] = Steps(found[count], share, options.steps, together=kind != "apart")
         # Each group has a reference of its own, on the cores that its ranks are bound to.
-        sides: dict[str, Callable[[], float]] = {f"reference, {count} ranks": _product(found[count]) for count in ranks}
+        sides: dict[str, Callable[[], float]] = {
+            f"reference, {count} ranks": _reference(found[count]) for count in ranks
+        }
         sides |= steps
         if 2 in found:
             sides |= {f"all-reduce, {size} bytes": _all_reduce(found[2], size) for size in MESSAGES}
@@ -83,15 +84,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if 2 not in found:
         return {"rows": rows}
     seconds = {size: 1 / statistics.median(rates[f"all-reduce, {size} bytes"]) for size in MESSAGES}
-    flops = statistics.median(rates["reference, 1 ranks"])
-    calibration = calibrate(options, medians, ranks, seconds, flops)
+    calibration = calibrate(options, medians, ranks, seconds)
     return {
         "rows": rows,
         "calibration": {
             "bandwidth": calibration.link.bandwidth,
             "latency": calibration.link.protocols[0].ring,
             "all_reduce_seconds": seconds,
-            "reference_flops": flops,
+            "flops": calibration.device.flops,
+            "memory_bandwidth": calibration.device.bandwidth,
             "alone": calibration.alone,
             "crowd": calibration.crowd,
         },
@@ -104,14 +105,13 @@ def calibrate(
     medians: dict[str, Parts],
     ranks: list[int],
     all_reduce_seconds: dict[int, float],
-    flops: float,
 ) -> Calibration:
     """From a rank alone with the largest and the smallest batch, ranks apart, and all-reduces between two ranks."""
     device = device_of(0)
     alone = medians[f"alone, batch {options.batch}"]["step"]
     return Calibration(
         layers(options.network, True, "compact", 10, options.image_size),
-        Device("here", flops, copy_rate(device), 1.0, 2, "measured here"),
+        Device("here", measuring.matrix_product(device)(), measuring.copy(device)(), 1.0, 2, "measured here"),
         {share: medians[f"alone, batch {share}"] for share in (options.batch, options.batch // ranks[-1])},
         {count: medians[f"apart, {count} ranks"]["step"] / alone for count in ranks[1:]},
         fit_link(all_reduce_seconds, "between two ranks here"),
@@ -119,26 +119,12 @@ def calibrate(
     )
 
 
-def _product(group: Group) -> Callable[[], float]:
-    return lambda: 1 / group.run(MatrixProducts())["step"]
+def _reference(group: Group) -> Callable[[], float]:
+    return lambda: 1 / group.run(Reference())["step"]
 
 
 def _all_reduce(group: Group, size: int) -> Callable[[], float]:
     return lambda: 1 / group.run(AllReduces(size, repeats=max(2, min(50, 2**25 // size))))["step"]
-
-
-def copy_rate(device: torch.device) -> float:
-    """Bytes/s that a large copy reads and writes; the quickest of five."""
-    values = torch.ones(2**26, device=device)
-    copy = torch.empty_like(values)
-    times = []
-    for _ in range(6):
-        start = time.perf_counter()
-        copy.copy_(values)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return 2 * 4 * values.numel() / min(times[1:])
 
 
 def check(calibration: Calibration, medians: dict[str, Parts], batch: int, ranks: list[int]) -> Rows:

@@ -161,12 +161,12 @@ def measure(options: Namespace) -> dict[str, Any]:
     config = load(options.config, options.keys)
     if config.data.validation == 0:
         raise UserError("data.validation=0 holds no images out; set it above 0, e.g. data.validation=0.1")
-    product = measuring.matrix_product(device_of(0))
-    product()  # warm-up
+    machine_speed = measuring.reference(device_of(0))
+    machine_speed()  # warm-up
     runs, reference = [], []
     with tempfile.TemporaryDirectory(prefix="vgg_ddp-time-to-accuracy-") as place:
         for seed in range(options.seeds):
-            reference.append(product())
+            reference.append(machine_speed())
             run, seconds = train(options, seed, options.keep or Path(place))
             runs.append(read(run, options.target, seconds))
             print(line(runs[-1]), flush=True)
@@ -192,6 +192,7 @@ def line(run: Row) -> str:
 
 def main() -> int:
     parser = measuring.parser_of("time_to_accuracy", __doc__)
+    comparison.add_options(parser)
     parser.add_argument("config", help="a configuration, as vgg-ddp train takes it")
     parser.add_argument("keys", nargs="*", metavar="key=value", help="keys to set, as vgg-ddp train takes them")
     parser.add_argument("--target", type=float, required=True, help="accuracy on held-out images, 0 to 1")
@@ -208,8 +209,7 @@ def main() -> int:
         missed = sum(run["seconds"] is None for run in found["runs"])
         if missed:
             print(f"{missed} of {options.seeds} seeds did not reach {options.target:.2%}: no mean is given")
-        if options.baseline:
-            found["verdicts"] = comparison.report(found["rows"], options.baseline)
+        found["verdicts"] = comparison.report(found["rows"], options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -51,6 +51,13 @@ def test_a_summary_names_its_unit_and_keeps_every_round() -> None:
     assert not row["higher_is_better"]
 
 
-def test_the_reference_counts_floating_point_operations() -> None:
-    rate = measuring.matrix_product(torch.device("cpu"), seconds=0.02)()
-    assert 1e8 < rate < 1e14  # one thread of any machine
+def test_products_and_copies_count_operations_and_bytes() -> None:
+    device = torch.device("cpu")
+    assert 1e8 < measuring.matrix_product(device, seconds=0.02)() < 1e14  # one thread of any machine
+    assert 1e7 < measuring.copy(device, seconds=0.02)() < 1e13
+
+
+def test_the_reference_lies_between_its_parts() -> None:
+    device = torch.device("cpu")
+    parts = [measuring.matrix_product(device)(), measuring.copy(device)()]
+    assert min(parts) / 3 < measuring.reference(device)() < max(parts) * 3
