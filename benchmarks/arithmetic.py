@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -13,45 +14,62 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's work on one image in a training step.
+    """One layer's work on one image.
 
     Attributes:
-        name: its name in the network.
-        kind: its class.
-        flop: multiplications and additions, forward and backward; backward is twice forward, and the first layer's half
-            of that, since nothing asks for the gradient of the images.
-        values: numbers read and written, forward and backward: inputs, outputs and their gradients (weights apart).
+        forward_flops: a multiplication and an addition count as two; convolutions as if every tap met a pixel.
+        backward_flops: those for the weights' gradients and, but for the first layer, for the input's.
+        values: numbers read and written by the forward pass: its input and its output (weights apart).
+        parameters: shape of each parameter, in the order in which the module holds them.
+        outputs: numbers that leave the layer.
     """
 
     name: str
-    kind: str
-    flop: float
-    values: float
+    forward_flops: float
+    backward_flops: float
+    values: int
+    parameters: tuple[tuple[int, ...], ...]
+    outputs: int
+
+    @property
+    def training_flops(self) -> float:
+        return self.forward_flops + self.backward_flops
+
+    @property
+    def training_values(self) -> int:
+        """Numbers read and written forward and backward: the backward pass takes its inputs and both gradients."""
+        return 3 * self.values
+
+    @property
+    def weights(self) -> int:
+        return sum(math.prod(shape) for shape in self.parameters)
+
+    @property
+    def in_classifier(self) -> bool:
+        return self.name.startswith("classifier")
 
 
 def layers(network: nn.Module, image_size: int) -> list[Layer]:
-    """The layers of `network` in the order in which an image passes them."""
+    """The layers of `network` in the order in which an image passes them, counted as one does."""
     found: list[Layer] = []
-    hooks = []
 
-    def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        moved = 3.0 * (inputs[0].numel() + output.numel())
-        forward = 0.0
-        if isinstance(module, nn.Conv2d):
-            forward = 2.0 * output.numel() * module.weight[0].numel()
-        elif isinstance(module, nn.Linear):
-            forward = 2.0 * output.numel() * module.in_features
-        first = isinstance(module, nn.Conv2d) and not any(layer.flop for layer in found)
-        found.append(Layer(name, type(module).__name__, forward * (2 if first else 3), moved))
+    def count(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        flops = _forward_flops(module, output)
+        both = (
+            1 if flops and not any(layer.forward_flops for layer in found) else 2
+        )  # nobody asks for the pixels' gradient
+        shapes = tuple(tuple(parameter.shape) for parameter in module.parameters())
+        found.append(Layer(name, flops, both * flops, inputs[0].numel() + output.numel(), shapes, output.numel()))
 
-    for name, module in network.named_modules():
-        if not list(module.children()):
-            hooks.append(module.register_forward_hook(lambda m, i, o, name=name: note(name, m, i, o)))
-    device = next(network.parameters()).device
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: count(name, module, inputs, output))
+        for name, module in network.named_modules()
+        if not list(module.children())
+    ]
     was_training = network.training
     try:
         with torch.no_grad():
-            network.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+            network.eval()(torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device))
     finally:
         network.train(was_training)
         for hook in hooks:
@@ -59,9 +77,18 @@ def layers(network: nn.Module, image_size: int) -> list[Layer]:
     return found
 
 
+def _forward_flops(module: nn.Module, output: Tensor) -> float:
+    """Of the layers that multiply; the others are bound by memory and counted in `values`."""
+    if isinstance(module, nn.Conv2d):
+        return 2.0 * math.prod(module.kernel_size) * module.in_channels * output.numel()
+    if isinstance(module, nn.Linear):
+        return 2.0 * module.in_features * output.numel()
+    return 0.0
+
+
 def flop_per_image(network: nn.Module, image_size: int) -> float:
-    """Of a training step: the convolutions and linear layers, as they are defined (padding counts, as is the custom)."""
-    return sum(layer.flop for layer in layers(network, image_size))
+    """Of a training step: the convolutions and linear layers."""
+    return sum(layer.training_flops for layer in layers(network, image_size))
 
 
 class Peak:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks import comparison, measuring
+from benchmarks import comparison, measuring, pictures
 from vgg_ddp import loaders
 from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config.schema import AugmentConfig, DataConfig
@@ -36,7 +35,6 @@ from vgg_ddp.data.order import Order, Slice
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.storage import Storage
 from vgg_ddp.distributed import World, device_of
-from vgg_ddp.errors import UserError
 from vgg_ddp.memory import used_bytes
 
 CROP_AND_FLIP = AugmentConfig(crop_padding=4, flip=True)
@@ -238,12 +236,9 @@ def main() -> None:
             span = f"{row['least']:.0f} to {row['most']:.0f}"
             print(f"{row['name']:<20} {row['images_per_second']:10.0f} {per_core:9.0f} {span:>21} {first:>12}")
     measuring.write(options.json, "loaders", options.threads, rows)
-    try:
-        comparison.report(rows, options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    pictures.bars(options.json, rows, "images_per_second", "images per second, all cores", log=True)
+    comparison.report(rows, options)
 
 
 if __name__ == "__main__":
-    main()
+    measuring.exit_after(main)

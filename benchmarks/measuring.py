@@ -18,13 +18,14 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from scipy.stats import bootstrap
 
 from vgg_ddp.environment import commit, devices
+from vgg_ddp.errors import UserError
 
 Rates = dict[str, list[float]]
 REFERENCE = "reference"
@@ -154,9 +155,38 @@ def parser_of(name: str, description: str | None) -> ArgumentParser:
     return parser
 
 
+def exit_after(main: Callable[[], int | None]) -> NoReturn:
+    """Run a benchmark's `main`; a user's mistake is one line and exit code 2."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 def write(path: Path | None, name: str, threads: int, rows: list[dict[str, Any]], **more: Any) -> None:
     """The rows with the machine and the command, if a file is asked for; `more` are further keys."""
     if path is not None:
         command = " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]])
         contents = {"machine": machine(threads), "command": command, **more, "rows": rows}
-        path.write_text(json.dumps(contents, indent=2) + "\n")
+        path.write_text(text(contents) + "\n")
+
+
+def text(value: Any, indent: str = "", width: int = 120) -> str:
+    """`value` as JSON that a reader can compare: what fits on a line is on one, and each element of a list on its own."""
+    line = json.dumps(value)
+    if (
+        not isinstance(value, dict | list)
+        or len(indent + line) <= width
+        or (isinstance(value, list) and _is_flat(value))
+    ):
+        return line
+    inner = indent + "  "
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(inner + json.dumps(element) for element in value) + f"\n{indent}]"
+    entries = [f"{inner}{json.dumps(str(key))}: {text(entry, inner, width)}" for key, entry in value.items()]
+    return "{\n" + ",\n".join(entries) + f"\n{indent}}}"
+
+
+def _is_flat(value: list[Any]) -> bool:
+    return not any(isinstance(element, dict | list) for element in value)

@@ -91,7 +91,7 @@ def draw(runs: Sequence[Sequence[Row]], path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.noise", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=21, help="runs of the benchmark, 4 or more (default: 21)")
     parser.add_argument("--json", type=Path, help="write the rows to this file, and a picture beside it")
@@ -105,17 +105,13 @@ def main() -> int:
     parser.add_argument("options", nargs=argparse.REMAINDER, help="the benchmark's options")
     options = parser.parse_args()
     runs: list[list[Row]] = []
-    try:
-        if options.runs < 4:
-            raise UserError(f"--runs {options.runs}: 4 or more are needed")
-        with tempfile.TemporaryDirectory() as place:
-            for number in range(options.runs):
-                runs.append(run(options.benchmark, options.options, Path(place) / "run.json"))
-                first = runs[-1][0]
-                print(f"run {number + 1:>3}  {first['name']}: {first[first['unit']]:.5g} {first['unit']}", flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.runs < 4:
+        raise UserError(f"--runs {options.runs}: 4 or more are needed")
+    with tempfile.TemporaryDirectory() as place:
+        for number in range(options.runs):
+            runs.append(run(options.benchmark, options.options, Path(place) / "run.json"))
+            first = runs[-1][0]
+            print(f"run {number + 1:>3}  {first['name']}: {first[first['unit']]:.5g} {first['unit']}", flush=True)
     rows = []
     for baselines in (1, 3):
         found = words(runs, baselines, options.between_runs)
@@ -133,8 +129,7 @@ def main() -> int:
     measuring.write(options.json, "noise", measuring.cores(), rows, **scatters, runs=runs)
     if options.json:
         draw(runs, options.json.with_suffix(".png"))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    measuring.exit_after(main)

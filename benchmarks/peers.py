@@ -33,7 +33,7 @@ import torchvision
 from torch import Tensor, nn
 
 import vgg_ddp
-from benchmarks import measuring
+from benchmarks import comparison, measuring, pictures
 from benchmarks.throughput import Cell, Step, cached
 from vgg_ddp.distributed import World, device_of
 from vgg_ddp.memory import keep_freed_memory
@@ -302,12 +302,14 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         cell = Cell(network, options.image_size, batch, options.precision, "channels_last", False)
         with contextlib.ExitStack() as stack:
             sides = {name: stack.enter_context(side(name, cell, options)) for name in versions}
+            sides[measuring.REFERENCE] = measuring.reference(device_of(0))
             rates = measuring.in_turns(sides, options.rounds)
+        reference = rates.pop(measuring.REFERENCE)
         for name, values in rates.items():
             # Each of our rounds stands beside one of the peer's: the ratio is of neighbours.
             ratio = statistics.median(a / b for a, b in zip(rates[OURS], values))
-            about = {"name": name, "version": versions[name], **vars(cell)}
-            rows.append({**about, **measuring.summary(values), "ours_to_theirs": ratio})
+            about = {"name": f"{cell.name} {name}", "side": name, "version": versions[name], **vars(cell)}
+            rows.append({**about, **measuring.summary(values, reference=reference), "ours_to_theirs": ratio})
             span = f"{min(values):.1f} to {max(values):.1f}"
             print(
                 f"{cell.name:<40} {name + ' ' + versions[name]:<26} {statistics.median(values):8.1f} images/s {span:>17}"
@@ -319,6 +321,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = measuring.parser_of("peers", __doc__)
+    comparison.add_options(parser)
     parser.add_argument("--networks", nargs="+", default=["vgg16"], help="(default: vgg16)")
     parser.add_argument("--batches", nargs="+", type=int, default=[256], help="images in a step (default: 256)")
     parser.add_argument("--image-size", type=int, default=32, help="pixels (default: 32)")
@@ -326,8 +329,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="steps in a round (default: 2)")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS), help="(default: all)")
     options = parser.parse_args()
-    measuring.write(options.json, "peers", options.threads, measure(options))
+    torch.set_num_threads(options.threads)
+    rows = measure(options)
+    measuring.write(options.json, "peers", options.threads, rows)
+    pictures.bars(options.json, rows, "images_per_second", "images per second")
+    comparison.report(rows, options)
 
 
 if __name__ == "__main__":
-    main()
+    measuring.exit_after(main)

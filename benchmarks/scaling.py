@@ -15,7 +15,6 @@ larger machines from stated hardware, and answers three published measurements.
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from dataclasses import asdict
 from typing import Any
@@ -28,7 +27,6 @@ from benchmarks.scaling_model.link import CLUSTERS
 from benchmarks.scaling_model.network import describe, layers
 from benchmarks.scaling_model.prediction import EXCHANGES, Case, all_reduces, predict
 from benchmarks.scaling_model.step import doublings
-from vgg_ddp.errors import UserError
 
 COUNTS = doublings(8, 4096)
 SHOWN = (8, 64, 512, 4096)
@@ -94,7 +92,7 @@ def show_predicted(found: dict[str, Any]) -> None:
         print(f"{point['name']:<58} {point['measured']:>9.2f} {point['predicted']:>7.2f} {point['error']:>+7.1%}")
 
 
-def main() -> int:
+def main() -> None:
     parser = measuring.parser_of("scaling", __doc__)
     comparison.add_options(parser)
     parser.set_defaults(threads=1)
@@ -109,24 +107,19 @@ def main() -> int:
     parser.add_argument("--gpu-batch", type=int, default=64, help="images of each GPU at 224 pixels (default: 64)")
     parser.add_argument("--images-per-second", type=float, help="of one GPU at 224 pixels, where it was measured")
     options = parser.parse_args()
-    try:
-        contents: dict[str, Any] = {"rows": []}
-        if "measure" in options.parts:
-            measured = measure(options)
-            show_measured(measured)
-            contents |= measured
-        if "predict" in options.parts:
-            contents["predicted"] = predictions(options)
-            show_predicted(contents["predicted"])
-        contents["verdicts"] = comparison.report(contents["rows"], options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    contents: dict[str, Any] = {"rows": []}
+    if "measure" in options.parts:
+        measured = measure(options)
+        show_measured(measured)
+        contents |= measured
+    if "predict" in options.parts:
+        contents["predicted"] = predictions(options)
+        show_predicted(contents["predicted"])
+    contents["verdicts"] = comparison.report(contents["rows"], options)
     measuring.write(options.json, "scaling", options.threads, **contents)
     if options.json:
         scaling_pictures.draw(contents, options.json)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    measuring.exit_after(main)

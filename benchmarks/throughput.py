@@ -24,7 +24,7 @@ import torch
 import torchvision
 from torch import nn
 
-from benchmarks import measuring
+from benchmarks import comparison, measuring, pictures
 from benchmarks.arithmetic import Peak, flop_per_image, layers
 from vgg_ddp import builders, engines, loaders
 from vgg_ddp.augment.geometry import training_geometry
@@ -224,14 +224,16 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
         peak = Peak(precision, world.device)
         sides[f"matrix product {precision}"] = peak.product
     sides["copy"] = peak.copy
+    sides[measuring.REFERENCE] = measuring.reference(world.device)
     rates = measuring.in_turns(sides, options.rounds)
+    reference = rates.pop(measuring.REFERENCE)
     rows = []
     for name, values in rates.items():
         if name in steps:
             cell, step = steps[name]
             top = statistics.median(rates[f"matrix product {cell.precision}"])
             per_part = {p: statistics.median(s[p] for s in parts[name][1:]) for p in parts[name][0]}
-            row = measuring.summary(values)
+            row = measuring.summary(values, reference=reference)
             rows.append(
                 {
                     "name": name,
@@ -244,10 +246,10 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
                 }
             )
         elif name.startswith("plain"):
-            rows.append({"name": name, **measuring.summary(values)})
+            rows.append({"name": name, **measuring.summary(values, reference=reference)})
         else:
             unit = "bytes_per_second" if name == "copy" else "flop_per_second"
-            rows.append({"name": name, **measuring.summary(values, unit)})
+            rows.append({"name": name, **measuring.summary(values, unit, reference)})
     memory = peak_bytes(world)
     for row in rows:
         if "network" in row and len(cells) == 1:
@@ -280,10 +282,9 @@ def draw_roofline(path: Path, rows: list[dict[str, Any]]) -> None:
     intensity = np.logspace(-1, 4, 200)
     axes.plot(intensity, np.minimum(product, intensity * copy) / 1e9, color="black")
     for layer in layers(network, row["image_size"]):
-        x = max(layer.flop, layer.values) / (
-            layer.values * width
-        )  # a layer without products does about one operation a value
-        axes.plot(x, min(product, x * copy) / 1e9, "o", color="tab:blue" if layer.flop else "tab:orange")
+        # A layer without products does about one operation a value.
+        x = max(layer.training_flops, layer.training_values) / (layer.training_values * width)
+        axes.plot(x, min(product, x * copy) / 1e9, "o", color="tab:blue" if layer.forward_flops else "tab:orange")
         axes.annotate(layer.name, (x, min(product, x * copy) / 1e9), fontsize=6)
     axes.axhline(row["images_per_second"] * row["flop_per_image"] / 1e9, linestyle="--", color="tab:green")
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
@@ -317,6 +318,7 @@ def truth(text: str) -> bool:
 
 def main() -> None:
     parser = measuring.parser_of("throughput", __doc__)
+    comparison.add_options(parser)
     networks = ["vgg11", "vgg13", "vgg16", "vgg19"]
     parser.add_argument("--networks", nargs="+", default=["vgg16"], choices=networks, help="(default: vgg16)")
     parser.add_argument("--image-sizes", nargs="+", type=int, default=[32], help="pixels (default: 32)")
@@ -348,9 +350,11 @@ def main() -> None:
         if world.is_main:
             show(rows)
             measuring.write(options.json, "throughput", options.threads, rows)
+            pictures.bars(options.json, rows, "images_per_second", "images per second")
+            comparison.report(rows, options)
             if options.roofline:
                 draw_roofline(options.roofline, rows)
 
 
 if __name__ == "__main__":
-    main()
+    measuring.exit_after(main)

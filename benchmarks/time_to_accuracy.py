@@ -190,7 +190,7 @@ def line(run: Row) -> str:
     )
 
 
-def main() -> int:
+def main() -> None:
     parser = measuring.parser_of("time_to_accuracy", __doc__)
     comparison.add_options(parser)
     parser.add_argument("config", help="a configuration, as vgg-ddp train takes it")
@@ -200,24 +200,19 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="keep the runs in this directory (default: they are deleted)")
     options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)
-    try:
-        found = measure(options)
-        for row in found["rows"]:
-            deviation = row["standard_deviation"]
-            spread = "" if deviation is None else f" ± {deviation:.3g}"
-            print(f"{row['name']:<24} {row['mean']:.4g}{spread}  ({row['least']:.4g} to {row['most']:.4g})")
-        missed = sum(run["seconds"] is None for run in found["runs"])
-        if missed:
-            print(f"{missed} of {options.seeds} seeds did not reach {options.target:.2%}: no mean is given")
-        found["verdicts"] = comparison.report(found["rows"], options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    found = measure(options)
+    for row in found["rows"]:
+        deviation = row["standard_deviation"]
+        spread = "" if deviation is None else f" ± {deviation:.3g}"
+        print(f"{row['name']:<24} {row['mean']:.4g}{spread}  ({row['least']:.4g} to {row['most']:.4g})")
+    missed = sum(run["seconds"] is None for run in found["runs"])
+    if missed:
+        print(f"{missed} of {options.seeds} seeds did not reach {options.target:.2%}: no mean is given")
+    found["verdicts"] = comparison.report(found["rows"], options)
     measuring.write(options.json, "time_to_accuracy", options.threads, **found)
     if options.json:
         draw(found["runs"], options.target, options.json.with_suffix(".png"))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    measuring.exit_after(main)

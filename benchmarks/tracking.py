@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measuring
+from benchmarks import comparison, measuring, pictures
 from vgg_ddp.run_directory import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +65,7 @@ def step_seconds(mode: str, folder: Path, options: argparse.Namespace, address: 
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row a side: the median step over all rounds, and the least and most of the rounds' medians."""
+    """A row a side: the median of the rounds' median steps."""
     address = black_hole()
     seconds: dict[str, list[list[float]]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as place:
@@ -78,12 +78,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         {
             "name": f"wandb {name}",
             "batch": options.batch,
-            "step_seconds": statistics.median([s for each in rounds for s in each]),
-            "least": min(statistics.median(each) for each in rounds),
-            "most": max(statistics.median(each) for each in rounds),
-            "mean": statistics.mean([s for each in rounds for s in each]),
-            "rounds": len(rounds),
             "steps": sum(len(each) for each in rounds),
+            "mean": statistics.mean([s for each in rounds for s in each]),
+            **measuring.summary([statistics.median(each) for each in rounds], "step_seconds", higher_is_better=False),
         }
         for name, rounds in seconds.items()
     ]
@@ -91,6 +88,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = measuring.parser_of("tracking", __doc__)
+    comparison.add_options(parser)
     parser.add_argument("--source", default="digits", help="data.source (default: digits)")
     parser.add_argument("--batch", type=int, default=256, help="images in a step (default: 256)")
     parser.add_argument("--steps", type=int, default=60, help="steps of a training (default: 60)")
@@ -100,7 +98,9 @@ def main() -> None:
         print(f"{row['name']:<24} {row['step_seconds']:.4f} s a step  ({row['least']:.4f} to {row['most']:.4f})")
     print(f"ratio {rows[1]['step_seconds'] / rows[0]['step_seconds']:.4f}")
     measuring.write(options.json, "tracking", options.threads, rows)
+    pictures.bars(options.json, rows, "step_seconds", "seconds of a step")
+    comparison.report(rows, options)
 
 
 if __name__ == "__main__":
-    main()
+    measuring.exit_after(main)

@@ -60,7 +60,7 @@ def test_the_arithmetic_of_a_network_is_counted_from_its_definition(name: str, g
     network = vgg(name, True, "compact", 10, 32)
     counted = layers(network, 32)
     first = 2 * 32 * 32 * 64 * 27
-    assert (sum(layer.flop for layer in counted) + first) / 6 == pytest.approx(gmac * 1e9, rel=0.01)
+    assert (sum(layer.training_flops for layer in counted) + first) / 6 == pytest.approx(gmac * 1e9, rel=0.01)
     by_hand = sum(
         2 * 3 * shape[0] * 9 * shape[1] * shape[2] ** 2
         for shape in (
@@ -68,7 +68,30 @@ def test_the_arithmetic_of_a_network_is_counted_from_its_definition(name: str, g
         )
     )
     if name == "A":
-        assert sum(layer.flop for layer in counted) == by_hand + 2 * first + 6 * 5120
+        assert sum(layer.training_flops for layer in counted) == by_hand + 2 * first + 6 * 5120
+
+
+def test_a_benchmark_takes_an_earlier_run_of_itself(tmp_path: Path) -> None:
+    """Verdicts name the rows of both; a file that shares none gets one line."""
+    keys = ["network=vgg11", "data.image_size=16", f"data.directory={tmp_path}", "batch=16"]
+    first = tmp_path / "first.json"
+    options = ["--steps", 2, "--rounds", 2, "--threads", 1, "--config", ROOT / "configs" / "vgg16_cifar10.yaml"]
+    _, rows = run("overhead", *keys, *options, "--json", first)
+    (row,) = rows
+    seconds = row["seconds"]
+    engine = sum(seconds[f"engine.{name}"] for name in ("forward", "backward", "step"))
+    assert 0 < seconds["data_wait"] < seconds["step"] - engine
+    assert 0 < row["overhead"] < 1
+    assert first.with_suffix(".png").stat().st_size > 5_000
+    output, _ = run("overhead", *keys, *options, "--json", tmp_path / "second.json", "--baseline", first)
+    assert "against the baseline" in output
+    assert output.splitlines()[-1].split()[-1] in ("faster", "slower", "noise")
+    words = [sys.executable, "-m", "benchmarks.throughput", "--networks", "vgg11", "--batches", "4", "--rounds", "1"]
+    words += ["--no-plain", "--steps", "1", "--threads", "1", "--baseline", first]
+    done = subprocess.run([str(word) for word in words], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2
+    assert "none of this run's rows is there" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_loaders_has_a_row_a_loader_and_storage(tmp_path: Path) -> None:

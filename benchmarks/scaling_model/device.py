@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.scaling_model.network import Layer
+from benchmarks.arithmetic import Layer
 
 LayerSeconds = list[tuple[float, float]]
 

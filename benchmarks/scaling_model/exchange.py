@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from benchmarks.arithmetic import Layer
 from benchmarks.scaling_model.device import Device
 from benchmarks.scaling_model.link import Cluster
-from benchmarks.scaling_model.network import Layer
 
 Shape = tuple[int, ...]
 FLOAT = 4  # bytes; DDP's gradients are fp32, whatever autocast multiplies in

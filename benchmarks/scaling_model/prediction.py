@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks.arithmetic import Layer
 from benchmarks.scaling_model.device import Device, LayerSeconds, roofline
 from benchmarks.scaling_model.exchange import (
     Exchange,
@@ -16,7 +17,6 @@ from benchmarks.scaling_model.exchange import (
     PowerSGD,
 )
 from benchmarks.scaling_model.link import ALGORITHMS, Cluster
-from benchmarks.scaling_model.network import Layer
 from benchmarks.scaling_model.step import Step, step, update_seconds
 
 EXCHANGES: tuple[Exchange, ...] = (Plain(), HalfPrecision(), PowerSGD(), OuterSteps(), ModelParallelClassifier())

@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.arithmetic import Layer
 from benchmarks.scaling_model.device import Device, LayerSeconds
 from benchmarks.scaling_model.exchange import FLOAT, Exchange, Piece
 from benchmarks.scaling_model.link import Cluster
-from benchmarks.scaling_model.network import Layer
 
 MIB = 2**20
 

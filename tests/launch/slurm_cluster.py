@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -70,6 +71,18 @@ class Cluster:
 
     def start_node(self, name: str) -> None:
         self.daemons[name] = self._daemon(name, "slurmd", "-D", "-N", name)
+
+    def kill_node(self, name: str) -> None:
+        """As a power failure: its daemon and all that it started die at once, the steps' own daemons with them."""
+        self.daemons[name].kill()
+        self.daemons[name].wait()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if f"SLURMD_NODENAME={name}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                    parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+                    if (Path("/proc") / parent / "comm").read_text().strip() == "slurmstepd":
+                        os.kill(int(parent), signal.SIGKILL)
+                    os.kill(int(process.name), signal.SIGKILL)
 
     def _daemon(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:

@@ -65,6 +65,23 @@ def test_a_preempted_job_is_queued_again_and_ends_with_the_same_weights(
     assert_same_weights(run, undisturbed)
 
 
+def test_a_job_whose_node_fails_is_queued_again_and_goes_on_from_its_checkpoint(
+    cluster: Cluster, config: Path, undisturbed: Path
+) -> None:
+    """The second node dies with all its processes, and comes back later."""
+    run = cluster.folder / "failed"
+    job = submit(cluster, config, run, "--partition", "low", "checkpoint.every_steps=1")
+    wait_until(lambda: steps_logged(run) >= 3 or finished(cluster, job), 60)
+    cluster.kill_node("n2")
+    wait_until(lambda: cluster.state(job).get("Restarts") == "1" or finished(cluster, job), 90)
+    cluster.start_node("n2")
+    wait_until(lambda: finished(cluster, job), 180)
+    state = cluster.state(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), logs(cluster)
+    assert "continuing at step" in logs(cluster)
+    assert_same_weights(run, undisturbed)
+
+
 def test_the_script_has_what_was_asked_for(config: Path) -> None:
     options = ["--nodes", "4", "--gpus-per-node", "2", "--time", "1:00:00", "--account", "us", "--sbatch=--qos=high"]
     done = launch("slurm", str(config), *options, "--dry-run", "batch=64", "run.dir=a b")
