@@ -67,7 +67,7 @@ class Loop:
         dataset, _ = builders.open_dataset(config, world)
         job = builders.build_job(config, dataset, run, world)
         self._engine = Timed(job.engine, world.device)
-        self._job: Job = dataclasses.replace(job, engine=self._engine)  # type: ignore[arg-type]
+        self._job: Job = dataclasses.replace(job, engine=self._engine)
         self._state = State(identity={})
         self._log = run.metrics
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.arithmetic import layers
+from benchmarks.two_hosts import why_not
 from vgg_ddp.model import vgg
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +94,46 @@ def test_a_benchmark_takes_an_earlier_run_of_itself(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "none of this run's rows is there" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def namespaces_left() -> set[str]:
+    """Of benchmarks that have ended."""
+    names = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout.split()
+    return {name for name in names if name.startswith("vgg-ddp-") and not Path("/proc", name.split("-")[2]).exists()}
+
+
+def test_communication_measures_two_hosts_trains_and_leaves_none_behind(tmp_path: Path) -> None:
+    lacking = why_not()
+    if lacking:
+        pytest.skip(lacking)
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("two ranks need two cores")
+    file = tmp_path / "out.json"
+    small = ["--network", "vgg11", "--image-size", 16, "--batch", 8, "--steps", 2, "--rounds", 1, "--json", file]
+    choices = ["--heads", "compact", "--links", 1000, "--choices", "plain", "local SGD 16"]
+    before = namespaces_left()
+    output, (alone, plain, local) = run("communication", *choices, *small)
+    assert namespaces_left() <= before
+    parameters = 9_229_898 * 4 / 1e6  # MB, as float32
+    assert (alone["choice"], alone["efficiency"], alone["megabytes_per_step"]) == ("one rank", 1.0, 0.0)
+    assert parameters < plain["megabytes_per_step"] < 1.1 * parameters  # each rank sends its half twice
+    assert parameters / 2 / 16 < local["megabytes_per_step"] < 1.2 * parameters / 2 / 16
+    assert local["synchronise_seconds"] > parameters / 2 * 8 / 1000 * 0.9  # at 1 Gbit/s
+    assert f"{plain['images_per_second']:.1f} images/s" in output
+
+    source = tmp_path / "digits"
+    subprocess.run([sys.executable, "-m", "vgg_ddp", "prepare", "digits", "--out", source], check=True, cwd=ROOT)
+    training = ["--train", source, "--train-steps", 20, "--loss", 9, "--seeds", 1, "--choices", "plain", "bf16"]
+    _, rows = run("communication", *training, "--json", file)
+    assert [row["name"] for row in rows[:3]] == [row["name"] for row in (alone, plain, local)]  # kept
+    assert [(row["choice"], row["seed"]) for row in rows[3:]] == [("plain", 0), ("bf16", 0)]
+    assert all(row["steps_to_loss"] == row["losses"][0][0] <= 16 and 0 < row["test_accuracy"] < 1 for row in rows[3:])
+    shown = subprocess.run(
+        [sys.executable, "-m", "benchmarks.communication", "--show", file], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    assert f"| plain | {plain['efficiency']:.2f} (" in shown
+    assert f"| bf16 | {rows[4]['steps_to_loss']} | {rows[4]['test_accuracy']:.2%} |" in shown
+    assert file.with_suffix(".png").stat().st_size > 10_000
 
 
 def test_loaders_has_a_row_a_loader_and_storage(tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""A rank: a process that takes what to measure from its standard input, a line each, and writes what it saw.
+
+python -m benchmarks.communication.rank CORE INTERFACE
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from benchmarks.communication.choices import ALONE, CHOICES
+from vgg_ddp import builders, engines
+from vgg_ddp.config import Config
+from vgg_ddp.distributed import World, joined
+from vgg_ddp.memory import keep_freed_memory
+from vgg_ddp.preprocess import Preprocess
+
+
+@dataclasses.dataclass
+class Seen:
+    """What one rank saw: seconds of a step and of a synchronisation, processor seconds of all, bytes sent in a step."""
+
+    step_seconds: float
+    synchronise_seconds: float
+    processor_seconds: float
+    bytes: float
+
+
+def main(core: int, interface: str) -> None:
+    keep_freed_memory()
+    os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+    with joined(timedelta(minutes=30)) as world:
+        for line in sys.stdin:
+            order = json.loads(line)
+            seen = measure(order, world if order["choice"] != ALONE else World(0, 1, 0, 1, world.device), interface)
+            print("SEEN", json.dumps(dataclasses.asdict(seen)), flush=True)
+
+
+def measure(order: dict[str, Any], world: World, interface: str) -> Seen:
+    config = msgspec.convert(
+        {
+            "network": order["network"],
+            "batch": order["local_batch"] * world.size,
+            "model": {"head": order["head"]},
+            "data": {"image_size": order["image_size"]},
+            "communication": CHOICES.get(order["choice"], {}),
+        },
+        Config,
+    )
+    network = builders.build_network(config, 10, world.device)
+    preprocess = Preprocess([128.0] * 3, [64.0] * 3, config.channels_last)
+    engine = engines.build(config, network, world)
+    generator = torch.Generator().manual_seed(world.rank)
+    shape = (order["local_batch"], order["image_size"], order["image_size"], 3)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (order["local_batch"],), generator=generator)
+
+    def step() -> None:
+        loss, _ = engine.forward(preprocess(images), labels, last=True)
+        engine.backward(loss)
+        engine.step()
+
+    for _ in range(order["warm_up"]):
+        step()
+    engine.synchronise()
+    world.barrier()
+    processor, sent, start = processor_seconds(), sent_bytes(interface), time.perf_counter()
+    for _ in range(order["steps"]):
+        step()
+    world.barrier()
+    stepped = time.perf_counter()
+    sent_in_steps = sent_bytes(interface)
+    engine.synchronise()
+    world.barrier()
+    end = time.perf_counter()
+    in_synchronise = sent_bytes(interface) - sent_in_steps
+    every = config.communication.synchronise_every
+    return Seen(
+        (stepped - start) / order["steps"],
+        end - stepped if every > 1 else 0.0,
+        processor_seconds() - processor,
+        (sent_in_steps - sent) / order["steps"] + (in_synchronise / every if every > 1 else 0.0),
+    )
+
+
+def processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def sent_bytes(interface: str) -> int:
+    """What the interface of this network namespace has sent so far."""
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        name, _, fields = line.partition(":")
+        if name.strip() == interface:
+            return int(fields.split()[8])
+    return 0
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

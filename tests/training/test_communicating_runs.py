@@ -1,0 +1,55 @@
+"""Whole runs with choices of communication: stopped and continued, validated, saved."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.training.conftest import Train
+from tests.training.rank_processes import Ranks
+from tests.training.test_resume import assert_undisturbed, latest, metrics, state, stop
+
+Launch = Callable[..., Ranks]
+DILOCO = [f"communication.{key}" for key in ("synchronise_every=3", "outer_learning_rate=0.7", "outer_momentum=0.9")]
+CHOICES = {
+    "outer steps": [*DILOCO, "communication.compression=bf16"],
+    "powersgd": ["communication.compression=powersgd", "communication.powersgd_warmup_steps=2"],
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_stopped_and_continued(name: str, train: Train, launch: Launch, runs: Path) -> None:
+    """With batch norm, whose statistics are rank 0's. Eight steps are an epoch: a multiple of three in no way."""
+    words = (*CHOICES[name], "min_steps=12", "data.validation=0.2")
+    whole = train(f"{name} whole", *words, size=2)
+    run = runs / f"{name} stopped"
+    stop(launch(run.name, *words, size=2), run, random.Random(name).randrange(1, 7), rank=1)
+    stopped = state(run)
+    assert 0 < stopped["step"] < 12
+    if name == "outer steps":
+        assert stopped["step"] % 3 == 0
+    assert_undisturbed(train(run.name, *words, "resume=auto", size=2), whole)
+    shutil.rmtree(run)
+    shutil.rmtree(whole)
+
+
+def test_split_head_is_validated_saved_whole_and_continued_by_one_rank(train: Train, runs: Path) -> None:
+    words = ("model.head=paper", "model.dropout=0", "data.image_size=32", "batch=4", "data.validation=0.2", "ema=0")
+    run = train("split", *words, "communication.split_head=all", "min_steps=2", size=2)
+    validation = [row for row in metrics(run) if row["split"] == "validation"]
+    whole = train("not split", *words, "min_steps=2")
+    for name in ("model", "optimizer"):
+        ours, theirs = (load_file(latest(folder) / f"{name}.safetensors") for folder in (run, whole))
+        assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+    assert validation[-1]["loss"] == pytest.approx(metrics(whole)[-1]["loss"], rel=0.05)
+    resumed = train("split", *words, "min_steps=3", "resume=auto")
+    assert state(resumed)["step"] == 3
+    assert json.loads((resumed / "summary.json").read_text())["world_size"] == 1
+    for folder in (run, whole):
+        shutil.rmtree(folder)
