@@ -133,6 +133,22 @@ def test_mean_and_deviation_are_numpys_over_all_training_pixels(source: Path, tm
     assert_allclose(record.std, pixels.std(axis=0), rtol=1e-12)
 
 
+@pytest.mark.parametrize("before", ["./", "pets/", "./pets/"])
+def test_a_tar_may_hold_the_folder_itself(tmp_path: Path, before: str) -> None:
+    """As `tar cf pets.tar pets` and `tar cf pets.tar ./pets` make it."""
+    files = jpegs(COUNTS)
+    plain = made(write_tar(tmp_path / "pets.tar", files), tmp_path / "plain")
+    packed = write_tar(tmp_path / "packed.tar", {f"{before}{name}": data for name, data in files.items()})
+    assert contents(made(packed, tmp_path / "dataset")) == contents(plain)
+
+
+def test_an_official_archive_may_be_packed_with_a_leading_dot(tmp_path: Path) -> None:
+    files = binary_files100()
+    plain = made(write_tar(tmp_path / "plain.tar", files), tmp_path / "plain")
+    dotted = made(write_tar(tmp_path / "dot.tar", {f"./{name}": data for name, data in files.items()}), tmp_path / "dot")
+    assert (dotted.record.name, dotted.sha256) == ("CIFAR-100", plain.sha256)
+
+
 def test_the_shards_are_a_webdataset_that_any_tar_reader_reads(source: Path, tmp_path: Path) -> None:
     made(source, tmp_path / "dataset")
     files, seen = jpegs(COUNTS), []

@@ -11,7 +11,7 @@ import pickle
 import pickletools
 import tarfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,8 @@ def read(archive: tarfile.TarFile, path: Path, layout: Layout) -> tuple[list[str
         UserError: a member missing, or not what the format says.
     """
     wanted = {f"{layout.folder}/{file}" for files in (*layout.splits.values(), (layout.names_file,)) for file in files}
-    contents = {m.name: _bytes(archive, m) for m in archive if m.isfile() and m.name in wanted}
+    members = ((str(PurePosixPath(member.name)), member) for member in archive if member.isfile())  # "./x" is "x"
+    contents = {name: _bytes(archive, member) for name, member in members if name in wanted}
     missing = sorted(wanted - contents.keys())
     if missing:
         raise UserError(f"{path} lacks {missing[0]}: it is not the official {layout.name} archive; download it again")

@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -70,6 +70,7 @@ class EncodedSource:
     ignored: int
     origin: dict[str, str | int]
     path: Path
+    root: str = ""  # of a tar that holds the folder itself, the folder's name and a slash
 
     @property
     def count(self) -> int:
@@ -93,7 +94,7 @@ def _read_folder(source: EncodedSource) -> Iterator[tuple[str, bytes]]:
 def _read_tar(source: EncodedSource) -> Iterator[tuple[str, bytes]]:
     with open_tar(source.path) as archive:
         for member in archive:
-            key = str(PurePosixPath(member.name))
+            key = str(PurePosixPath(member.name)).removeprefix(source.root)
             if key in source.keys and member.isfile():
                 file = archive.extractfile(member)
                 assert file is not None, "a regular file"
@@ -128,7 +129,8 @@ def open_source(path: Path) -> PixelSource | EncodedSource:
             pass
     layout = next((layout for name in names if (layout := cifar.layout_of(name.split("/")[0]))), None)
     if layout is None:
-        return _image_folder(path, names, origin)
+        root = _root(names)
+        return replace(_image_folder(path, [name.removeprefix(root) for name in names], origin), root=root)
     with open_tar(path) as archive:
         classes, splits = cifar.read(archive, path, layout)
     groups = cifar.GROUPS_CIFAR10 if layout.name == "CIFAR-10" else {}
@@ -168,6 +170,14 @@ def _checked(member: tarfile.TarInfo, path: Path) -> str:
     if member.issym() or member.islnk():
         raise UserError(f"{path}: {member.name} is a link; pack it with tar --dereference --hard-dereference")
     return str(name)
+
+
+def _root(names: list[str]) -> str:
+    """The folder that all of a tar lies in, with a slash; empty where train/ and test/ are at its top."""
+    tops = {PurePosixPath(name).parts[0] for name in names}
+    top = next(iter(tops), "")
+    inner = {PurePosixPath(name).parts[1] for name in names if len(PurePosixPath(name).parts) > 1}
+    return f"{top}/" if len(tops) == 1 and top not in SPLITS and inner & set(SPLITS) else ""
 
 
 def _image_folder(path: Path, names: list[str], origin: dict[str, str | int]) -> EncodedSource:
