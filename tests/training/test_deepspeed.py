@@ -144,7 +144,7 @@ def overflow(stage: int, output: Path) -> int:
     """As a rank: one step of which rank 1's gradients overflow float16, and one of ordinary ones."""
     config = Config(
         network="vgg11",
-        batch=4,
+        batch=16,
         precision="fp16",
         threads=1,
         engine="deepspeed",
@@ -156,10 +156,10 @@ def overflow(stage: int, output: Path) -> int:
         network = vgg("A", True, "compact", 10, 16)
         initialize(network, "kaiming", 0)
         engine = engines.build(config, network, world)
-        images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(world.rank))
+        images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(world.rank))
         scales, weights = [], [engine.weights()["classifier.0.weight"].clone()]
         for factor in (1e4, 1.0):
-            loss, _ = engine.forward(images, torch.tensor([1, 2]), last=True)
+            loss, _ = engine.forward(images, torch.arange(8), last=True)
             engine.backward(loss * (factor if world.rank == 1 else 1.0))
             engine.step()
             scales.append(engine.state()[1]["scaler"]["scale"])

@@ -43,6 +43,8 @@ class DeepSpeedEngine:
         self._last = True
         rule = msgspec.structs.replace(config.optimizer, implementation="torch")
         self.optimizer = optimizers.build(network.parameters(), rule)
+        if config.deepspeed.stage:
+            self.optimizer.state.clear()  # each rank has that of its part
         self._engine = _initialize(network, self.optimizer, settings, config, world)
         self._partition: _Partition | None = None
         if config.deepspeed.stage:
@@ -202,7 +204,9 @@ class _PartitionedParameters(_Partition):
 
         self.zero.parameter_offload.partition_all_parameters()  # small ones are kept whole: these would go stale
         for name, parameter in self._network.named_parameters():
-            safe_set_local_fp32_param(parameter, self._part(parameter, weights[name]))
+            part = self._part(parameter, weights[name])
+            safe_set_local_fp32_param(parameter, part)  # what the optimizer steps
+            _held(parameter).copy_(part)  # what the forward pass gathers: a copy of it in fp32
         for name, buffer in self._network.named_buffers():
             buffer.copy_(weights[name])
 
@@ -214,11 +218,16 @@ class _PartitionedParameters(_Partition):
 
         safe_set_local_optimizer_state(parameter, self._part(parameter, value), kind)
 
-    def _part(self, parameter: Any, value: Tensor) -> Tensor:
+    def _part(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
         """This rank's part of a parameter's whole tensor, flat."""
-        size = parameter.ds_tensor.numel()
+        size = _held(parameter).numel()
         padded = nn.functional.pad(value.flatten(), (0, size * self._world.size - value.numel()))
         return padded[size * self._world.rank :][:size].to(self._world.device)
+
+
+def _held(parameter: Any) -> Tensor:
+    """What this rank holds of a parameter that ZeRO 3 split, flat."""
+    return parameter.ds_tensor
 
 
 class _LossScale:
