@@ -483,6 +483,24 @@ def test_words_win_over_the_file_and_later_words_over_earlier(config_file: Path)
         ),
         (["communication.split_head=all", "model.head=paper", "compile=true"], ["communication.split_head", "compile"]),
         (["optimizer.implementation=apex", "optimizer.name=adamw"], ["optimizer.implementation=apex", "adamw"]),
+        *(
+            (["engine=deepspeed", "model.head=paper", word], [word.split("=")[0], "engine=ddp"])
+            for word in (
+                "communication.compression=bf16",
+                "communication.bucket_mb=auto",
+                "communication.gradient_views=false",
+                "communication.static_graph=true",
+                "communication.synchronise_every=8",
+                "communication.split_head=all",
+                "compile=true",
+                "optimizer.implementation=apex",
+            )
+        ),
+        (["engine=deepspeed", "optimizer.name=lamb"], ["optimizer.name=lamb", "deepspeed.stage=0"]),
+        (
+            ["engine=deepspeed", "optimizer.name=lars", "deepspeed.stage=3"],
+            ["optimizer.name=lars", "deepspeed.stage=0"],
+        ),
     ],
 )
 def test_rules_between_keys(words: list[str], expected: list[str], config_file: Path) -> None:
@@ -499,6 +517,8 @@ def test_rules_between_keys(words: list[str], expected: list[str], config_file: 
         ["batch=12", "accumulation=4"],
         ["optimizer.momentum=0", "optimizer.nesterov=false"],
         ["schedule.name=step", "schedule.milestones=[1, 3]"],
+        ["engine=deepspeed", "optimizer.name=lamb", "deepspeed.stage=0"],
+        ["engine=deepspeed", "deepspeed.stage=3", "optimizer.name=adamw", "model.sync_batch_norm=true"],
     ],
 )
 def test_what_keeps_the_rules_is_taken(words: list[str], config_file: Path) -> None:

@@ -20,6 +20,7 @@ from vgg_ddp.config import Config
 from vgg_ddp.config.deepspeed_file import derive
 from vgg_ddp.distributed import World
 from vgg_ddp.engines import rank_state
+from vgg_ddp.engines.flat_weights import FlatWeights
 from vgg_ddp.errors import UserError
 from vgg_ddp.precision import autocast
 
@@ -40,6 +41,9 @@ class DeepSpeedEngine:
             batch_norm.synchronise(network)
         self._network = network
         self._empty = copy.deepcopy(network).to("meta")
+        self._whole: nn.Module | None = None
+        # ZeRO 3 takes each parameter's memory away and gives it back: a view of it would hold it.
+        self._flat = FlatWeights(network, wanted=config.channels_last and config.deepspeed.stage < 3)
         self._last = True
         rule = msgspec.structs.replace(config.optimizer, implementation="torch")
         self.optimizer = optimizers.build(network.parameters(), rule)
@@ -73,30 +77,38 @@ class DeepSpeedEngine:
 
     def weights(self) -> dict[str, Tensor]:
         parts = self._partition.parameters() if isinstance(self._partition, _PartitionedParameters) else {}
-        return {**self._network.state_dict(), **parts}
+        return {name: self._flat.seen(name, v) for name, v in {**self._network.state_dict(), **parts}.items()}
 
     def whole_network(self) -> nn.Module:
-        if not isinstance(self._partition, _PartitionedParameters):
-            return self._network
+        if self._whole is not None:
+            return self._whole
         whole = copy.deepcopy(self._empty)
         whole.load_state_dict(self.weights(), assign=True)
+        if not isinstance(self._partition, _PartitionedParameters):
+            self._whole = whole  # its memory is the network's own
         return whole
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
+        kept = {name: self._flat.kept(name, value) for name, value in weights.items()}
         if self._partition is None:
-            self._network.load_state_dict(weights)
+            self._network.load_state_dict(kept)
         else:
-            self._partition.load_weights(weights)
+            self._partition.load_weights(kept)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         parts = self._partition
         tensors = self._optimizer_tensors() if parts is None else parts.optimizer_tensors()
         scaler = self._scaling.state_dict() if self._scaling is not None else {}
+        tensors = {key: self._flat.seen(key.rpartition("/")[0], value) for key, value in tensors.items()}
         return tensors, {"scaler": scaler, **optimizers.group_values(self.optimizer)}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         tensors = rank_state.take(tensors, self._world)
-        known = {key: value for key, value in tensors.items() if key.rpartition("/")[2] in self._kinds}
+        known = {}
+        for key, value in tensors.items():
+            name, _, kind = key.rpartition("/")
+            if kind in self._kinds:
+                known[key] = self._flat.kept(name, value)
         if self._partition is None:
             self._load_optimizer_tensors(known)
         else:
@@ -292,6 +304,4 @@ def _initialize(
             raise UserError(f"deepspeed.config: DeepSpeed refuses {config.deepspeed.config}: {reason}") from None
         network.to(memory_format=torch.contiguous_format)  # DeepSpeed takes no other
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
-    if config.deepspeed.stage == 0 and config.channels_last:  # with ZeRO the parameters are views of flat memory
-        network.to(memory_format=torch.channels_last)
     return engine
