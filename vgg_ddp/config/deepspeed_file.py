@@ -43,6 +43,12 @@ REMOVED = (
 )
 """Keys that DeepSpeed 0.19 no longer has."""
 
+BUCKETS = {"reduce_bucket_size": 25 * 2**20 // 4}
+"""Gradients reduced in one message: 25 MiB of float32, as with DDP. By default DeepSpeed keeps 2 GB for it."""
+
+WHOLE_GRADIENTS = {"reduce_scatter": False}
+"""Stages 1 and 2 send whole gradients either way; so they are copied once less, which was 5 % of a step on a CPU."""
+
 UNSUPPORTED = (
     "zero_optimization.offload_optimizer",
     "zero_optimization.offload_param",
@@ -85,7 +91,8 @@ def derive(config: Config, world_size: int) -> dict[str, Any]:
         "steps_per_print": None,
         "torch_autocast": {"enabled": half is not None, **({"dtype": half} if half else {})},
     }
-    zero = {**extra.pop("zero_optimization", {}), "stage": config.deepspeed.stage}
+    stage = config.deepspeed.stage
+    zero = {**(WHOLE_GRADIENTS if stage < 3 else {}), **BUCKETS, **extra.pop("zero_optimization", {}), "stage": stage}
     return {**extra, **derived, "zero_optimization": zero}
 
 

@@ -7,6 +7,7 @@ import copy
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -294,6 +295,7 @@ def _initialize(
 
         for name in ("DeepSpeed", "torch.utils.cpp_extension"):  # the latter misses CUDA where a CPU operator is built
             logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)  # old names, which DeepSpeed calls
         deepspeed.init_distributed()  # takes the group as it is
         try:
             deepspeed.DeepSpeedConfig(copy.deepcopy(settings))
