@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,7 +75,7 @@ def test_every_stage_saves_what_ddp_saves(stage: int, name: str, ddp: Path, zero
         torch.testing.assert_close(value, expected[key], rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [1, 3])
 def test_bf16_stays_close_to_ddp(stage: int, train: Train) -> None:
     words = (f"min_steps={STEPS}", "precision=bf16")
     expected = train("bf16 ddp", *words, "resume=auto", size=2)
@@ -85,15 +84,13 @@ def test_bf16_stays_close_to_ddp(stage: int, train: Train) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_checkpoints_cross_over_bit_by_bit(
-    stage: int, zero_runs: dict[int, Path], runs: Path, launch: Callable[..., Ranks]
-) -> None:
-    """Saved by ZeRO on two ranks, taken and saved by DDP on one; then by ZeRO again: the same bits."""
+def test_checkpoints_cross_over_bit_by_bit(stage: int, zero_runs: dict[int, Path], runs: Path) -> None:
+    """Saved by ZeRO on two ranks, taken and held by DDP on one, and by ZeRO, on one or two: the same bits."""
     origin = zero_runs[stage]
     run = runs / f"crossing {stage}"
     shutil.copytree(origin, run)
-    for words, size in (((), 1), (zero(stage), 2), (zero(stage), 1)):
-        output = runs / f"crossing {stage} {size} output"
+    for words, size in (((), 1), (zero(stage), 1 if stage in (0, 2) else 2)):
+        output = runs / f"crossing {stage} {words} output"
         config, weights = run / "config.yaml", output.with_suffix(".weights")
         ranks = Ranks(save_again, (config, [f"run.dir={run}", *words], weights), size, output)
         assert ranks.wait() == [0] * size, ranks.stderr
@@ -124,20 +121,25 @@ def save_again(config_path: Path, words: list[str], output: Path) -> int:
     return 0
 
 
-@pytest.mark.parametrize(("before", "after"), [(zero(2), ("engine=ddp",)), (("engine=ddp",), zero(3))])
+@pytest.mark.parametrize(
+    ("before", "after", "optimizer"),
+    [(zero(2), ("engine=ddp",), "adamw"), (("engine=ddp",), zero(3), "adamw"), (("engine=ddp",), zero(0), "lamb")],
+)
 def test_a_run_goes_on_in_the_other_engine(
-    before: tuple[str, ...], after: tuple[str, ...], ddp: Path, runs: Path, train: Train
+    before: tuple[str, ...], after: tuple[str, ...], optimizer: str, runs: Path, train: Train
 ) -> None:
-    """Two steps on two ranks, two more by the other engine: the losses of an undisturbed run."""
+    """Back to its second step, and on by the other engine: the losses that it had. All on two ranks."""
     name = f"moved {after[-1]}"
-    words = (*COMMON, "checkpoint.every_steps=2", "checkpoint.keep=9")
-    train(name, *words, *before, size=2)
+    words = (*COMMON, "checkpoint.every_steps=2", "checkpoint.keep=9", f"optimizer.name={optimizer}")
+    words += ("optimizer.learning_rate=0.001",)
+    undisturbed = losses(train(name, *words, *before, size=2))
     checkpoints = runs / name / "checkpoints"
     shutil.rmtree(checkpoints / f"step-{STEPS:08d}")
     (checkpoints / "best").unlink(missing_ok=True)
     (checkpoints / "latest").write_text("step-00000002")
     run = train(name, *words, *after, "resume=auto", size=2)
-    assert losses(run) == pytest.approx(losses(ddp), rel=TOLERANCE)
+    assert len(undisturbed) == STEPS + 1
+    assert losses(run) == pytest.approx(undisturbed, rel=TOLERANCE)
 
 
 def overflow(stage: int, output: Path) -> int:
@@ -170,7 +172,7 @@ def overflow(stage: int, output: Path) -> int:
     return 0
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [0, 1, 3])
 def test_fp16_skips_a_step_that_overflows_on_every_rank_and_halves_the_scale(stage: int, runs: Path) -> None:
     output = runs / f"overflow {stage}"
     output.mkdir()
@@ -201,5 +203,7 @@ def test_starts_under_the_deepspeed_launcher(ddp: Path, recipe: Path, runs: Path
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads((run / "environment.json").read_text())["world_size"] == 2
+    environment = json.loads((run / "environment.json").read_text())
+    assert (environment["world_size"], environment["engine"]) == (2, "deepspeed, ZeRO stage 1")
+    assert "deepspeed" in environment["versions"]
     assert losses(run) == pytest.approx(losses(ddp), rel=TOLERANCE)

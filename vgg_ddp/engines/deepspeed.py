@@ -131,10 +131,9 @@ class DeepSpeedEngine:
         for key, value in tensors.items():
             name, _, kind = key.rpartition("/")
             parameter = parameters[name]
-            layout = (
-                torch.empty_like(parameter) if value.ndim else torch.empty((), device=parameter.device)
-            )  # a count of steps
-            self.optimizer.state[parameter][kind] = layout.copy_(value)
+            counts_steps = value.ndim == 0
+            own = torch.empty((), device=parameter.device) if counts_steps else torch.empty_like(parameter)
+            self.optimizer.state[parameter][kind] = own.detach().copy_(value)
 
 
 class _Partition:
@@ -163,7 +162,7 @@ class _Partition:
             self._link(part, parameters)  # the first step makes the state, and DeepSpeed links the first group's alone
         return {
             f"{self._names[id(parameter)]}/{kind}": (
-                safe_get_full_optimizer_state(parameter, kind) if value.shape == part.shape else value
+                safe_get_full_optimizer_state(parameter, kind) if value.shape == part.shape else value.clone()
             )
             for part, parameters in self._groups()
             for kind, value in self._optimizer.state.get(part, {}).items()
