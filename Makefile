@@ -37,7 +37,7 @@ setup: .venv/installed
 
 .venv/installed-dev: .venv/installed
 	@echo "== installing the development tools, once"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dali,wandb,tensorboard,export,dev]"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dali,deepspeed,wandb,tensorboard,export,dev]"
 	@touch $@
 
 clean:

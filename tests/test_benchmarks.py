@@ -146,6 +146,18 @@ def test_loaders_has_a_row_a_loader_and_storage(tmp_path: Path) -> None:
         assert row["name"] in output
 
 
+def test_engines_take_turns_on_the_same_step(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    options = ["--network", "vgg11", "--batch", 8, "--stages", 1, "--steps", 1, "--rounds", 1]
+    output, rows = run("engines", *options, "--json", tmp_path / "out.json")
+    assert [row["engine"] for row in rows] == ["ddp", "deepspeed 1"]
+    assert rows[0]["to_ddp"] == 1
+    for row in rows:
+        assert 0 < row["least"] <= row["images_per_second"] <= row["most"]
+        assert f"{row['images_per_second']:.1f}" in output
+    assert rows[1]["to_ddp"] == pytest.approx(rows[1]["images_per_second"] / rows[0]["images_per_second"])
+
+
 def test_tracking_measures_both_sides(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="W&B is not installed")
     options = ["--batch", 8, "--steps", 13, "--rounds", 1, "--threads", 1, "--json", tmp_path / "out.json"]

@@ -33,7 +33,7 @@ def floats(network: nn.Module) -> dict[str, torch.Tensor]:
 def test_average_after_the_warm_up_is_torch_s() -> None:
     """(1 + t) / (10 + t) passes a decay of 1/2 at t = 8."""
     network = small_network()
-    ours = Average(network, 0.5)
+    ours = Average(lambda: network, 0.5)
     theirs = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
     theirs.update_parameters(network)  # the first call copies
     for step in range(8, 20):
@@ -49,7 +49,7 @@ def test_average_after_the_warm_up_is_torch_s() -> None:
 @pytest.mark.parametrize("decay", [0.3, 0.9, 0.999])
 def test_decay_is_warmed_up_by_tensorflow_s_formula(decay: float) -> None:
     network = small_network()
-    average = Average(network, decay)
+    average = Average(lambda: network, decay)
     expected = {name: value.double() for name, value in floats(network).items()}
     for step in range(30):
         train_a_little(network, step)
@@ -62,7 +62,7 @@ def test_decay_is_warmed_up_by_tensorflow_s_formula(decay: float) -> None:
 
 def test_averaging_leaves_the_network_alone() -> None:
     network, twin = small_network(), small_network()
-    average = Average(network, 0.9)
+    average = Average(lambda: network, 0.9)
     for step in range(5):
         train_a_little(network, step)
         train_a_little(twin, step)
@@ -76,12 +76,12 @@ def test_averaging_leaves_the_network_alone() -> None:
 def test_average_goes_on_after_a_loaded_checkpoint() -> None:
     """Bit for bit: `update` must write to what `load_state_dict` filled."""
     network = small_network()
-    undisturbed = Average(network, 0.9)
+    undisturbed = Average(lambda: network, 0.9)
     for step in range(3):
         train_a_little(network, step)
         undisturbed.update(step)
     resumed_network = copy.deepcopy(network)
-    resumed = Average(resumed_network, 0.9)
+    resumed = Average(lambda: resumed_network, 0.9)
     resumed.network.load_state_dict(undisturbed.network.state_dict())
     for step in range(3, 6):
         for one, average in ((network, undisturbed), (resumed_network, resumed)):
@@ -93,7 +93,7 @@ def test_average_goes_on_after_a_loaded_checkpoint() -> None:
 
 def test_without_a_decay_it_is_the_network_itself() -> None:
     network = small_network()
-    average = Average(network, 0.0)
+    average = Average(lambda: network, 0.0)
     assert average.network is network
     before = {name: value.clone() for name, value in network.state_dict().items()}
     average.update(0)

@@ -156,7 +156,6 @@ class Job:
     world: World
     run: RunDirectory
     data: Data
-    network: nn.Module
     preprocess: Preprocess
     appearance: Appearance | None
     engine: engines.Engine
@@ -195,7 +194,7 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
     if world.is_main:
         trackers.wanted(config.tracking)
     data = build_data(config, dataset, world)
-    network = build_network(config, len(dataset.classes), world.device)
+    engine = engines.build(config, build_network(config, len(dataset.classes), world.device), world)
     steps_per_epoch = data.order.steps_per_epoch
     total_steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
     return Job(
@@ -203,11 +202,10 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
         world=world,
         run=run,
         data=data,
-        network=network,
         preprocess=build_preprocess(config, dataset, world.device),
         appearance=build_appearance(config, dataset),
-        engine=engines.build(config, network, world),
-        average=Average(network, config.ema),
+        engine=engine,
+        average=Average(engine.whole_network, config.ema),
         schedule=schedules.build(config.schedule, steps_per_epoch, total_steps),
         total_steps=total_steps,
     )

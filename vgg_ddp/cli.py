@@ -142,6 +142,7 @@ def _prepare(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from vgg_ddp import config, trackers
+    from vgg_ddp.config import deepspeed_file
 
     settings = config.load(options.config, options.words)
     if settings.loader == "dali" and not (
@@ -150,6 +151,8 @@ def _train(options: argparse.Namespace) -> int:
         raise UserError("loader=dali needs NVIDIA DALI; pip install 'vgg_ddp[dali]', or use loader=torch")
     if settings.nproc != "auto":
         settings.local_batch(settings.nproc)
+    if settings.engine == "deepspeed":
+        deepspeed_file.read(settings)
     trackers.wanted(settings.tracking)
 
     from vgg_ddp import launcher

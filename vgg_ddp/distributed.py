@@ -136,13 +136,14 @@ def device_of(local_rank: int) -> torch.device:
 
 @contextlib.contextmanager
 def joined(timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
-    """Join the ranks that torchrun's environment names, or be the only one; leave them at the end.
+    """Join the ranks that torchrun's or deepspeed's environment names, or be the only one; leave them at the end.
 
     Raises:
         UserError: more ranks on this host than GPUs, other versions than rank 0's, or ranks that do not reach each other.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available() and local_size > torch.cuda.device_count():
         raise UserError(
             f"{local_size} ranks on a host with {torch.cuda.device_count()} GPUs; set nproc to that or less"
@@ -160,7 +161,7 @@ def joined(timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
     try:
         yield world
     finally:
-        if size > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 

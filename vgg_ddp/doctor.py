@@ -14,6 +14,7 @@ NEEDED = ("torch", "torchvision", "numpy", "pillow", "safetensors", "scikit-lear
 OPTIONAL = {
     "wandb": "tracking.wandb; pip install 'vgg_ddp[wandb]'",
     "tensorboard": "tracking.tensorboard; pip install 'vgg_ddp[tensorboard]'",
+    "deepspeed": "engine=deepspeed; pip install 'vgg_ddp[deepspeed]'",
     "onnxruntime": "vgg-ddp export --format onnx; pip install 'vgg_ddp[export]'",
 }
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -15,19 +16,29 @@ class Average:
     (TensorFlow's ExponentialMovingAverage with `num_updates`).
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, source: Callable[[], nn.Module], decay: float) -> None:
+        """`source` gives the network as it is; all ranks call together, here, in `update` and for `network`."""
         self.decay = decay
-        self.network = copy.deepcopy(network).requires_grad_(False) if decay else network
-        self._pairs = self._floating(network) if decay else []
+        self._source = source
+        self._average = copy.deepcopy(source()).requires_grad_(False) if decay else None
+        self._averaged: nn.Module | None = None  # what `_pairs` were made for
+        self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def _floating(self, network: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        ours, theirs = self.network.state_dict(), network.state_dict()
-        return [(ours[name], theirs[name]) for name in ours if ours[name].is_floating_point()]
+    @property
+    def network(self) -> nn.Module:
+        """The averaged network, always the same one; with a decay of 0, the network as it is."""
+        return self._source() if self._average is None else self._average
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the network's values after global step `step` (from 0)."""
-        if self._pairs:
-            decay = min(self.decay, (1 + step) / (10 + step))
-            averages, values = zip(*self._pairs)
-            torch._foreach_lerp_(list(averages), list(values), 1 - decay)
+        if self._average is None:
+            return
+        network = self._source()
+        if network is not self._averaged:
+            ours, theirs = self._average.state_dict(), network.state_dict()
+            self._pairs = [(ours[name], theirs[name]) for name in ours if ours[name].is_floating_point()]
+            self._averaged = network
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averages, values = zip(*self._pairs)
+        torch._foreach_lerp_(list(averages), list(values), 1 - decay)

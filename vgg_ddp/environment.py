@@ -14,6 +14,7 @@ import torch
 
 import vgg_ddp
 from vgg_ddp.builders import Job
+from vgg_ddp.config import Config
 
 PACKAGES = (
     "torch",
@@ -23,6 +24,7 @@ PACKAGES = (
     "numpy",
     "pillow",
     "safetensors",
+    "deepspeed",
     "wandb",
 )
 
@@ -46,6 +48,7 @@ def describe(job: Job, fallbacks: list[str]) -> dict[str, Any]:
         "commit": commit(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "world_size": job.world.size,
+        "engine": engine(job.config),
         "fallbacks": [*fallbacks, *_fallbacks(job)],
         "measured": job.engine.measured,
         "data": job.data.dataset.name,
@@ -70,8 +73,13 @@ def sentence(job: Job) -> str:
     return (
         f"{config.network} on {data.dataset.name}: {len(data.order.samples)} images{held_out}; batch {config.batch} on "
         f"{world.size} x {devices()[0]}, {torch.get_num_threads()} CPU threads each; {config.precision}; "
-        f"{config.engine}; loader {data.loader.name} ({data.loader.reason}); {job.total_steps} steps"
+        f"{engine(config)}; loader {data.loader.name} ({data.loader.reason}); {job.total_steps} steps"
     )
+
+
+def engine(config: Config) -> str:
+    """The engine, and what of it decides how it splits the work."""
+    return f"deepspeed, ZeRO stage {config.deepspeed.stage}" if config.engine == "deepspeed" else config.engine
 
 
 def devices() -> list[str]:

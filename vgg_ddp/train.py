@@ -200,7 +200,8 @@ def main(arguments: list[str]) -> int:
 
     def body(world: World) -> None:
         with world.together():
-            config = load(arguments[0], arguments[1:])
+            words = [word for word in arguments if not word.startswith("--local_rank=")]  # deepspeed's launcher adds it
+            config = load(words[0], words[1:])
         world.use_threads(config.threads)
         run(config, world)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.conftest import ENVIRONMENT, LAUNCH, ROOT, assert_same_weights, steps_logged
+from tests.launch.conftest import launch as launch_here
 from tests.launch.network_namespaces import Host, two_hosts, why_not
 from tests.launch.slurm_cluster import wait_until
 from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
@@ -32,7 +33,7 @@ def hosts() -> Iterator[Hosts]:
 
 
 class Launches:
-    """Starts `python -m launch torchrun` on hosts, for one test, which leaves none behind."""
+    """Starts `python -m launch` on hosts, for one test, which leaves none behind."""
 
     def __init__(self, port: int) -> None:
         self.endpoint = f"10.77.0.1:{port}"
@@ -41,9 +42,15 @@ class Launches:
     def start(
         self, host: Host, config: Path, *options: str, endpoint: str | None = None, code: Path = ROOT
     ) -> subprocess.Popen[str]:
-        command = [*host.inside, *LAUNCH, "torchrun", str(config), "--nodes", "2", "--nproc", "1"]
+        return self.start_by(
+            "torchrun", host, config, "--rdzv-endpoint", endpoint or self.endpoint, *options, code=code
+        )
+
+    def start_by(
+        self, launcher: str, host: Host, config: Path, *options: str, code: Path = ROOT
+    ) -> subprocess.Popen[str]:
         launch = subprocess.Popen(
-            [*command, "--rdzv-endpoint", endpoint or self.endpoint, *options],
+            [*host.inside, *LAUNCH, launcher, str(config), "--nodes", "2", "--nproc", "1", *options],
             env={**ENVIRONMENT, "PYTHONPATH": str(code)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -96,6 +103,30 @@ def test_two_hosts_come_to_the_same_weights_as_one(
     codes, said = ends(*(launches.start(host, config, f"run.dir={run}") for host in hosts))
     assert codes == [0, 0], said
     assert_same_weights(run, undisturbed)
+
+
+def test_deepspeed_s_launcher_on_two_hosts_comes_to_the_same_weights_as_on_one(
+    launches: Launches, hosts: Hosts, config: Path, place: Path
+) -> None:
+    """Without ssh: the same command on each, with its number."""
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    one = place / "deepspeed on one host"
+    few = "min_steps=4"
+    options = ["--nproc", "2", "--master-port", str(next(PORTS))]
+    done = launch_here("deepspeed", str(config), *options, few, f"run.dir={one}")
+    assert done.returncode == 0, done.stderr
+    hostfile = place / "hosts"
+    hostfile.write_text("".join(f"{host.address} slots=1\n" for host in hosts))
+    address, port = launches.endpoint.split(":")
+    run = place / "deepspeed on two hosts"
+    started = []
+    for number, host in enumerate(hosts):
+        options = ["--hostfile", str(hostfile), "--master-addr", address, "--master-port", port]
+        options += ["--node-rank", str(number), "--interface", host.interface, few, f"run.dir={run}"]
+        started.append(launches.start_by("deepspeed", host, config, *options))
+    codes, said = ends(*started)
+    assert codes == [0, 0], said
+    assert_same_weights(run, one)
 
 
 def endless(launches: Launches, hosts: Hosts, config: Path, run: Path) -> list[subprocess.Popen[str]]:

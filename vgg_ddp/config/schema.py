@@ -263,6 +263,18 @@ class EvaluateConfig(Group, frozen=True):
     checkpoint: Annotated[Literal["last", "best"], _key("which checkpoint the final evaluation takes")] = "last"
 
 
+class DeepSpeedConfig(Group, frozen=True):
+    """What the deepspeed engine takes beside the keys of all engines."""
+
+    stage: Annotated[
+        Literal[0, 1, 2, 3],
+        _key("ZeRO: what is split over the ranks; 1: optimizer state, 2: and gradients, 3: and parameters"),
+    ] = 1
+    config: Annotated[
+        str | None, _key("a JSON file with more of DeepSpeed's own keys, e.g. bucket sizes; null: none")
+    ] = None
+
+
 class RunConfig(Group, frozen=True):
     dir: Annotated[str, _key("the run's directory")] = "runs/latest"
 
@@ -304,7 +316,7 @@ class Config(Group, frozen=True):
     min_steps: Annotated[int, _key("train at least this many steps, however small the data set", ge=0)] = 0
     precision: Annotated[Literal["fp32", "tf32", "bf16", "fp16"], _key("arithmetic of the step")] = "bf16"
     channels_last: Annotated[bool, _key("channels-last memory layout")] = True
-    engine: Annotated[Literal["ddp"], _key("what runs the distributed step")] = "ddp"
+    engine: Annotated[Literal["ddp", "deepspeed"], _key("what runs the distributed step")] = "ddp"
     nproc: Annotated[
         Annotated[int, Meta(ge=1)] | Literal["auto"],
         _key("ranks on this host; auto: one per GPU, or per NUMA node without one"),
@@ -329,6 +341,7 @@ class Config(Group, frozen=True):
     schedule: ScheduleConfig = ScheduleConfig()
     loss: LossConfig = LossConfig()
     communication: CommunicationConfig = CommunicationConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     stop: StopConfig = StopConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -362,6 +375,8 @@ class Config(Group, frozen=True):
             )
 
         _check_communication(self)
+        if self.engine == "deepspeed":
+            _check_deepspeed(self)
 
     def local_batch(self, world_size: int) -> int:
         """Images that each rank takes of the global batch.
@@ -416,6 +431,27 @@ def _check_communication(config: Config) -> None:
         raise ValueError("communication.static_graph needs every backward pass to be alike; set accumulation=1")
     if communication.split_head != "none":
         _check_split_head(config)
+
+
+def _check_deepspeed(config: Config) -> None:
+    """What the deepspeed engine cannot do.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    for name, default in msgspec.structs.asdict(CommunicationConfig()).items():
+        if getattr(config.communication, name) != default:
+            raise ValueError(
+                f"communication.{name} works with engine=ddp alone; DeepSpeed's own keys go into the file deepspeed.config"
+            )
+    if config.compile:
+        raise ValueError("compile works with engine=ddp alone; set compile=false")
+    if config.optimizer.implementation == "apex":
+        raise ValueError("optimizer.implementation=apex works with engine=ddp alone; leave it out")
+    if config.optimizer.name in ("lars", "lamb") and config.deepspeed.stage:
+        raise ValueError(
+            f"optimizer.name={config.optimizer.name} needs whole layers, which ZeRO cuts: set deepspeed.stage=0 or engine=ddp"
+        )
 
 
 def _check_split_head(config: Config) -> None:

@@ -62,6 +62,10 @@ class Engine(Protocol):
 
 def build(config: Config, network: nn.Module, world: World) -> Engine:
     """The engine that `config.engine` names, around a network that is on its device already."""
+    if config.engine == "deepspeed":
+        from vgg_ddp.engines.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(config, network, world)
     from vgg_ddp.engines.ddp import DdpEngine
     from vgg_ddp.engines.outer import OuterEngine
 
