@@ -115,6 +115,7 @@ def build_network(config: Config, num_classes: int, device: torch.device) -> VGG
         config.model.dropout,
     )
     initialize(network, config.model.initialization, config.seed)
+    network.recompute = config.recompute
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
 

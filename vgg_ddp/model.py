@@ -11,7 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vgg_ddp import recompute
 from vgg_ddp.convolution import Convolution
+from vgg_ddp.recompute import Recompute
 
 # Table 1 of the paper: a number is a 3x3 convolution with that many channels, (channels, 1) a 1x1 convolution, "M" a
 # 2x2 max pool, "LRN" local response normalisation.
@@ -62,7 +64,13 @@ def vgg(
 
 
 class VGG(nn.Module):
-    """Images, float [n, 3, height, width], to logits, [n, num_classes]."""
+    """Images, float [n, 3, height, width], to logits, [n, num_classes].
+
+    Attributes:
+        recompute: activations that the backward pass computes again in place of keeping them.
+    """
+
+    recompute: Recompute = "none"
 
     def __init__(
         self, configuration: str, batch_norm: bool, head: str, num_classes: int, image_size: int, dropout: float
@@ -86,7 +94,11 @@ class VGG(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.features(images).flatten(1))
+        if self.recompute == "none" or not torch.is_grad_enabled():
+            features = self.features(images)
+        else:
+            features = recompute.run(self.features, images, self.recompute)
+        return self.classifier(features.flatten(1))
 
 
 def _features(configuration: str, batch_norm: bool) -> nn.Sequential:

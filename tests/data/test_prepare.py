@@ -145,7 +145,9 @@ def test_a_tar_may_hold_the_folder_itself(tmp_path: Path, before: str) -> None:
 def test_an_official_archive_may_be_packed_with_a_leading_dot(tmp_path: Path) -> None:
     files = binary_files100()
     plain = made(write_tar(tmp_path / "plain.tar", files), tmp_path / "plain")
-    dotted = made(write_tar(tmp_path / "dot.tar", {f"./{name}": data for name, data in files.items()}), tmp_path / "dot")
+    dotted = made(
+        write_tar(tmp_path / "dot.tar", {f"./{name}": data for name, data in files.items()}), tmp_path / "dot"
+    )
     assert (dotted.record.name, dotted.sha256) == ("CIFAR-100", plain.sha256)
 
 

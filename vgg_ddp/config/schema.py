@@ -329,7 +329,16 @@ class Config(Group, frozen=True):
     resume: Annotated[Literal["never", "auto"], _key("auto: continue a run found in run.dir; never: refuse it")] = (
         "never"
     )
-    compile: Annotated[bool, _key("compile the network with torch.compile")] = False
+    compile: Annotated[
+        bool | Literal["stages", "auto"],
+        _key(
+            "torch.compile: the network whole (true) or stage by stage (stages); auto: the quickest, measured at start"
+        ),
+    ] = False
+    recompute: Annotated[
+        Literal["none", "normalisation", "stages"],
+        _key("activations to compute again in the backward pass, not keep: saves memory, costs time, same bits"),
+    ] = "none"
     determinism: Annotated[
         Literal["fast", "run"], _key("run: same bits every time at one world size; fast: not promised on a GPU")
     ] = "fast"
@@ -374,6 +383,12 @@ class Config(Group, frozen=True):
                 f"batch ({self.batch}) does not divide into accumulation ({self.accumulation}) micro-batches"
             )
 
+        if self.recompute != "none" and self.compile is not False:
+            raise ValueError(
+                "recompute works with compile=false alone: torch.compile chooses what to compute again itself"
+            )
+        if self.recompute != "none" and self.model.sync_batch_norm:
+            raise ValueError("recompute would send model.sync_batch_norm's messages twice; use one of them")
         _check_communication(self)
         if self.engine == "deepspeed":
             _check_deepspeed(self)
@@ -444,7 +459,7 @@ def _check_deepspeed(config: Config) -> None:
             raise ValueError(
                 f"communication.{name} works with engine=ddp alone; DeepSpeed's own keys go into the file deepspeed.config"
             )
-    if config.compile:
+    if config.compile is not False:
         raise ValueError("compile works with engine=ddp alone; set compile=false")
     if config.optimizer.implementation == "apex":
         raise ValueError("optimizer.implementation=apex works with engine=ddp alone; leave it out")
