@@ -83,7 +83,7 @@ def test_the_same_bits_and_statistics(configuration: str, batch_norm: bool, what
 
 
 def test_it_keeps_less() -> None:
-    """Without: outputs of convolutions and of normalisations, and what pools need. Then half of it; then stages' inputs (the pixels apart)."""
+    """Outputs of convolutions and normalisations, and what pools need; half of it; the stages' inputs but for the pixels."""
     outputs = 2 * (
         2 * 64 * 32**2 + 2 * 128 * 16**2 + 3 * 256 * 8**2 + 3 * 512 * 4**2 + 3 * 512 * 2**2
     )  # of convolutions

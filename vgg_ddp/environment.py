@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
@@ -63,7 +64,23 @@ def _fallbacks(job: Job) -> list[str]:
         found.append("no GPU: trained on the CPU")
     if job.config.loader == "auto" and job.data.loader.name == "torch":
         found.append("NVIDIA DALI is not installed: images were loaded by the torch loader")
+    for name, problem in job.engine.measured.get("compile", {}).get("problems", {}).items():
+        found.append(f"torch.compile failed ({name}: {problem})")
     return found
+
+
+def choices(job: Job) -> list[str]:
+    """What was chosen by measuring, a line each: the choice, and each candidate's seconds."""
+    return [
+        f"{key}: {found['chosen']} chosen by trial ({_seconds(found['seconds'])})"
+        for key, found in job.engine.measured.items()
+    ]
+
+
+def _seconds(found: dict[str, float]) -> str:
+    return ", ".join(
+        f"{name} {seconds:.3g} s" if math.isfinite(seconds) else f"{name} failed" for name, seconds in found.items()
+    )
 
 
 def sentence(job: Job) -> str:

@@ -162,7 +162,7 @@ def run(config: Config, world: World) -> None:
             directory.config.write_text(dump(config))
             directory.write_json(directory.environment, environment.describe(job, fallbacks))
             log = stack.enter_context(MetricsLog(directory.metrics))
-            say(environment.sentence(job))
+            say("\n".join([environment.sentence(job), *environment.choices(job)]))
         stack.enter_context(followed(config, directory, dataset.directory, state, world))
         progress = stack.enter_context(TrainingProgress(job.total_steps, state.step, shown=world.is_main))
         train(

@@ -36,7 +36,8 @@ OTHER_VALUES: dict[str, Any] = {
     "threads": 2,
     "seed": 2**32 - 1,
     "resume": "auto",
-    "compile": True,
+    "compile": "auto",
+    "recompute": "stages",
     "determinism": "run",
     "ema": 0.999,
     "model.batch_norm": False,
@@ -205,6 +206,8 @@ def test_dump_and_load_of_every_key_at_once(config_file: Path) -> None:
         "communication.static_graph": False,
         "engine": "ddp",
         "precision": "bf16",
+        "compile": False,
+        "model.sync_batch_norm": False,
     }
     config = load(config_file, words_of({**OTHER_VALUES, **clashes}))
     config_file.write_text(dump(config))

@@ -14,8 +14,10 @@ from vgg_ddp import batch_norm, losses, optimizers
 from vgg_ddp.config import Config
 from vgg_ddp.distributed import World
 from vgg_ddp.engines import head, rank_state, reduction
+from vgg_ddp.engines.compilation import compiled
 from vgg_ddp.engines.powersgd import PowerSgd
 from vgg_ddp.engines.reduction import Buckets, Hook
+from vgg_ddp.engines.trials import Trial, of_noise, quickest
 from vgg_ddp.precision import autocast
 
 
@@ -37,7 +39,9 @@ class DdpEngine:
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self.optimizer = optimizers.build(list(self._parameters.values()), config.optimizer)
         self._plain = network
-        self._network: nn.Module = torch.compile(network) if config.compile else network  # type: ignore[assignment]
+        self._network, found = compiled(network, config.compile, self._trial, world)
+        if found:
+            self.measured["compile"] = found
         self._skip_reduction: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
         self._powersgd: PowerSgd | None = None
         if world.size > 1:
@@ -56,33 +60,20 @@ class DdpEngine:
         communication = self._config.communication
         if communication.bucket_mb != "auto":
             return Buckets(communication.bucket_mb, communication.first_bucket_mb or communication.bucket_mb)
-        buffers = [buffer.clone() for buffer in self._plain.buffers()]
         hook = None if communication.compression != "powersgd" else self._new_powersgd()
         build = partial(reduction.wrap, self._network, communication)
-        builders = {sizes: partial(build, sizes, self._hook(hook), self._world) for sizes in reduction.CANDIDATES}
-        choice, seconds = reduction.quickest(builders, self._trial(), self._world)
-        for buffer, before in zip(self._plain.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        self.measured["bucket_mb"] = {"chosen": [choice.size, choice.first], "seconds": seconds}
-        return choice
+        candidates = {sizes.name: sizes for sizes in reduction.CANDIDATES}
+        builders = {name: partial(build, sizes, self._hook(hook), self._world) for name, sizes in candidates.items()}
+        choice, seconds, _ = quickest(builders, self._trial(), self._plain, self._world)
+        chosen = candidates[choice]
+        self.measured["bucket_mb"] = {"chosen": [chosen.size, chosen.first], "seconds": seconds}
+        return chosen
 
-    def _trial(self) -> Callable[[nn.Module], None]:
-        """A forward and backward pass of a rank's micro-batch of noise."""
-        config, device = self._config, self._world.device
+    def _trial(self) -> Trial:
+        """Of a rank's micro-batch."""
+        config = self._config
         count = config.local_batch(self._world.size) // config.accumulation
-        generator = torch.Generator().manual_seed(config.seed)
-        side = config.data.image_size
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        images = torch.randn(count, 3, side, side, generator=generator).to(device, memory_format=layout)
-        labels = torch.zeros(count, dtype=torch.int64, device=device)
-
-        def trial(network: nn.Module) -> None:
-            with self._autocast:
-                loss = self._criterion(network(images), labels)
-            loss.backward()
-            self._plain.zero_grad(set_to_none=True)
-
-        return trial
+        return of_noise(config, count, self._criterion, self._autocast, self._world.device)
 
     def _new_powersgd(self) -> PowerSgd:
         return PowerSgd(self._config.communication, self._names, self._world, self._config.seed)

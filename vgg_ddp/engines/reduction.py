@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
-import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +28,10 @@ class Buckets:
     size: float
     first: float
 
+    @property
+    def name(self) -> str:
+        return f"{self.size:g}, first {self.first:g}"
+
     def arguments(self) -> dict[str, Any]:
         """For DDP's constructor."""
         if self.first == self.size:
@@ -46,7 +48,6 @@ class Buckets:
 USUAL = Buckets(25.0, 1.0)
 # What "auto" chooses from: few messages have less overhead, many begin earlier and leave less to wait for at the end.
 CANDIDATES = (USUAL, Buckets(25.0, 25.0), Buckets(8.0, 1.0), Buckets(1024.0, 1024.0))
-TRIALS = 3  # steps with each candidate that count; two come before, since DDP arranges its buckets after the first
 
 
 def wrap(
@@ -66,38 +67,3 @@ def wrap(
     if hook is not None:
         wrapped.register_comm_hook(None, hook)
     return wrapped
-
-
-def quickest(
-    candidates: Mapping[Buckets, Callable[[], DistributedDataParallel]],
-    trial: Callable[[nn.Module], None],
-    world: World,
-) -> tuple[Buckets, dict[str, float]]:
-    """The candidate with the least median seconds of a trial step, by the mean over the ranks: the same on every rank.
-
-    Args:
-        trial: a forward and backward pass.
-
-    Returns:
-        The choice, and every candidate's seconds, by name.
-    """
-    seconds = torch.zeros(len(candidates), dtype=torch.float64)
-    for number, build in enumerate(candidates.values()):
-        wrapped = build()
-        times = []
-        for _ in range(2 + TRIALS):
-            start = time.perf_counter()
-            trial(wrapped)
-            _wait_for(world.device)
-            times.append(time.perf_counter() - start)
-        seconds[number] = sorted(times[2:])[TRIALS // 2]
-        del wrapped
-        gc.collect()  # its hooks end with it
-    means = (world.sum(seconds) / world.size).tolist()
-    best = min(zip(means, candidates, strict=True), key=lambda pair: pair[0])[1]
-    return best, {f"{b.size:g}, first {b.first:g}": mean for b, mean in zip(candidates, means, strict=True)}
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,0 +1,109 @@
+"""torch.compile: the same network, chosen only where it is quicker, and passed over where it cannot be had."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vgg_ddp import engines
+from vgg_ddp.config import Config
+from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.distributed import World
+from vgg_ddp.engines.compilation import EAGER, builders, compiled
+from vgg_ddp.engines.trials import quickest
+from vgg_ddp.errors import UserError
+from vgg_ddp.model import VGG, initialize, vgg
+
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+
+
+def small_network() -> VGG:
+    network = vgg("A", True, "compact", 10, 16)
+    initialize(network, "kaiming", 0)
+    return network
+
+
+def losses(network: nn.Module, train: nn.Module) -> list[float]:
+    """Of three steps by `train`, on the parameters of `network`."""
+    generator = torch.Generator().manual_seed(0)
+    optimizer, found = torch.optim.SGD(network.parameters(), lr=0.05), []
+    for _ in range(3):
+        images, labels = torch.randn(4, 3, 16, 16, generator=generator), torch.tensor([1, 2, 3, 4])
+        loss = nn.functional.cross_entropy(train(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # the compiler looks at a stage's input
+@pytest.mark.parametrize("name", ["whole", "stages"])
+def test_compiled_has_the_losses_statistics_and_names_of_eager(name: str) -> None:
+    torch.compiler.reset()
+    eager, network = small_network(), small_network()
+    assert losses(network, builders(network, ALONE.device)[name]()) == pytest.approx(losses(eager, eager), rel=2e-3)
+    assert list(network.state_dict()) == list(eager.state_dict())
+    assert network.features[1].num_batches_tracked == 3
+    assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+    torch.testing.assert_close(network.features[1].running_mean, eager.features[1].running_mean, rtol=0.01, atol=1e-3)
+
+
+class Slow(nn.Module):
+    def __init__(self, network: nn.Module, seconds: float) -> None:
+        super().__init__()
+        self.network, self.seconds = network, seconds
+
+    def forward(self, images: Tensor) -> Tensor:
+        time.sleep(self.seconds)
+        return self.network(images)
+
+
+def fails() -> nn.Module:
+    raise RuntimeError("no compiler\nfound")
+
+
+def test_the_quickest_is_chosen_and_trials_leave_no_trace() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def trial(candidate: nn.Module) -> None:
+        candidate(torch.randn(8, 4)).sum().backward()
+        candidate.zero_grad(set_to_none=True)
+
+    waits: dict[str, Callable[[], nn.Module]] = {
+        name: lambda wait=wait: Slow(network, wait) for name, wait in (("eager", 0.03), ("a", 0.01), ("b", 0.05))
+    }
+    choice, seconds, problems = quickest({**waits, "c": fails}, trial, network, ALONE, may_fail=True)
+    assert (choice, problems) == ("a", {"c": "no compiler"})
+    assert 0.01 <= seconds["a"] < 0.03 <= seconds["eager"] < 0.05 <= seconds["b"] < seconds["c"] == float("inf")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    with pytest.raises(RuntimeError, match="no compiler"):
+        quickest({"first": fails, **waits}, trial, network, ALONE, may_fail=True)
+
+
+def test_without_a_compiler_auto_is_eager_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config as inductor
+
+    torch.compiler.reset()
+    monkeypatch.setattr(inductor.cpp, "cxx", (str(tmp_path / "no-compiler"),))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    config = Config(network="vgg11", batch=4, precision="fp32", compile="auto", data=DataConfig(image_size=16))
+    engine = engines.build(config, small_network(), ALONE)
+    found = engine.measured["compile"]
+    assert found["chosen"] == EAGER
+    assert set(found["problems"]) == {"whole", "stages"}
+    loss, logits = engine.forward(torch.randn(4, 3, 16, 16), torch.tensor([1, 2, 3, 4]), last=True)
+    assert logits.shape == (4, 10)
+    engine.backward(loss)
+    network = small_network()
+    with pytest.raises(UserError, match=r"compile=true: torch.compile fails here .*; set compile=false"):
+        compiled(network, True, lambda: lambda candidate: candidate(torch.randn(4, 3, 16, 16)).sum().backward(), ALONE)

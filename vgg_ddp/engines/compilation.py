@@ -1,0 +1,78 @@
+"""torch.compile: of the whole network, stage by stage, or whichever of these and eager is the quickest here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vgg_ddp.distributed import World
+from vgg_ddp.engines.trials import Trial, quickest
+from vgg_ddp.errors import UserError
+from vgg_ddp.model import VGG
+from vgg_ddp.recompute import stages
+
+EAGER = "eager"
+
+
+class CompiledStages(nn.Module):
+    """A VGG whose stages are compiled each by itself: less to compile, and the calls between them stay eager."""
+
+    def __init__(self, network: VGG) -> None:
+        super().__init__()
+        self.network = network
+        self._stages = [
+            _compiled(stage) for stage in stages(network.features)
+        ]  # a list: their parameters are the network's
+
+    def forward(self, images: Tensor) -> Tensor:
+        for stage in self._stages:
+            images = stage(images)
+        return self.network.classifier(images.flatten(1))
+
+
+def _compiled(network: nn.Module, **options: Any) -> Any:
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where it builds for the CPU
+    return torch.compile(network, **options)
+
+
+def builders(network: VGG, device: torch.device) -> dict[str, Callable[[], nn.Module]]:
+    """By name, what can be made of a network. With CUDA graphs is untried: it was written without a GPU."""
+    found: dict[str, Callable[[], nn.Module]] = {
+        EAGER: lambda: network,
+        "whole": partial(_compiled, network),
+        "stages": partial(CompiledStages, network),
+    }
+    if device.type == "cuda":
+        found["whole, CUDA graphs"] = partial(_compiled, network, mode="reduce-overhead")
+    return found
+
+
+def compiled(
+    network: nn.Module, wanted: bool | Literal["stages", "auto"], trial: Callable[[], Trial], world: World
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network as `compile` asks for it, and what was measured: nothing where nothing was to be chosen.
+
+    Raises:
+        UserError: torch.compile cannot compile it here.
+    """
+    if wanted is False:
+        return network, {}
+    assert isinstance(network, VGG)
+    known = builders(network, world.device)
+    if wanted == "auto":
+        choice, seconds, problems = quickest(known, trial(), network, world, may_fail=True)
+        return known[choice](), {"chosen": choice, "seconds": seconds, "problems": problems}
+    name = "stages" if wanted == "stages" else "whole"
+    try:
+        quickest({name: known[name]}, trial(), network, world)
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"compile={str(wanted).lower()}: torch.compile fails here ({first}); set compile=false"
+        ) from error
+    return known[name](), {}
