@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vgg_ddp import checkpoint, engines, loaders, schedules, trackers
+from vgg_ddp import checkpoint, engines, fitting, loaders, schedules, trackers
 from vgg_ddp.augment.appearance import Appearance
 from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
 from vgg_ddp.checkpoint import State
@@ -195,7 +196,10 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
     if world.is_main:
         trackers.wanted(config.tracking)
     data = build_data(config, dataset, world)
-    engine = engines.build(config, build_network(config, len(dataset.classes), world.device), world)
+    network = partial(build_network, config, len(dataset.classes), world.device)
+    config, tried = fitting.fitted(config, network, run, world)
+    engine = engines.build(config, network(), world)
+    engine.measured |= {"accumulation": tried} if tried else {}
     steps_per_epoch = data.order.steps_per_epoch
     total_steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
     return Job(

@@ -70,17 +70,16 @@ def _fallbacks(job: Job) -> list[str]:
 
 
 def choices(job: Job) -> list[str]:
-    """What was chosen by measuring, a line each: the choice, and each candidate's seconds."""
-    return [
-        f"{key}: {found['chosen']} chosen by trial ({_seconds(found['seconds'])})"
-        for key, found in job.engine.measured.items()
-    ]
+    """What was chosen by measuring, a line each: the choice, and what each candidate took."""
+    return [f"{key}: {found['chosen']}, by trial ({_tried(found)})" for key, found in job.engine.measured.items()]
 
 
-def _seconds(found: dict[str, float]) -> str:
-    return ", ".join(
-        f"{name} {seconds:.3g} s" if math.isfinite(seconds) else f"{name} failed" for name, seconds in found.items()
-    )
+def _tried(found: dict[str, Any]) -> str:
+    if "bytes" in found:
+        sizes = ", ".join(f"{images} images {size / 1e9:.2f} GB" for images, size in found["bytes"].items())
+        return f"{sizes}; {found['limit_bytes'] / 1e9:.2f} GB to be had"
+    seconds = found["seconds"].items()
+    return ", ".join(f"{name} {value:.3g} s" if math.isfinite(value) else f"{name} failed" for name, value in seconds)
 
 
 def sentence(job: Job) -> str:

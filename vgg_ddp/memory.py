@@ -35,12 +35,28 @@ def used_bytes(device: torch.device) -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def own_peak_bytes(device: torch.device) -> int:
+    """The most that this rank has used since it began, or since `forget_peak`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `own_peak_bytes` begin anew, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):  # not allowed here: what is larger than all before shows all the same
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_bytes(world: World) -> int:
     """The most that any rank has used so far, known on rank 0. All ranks together."""
-    if world.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(world.device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+    peak = own_peak_bytes(world.device)
     return max((int(part) for part in world.gather(str(peak).encode())), default=peak)
 
 
@@ -53,3 +69,20 @@ def total_bytes(world: World) -> int:
         with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
             total = min(total, int(limit.read_text()))
     return total // world.local_size
+
+
+def available_bytes(world: World) -> int:
+    """What this rank can still take of its device; without a GPU, its share of what is free on the host."""
+    if world.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(world.device)
+        return free + torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+            folder = Path("/sys/fs/cgroup")
+            free = min(free, int((folder / limit).read_text()) - int((folder / used).read_text()))
+    return max(0, free // world.local_size)

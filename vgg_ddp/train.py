@@ -156,6 +156,7 @@ def run(config: Config, world: World) -> None:
         dataset, fallbacks = builders.open_dataset(config, world)
         with world.together():
             job = builders.build_job(config, dataset, directory, world)
+            config = job.config
         state = resume(job)
         log = None
         if world.is_main:

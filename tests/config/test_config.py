@@ -28,6 +28,8 @@ OTHER_VALUES: dict[str, Any] = {
     "loader": "torch",
     "batch": 30,
     "accumulation": 4,
+    "fit_memory": True,
+    "memory_share": 0.5,
     "epochs": 2.5,
     "min_steps": 10,
     "precision": "fp16",
@@ -473,6 +475,9 @@ def test_words_win_over_the_file_and_later_words_over_earlier(config_file: Path)
         (["communication.outer_momentum=0.9"], ["communication.outer_", "communication.synchronise_every"]),
         (["communication.compression=powersgd", "precision=fp16"], ["powersgd", "precision=fp16"]),
         (["communication.static_graph=true", "accumulation=2"], ["communication.static_graph", "accumulation"]),
+        (["communication.static_graph=true", "fit_memory=true"], ["communication.static_graph", "fit_memory"]),
+        (["recompute=stages", "compile=auto"], ["recompute", "compile"]),
+        (["recompute=normalisation", "model.sync_batch_norm=true"], ["recompute", "model.sync_batch_norm"]),
         (["communication.split_head=host"], ["communication.split_head", "model.head=paper"]),
         (["communication.split_head=all", "model.head=paper", "ema=0.9"], ["communication.split_head", "ema"]),
         (

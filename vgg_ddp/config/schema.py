@@ -312,6 +312,10 @@ class Config(Group, frozen=True):
     ] = "auto"
     batch: Annotated[int, _key("global batch: images in one optimizer step over all ranks", ge=1)] = 256
     accumulation: Annotated[int, _key("micro-batches a rank cuts its share of the batch into", ge=1)] = 1
+    fit_memory: Annotated[
+        bool, _key("cut the share into more micro-batches, by trial at start, if a step does not fit into memory")
+    ] = False
+    memory_share: Annotated[float, _key("fit_memory may take this share of the memory that is free", gt=0, le=1)] = 0.8
     epochs: Annotated[float, _key("passes over the training set; a fraction is allowed", gt=0)] = 100
     min_steps: Annotated[int, _key("train at least this many steps, however small the data set", ge=0)] = 0
     precision: Annotated[Literal["fp32", "tf32", "bf16", "fp16"], _key("arithmetic of the step")] = "bf16"
@@ -442,8 +446,10 @@ def _check_communication(config: Config) -> None:
             )
     if communication.compression == "powersgd" and config.precision == "fp16":
         raise ValueError("communication.compression=powersgd remembers errors, which precision=fp16 scales; use bf16")
-    if communication.static_graph and config.accumulation > 1:
-        raise ValueError("communication.static_graph needs every backward pass to be alike; set accumulation=1")
+    if communication.static_graph and (config.accumulation > 1 or config.fit_memory):
+        raise ValueError(
+            "communication.static_graph needs every backward pass to be alike; set accumulation=1 and fit_memory=false"
+        )
     if communication.split_head != "none":
         _check_split_head(config)
 

@@ -1,0 +1,84 @@
+"""fit_memory: as large a micro-batch as fits, found without one that does not; the global batch stays."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from vgg_ddp import memory
+from vgg_ddp.builders import build_network
+from vgg_ddp.config import Config, dump
+from vgg_ddp.config.schema import AugmentConfig, DataConfig
+from vgg_ddp.distributed import World
+from vgg_ddp.errors import UserError
+from vgg_ddp.fitting import _tries, fitted
+from vgg_ddp.run_directory import RunDirectory
+
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+CONFIG = Config(network="vgg11", batch=96, fit_memory=True, data=DataConfig(image_size=32), precision="fp32")
+
+
+class Affine:
+    """A step whose memory is known; it must never be asked for what does not fit by far."""
+
+    def __init__(self, base: int, an_image: int) -> None:
+        self.base, self.an_image, self.tried = base, an_image, list[int]()
+
+    def peak_bytes(self, images: int) -> int:
+        self.tried.append(images)
+        return self.base + images * self.an_image
+
+
+@pytest.mark.parametrize("limit", [0, 90, 100, 101, 150, 180, 199, 260, 420, 10**6])
+def test_the_largest_that_fits_is_found_and_tried(limit: int) -> None:
+    sizes = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 96]
+    step = Affine(100, 10)
+    found, peaks = _tries(step, sizes, limit)  # type: ignore[arg-type]
+    fits = [size for size in sizes if 100 + 10 * size <= limit]
+    assert found == max(fits, default=0)
+    assert set(peaks) <= {str(size) for size in step.tried}
+    assert found == 0 or found in step.tried
+    assert all(images <= max(8, 2 * max(fits, default=1)) for images in step.tried)
+
+
+def fit(config: Config, run: Path) -> tuple[Config, dict[str, object]]:
+    return fitted(config, partial(build_network, config, 10, ALONE.device), RunDirectory(run), ALONE)
+
+
+def test_little_memory_makes_more_micro_batches_and_a_continued_run_keeps_them(tmp_path: Path) -> None:
+    free = memory.available_bytes(ALONE)
+    enough, found = fit(CONFIG, tmp_path)
+    assert (enough.accumulation, enough.batch) == (1, 96)
+    peaks = {int(images): size for images, size in found["bytes"].items()}  # type: ignore[attr-defined]
+    assert 96 in peaks
+    assert sorted(peaks.values()) == list(peaks.values())
+    little = msgspec.structs.replace(CONFIG, memory_share=0.12 * 2**30 / free)
+    less, _ = fit(little, tmp_path)
+    assert less.accumulation > 1
+    assert 96 % less.accumulation == 0
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.config.write_text(dump(msgspec.structs.replace(less, accumulation=8)))
+    assert fit(CONFIG, run.path)[0].accumulation == 8
+    assert fit(msgspec.structs.replace(CONFIG, batch=12), run.path)[0].accumulation == 1  # 12 does not divide by 8
+
+
+def test_mixing_keeps_its_pairs(tmp_path: Path) -> None:
+    free = memory.available_bytes(ALONE)
+    config = msgspec.structs.replace(
+        CONFIG,
+        batch=6,
+        augment=AugmentConfig(mixup=0.2),
+        memory_share=0.3 * 2**30 / free,
+        data=DataConfig(image_size=64),
+    )
+    assert fit(config, tmp_path)[0].accumulation in (1, 3)
+
+
+def test_nothing_fits_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a step of 1 images needs more than .* recompute=stages"):
+        fit(msgspec.structs.replace(CONFIG, memory_share=1e-6), tmp_path)

@@ -1,0 +1,128 @@
+"""The largest micro-batch whose step fits into memory, found by trying larger and larger ones (`fit_memory`).
+
+The memory of a step grows by the same amount with each image. So two tries tell what the next one needs, and none is made that
+would not fit. The global batch stays as it is: a rank's share of it is cut into more micro-batches.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from vgg_ddp import engines, memory
+from vgg_ddp.config import Config, load
+from vgg_ddp.config.schema import CommunicationConfig
+from vgg_ddp.distributed import World
+from vgg_ddp.errors import UserError
+from vgg_ddp.run_directory import RunDirectory
+
+SMALLEST = 8  # images of the first try, or the fewest that a share divides into beyond that
+
+
+def fitted(
+    config: Config, network: Callable[[], nn.Module], run: RunDirectory, world: World
+) -> tuple[Config, dict[str, Any]]:
+    """The configuration with as many micro-batches as fit, and what was measured. All ranks together.
+
+    A run that is continued keeps the number that it began with, where the ranks' share divides by it: the same bits.
+
+    Args:
+        network: builds one to try it with.
+
+    Raises:
+        UserError: not even the smallest micro-batch fits.
+    """
+    if not config.fit_memory:
+        return config, {}
+    share = config.local_batch(world.size)
+    with world.together():
+        stored = load(run.config, []).accumulation if world.is_main and run.config.exists() else 0
+    stored = int(world.broadcast(str(stored).encode()))
+    if stored and share % stored == 0:
+        return msgspec.structs.replace(config, accumulation=stored), {}
+    even = 2 if config.augment.mixes else 1
+    sizes = [n for n in range(1, share // config.accumulation + 1) if share % n == 0 and n % even == 0]
+    limit = memory.used_bytes(world.device) + config.memory_share * memory.available_bytes(world)
+    fits, peaks = _tries(_Step(config, network(), world), sizes, limit)
+    gc.collect()
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()
+    agreed = _least(world, fits)
+    if not agreed:
+        raise UserError(
+            f"a step of {sizes[0]} images needs more than the {limit / 1e9:.1f} GB that are free here; "
+            "use a smaller network, smaller images, or recompute=stages"
+        )
+    chosen = share // agreed
+    return msgspec.structs.replace(config, accumulation=chosen), {
+        "chosen": chosen,
+        "limit_bytes": limit,
+        "bytes": peaks,
+    }
+
+
+def _tries(step: _Step, sizes: list[int], limit: float) -> tuple[int, dict[str, int]]:
+    """The largest of `sizes` whose step was tried and fits, 0 if none; and the bytes of each that was tried."""
+    peaks: dict[int, int] = {}
+    size = next((n for n in sizes if n >= SMALLEST), sizes[-1])
+    while size and size not in peaks:
+        peak = step.peak_bytes(size)
+        if peak is None or peak > limit:
+            sizes = [n for n in sizes if n < size]
+        else:
+            peaks[size] = peak
+        size = _next(sizes, peaks, limit)
+    return max(peaks, default=0), {str(size): peak for size, peak in peaks.items()}
+
+
+def _next(sizes: list[int], peaks: dict[int, int], limit: float) -> int:
+    """What to try next: up to twice the largest that fits, if that is expected to fit; the largest itself when done."""
+    if not peaks:
+        return sizes[len(sizes) // 2] if sizes else 0
+    known = sorted(peaks)
+    largest = known[-1]
+    slope = 0.0
+    if len(known) > 1:
+        slope = (peaks[largest] - peaks[known[-2]]) / (largest - known[-2])
+    most = largest + (limit - peaks[largest]) / slope if slope > 0 else math.inf
+    return max(n for n in (largest, *sizes) if n == largest or largest < n <= min(2 * largest, most))
+
+
+class _Step:
+    """A step of a network of its own, on noise, by itself."""
+
+    def __init__(self, config: Config, network: nn.Module, world: World) -> None:
+        self._world = replace(world, rank=0, size=1, store=None)
+        self._config = msgspec.structs.replace(
+            config, batch=2, accumulation=1, compile=False, engine="ddp", communication=CommunicationConfig()
+        )
+        self._engine = engines.build(self._config, network, self._world)
+        # DDP keeps the gradients once more, as they are sent.
+        self._buckets = 4 * sum(parameter.numel() for parameter in network.parameters()) if world.size > 1 else 0
+
+    def peak_bytes(self, images: int) -> int | None:
+        """The most memory that a step of so many images takes; None where it does not fit."""
+        side, device = self._config.data.image_size, self._world.device
+        layout = torch.channels_last if self._config.channels_last else torch.contiguous_format
+        memory.forget_peak(device)
+        try:
+            pixels = torch.zeros(images, 3, side, side, device=device).to(memory_format=layout)
+            loss, _ = self._engine.forward(pixels, torch.zeros(images, dtype=torch.int64, device=device), last=True)
+            self._engine.backward(loss)
+            self._engine.step()
+        except torch.OutOfMemoryError:
+            return None
+        return memory.own_peak_bytes(device) + self._buckets
+
+
+def _least(world: World, value: int) -> int:
+    """The least of the ranks' values."""
+    values = [int(part) for part in world.gather(str(value).encode())]
+    return int(world.broadcast(str(min(values, default=0)).encode()))
