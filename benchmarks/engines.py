@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import measuring
+from benchmarks import comparison, measuring, pictures
 from benchmarks.ranks import Group, TrainingSteps
 from vgg_ddp.config import Config
 
@@ -51,7 +51,14 @@ def measure(
     for name, values in rates.items():
         ratio = statistics.median(theirs / ours for theirs, ours in zip(values, rates[DDP]))
         shares = {part: statistics.median(p[part] for p in parts[name]) for part in ("forward", "backward", "update")}
-        about = {"engine": name, "network": network, "batch": batch, "precision": precision, "ranks": ranks}
+        about = {
+            "name": f"{network} {batch} {precision} {name}",
+            "engine": name,
+            "network": network,
+            "batch": batch,
+            "precision": precision,
+            "ranks": ranks,
+        }
         rows.append({**about, **measuring.summary(values), "to_ddp": ratio, "seconds": shares})
         told = ", ".join(f"{part} {seconds:.3f} s" for part, seconds in shares.items())
         print(f"{name:<12} {statistics.median(values):8.1f} images/s   to DDP {ratio:.3f}   {told}", flush=True)
@@ -60,6 +67,7 @@ def measure(
 
 def main() -> None:
     parser = measuring.parser_of("engines", __doc__)
+    comparison.add_options(parser)
     parser.add_argument("--network", default="vgg16", help="(default: vgg16)")
     parser.add_argument("--batch", type=int, default=128, help="images in a step, of all ranks (default: 128)")
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp16", "fp32"], help="(default: bf16)")
@@ -73,7 +81,9 @@ def main() -> None:
         options.network, options.batch, options.precision, options.stages, options.ranks, options.steps, options.rounds
     )
     measuring.write(options.json, "engines", 1, rows)
+    pictures.bars(options.json, rows, "images_per_second", f"images per second, {options.ranks} ranks")
+    comparison.report(rows, options)
 
 
 if __name__ == "__main__":
-    main()
+    measuring.exit_after(main)

@@ -302,7 +302,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     versions = {OURS: vgg_ddp.__version__, **installed(options.peers)}
     rows: list[dict[str, Any]] = []
     for network, batch in itertools.product(options.networks, options.batches):
-        cell = Cell(network, options.image_size, batch, options.precision, "channels_last", False)
+        cell = Cell(network, options.image_size, batch, options.precision, "channels_last")
         with contextlib.ExitStack() as stack:
             sides = {name: stack.enter_context(side(name, cell, options)) for name in versions}
             sides[measuring.REFERENCE] = measuring.reference(device_of(0))

@@ -4,8 +4,9 @@
 
 Every cell of the grid is measured in turns with the others and with a plain fp32 NCHW loop over torchvision's layers, on one
 batch that lies in memory; with `--data` also from a prepared data set, end to end. MFU is the step's arithmetic over what a
-large matrix product of the same precision reaches in the same turns. `torchrun` starts it on several ranks; then the time of
-communication is that of a step with the gradients' reduction less that of one without.
+large matrix product of the same precision reaches in the same turns; joules are shown where the device counts them. `torchrun`
+starts it on several ranks; then the time of communication is that of a step with the gradients' reduction less that of one
+without.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import argparse
 import itertools
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from torch import nn
 
 from benchmarks import comparison, measuring, pictures
 from benchmarks.arithmetic import Peak, flop_per_image, layers
+from benchmarks.energy import meter as energy_meter
 from vgg_ddp import builders, engines, loaders
 from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config import Config
@@ -50,12 +53,14 @@ class Cell:
     batch: int
     precision: str
     layout: str
-    compile: bool
+    compile: bool | Literal["stages"] = False
+    engine: str = "ddp"
 
     @property
     def name(self) -> str:
-        compiled = " compiled" if self.compile else ""
-        return f"{self.network} {self.image_size}px {self.batch} {self.precision} {self.layout}{compiled}"
+        compiled = {False: "", True: " compiled", "stages": " compiled by stages"}[self.compile]
+        engine = "" if self.engine == "ddp" else f" {self.engine}"
+        return f"{self.network} {self.image_size}px {self.batch} {self.precision} {self.layout}{compiled}{engine}"
 
     def config(self, world: World, **changes: Any) -> Config:
         return Config(
@@ -64,6 +69,7 @@ class Cell:
             precision=self.precision,  # type: ignore[arg-type]
             channels_last=self.layout == "channels_last",
             compile=self.compile,
+            engine=self.engine,  # type: ignore[arg-type]
             data=DataConfig(image_size=self.image_size, **changes),
             augment=AugmentConfig(crop_padding=4, flip=True),
         )
@@ -189,10 +195,11 @@ def loaded(cell: Cell, world: World, directory: Path, loader: str) -> Iterator[t
 
 def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
     """A row for each cell, for the plain loop, and for the device's peak."""
-    grid = itertools.product(
-        options.networks, options.image_sizes, options.batches, options.precisions, options.layouts, options.compile
-    )
+    axes = (options.networks, options.image_sizes, options.batches, options.precisions, options.layouts)
+    grid = itertools.product(*axes, options.compile, options.engines)
     cells = [Cell(*values) for values in grid]
+    joules = energy_meter(world.device)
+    energy: dict[str, list[float]] = defaultdict(list)
     directory = ensure(DataConfig(source=options.data), lambda line: None)[0] if options.data else None
     steps: dict[str, tuple[Cell, Step]] = {}
     sides: dict[str, Callable[[], float]] = {}
@@ -209,7 +216,10 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
 
     def rate(name: str) -> float:
         cell, step = steps[name]
+        before = joules() if joules else 0.0
         seconds, split = step.run(options.steps)
+        if joules:
+            energy[name].append((joules() - before) / (cell.batch * options.steps))
         if world.size > 1:
             split["communication"] = max(0.0, (seconds - step.run(options.steps, last=False)[0]) / options.steps)
         parts[name].append(split)
@@ -242,6 +252,7 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
                     **row,
                     "seconds": per_part,
                     "flop_per_image": step.flop_per_image,
+                    **({"joules_per_image": statistics.median(energy[name][1:])} if joules else {}),
                     "mfu": row["images_per_second"] / world.size * step.flop_per_image / top,
                 }
             )
@@ -272,7 +283,7 @@ def draw_roofline(path: Path, rows: list[dict[str, Any]]) -> None:
     copy = next(r for r in rows if r["name"] == "copy")["bytes_per_second"]
     width = 2 if row["precision"] in ("bf16", "fp16") else 4
     network = builders.build_network(
-        Cell(row["network"], row["image_size"], row["batch"], row["precision"], row["layout"], False).config(
+        Cell(row["network"], row["image_size"], row["batch"], row["precision"], row["layout"]).config(
             World(0, 1, 0, 1, torch.device("cpu"))
         ),
         10,
@@ -300,7 +311,8 @@ def show(rows: list[dict[str, Any]]) -> None:
             mfu = f"{row['mfu']:5.2f}" if "mfu" in row else " " * 5
             split = "  ".join(f"{name} {seconds:.4f}" for name, seconds in row.get("seconds", {}).items())
             span = f"{row['least']:.1f} to {row['most']:.1f}"
-            print(f"{row['name']:<44} {row['images_per_second']:9.1f} {span:>17} {mfu}  {split}")
+            joules = f"  {row['joules_per_image']:.2f} J an image" if "joules_per_image" in row else ""
+            print(f"{row['name']:<44} {row['images_per_second']:9.1f} {span:>17} {mfu}  {split}{joules}")
         elif "flop_per_second" in row:
             print(f"{row['name']:<44} {row['flop_per_second'] / 1e9:9.1f} GFLOP/s")
         else:
@@ -312,8 +324,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def truth(text: str) -> bool:
-    return {"true": True, "false": False}[text]
+def how_compiled(text: str) -> bool | str:
+    return {"true": True, "false": False, "stages": "stages"}[text]
 
 
 def main() -> None:
@@ -334,8 +346,9 @@ def main() -> None:
         help="(default: channels_last)",
     )
     parser.add_argument(
-        "--compile", nargs="+", type=truth, default=[False], help="true, false or both (default: false)"
+        "--compile", nargs="+", type=how_compiled, default=[False], help="false, true, stages (default: false)"
     )
+    parser.add_argument("--engines", nargs="+", default=["ddp"], choices=["ddp", "deepspeed"], help="(default: ddp)")
     parser.add_argument("--data", help="also end to end, from what vgg-ddp prepare takes")
     parser.add_argument("--loader", default="auto", help="with --data (default: auto)")
     parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave out the plain fp32 loop")
