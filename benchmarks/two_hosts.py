@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces joined by a pair of virtual interfaces whose bandwidth can be set.
+"""Two hosts on one machine: network namespaces joined by a cable (veth) whose bandwidth can be set (`tc tbf`).
 
 Needs root and iproute2.
 """
@@ -9,79 +9,87 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-
-ADDRESSES = ("10.77.0.1", "10.77.0.2")
 
 
 @dataclass(frozen=True)
-class Hosts:
-    """Where the two ranks run.
+class Host:
+    """A namespace.
 
     Attributes:
-        namespaces: of each rank; the same one twice for one host.
-        interface: what the ranks talk over.
-        address: of the first rank.
+        interface: what it talks to the other host by.
+        address: its own.
     """
 
-    namespaces: tuple[str, str]
+    namespace: str
     interface: str
     address: str
 
-    def command(self, rank: int) -> list[str]:
-        """What to put before a command that is to run where the rank is."""
-        return ["ip", "netns", "exec", self.namespaces[rank]]
+    @property
+    def inside(self) -> list[str]:
+        """What to put before a command that is to run there."""
+        return ["ip", "netns", "exec", self.namespace]
 
-    def limit(self, megabits: float) -> None:
-        """Set the bandwidth of the link, each way."""
-        for namespace in self.namespaces:
-            rate = f"{megabits:g}mbit"
-            # The bucket holds 4 ms of the link, and at least what the kernel passes on at once; the queue 100 ms.
-            burst = max(65536, int(megabits * 1e6 / 8 * 0.004))
-            _ip("netns", "exec", namespace, "tc", "qdisc", "replace", "dev", self.interface, "root", "tbf",
-                "rate", rate, "burst", str(burst), "latency", "100ms")  # fmt: skip
+
+Hosts = tuple[Host, Host]
+
+
+def limit(hosts: Hosts, megabits: float) -> None:
+    """Set the bandwidth of the cable, each way."""
+    # The bucket holds 4 ms of the link, and at least what the kernel passes on at once; the queue 100 ms.
+    burst = max(65536, int(megabits * 1e6 / 8 * 0.004))
+    shaping = ["root", "tbf", "rate", f"{megabits:g}mbit", "burst", str(burst), "latency", "100ms"]
+    for host in hosts:
+        _run("tc", "-n", host.namespace, "qdisc", "replace", "dev", host.interface, *shaping)
 
 
 def why_not() -> str | None:
-    """What is lacking for `one_host` and `two_hosts`; None if nothing is."""
-    if os.geteuid() != 0:
-        return "network namespaces need root"
+    """Why there can be no namespaces here; None if there can."""
     lacking = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
-    return f"{' and '.join(lacking)} not found: install the package iproute2" if lacking else None
+    if lacking:
+        return f"not installed: {', '.join(lacking)} (Debian: iproute2)"
+    try:
+        with two_hosts() as hosts:
+            limit(hosts, 1000)
+            return None
+    except subprocess.CalledProcessError as error:
+        return f"no network namespaces here: {error.stderr.strip()}"
 
 
 @contextmanager
 def one_host() -> Iterator[Hosts]:
-    """A namespace of its own with a loopback interface, so that its bytes can be counted."""
-    name = f"vgg-ddp-{os.getpid()}-lo"
-    _ip("netns", "add", name)
-    try:
-        _ip("-n", name, "link", "set", "lo", "up")
-        yield Hosts((name, name), "lo", "127.0.0.1")
-    finally:
-        _ip("netns", "delete", name)
+    """A single one, twice: a namespace with a loopback interface of its own, so that its bytes can be counted."""
+    host = Host(f"vgg-ddp-{os.getpid()}-lo", "lo", "127.0.0.1")
+    with ExitStack() as stack:
+        _namespace(host, stack)
+        yield host, host
 
 
 @contextmanager
 def two_hosts() -> Iterator[Hosts]:
-    """Two namespaces, joined; without a limit at first."""
-    names = (f"vgg-ddp-{os.getpid()}-a", f"vgg-ddp-{os.getpid()}-b")
-    made = []
-    try:
-        for name in names:
-            _ip("netns", "add", name)
-            made.append(name)
-            _ip("-n", name, "link", "set", "lo", "up")
-        _ip("-n", names[0], "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", names[1])
-        for name, address in zip(names, ADDRESSES):
-            _ip("-n", name, "address", "add", f"{address}/24", "dev", "veth0")
-            _ip("-n", name, "link", "set", "veth0", "up")
-        yield Hosts(names, "veth0", ADDRESSES[0])
-    finally:
-        for name in made:
-            _ip("netns", "delete", name)
+    """Two namespaces that reach each other at 10.77.0.1 and 10.77.0.2, without a limit at first; gone at the end."""
+    process = os.getpid()
+    first, second = (
+        Host(f"vgg-ddp-{process}-{side}", f"vgg{process}{side}", f"10.77.0.{number}")
+        for number, side in enumerate("ab", start=1)
+    )
+    with ExitStack() as stack:
+        for host in (first, second):
+            _namespace(host, stack)
+        ends = [["name", host.interface, "netns", host.namespace] for host in (first, second)]
+        _run("ip", "link", "add", *ends[0], "type", "veth", "peer", *ends[1])
+        for host in (first, second):
+            _run("ip", "-n", host.namespace, "address", "add", f"{host.address}/24", "dev", host.interface)
+            _run("ip", "-n", host.namespace, "link", "set", host.interface, "up")
+        yield first, second
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+def _namespace(host: Host, stack: ExitStack) -> None:
+    _run("ip", "netns", "add", host.namespace)
+    stack.callback(_run, "ip", "netns", "delete", host.namespace)  # and its end of the cable
+    _run("ip", "-n", host.namespace, "link", "set", "lo", "up")
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)

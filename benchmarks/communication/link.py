@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import measuring
 from benchmarks.communication.choices import ALONE, CHOICES
 from benchmarks.communication.rank import Seen
-from benchmarks.two_hosts import Hosts, one_host, two_hosts
+from benchmarks.two_hosts import Hosts, limit, one_host, two_hosts
 
 LINKS = ("loopback", "10000", "1000", "100", "20")  # Mbit/s
 QUIET = 0.05  # share of the cores that other processes may use in a round that counts
@@ -33,7 +33,7 @@ class Ranks:
             probe.bind(("", 0))
             port = str(probe.getsockname()[1])
         self._processes = []
-        self.shared = hosts.interface == "lo"  # whose bytes are those of both ranks
+        self.shared = hosts[0].interface == "lo"  # whose bytes are those of both ranks
         for rank in (0, 1):
             environment = {
                 **os.environ,
@@ -41,15 +41,15 @@ class Ranks:
                 "WORLD_SIZE": "2",
                 "LOCAL_RANK": str(rank) if self.shared else "0",
                 "LOCAL_WORLD_SIZE": "2" if self.shared else "1",
-                "MASTER_ADDR": hosts.address,
+                "MASTER_ADDR": hosts[0].address,
                 "MASTER_PORT": port,
-                "GLOO_SOCKET_IFNAME": hosts.interface,
+                "GLOO_SOCKET_IFNAME": hosts[rank].interface,
                 "OMP_NUM_THREADS": "1",
             }
-            words = [sys.executable, "-m", "benchmarks.communication.rank", str(cores[rank]), hosts.interface]
+            words = [sys.executable, "-m", "benchmarks.communication.rank", str(cores[rank]), hosts[rank].interface]
             self._processes.append(
                 subprocess.Popen(
-                    [*hosts.command(rank), *words],
+                    [*hosts[rank].inside, *words],
                     env=environment,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -107,7 +107,7 @@ def place(link: str) -> Iterator[Hosts]:
             yield hosts
     else:
         with two_hosts() as hosts:
-            hosts.limit(float(link))
+            limit(hosts, float(link))
             yield hosts
 
 

@@ -68,7 +68,7 @@ def undisturbed(place: Path, config: Path) -> Path:
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m launch ...`, to its end."""
-    return subprocess.run([*LAUNCH, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    return subprocess.run([*LAUNCH, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
 
 
 def steps_logged(run: Path) -> int:

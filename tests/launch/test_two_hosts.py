@@ -14,13 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.two_hosts import Host, Hosts, limit, two_hosts, why_not
 from tests.launch.conftest import ENVIRONMENT, LAUNCH, ROOT, assert_same_weights, steps_logged
 from tests.launch.conftest import launch as launch_here
-from tests.launch.network_namespaces import Host, two_hosts, why_not
 from tests.launch.slurm_cluster import wait_until
 from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
-
-Hosts = tuple[Host, Host]
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +27,7 @@ def hosts() -> Iterator[Hosts]:
     if reason:
         pytest.skip(reason)
     with two_hosts() as hosts:
+        limit(hosts, 1000)
         yield hosts
 
 
@@ -74,7 +73,7 @@ def launches(hosts: Hosts) -> Iterator[Launches]:
     assert_gone(hosts, within=5)
 
 
-def ends(*launches: subprocess.Popen[str], within: float = 90) -> tuple[list[int], list[str]]:
+def ends(*launches: subprocess.Popen[str], within: float = 300) -> tuple[list[int], list[str]]:
     """The exit codes, and what was said on stderr."""
     deadline = time.monotonic() + within
     said = [launch.communicate(timeout=max(0.1, deadline - time.monotonic()))[1] for launch in launches]
