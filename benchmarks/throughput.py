@@ -55,12 +55,15 @@ class Cell:
     layout: str
     compile: bool | Literal["stages"] = False
     engine: str = "ddp"
+    recompute: str = "none"
 
     @property
     def name(self) -> str:
         compiled = {False: "", True: " compiled", "stages": " compiled by stages"}[self.compile]
         engine = "" if self.engine == "ddp" else f" {self.engine}"
-        return f"{self.network} {self.image_size}px {self.batch} {self.precision} {self.layout}{compiled}{engine}"
+        recompute = "" if self.recompute == "none" else f" {self.recompute} again"
+        cell = f"{self.network} {self.image_size}px {self.batch} {self.precision} {self.layout}"
+        return cell + compiled + engine + recompute
 
     def config(self, world: World, **changes: Any) -> Config:
         return Config(
@@ -70,6 +73,7 @@ class Cell:
             channels_last=self.layout == "channels_last",
             compile=self.compile,
             engine=self.engine,  # type: ignore[arg-type]
+            recompute=self.recompute,  # type: ignore[arg-type]
             data=DataConfig(image_size=self.image_size, **changes),
             augment=AugmentConfig(crop_padding=4, flip=True),
         )
@@ -196,7 +200,7 @@ def loaded(cell: Cell, world: World, directory: Path, loader: str) -> Iterator[t
 def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
     """A row for each cell, for the plain loop, and for the device's peak."""
     axes = (options.networks, options.image_sizes, options.batches, options.precisions, options.layouts)
-    grid = itertools.product(*axes, options.compile, options.engines)
+    grid = itertools.product(*axes, options.compile, options.engines, options.recompute)
     cells = [Cell(*values) for values in grid]
     joules = energy_meter(world.device)
     energy: dict[str, list[float]] = defaultdict(list)
@@ -349,6 +353,9 @@ def main() -> None:
         "--compile", nargs="+", type=how_compiled, default=[False], help="false, true, stages (default: false)"
     )
     parser.add_argument("--engines", nargs="+", default=["ddp"], choices=["ddp", "deepspeed"], help="(default: ddp)")
+    parser.add_argument(
+        "--recompute", nargs="+", default=["none"], choices=["none", "normalisation", "stages"], help="(default: none)"
+    )
     parser.add_argument("--data", help="also end to end, from what vgg-ddp prepare takes")
     parser.add_argument("--loader", default="auto", help="with --data (default: auto)")
     parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave out the plain fp32 loop")
