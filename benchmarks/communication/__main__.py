@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="steps in a round (default: 3)")
     parser.add_argument("--train", help="a dataset: train on it with each way, instead of measuring speed")
     parser.add_argument("--train-steps", type=int, default=512, help="steps of a training (default: 512)")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each way (default: 3)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings of each way (default: 0 1 2)"
+    )
     parser.add_argument("--loss", type=float, default=1.7, help="training loss to reach (default: 1.7)")
     parser.add_argument(
         "--show", type=Path, metavar="FILE", help="print the tables of a stored result, and measure nothing"

@@ -12,6 +12,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "powersgd 2": {"compression": "powersgd", "powersgd_warmup_steps": 0, "powersgd_rank": 2},
     "powersgd 4": {"compression": "powersgd", "powersgd_warmup_steps": 0, "powersgd_rank": 4},
     "powersgd 8": {"compression": "powersgd", "powersgd_warmup_steps": 0, "powersgd_rank": 8},
+    "powersgd 12": {"compression": "powersgd", "powersgd_warmup_steps": 0, "powersgd_rank": 12},
     "powersgd 16": {"compression": "powersgd", "powersgd_warmup_steps": 0, "powersgd_rank": 16},
     "local SGD 16": {"synchronise_every": 16, "compression": "bf16"},
     "local SGD 128": {"synchronise_every": 128, "compression": "bf16"},

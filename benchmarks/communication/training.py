@@ -20,7 +20,7 @@ LOGGED = 16  # steps of a training whose mean loss is looked at
 def train(options: argparse.Namespace, cores: list[int]) -> list[dict[str, Any]]:
     """One row for each way and seed: steps to the loss, and the test accuracy at the end. Two ranks, no link between."""
     found = []
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for name in options.choices:
             if "split_head" in CHOICES[name]:  # the same steps as without it
                 continue
