@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 OTHERS_LEAVE_WITHIN = 3.0  # seconds that the host of the store waits for the others to read their last from it
+LEAVE_AFTER_GRACE = 0.6  # seconds that it waits at most beyond the time that ranks have to end after a signal
 OURS = (EXIT_USER_ERROR, EXIT_STOPPED)
 ENDING, LEFT = "agent/ending", "agent/left"
 
@@ -188,6 +189,8 @@ class _Watch:
         with contextlib.suppress(RuntimeError):
             left = self._store.add(LEFT, 1)
             deadline = time.monotonic() + OTHERS_LEAVE_WITHIN
+            if self._deadline is not None:  # after a signal: whoever is not gone soon after it is killed there
+                deadline = min(deadline, self._deadline + LEAVE_AFTER_GRACE)
             while left < self._hosts and time.monotonic() < deadline:
                 time.sleep(0.05)
                 left = self._store.add(LEFT, 0)
