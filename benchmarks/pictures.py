@@ -28,7 +28,7 @@ def bars(file: Path | None, rows: Sequence[Mapping[str, Any]], unit: str, label:
     axes.set_yticks(places, [row["name"] for row in shown], fontsize=8)
     for place, row, error in zip(places, shown, high):
         axes.text(row[unit] + error, place, f"  {row[unit]:.4g}", va="center", fontsize=8)
-    axes.margins(x=0.15)
+    axes.margins(x=0.15, y=0.5 / len(shown))
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file.with_suffix(".png"), dpi=110)

@@ -16,19 +16,9 @@ from benchmarks.communication.choices import ALONE, CHOICES
 from benchmarks.communication.link import LINKS
 
 Rows = Sequence[dict[str, Any]]
-COLOURS = [
-    "#000000",
-    "#999999",
-    "#56B4E9",
-    "#0072B2",
-    "#004466",
-    "#E69F00",
-    "#D55E00",
-    "#CC79A7",
-    "#009E73",
-    "#66C2A5",
-    "#00664B",
-]
+EXACT, LOW_RANK = ["#000000", "#999999", "#E69F00"], ["#9AD0F5", "#56B4E9", "#0072B2", "#00518A", "#002F52"]
+OUTER, SPLIT = ["#009E73", "#66C2A5", "#00664B"], ["#D55E00", "#CC79A7", "#F0A0C8"]
+STYLES = dict(zip(CHOICES, EXACT + LOW_RANK + OUTER + SPLIT, strict=True))
 
 
 def tables(rows: Rows) -> str:
@@ -123,7 +113,7 @@ def draw(file: Path, rows: Rows) -> None:
         return
     figure, panels = plt.subplots(1, len(cases), figsize=(5.2 * len(cases), 4.6), layout="constrained", squeeze=False)
     for axes, case in zip(panels[0], cases):
-        for colour, choice in zip(COLOURS, CHOICES):
+        for choice, colour in STYLES.items():
             found = {row["link"]: row for row in speed if _case(row) == case and row["choice"] == choice}
             places = [(LINKS.index(link), found[link]) for link in LINKS if link in found]
             if places:
