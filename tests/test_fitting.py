@@ -6,6 +6,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,6 +21,7 @@ from vgg_ddp.errors import UserError
 from vgg_ddp.fitting import _tries, fitted
 from vgg_ddp.run_directory import RunDirectory
 
+GIBIBYTE = 2**30
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 CONFIG = Config(network="vgg11", batch=96, fit_memory=True, data=DataConfig(image_size=32), precision="fp32")
 
@@ -47,47 +49,40 @@ def test_the_largest_that_fits_is_found_and_tried(limit: int) -> None:
     assert all(images <= max(8, 2 * max(fits, default=1)) for images in step.tried)
 
 
-def fit(config: Config, run: Path) -> tuple[Config, dict[str, object]]:
-    """In a process of its own: one that has held more before has that memory still."""
+def fit(config: Config, run: Path, room: float) -> tuple[Config, dict[str, Any]]:
+    """With `room` bytes to be had; in a process of its own: one that has held more before has that memory still."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(fit_here, config, run).result()
+        return process.submit(fit_here, config, run, room).result()
 
 
-def fit_here(config: Config, run: Path) -> tuple[Config, dict[str, object]]:
+def fit_here(config: Config, run: Path, room: float) -> tuple[Config, dict[str, Any]]:
     torch.set_num_threads(1)
+    config = msgspec.structs.replace(config, memory_share=room / memory.available_bytes(ALONE))
     return fitted(config, partial(build_network, config, 10, ALONE.device), RunDirectory(run), ALONE)
 
 
 def test_little_memory_makes_more_micro_batches_and_a_continued_run_keeps_them(tmp_path: Path) -> None:
-    free = memory.available_bytes(ALONE)
-    enough, found = fit(CONFIG, tmp_path)
+    enough, found = fit(CONFIG, tmp_path, 2 * GIBIBYTE)
     assert (enough.accumulation, enough.batch) == (1, 96)
-    peaks = {int(images): size for images, size in found["bytes"].items()}  # type: ignore[attr-defined]
-    assert 96 in peaks
+    peaks = {int(images): size for images, size in found["bytes"].items()}
     assert peaks[96] > peaks[8]
-    used = found["limit_bytes"] - CONFIG.memory_share * free  # type: ignore[operator]
-    too_little = (peaks[48] + peaks[96]) / 2
-    less, _ = fit(msgspec.structs.replace(CONFIG, memory_share=(too_little - used) / free), tmp_path)
+    used = found["limit_bytes"] - 2 * GIBIBYTE
+    less, _ = fit(CONFIG, tmp_path, (peaks[48] + peaks[96]) / 2 - used)
     assert less.accumulation in (2, 3, 4)
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     run.config.write_text(dump(msgspec.structs.replace(less, accumulation=8)))
-    assert fit(CONFIG, run.path)[0].accumulation == 8
-    assert fit(msgspec.structs.replace(CONFIG, batch=12), run.path)[0].accumulation == 1  # 12 does not divide by 8
+    assert fit(CONFIG, run.path, GIBIBYTE)[0].accumulation == 8
+    assert (
+        fit(msgspec.structs.replace(CONFIG, batch=12), run.path, GIBIBYTE)[0].accumulation == 1
+    )  # 12 is not 8 times n
 
 
 def test_mixing_keeps_its_pairs(tmp_path: Path) -> None:
-    free = memory.available_bytes(ALONE)
-    config = msgspec.structs.replace(
-        CONFIG,
-        batch=6,
-        augment=AugmentConfig(mixup=0.2),
-        memory_share=0.4 * 2**30 / free,
-        data=DataConfig(image_size=64),
-    )
-    assert fit(config, tmp_path)[0].accumulation in (1, 3)
+    config = msgspec.structs.replace(CONFIG, batch=6, augment=AugmentConfig(mixup=0.2), data=DataConfig(image_size=64))
+    assert fit(config, tmp_path, 0.5 * GIBIBYTE)[0].accumulation in (1, 3)
 
 
 def test_nothing_fits_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a step of 1 images needs more than .* recompute=stages"):
-        fit(msgspec.structs.replace(CONFIG, memory_share=1e-6), tmp_path)
+        fit(CONFIG, tmp_path, 1.0)

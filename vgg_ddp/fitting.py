@@ -96,7 +96,7 @@ def _next(sizes: list[int], peaks: dict[int, int], limit: float) -> int:
 
 
 class _Step:
-    """A step of a network of its own, on noise, by itself."""
+    """A step of a network of its own, by itself."""
 
     def __init__(self, config: Config, network: nn.Module, world: World) -> None:
         self._world = replace(world, rank=0, size=1, store=None)
@@ -104,8 +104,8 @@ class _Step:
             config, batch=2, accumulation=1, compile=False, engine="ddp", communication=CommunicationConfig()
         )
         self._engine = engines.build(self._config, network, self._world)
-        # DDP keeps the gradients once more, as they are sent.
-        self._buckets = 4 * sum(parameter.numel() for parameter in network.parameters()) if world.size > 1 else 0
+        copies = (world.size > 1) + (config.ema > 0)  # gradients as DDP sends them; averaged weights
+        self._copies = copies * 4 * sum(parameter.numel() for parameter in network.parameters())
 
     def peak_bytes(self, images: int) -> int | None:
         """The most memory that a step of so many images takes; None where it does not fit."""
@@ -114,12 +114,14 @@ class _Step:
         memory.forget_peak(device)
         try:
             pixels = torch.zeros(images, 3, side, side, device=device).to(memory_format=layout)
-            loss, _ = self._engine.forward(pixels, torch.zeros(images, dtype=torch.int64, device=device), last=True)
-            self._engine.backward(loss)
+            labels = torch.zeros(images, dtype=torch.int64, device=device)
+            for last in (False, True):  # the second micro-batch meets the gradients of the first
+                loss, _ = self._engine.forward(pixels, labels, last=last)
+                self._engine.backward(loss)
             self._engine.step()
         except torch.OutOfMemoryError:
             return None
-        return memory.own_peak_bytes(device) + self._buckets
+        return memory.own_peak_bytes(device) + self._copies
 
 
 def _least(world: World, value: int) -> int:

@@ -55,9 +55,16 @@ class Launches:
             stderr=subprocess.PIPE,
             text=True,
             cwd=code,
+            preexec_fn=hear_signals,
         )
         self.started.append(launch)
         return launch
+
+
+def hear_signals() -> None:
+    """A process that is started in the background, or under nohup, would ignore these, and its children too."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 PORTS = itertools.count(29500)
