@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import comparison, measuring, pictures
+from benchmarks import measuring, outcome
 from benchmarks.ranks import Group, TrainingSteps
 from vgg_ddp.config import Config
 
@@ -67,7 +67,6 @@ def measure(
 
 def main() -> None:
     parser = measuring.parser_of("engines", __doc__)
-    comparison.add_options(parser)
     parser.add_argument("--network", default="vgg16", help="(default: vgg16)")
     parser.add_argument("--batch", type=int, default=128, help="images in a step, of all ranks (default: 128)")
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp16", "fp32"], help="(default: bf16)")
@@ -80,9 +79,7 @@ def main() -> None:
     rows = measure(
         options.network, options.batch, options.precision, options.stages, options.ranks, options.steps, options.rounds
     )
-    measuring.write(options.json, "engines", 1, rows)
-    pictures.bars(options.json, rows, "images_per_second", f"images per second, {options.ranks} ranks")
-    comparison.report(rows, options)
+    outcome.keep(options, "engines", rows, "images_per_second", f"images per second, {options.ranks} ranks", threads=1)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks import comparison, measuring, pictures
+from benchmarks import measuring, outcome
 from vgg_ddp import loaders
 from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config.schema import AugmentConfig, DataConfig
@@ -211,7 +211,6 @@ def measure_memory(options: argparse.Namespace, place: Path) -> list[dict[str, A
 
 def main() -> None:
     parser = measuring.parser_of("loaders", __doc__)
-    comparison.add_options(parser)
     parser.add_argument("--data", required=True, help="what vgg-ddp prepare takes, of images of one size")
     parser.add_argument("--photos", type=int, default=2000, help="large JPEG files to make (default: 2000; 0: none)")
     parser.add_argument("--batch", type=int, default=256, help="images in a batch (default: 256)")
@@ -235,9 +234,7 @@ def main() -> None:
             per_core = row["images_per_second"] / options.threads
             span = f"{row['least']:.0f} to {row['most']:.0f}"
             print(f"{row['name']:<20} {row['images_per_second']:10.0f} {per_core:9.0f} {span:>21} {first:>12}")
-    measuring.write(options.json, "loaders", options.threads, rows)
-    pictures.bars(options.json, rows, "images_per_second", "images per second, all cores", log=True)
-    comparison.report(rows, options)
+    outcome.keep(options, "loaders", rows, "images_per_second", "images per second, all cores", log=True)
 
 
 if __name__ == "__main__":

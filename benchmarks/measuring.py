@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 
+from benchmarks import comparison
 from vgg_ddp.environment import commit, devices
 from vgg_ddp.errors import UserError
 
@@ -152,6 +153,7 @@ def parser_of(name: str, description: str | None) -> ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
     parser.add_argument("--threads", type=int, default=cores(), help="CPU threads (default: all cores)")
     parser.add_argument("--json", type=Path, help="write the rows to this file, and pictures beside it")
+    comparison.add_options(parser)
     return parser
 
 

@@ -9,6 +9,7 @@ that the host's own time cannot hide behind the device's; the share there is an 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import comparison, measuring, pictures
+from benchmarks import measuring, outcome
 from vgg_ddp import builders, precision
 from vgg_ddp.builders import Job
 from vgg_ddp.checkpoint import State
@@ -74,17 +75,18 @@ class Loop:
     def run(self, steps: int) -> dict[str, float]:
         """Train so many steps more; seconds of a step in the engine's calls, waiting for data, and all in all."""
         state, job = self._state, dataclasses.replace(self._job, total_steps=self._state.step + steps)
-        before = {"step": state.step_seconds, "data_wait": state.wait_seconds, **_of_calls(self._engine.seconds)}
+        before = self._seconds()
         with MetricsLog(self._log) as log, TrainingProgress(job.total_steps, state.step, shown=False) as progress:
             steps_per_epoch = job.data.order.steps_per_epoch
             recorder = Recorder(state, job.world, job.config.batch, steps_per_epoch, job.total_steps, log, progress)
             train(job, state, recorder)
-        after = {"step": state.step_seconds, "data_wait": state.wait_seconds, **_of_calls(self._engine.seconds)}
+        after = self._seconds()
         return {name: (after[name] - before[name]) / steps for name in after}
 
-
-def _of_calls(seconds: dict[str, float]) -> dict[str, float]:
-    return {f"engine.{name}": value for name, value in seconds.items()}
+    def _seconds(self) -> dict[str, float]:
+        """All steps so far, by what they went into."""
+        calls = {f"engine.{name}": value for name, value in self._engine.seconds.items()}
+        return {"step": self._state.step_seconds, "data_wait": self._state.wait_seconds, **calls}
 
 
 def measure(options: Any, config: Config, world: World) -> list[dict[str, Any]]:
@@ -99,7 +101,7 @@ def measure(options: Any, config: Config, world: World) -> list[dict[str, Any]]:
             speed.append(reference())
             found.append(loop.run(options.steps))
     shares = [1 - sum(seconds[f"engine.{name}"] for name in CALLS) / seconds["step"] for seconds in found]
-    medians = {name: sorted(seconds[name] for seconds in found)[len(found) // 2] for name in found[0]}
+    medians = {name: statistics.median(seconds[name] for seconds in found) for name in found[0]}
     row = measuring.summary(shares, "overhead", speed, higher_is_better=False)
     name = f"{config.network} {config.batch} {config.precision}"
     return [{"name": name, **row, "seconds": medians, "loader": config.loader, "world_size": world.size}]
@@ -107,7 +109,6 @@ def measure(options: Any, config: Config, world: World) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = measuring.parser_of("overhead", __doc__)
-    comparison.add_options(parser)
     parser.add_argument("--config", default="configs/vgg16_cifar10.yaml", help="(default: %(default)s)")
     parser.add_argument("--source", default="digits", help="data.source (default: digits)")
     parser.add_argument("--steps", type=int, default=4, help="steps in a round (default: 4)")
@@ -128,9 +129,7 @@ def main() -> None:
         parts = "  ".join(f"{name} {value * 1e3:.2f}" for name, value in seconds.items())
         low, high = row["interval"]
         print(f"{row['name']:<28} {row['overhead']:.2%} of the step ({low:.2%} to {high:.2%})   ms of a step: {parts}")
-    measuring.write(options.json, "overhead", options.threads, rows)
-    pictures.bars(options.json, rows, "overhead", "share of the step outside forward, backward and update")
-    comparison.report(rows, options)
+    outcome.keep(options, "overhead", rows, "overhead", "share of the step outside forward, backward and update")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ import torchvision
 from torch import Tensor, nn
 
 import vgg_ddp
-from benchmarks import comparison, measuring, pictures
+from benchmarks import measuring, outcome
 from benchmarks.throughput import Cell, Step, cached
 from vgg_ddp.distributed import World, device_of
 from vgg_ddp.memory import keep_freed_memory
@@ -324,7 +324,6 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = measuring.parser_of("peers", __doc__)
-    comparison.add_options(parser)
     parser.add_argument("--networks", nargs="+", default=["vgg16"], help="(default: vgg16)")
     parser.add_argument("--batches", nargs="+", type=int, default=[256], help="images in a step (default: 256)")
     parser.add_argument("--image-size", type=int, default=32, help="pixels (default: 32)")
@@ -334,9 +333,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = measure(options)
-    measuring.write(options.json, "peers", options.threads, rows)
-    pictures.bars(options.json, rows, "images_per_second", "images per second")
-    comparison.report(rows, options)
+    outcome.keep(options, "peers", rows, "images_per_second", "images per second")
 
 
 if __name__ == "__main__":

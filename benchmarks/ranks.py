@@ -20,12 +20,10 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import measuring
-from vgg_ddp import builders, engines
+from benchmarks.step import TrainingStep, noise
 from vgg_ddp.config import Config
 from vgg_ddp.distributed import World, joined
 from vgg_ddp.memory import keep_freed_memory
-from vgg_ddp.precision import set_arithmetic
-from vgg_ddp.preprocess import Preprocess
 
 Parts = dict[str, float]
 
@@ -141,18 +139,11 @@ def _rank(config: Config, rank: int, size: int, port: int, pipe: Connection) -> 
 
 
 class _Trainer:
-    """The training loop's own step, from stored pixels to the update, on one batch that lies in memory."""
+    """The step on one batch that lies in memory, timed part by part."""
 
     def __init__(self, config: Config, batch: int, world: World) -> None:
-        set_arithmetic(config)
-        self._world = world
-        network = builders.build_network(config, 10, world.device)
-        self._preprocess = Preprocess([128.0] * 3, [64.0] * 3, config.channels_last).to(world.device)
-        self._engine = engines.build(config, network, world)
-        generator = torch.Generator().manual_seed(world.rank)
-        shape = (batch, config.data.image_size, config.data.image_size, 3)
-        self._images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(world.device)
-        self._labels = torch.randint(0, 10, (batch,), generator=generator).to(world.device)
+        self._world, self._step = world, TrainingStep(config, world)
+        self._images, self._labels = noise(batch, config.data.image_size, world)
 
     def run(self, steps: int, together: bool) -> Parts:
         """Mean seconds of a step; "forward", "backward" (with the communication in it) and "update" add up to it."""
@@ -160,11 +151,11 @@ class _Trainer:
         self._world.barrier()
         for _ in range(steps):
             times = [self._now()]
-            loss, _ = self._engine.forward(self._preprocess(self._images), self._labels, last=together)
+            loss = self._step.forward(self._images, self._labels, last=together)
             times.append(self._now())
-            self._engine.backward(loss)
+            self._step.engine.backward(loss)
             times.append(self._now())
-            self._engine.step()
+            self._step.engine.step()
             times.append(self._now())
             for name, start, end in zip(parts, times, times[1:]):
                 parts[name] += (end - start) / steps

@@ -94,7 +94,6 @@ def show_predicted(found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = measuring.parser_of("scaling", __doc__)
-    comparison.add_options(parser)
     parser.set_defaults(threads=1)
     parser.add_argument("--parts", nargs="+", choices=["measure", "predict"], default=["measure", "predict"])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="numbers of ranks (default: 1 2 4)")

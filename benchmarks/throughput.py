@@ -26,10 +26,11 @@ import torch
 import torchvision
 from torch import nn
 
-from benchmarks import comparison, measuring, pictures
+from benchmarks import measuring, outcome
 from benchmarks.arithmetic import Peak, flop_per_image, layers
 from benchmarks.energy import meter as energy_meter
-from vgg_ddp import builders, engines, loaders
+from benchmarks.step import TrainingStep, noise
+from vgg_ddp import builders, loaders
 from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config import Config
 from vgg_ddp.config.schema import AugmentConfig, DataConfig
@@ -38,8 +39,6 @@ from vgg_ddp.data.order import Order
 from vgg_ddp.data.prepare import ensure
 from vgg_ddp.distributed import World, joined
 from vgg_ddp.memory import keep_freed_memory, peak_bytes
-from vgg_ddp.precision import set_arithmetic
-from vgg_ddp.preprocess import Preprocess
 
 PARTS = ("data_wait", "forward", "backward", "update")
 
@@ -83,12 +82,8 @@ class Step:
     """The step of the training loop, timed part by part."""
 
     def __init__(self, cell: Cell, world: World, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        config = cell.config(world)
-        set_arithmetic(config)
-        self._network = builders.build_network(config, 10, world.device)
-        self._flop = flop_per_image(self._network, cell.image_size)
-        self._preprocess = Preprocess([128.0] * 3, [64.0] * 3, config.channels_last).to(world.device)
-        self._engine = engines.build(config, self._network, world)
+        self._training = TrainingStep(cell.config(world), world)
+        self._flop = flop_per_image(self._training.network, cell.image_size)
         self._batches, self._device, self._images = batches, world.device, cell.batch
 
     @property
@@ -123,11 +118,11 @@ class Step:
 
         images, labels = next(self._batches)
         mark()
-        loss, _ = self._engine.forward(self._preprocess(images), labels, last=last)
+        loss = self._training.forward(images, labels, last=last)
         mark()
-        self._engine.backward(loss)
+        self._training.engine.backward(loss)
         mark()
-        self._engine.step()
+        self._training.engine.step()
         mark()
         for name, begin, end in zip(PARTS, marks, marks[1:]):
             parts[name] += end - begin
@@ -176,12 +171,7 @@ class PlainStep:
 
 def cached(cell: Cell, world: World) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The same batch of noise again and again."""
-    generator = torch.Generator().manual_seed(world.rank)
-    shape = (cell.batch, cell.image_size, cell.image_size, 3)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(world.device)
-    labels = torch.randint(0, 10, (cell.batch,), generator=generator).to(world.device)
-    while True:
-        yield images, labels
+    return itertools.repeat(noise(cell.batch, cell.image_size, world))
 
 
 def loaded(cell: Cell, world: World, directory: Path, loader: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -334,7 +324,6 @@ def how_compiled(text: str) -> bool | str:
 
 def main() -> None:
     parser = measuring.parser_of("throughput", __doc__)
-    comparison.add_options(parser)
     networks = ["vgg11", "vgg13", "vgg16", "vgg19"]
     parser.add_argument("--networks", nargs="+", default=["vgg16"], choices=networks, help="(default: vgg16)")
     parser.add_argument("--image-sizes", nargs="+", type=int, default=[32], help="pixels (default: 32)")
@@ -369,9 +358,7 @@ def main() -> None:
         rows = measure(options, world)
         if world.is_main:
             show(rows)
-            measuring.write(options.json, "throughput", options.threads, rows)
-            pictures.bars(options.json, rows, "images_per_second", "images per second")
-            comparison.report(rows, options)
+            outcome.keep(options, "throughput", rows, "images_per_second", "images per second")
             if options.roofline:
                 draw_roofline(options.roofline, rows)
 

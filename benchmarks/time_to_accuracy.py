@@ -192,7 +192,6 @@ def line(run: Row) -> str:
 
 def main() -> None:
     parser = measuring.parser_of("time_to_accuracy", __doc__)
-    comparison.add_options(parser)
     parser.add_argument("config", help="a configuration, as vgg-ddp train takes it")
     parser.add_argument("keys", nargs="*", metavar="key=value", help="keys to set, as vgg-ddp train takes them")
     parser.add_argument("--target", type=float, required=True, help="accuracy on held-out images, 0 to 1")

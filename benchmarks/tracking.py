@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from benchmarks import comparison, measuring, pictures
+from benchmarks import measuring, outcome
 from vgg_ddp.run_directory import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +88,6 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = measuring.parser_of("tracking", __doc__)
-    comparison.add_options(parser)
     parser.add_argument("--source", default="digits", help="data.source (default: digits)")
     parser.add_argument("--batch", type=int, default=256, help="images in a step (default: 256)")
     parser.add_argument("--steps", type=int, default=60, help="steps of a training (default: 60)")
@@ -97,9 +96,7 @@ def main() -> None:
     for row in rows:
         print(f"{row['name']:<24} {row['step_seconds']:.4f} s a step  ({row['least']:.4f} to {row['most']:.4f})")
     print(f"ratio {rows[1]['step_seconds'] / rows[0]['step_seconds']:.4f}")
-    measuring.write(options.json, "tracking", options.threads, rows)
-    pictures.bars(options.json, rows, "step_seconds", "seconds of a step")
-    comparison.report(rows, options)
+    outcome.keep(options, "tracking", rows, "step_seconds", "seconds of a step")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ from vgg_ddp.errors import UserError
 
 def main() -> None:
     parser = measuring.parser_of("communication", __doc__)
-    comparison.add_options(parser)
     parser.add_argument("--heads", nargs="+", default=["compact", "paper"], choices=["compact", "paper"])
     parser.add_argument("--links", nargs="+", default=list(LINKS), help="loopback, or Mbit/s (default: %(default)s)")
     parser.add_argument("--choices", nargs="+", default=list(CHOICES), choices=list(CHOICES))

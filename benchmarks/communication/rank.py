@@ -19,11 +19,10 @@ import msgspec
 import torch
 
 from benchmarks.communication.choices import ALONE, CHOICES
-from vgg_ddp import builders, engines
+from benchmarks.step import TrainingStep, noise
 from vgg_ddp.config import Config
 from vgg_ddp.distributed import World, joined
 from vgg_ddp.memory import keep_freed_memory
-from vgg_ddp.preprocess import Preprocess
 
 
 @dataclasses.dataclass
@@ -58,17 +57,12 @@ def measure(order: dict[str, Any], world: World, interface: str) -> Seen:
         },
         Config,
     )
-    network = builders.build_network(config, 10, world.device)
-    preprocess = Preprocess([128.0] * 3, [64.0] * 3, config.channels_last)
-    engine = engines.build(config, network, world)
-    generator = torch.Generator().manual_seed(world.rank)
-    shape = (order["local_batch"], order["image_size"], order["image_size"], 3)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 10, (order["local_batch"],), generator=generator)
+    training = TrainingStep(config, world)
+    engine = training.engine
+    images, labels = noise(order["local_batch"], order["image_size"], world)
 
     def step() -> None:
-        loss, _ = engine.forward(preprocess(images), labels, last=True)
-        engine.backward(loss)
+        engine.backward(training.forward(images, labels))
         engine.step()
 
     for _ in range(order["warm_up"]):

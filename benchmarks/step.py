@@ -1,0 +1,36 @@
+"""The training loop's own step, from stored pixels to the update, for those who time it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vgg_ddp import builders, engines
+from vgg_ddp.config import Config
+from vgg_ddp.distributed import World
+from vgg_ddp.precision import set_arithmetic
+from vgg_ddp.preprocess import Preprocess
+
+CLASSES = 10
+
+
+class TrainingStep:
+    """A network of `config`, its engine, and what goes before them."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        set_arithmetic(config)
+        self.network = builders.build_network(config, CLASSES, world.device)
+        self.engine = engines.build(config, self.network, world)
+        self._preprocess = Preprocess([128.0] * 3, [64.0] * 3, config.channels_last).to(world.device)
+
+    def forward(self, images: Tensor, labels: Tensor, last: bool = True) -> Tensor:
+        """The loss of uint8 [n, height, width, 3]."""
+        return self.engine.forward(self._preprocess(images), labels, last=last)[0]
+
+
+def noise(count: int, image_size: int, world: World) -> tuple[Tensor, Tensor]:
+    """Images, uint8 [n, side, side, 3], and labels of this rank's own, on its device."""
+    generator = torch.Generator().manual_seed(world.rank)
+    images = torch.randint(0, 256, (count, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, CLASSES, (count,), generator=generator)
+    return images.to(world.device), labels.to(world.device)
