@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import measuring, outcome
-from benchmarks.ranks import Group, TrainingSteps
+from benchmarks.measurement import measuring, outcome
+from benchmarks.measurement.ranks import Group, TrainingSteps
 from vgg_ddp.config import Config
 
 DDP = "ddp"

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks import measuring, outcome
+from benchmarks.measurement import measuring, outcome
 from vgg_ddp import loaders
 from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config.schema import AugmentConfig, DataConfig
@@ -34,8 +34,8 @@ from vgg_ddp.data.dataset import EncodedSplit, Split, decode_image
 from vgg_ddp.data.order import Order, Slice
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.storage import Storage
-from vgg_ddp.distributed import World, device_of
-from vgg_ddp.memory import used_bytes
+from vgg_ddp.distributed.memory import used_bytes
+from vgg_ddp.distributed.world import World, device_of
 
 CROP_AND_FLIP = AugmentConfig(crop_padding=4, flip=True)
 RESIZED_CROP_AND_FLIP = AugmentConfig(random_resized_crop=[0.08, 1.0], flip=True)

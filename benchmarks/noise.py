@@ -27,7 +27,7 @@ from typing import Any
 
 import matplotlib
 
-from benchmarks import comparison, measuring
+from benchmarks.measurement import baseline, measuring
 from vgg_ddp.errors import UserError
 
 matplotlib.use("Agg")
@@ -58,7 +58,7 @@ def words(runs: Sequence[Sequence[Row]], baselines: int, between_runs: float) ->
     for number in range(baselines, len(runs)):
         for row in runs[number]:
             before = [next(r for r in run if r["name"] == row["name"]) for run in runs[number - baselines : number]]
-            found[comparison.verdict(row, before, between_runs).word] += 1
+            found[baseline.verdict(row, before, between_runs).word] += 1
     return found
 
 
@@ -67,7 +67,7 @@ def scatter(runs: Sequence[Sequence[Row]], with_reference: bool) -> float:
     spreads = []
     for row in runs[0]:
         same = [next(r for r in run if r["name"] == row["name"]) for run in runs]
-        spreads.append(statistics.stdev(statistics.median(comparison.logarithms(r, with_reference)) for r in same))
+        spreads.append(statistics.stdev(statistics.median(baseline.logarithms(r, with_reference)) for r in same))
     return math.expm1(statistics.mean(spreads))
 
 
@@ -77,7 +77,7 @@ def draw(runs: Sequence[Sequence[Row]], path: Path) -> None:
     for axes, with_reference in zip(panels, (False, True)):
         if with_reference and "reference" not in runs[0][0]:
             continue
-        series = [comparison.logarithms(run[0], with_reference) for run in runs]
+        series = [baseline.logarithms(run[0], with_reference) for run in runs]
         centre = statistics.mean(statistics.median(values) for values in series)
         for number, values in enumerate(series):
             low, high = (math.exp(end - centre) for end in measuring.median_interval(values))
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument(
         "--between-runs",
         type=float,
-        default=comparison.BETWEEN_RUNS,
+        default=baseline.BETWEEN_RUNS,
         help="as the benchmarks take it (default: %(default)s)",
     )
     parser.add_argument("benchmark", help="e.g. scaling, loaders")

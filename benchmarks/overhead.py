@@ -19,18 +19,20 @@ from typing import Any
 
 import torch
 
-from benchmarks import measuring, outcome
-from vgg_ddp import builders, precision
-from vgg_ddp.builders import Job
-from vgg_ddp.checkpoint import State
+from benchmarks.measurement import measuring, outcome
 from vgg_ddp.config import Config, load
-from vgg_ddp.console import TrainingProgress
-from vgg_ddp.distributed import World, joined
+from vgg_ddp.distributed.memory import keep_freed_memory
+from vgg_ddp.distributed.world import World, joined
 from vgg_ddp.engines import Engine
-from vgg_ddp.memory import keep_freed_memory
-from vgg_ddp.recording import Recorder
-from vgg_ddp.run_directory import MetricsLog, RunDirectory
+from vgg_ddp.optim import precision
+from vgg_ddp.run.checkpoint import State
+from vgg_ddp.run.console import TrainingProgress
+from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.metrics_log import MetricsLog
 from vgg_ddp.train import train
+from vgg_ddp.training import parts
+from vgg_ddp.training.job import Job, build_job
+from vgg_ddp.training.recorder import Recorder
 
 CALLS = ("forward", "backward", "step")
 
@@ -62,11 +64,12 @@ class Loop:
     """The training loop of a configuration, some steps at a time."""
 
     def __init__(self, config: Config, folder: Path, world: World) -> None:
+        config, _ = precision.resolve(config, world.device)
         precision.set_arithmetic(config)
         run = RunDirectory(str(folder / "run"))
         run.checkpoints.mkdir(parents=True)
-        dataset, _ = builders.open_dataset(config, world)
-        job = builders.build_job(config, dataset, run, world)
+        dataset, _ = parts.open_dataset(config, world)
+        job = build_job(config, dataset, run, world)
         self._engine = Timed(job.engine, world.device)
         self._job: Job = dataclasses.replace(job, engine=self._engine)
         self._state = State(identity={})

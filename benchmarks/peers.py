@@ -33,10 +33,10 @@ import torchvision
 from torch import Tensor, nn
 
 import vgg_ddp
-from benchmarks import measuring, outcome
+from benchmarks.measurement import measuring, outcome
 from benchmarks.throughput import Cell, Step, cached
-from vgg_ddp.distributed import World, device_of
-from vgg_ddp.memory import keep_freed_memory
+from vgg_ddp.distributed.memory import keep_freed_memory
+from vgg_ddp.distributed.world import World, device_of
 
 LEARNING_RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
 OURS = "vgg_ddp"

@@ -19,11 +19,11 @@ from argparse import Namespace
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks import comparison, measuring, scaling_pictures
-from benchmarks.scaling_measured import measure
-from benchmarks.scaling_model import published
+from benchmarks.measurement import baseline, measuring
+from benchmarks.scaling_model import pictures, published
 from benchmarks.scaling_model.device import DEVICES
 from benchmarks.scaling_model.link import CLUSTERS
+from benchmarks.scaling_model.measured import measure
 from benchmarks.scaling_model.network import describe, layers
 from benchmarks.scaling_model.prediction import EXCHANGES, Case, all_reduces, predict
 from benchmarks.scaling_model.step import doublings
@@ -114,10 +114,10 @@ def main() -> None:
     if "predict" in options.parts:
         contents["predicted"] = predictions(options)
         show_predicted(contents["predicted"])
-    contents["verdicts"] = comparison.report(contents["rows"], options)
+    contents["verdicts"] = baseline.report(contents["rows"], options)
     measuring.write(options.json, "scaling", options.threads, **contents)
     if options.json:
-        scaling_pictures.draw(contents, options.json)
+        pictures.draw(contents, options.json)
 
 
 if __name__ == "__main__":

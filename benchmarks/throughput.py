@@ -26,19 +26,20 @@ import torch
 import torchvision
 from torch import nn
 
-from benchmarks import measuring, outcome
-from benchmarks.arithmetic import Peak, flop_per_image, layers
-from benchmarks.energy import meter as energy_meter
-from benchmarks.step import TrainingStep, noise
-from vgg_ddp import builders, loaders
+from benchmarks.measurement import measuring, outcome
+from benchmarks.measurement.arithmetic import Peak, flop_per_image, layers
+from benchmarks.measurement.energy import meter as energy_meter
+from benchmarks.measurement.step import TrainingStep, noise
+from vgg_ddp import loaders
 from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config import Config
 from vgg_ddp.config.schema import AugmentConfig, DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order
 from vgg_ddp.data.prepare import ensure
-from vgg_ddp.distributed import World, joined
-from vgg_ddp.memory import keep_freed_memory, peak_bytes
+from vgg_ddp.distributed.memory import keep_freed_memory, peak_bytes
+from vgg_ddp.distributed.world import World, joined
+from vgg_ddp.training import parts
 
 PARTS = ("data_wait", "forward", "backward", "update")
 
@@ -276,7 +277,7 @@ def draw_roofline(path: Path, rows: list[dict[str, Any]]) -> None:
     product = next(r for r in rows if r["name"] == f"matrix product {row['precision']}")["flop_per_second"]
     copy = next(r for r in rows if r["name"] == "copy")["bytes_per_second"]
     width = 2 if row["precision"] in ("bf16", "fp16") else 4
-    network = builders.build_network(
+    network = parts.build_network(
         Cell(row["network"], row["image_size"], row["batch"], row["precision"], row["layout"]).config(
             World(0, 1, 0, 1, torch.device("cpu"))
         ),

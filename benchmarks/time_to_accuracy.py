@@ -33,13 +33,13 @@ import matplotlib
 import msgspec
 import torch
 
-from benchmarks import comparison, measuring
+from benchmarks.measurement import baseline, measuring
 from benchmarks.scaling_model.network import layers, training_flops
 from vgg_ddp.config import Config, load
 from vgg_ddp.config.reading import load_resolved
-from vgg_ddp.distributed import device_of
+from vgg_ddp.distributed.world import device_of
 from vgg_ddp.errors import UserError
-from vgg_ddp.run_directory import read_metrics
+from vgg_ddp.run.metrics_log import read_metrics
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -207,7 +207,7 @@ def main() -> None:
     missed = sum(run["seconds"] is None for run in found["runs"])
     if missed:
         print(f"{missed} of {options.seeds} seeds did not reach {options.target:.2%}: no mean is given")
-    found["verdicts"] = comparison.report(found["rows"], options)
+    found["verdicts"] = baseline.report(found["rows"], options)
     measuring.write(options.json, "time_to_accuracy", options.threads, **found)
     if options.json:
         draw(found["runs"], options.target, options.json.with_suffix(".png"))

@@ -20,8 +20,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measuring, outcome
-from vgg_ddp.run_directory import read_metrics
+from benchmarks.measurement import measuring, outcome
+from vgg_ddp.run.metrics_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS_OF_WARM_UP = 10

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vgg_ddp.launcher import numa_nodes
+from vgg_ddp.distributed.launcher import numa_nodes
 
 
 def node_of(local_rank: int, nodes: int) -> int:

@@ -15,8 +15,8 @@ from launch.launcher import Launcher
 from launch.plan import Plan, environment, ranks_here, show
 from vgg_ddp import config as configuration
 from vgg_ddp.config import Config
+from vgg_ddp.distributed.launcher import numa_nodes
 from vgg_ddp.errors import UserError
-from vgg_ddp.launcher import numa_nodes
 
 ENGINE = "engine=deepspeed"
 

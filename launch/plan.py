@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vgg_ddp.config import Config
+from vgg_ddp.distributed.launcher import ranks_of_this_host
 from vgg_ddp.errors import UserError
-from vgg_ddp.launcher import ranks_of_this_host
 
 MODULE = "vgg_ddp.train"
 

@@ -16,8 +16,8 @@ from launch import hosts, network
 from launch.launcher import Launcher
 from launch.plan import Plan, environment, ranks_here, show
 from vgg_ddp.config import Config
+from vgg_ddp.distributed.launcher import numa_nodes
 from vgg_ddp.errors import UserError
-from vgg_ddp.launcher import numa_nodes
 
 GRACE = 4.0  # seconds; every process is to be gone 5 s after a signal
 
@@ -89,8 +89,8 @@ def torchrun_arguments(plan: Plan, endpoint: str, launch_id: str, address: str, 
 def _run(
     options: argparse.Namespace, plan: Plan, arguments: list[str], endpoint: str, interface: str | None, address: str
 ) -> NoReturn:
-    from vgg_ddp.console import box, say
     from vgg_ddp.data.prepare import ensure
+    from vgg_ddp.run.console import box, say
 
     _, fallbacks = ensure(plan.config.data, say)  # before the hosts meet: a long download keeps no rank waiting
     if fallbacks:
@@ -98,7 +98,7 @@ def _run(
 
     from torch.distributed import run as torchrun
 
-    from vgg_ddp import agent
+    from vgg_ddp.distributed import supervisor
 
     settings, _, _ = torchrun.config_from_args(torchrun.parse_args(arguments))
     store = None
@@ -107,7 +107,7 @@ def _run(
         store = hosts.meet(host, port, address, interface, plan.nodes, options.rdzv_id, options.timeout)
         settings.rdzv_configs["is_host"] = "0"  # the store is served already
     words = arguments[arguments.index("-m") :]
-    code = agent.run(settings, [sys.executable, *words], options.grace, store)
+    code = supervisor.run(settings, [sys.executable, *words], options.grace, store)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # taking torch down in order would cost a second of the five

@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-from vgg_ddp import checkpoint
+from vgg_ddp.run import checkpoint
 
 
 def write_for_ever(folder: Path, keep: int, same_step: bool) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.arithmetic import layers
-from benchmarks.two_hosts import why_not
-from vgg_ddp.model import vgg
+from benchmarks.measurement.arithmetic import layers
+from benchmarks.measurement.two_hosts import why_not
+from vgg_ddp.model.network import vgg
 
 ROOT = Path(__file__).resolve().parents[1]
 

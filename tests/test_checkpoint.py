@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 
 from tests.endless_writer import write_for_ever
 from tests.training.rank_processes import Ranks, wait_until
-from vgg_ddp import checkpoint
-from vgg_ddp.checkpoint import Files, State
 from vgg_ddp.errors import UserError
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run.checkpoint import Files, State
 
 
 @pytest.fixture

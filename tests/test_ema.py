@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vgg_ddp.ema import Average
+from vgg_ddp.optim.averaging import Average
 
 
 def small_network() -> nn.Module:

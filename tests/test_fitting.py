@@ -12,14 +12,14 @@ import msgspec
 import pytest
 import torch
 
-from vgg_ddp import memory
-from vgg_ddp.builders import build_network
 from vgg_ddp.config import Config, dump
 from vgg_ddp.config.schema import AugmentConfig, DataConfig
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed import memory
+from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.fitting import _tries, fitted
-from vgg_ddp.run_directory import RunDirectory
+from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.training.fitting import _tries, fitted
+from vgg_ddp.training.parts import build_network
 
 GIBIBYTE = 2**30
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))

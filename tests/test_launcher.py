@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vgg_ddp import launcher
+from vgg_ddp.distributed import launcher
 
 
 def test_as_many_ranks_as_asked_for() -> None:

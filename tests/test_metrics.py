@@ -18,7 +18,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from vgg_ddp.metrics import Predictions, accuracy, class_accuracies, loss, summarize, top_k_accuracy
+from vgg_ddp.analysis.predictions import Predictions, accuracy, class_accuracies, loss, summarize, top_k_accuracy
 
 
 def predictions_of(label: object, logits: object) -> Predictions:

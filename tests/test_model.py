@@ -10,8 +10,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from vgg_ddp.convolution import Convolution
-from vgg_ddp.model import CONFIGURATIONS, VGG, initialize, vgg
+from vgg_ddp.model.convolution import Convolution
+from vgg_ddp.model.network import CONFIGURATIONS, VGG, initialize, vgg
 
 TORCHVISION = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 EACH_OF_TORCHVISION = pytest.mark.parametrize("name", [name + bn for name in TORCHVISION for bn in ("", "_bn")])

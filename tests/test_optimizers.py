@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from vgg_ddp import doctor, losses, nvidia_apex, optimizers
+from vgg_ddp import doctor
 from vgg_ddp.config.schema import LossConfig, OptimizerConfig
 from vgg_ddp.errors import UserError
+from vgg_ddp.optim import losses, nvidia_apex, optimizers
 
 STEPS = 5
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vgg_ddp.model import VGG, initialize, vgg
-from vgg_ddp.recompute import Recompute, stages
+from vgg_ddp.model.activation_checkpointing import Recompute, stages
+from vgg_ddp.model.network import VGG, initialize, vgg
 
 
 def network(configuration: str, batch_norm: bool, what: Recompute) -> VGG:

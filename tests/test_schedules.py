@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from vgg_ddp import schedules
 from vgg_ddp.config.schema import ScheduleConfig
+from vgg_ddp.optim import schedules
 
 steps = st.integers(1, 200)
 steps_per_epoch = st.integers(1, 30)

@@ -155,10 +155,10 @@ def _train(options: argparse.Namespace) -> int:
         deepspeed_file.read(settings)
     trackers.wanted(settings.tracking)
 
-    from vgg_ddp import launcher
-    from vgg_ddp.console import box, say
     from vgg_ddp.data.prepare import ensure
-    from vgg_ddp.run_directory import RunDirectory
+    from vgg_ddp.distributed import launcher
+    from vgg_ddp.run.console import box, say
+    from vgg_ddp.run.directory import RunDirectory
 
     if settings.resume == "never":
         RunDirectory(settings.run.dir).must_be_new()
@@ -171,12 +171,14 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from vgg_ddp import config, launcher, run_directory
+    from vgg_ddp import config
+    from vgg_ddp.distributed import launcher
+    from vgg_ddp.run.directory import find_run
 
-    run, _ = run_directory.find(Path(options.target))
+    run, _ = find_run(Path(options.target))
     settings = config.load(run.config, options.words)
     if options.images:
-        return launcher.start("vgg_ddp.own_images", [options.target, str(options.images), *options.words], 1)
+        return launcher.start("vgg_ddp.evaluation.own_images", [options.target, str(options.images), *options.words], 1)
     ranks = launcher.ranks_of_this_host(settings.nproc)
     return launcher.start("vgg_ddp.evaluate", [options.target, *options.words], ranks)
 
@@ -213,9 +215,10 @@ def _verify(options: argparse.Namespace) -> int:
             check_order(split.count)
             print(f"{name}: {split.count} images, each visited once an epoch by 1 to 12 ranks")
         return EXIT_OK
-    from vgg_ddp import checkpoint, run_directory
+    from vgg_ddp.run import checkpoint
+    from vgg_ddp.run.directory import find_run
 
-    run, _ = run_directory.find(options.target)
+    run, _ = find_run(options.target)
     folders = checkpoint.find(run.checkpoints)
     for folder in folders:
         checkpoint.read(folder)
@@ -224,9 +227,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from vgg_ddp import run_directory
+    from vgg_ddp.run.directory import find_run
 
-    run_directory.find(options.target)
+    find_run(options.target)
     lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if options.format == "onnx" and lacking:
         raise UserError(f"--format onnx needs {', '.join(lacking)}; pip install 'vgg_ddp[export]'")

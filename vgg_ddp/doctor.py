@@ -7,8 +7,8 @@ import os
 import platform
 import shutil
 
-from vgg_ddp import nvidia_apex
 from vgg_ddp.errors import EXIT_OK, EXIT_USER_ERROR
+from vgg_ddp.optim import nvidia_apex
 
 NEEDED = ("torch", "torchvision", "numpy", "pillow", "safetensors", "scikit-learn", "matplotlib", "jinja2", "rich")
 OPTIONAL = {
@@ -52,11 +52,10 @@ def examine() -> int:
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         print(f"ok    GPUs: {', '.join(gpus)}" if gpus else "note  no GPU: training runs on the CPU")
         if not gpus:
-            print(
-                "ok    bf16 in hardware"
-                if bf16_in_hardware()
-                else "note  no bf16 in this CPU: precision=fp32 may be faster"
-            )
+            from vgg_ddp.optim.precision import fastest
+
+            precision, reason = fastest(torch.device("cpu"))
+            print(f"ok    precision=auto is {precision} here: {reason}")
     return EXIT_USER_ERROR if lacking else EXIT_OK
 
 
@@ -70,13 +69,3 @@ def installed(package: str) -> str | None:
 
 def free_gigabytes() -> float:
     return shutil.disk_usage(".").free / 1e9
-
-
-def bf16_in_hardware() -> bool:
-    """Whether the processor multiplies bf16 numbers itself (AVX512-BF16, AMX, or Arm's BF16)."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            words = set(file.read().split())
-    except OSError:
-        return False
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})

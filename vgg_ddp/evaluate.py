@@ -14,21 +14,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vgg_ddp import builders, checkpoint, data_check, precision, rank_process, run_directory
+from vgg_ddp.analysis import data_quality
+from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe
-from vgg_ddp.checkpoint import State
 from vgg_ddp.config import Config, load
-from vgg_ddp.console import say, table
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import stratified_split
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed import rank_process
+from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.evaluation import predict
-from vgg_ddp.files import replace_file
-from vgg_ddp.metrics import Predictions
+from vgg_ddp.evaluation.inference import predict
+from vgg_ddp.optim import precision
 from vgg_ddp.report import write_report
-from vgg_ddp.run_directory import RunDirectory
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run.checkpoint import State
+from vgg_ddp.run.console import say, table
+from vgg_ddp.run.directory import RunDirectory, find_run
+from vgg_ddp.run.files import replace_file
 from vgg_ddp.trackers.follow import followed
+from vgg_ddp.training import parts
 
 CALIBRATION_IMAGES = 10_000  # at most, to fit one temperature on
 
@@ -44,17 +48,17 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
     files = world.broadcast(files)
     with world.together():
         contents = checkpoint.unpack(files)
-        network = builders.build_network(config, len(dataset.classes), world.device)
-        builders.load_weights(network, contents, folder)
-        loader = builders.evaluation_loader(config, dataset, "test", world)
-    preprocess = builders.build_preprocess(config, dataset, world.device)
+        network = parts.build_network(config, len(dataset.classes), world.device)
+        parts.load_weights(network, contents, folder)
+        loader = parts.evaluation_loader(config, dataset, "test", world)
+    preprocess = parts.build_preprocess(config, dataset, world.device)
     images = np.arange(len(dataset.split("test")))
     predictions = predict(network, preprocess, loader, images, config, world)
     held_out, reason = held_out_images(config, dataset, checkpoint.state(contents))
     validation = None
     if len(held_out):
         with world.together():
-            loader = builders.evaluation_loader(config, dataset, "train", world)
+            loader = parts.evaluation_loader(config, dataset, "train", world)
         validation = predict(network, preprocess, loader, held_out, config, world)
     if predictions is not None:
         sha256 = hashlib.sha256(contents["manifest.json"]).hexdigest()
@@ -66,7 +70,7 @@ def held_out_images(config: Config, dataset: Dataset, state: checkpoint.State) -
     or none, and why.
     """
     none = np.empty(0, dtype=np.int64)
-    now = builders.identity(config, dataset)
+    now = parts.identity(config, dataset)
     if any(state.identity.get(key) != now[key] for key in ("dataset", "data.validation", "seed")):
         return none, "the checkpoint was trained on other data, or held out other images for validation"
     _, held_out = stratified_split(dataset.split("train").labels, config.data.validation, config.seed)
@@ -92,7 +96,7 @@ def write(
         "dataset": dataset.name,
         "split": "test",
         **describe(predictions, dataset.classes, dataset.record.groups, validation, validation_reason),
-        "data": data_check.describe(dataset),
+        "data": data_quality.describe(dataset),
         "network": config.network,
         "checkpoint_sha256": checkpoint_sha256,
         "world_size": world_size,
@@ -144,12 +148,13 @@ def main(arguments: list[str]) -> int:
 
     def body(world: World) -> None:
         with world.together():
-            run, folder = run_directory.find(Path(arguments[0]))
+            run, folder = find_run(Path(arguments[0]))
             config = load(run.config, arguments[1:])
             folder = folder or chosen_checkpoint(config, run)
         world.use_threads(config.threads)
+        config, _ = precision.resolve(config, world.device)
         precision.set_arithmetic(config)
-        dataset, _ = builders.open_dataset(config, world)
+        dataset, _ = parts.open_dataset(config, world)
         with followed(config, run, dataset.directory, State(), world):
             evaluate(config, dataset, run, folder, world)
 

@@ -11,19 +11,24 @@ from pathlib import Path
 
 import torch
 
-from vgg_ddp import builders, checkpoint, environment, evaluate, memory, optimizers, precision, rank_process, stopping
-from vgg_ddp.builders import Job
-from vgg_ddp.checkpoint import State
+from vgg_ddp import evaluate
+from vgg_ddp.analysis.predictions import accuracy, class_accuracies, loss
 from vgg_ddp.config import Config, dump, load
-from vgg_ddp.console import TrainingProgress, say
-from vgg_ddp.data.order import random_words
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed import memory, rank_process
+from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import StoppedOnRequest
-from vgg_ddp.evaluation import predict
-from vgg_ddp.metrics import accuracy, class_accuracies, loss
-from vgg_ddp.recording import Recorder
-from vgg_ddp.run_directory import MetricsLog, RunDirectory
+from vgg_ddp.evaluation.inference import predict
+from vgg_ddp.optim import optimizers, precision
+from vgg_ddp.randomness import random_words
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run.checkpoint import State
+from vgg_ddp.run.console import TrainingProgress, say
+from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.metrics_log import MetricsLog
 from vgg_ddp.trackers.follow import followed
+from vgg_ddp.training import environment, parts, stopping
+from vgg_ddp.training.job import Job, build_job
+from vgg_ddp.training.recorder import Recorder
 
 
 def train(job: Job, state: State, recorder: Recorder) -> None:
@@ -115,7 +120,7 @@ def save(job: Job, state: State, recorder: Recorder) -> Path | None:
 def resume(job: Job) -> State:
     """The state to begin from: that of the newest whole checkpoint, loaded into the parts of `job`, or a fresh one."""
     world, config = job.world, job.config
-    identity = builders.identity(config, job.data.dataset)
+    identity = parts.identity(config, job.data.dataset)
     files = b""
     with world.together():
         found = checkpoint.read_newest(job.run.checkpoints) if world.is_main else None
@@ -147,21 +152,22 @@ def run(config: Config, world: World) -> None:
         UserError: what was asked for cannot be had or does not fit.
         StoppedOnRequest: a signal came; a checkpoint was saved.
     """
+    config, precision_reason = precision.resolve(config, world.device)
     precision.set_arithmetic(config)
     directory = RunDirectory(config.run.dir)
     with contextlib.ExitStack() as stack:
         with world.together():
             if world.is_main:
                 stack.enter_context(directory.claimed(new=config.resume == "never"))
-        dataset, fallbacks = builders.open_dataset(config, world)
+        dataset, fallbacks = parts.open_dataset(config, world)
         with world.together():
-            job = builders.build_job(config, dataset, directory, world)
+            job = build_job(config, dataset, directory, world)
             config = job.config
         state = resume(job)
         log = None
         if world.is_main:
             directory.config.write_text(dump(config))
-            directory.write_json(directory.environment, environment.describe(job, fallbacks))
+            directory.write_json(directory.environment, environment.describe(job, fallbacks, precision_reason))
             log = stack.enter_context(MetricsLog(directory.metrics))
             say("\n".join([environment.sentence(job), *environment.choices(job)]))
         stack.enter_context(followed(config, directory, dataset.directory, state, world))

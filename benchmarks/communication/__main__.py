@@ -21,12 +21,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks import comparison, measuring
 from benchmarks.communication import report
 from benchmarks.communication.choices import CHOICES
 from benchmarks.communication.link import LINKS, measure_link
 from benchmarks.communication.training import train
-from benchmarks.two_hosts import why_not
+from benchmarks.measurement import baseline, measuring
+from benchmarks.measurement.two_hosts import why_not
 from vgg_ddp.errors import UserError
 
 
@@ -60,7 +60,7 @@ def main() -> None:
         keep(options.json, found)
     else:
         found = measure_links(options, cores)
-    comparison.report(found, options)
+    baseline.report(found, options)
 
 
 def measure_links(options: argparse.Namespace, cores: list[int]) -> list[dict[str, Any]]:

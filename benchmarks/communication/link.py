@@ -15,10 +15,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measuring
 from benchmarks.communication.choices import ALONE, CHOICES
 from benchmarks.communication.rank import Seen
-from benchmarks.two_hosts import Hosts, limit, one_host, two_hosts
+from benchmarks.measurement import measuring
+from benchmarks.measurement.two_hosts import Hosts, limit, one_host, two_hosts
 
 LINKS = ("loopback", "10000", "1000", "100", "20")  # Mbit/s
 QUIET = 0.05  # share of the cores that other processes may use in a round that counts

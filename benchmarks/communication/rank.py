@@ -19,10 +19,10 @@ import msgspec
 import torch
 
 from benchmarks.communication.choices import ALONE, CHOICES
-from benchmarks.step import TrainingStep, noise
+from benchmarks.measurement.step import TrainingStep, noise
 from vgg_ddp.config import Config
-from vgg_ddp.distributed import World, joined
-from vgg_ddp.memory import keep_freed_memory
+from vgg_ddp.distributed.memory import keep_freed_memory
+from vgg_ddp.distributed.world import World, joined
 
 
 @dataclasses.dataclass

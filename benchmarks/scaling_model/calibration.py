@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-from benchmarks.arithmetic import Layer
+from benchmarks.measurement.arithmetic import Layer
 from benchmarks.scaling_model.device import Device, LayerSeconds, roofline, scaled
 from benchmarks.scaling_model.exchange import Plain
 from benchmarks.scaling_model.link import Cluster, Link, Protocol

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.arithmetic import Layer
+from benchmarks.measurement.arithmetic import Layer
 
 LayerSeconds = list[tuple[float, float]]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from benchmarks.arithmetic import Layer
+from benchmarks.measurement.arithmetic import Layer
 from benchmarks.scaling_model.device import Device
 from benchmarks.scaling_model.link import Cluster
 

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks import arithmetic
-from benchmarks.arithmetic import Layer
-from vgg_ddp.model import vgg
+from benchmarks.measurement import arithmetic
+from benchmarks.measurement.arithmetic import Layer
+from vgg_ddp.model.network import vgg
 
 
 def layers(

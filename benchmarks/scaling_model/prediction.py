@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.arithmetic import Layer
+from benchmarks.measurement.arithmetic import Layer
 from benchmarks.scaling_model.device import Device, LayerSeconds, roofline
 from benchmarks.scaling_model.exchange import (
     Exchange,

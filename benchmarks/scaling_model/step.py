@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.arithmetic import Layer
+from benchmarks.measurement.arithmetic import Layer
 from benchmarks.scaling_model.device import Device, LayerSeconds
 from benchmarks.scaling_model.exchange import FLOAT, Exchange, Piece
 from benchmarks.scaling_model.link import Cluster

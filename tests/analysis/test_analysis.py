@@ -16,9 +16,9 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from tests.pictures import smooth
 from tests.test_metrics import any_predictions, names
-from vgg_ddp.analysis import calibration, comparison, confusions, duplicates, groups, intervals, labels
+from vgg_ddp.analysis import calibration, confusions, duplicates, groups, intervals, labels, significance
+from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe
-from vgg_ddp.metrics import Predictions
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -212,18 +212,18 @@ def test_near_duplicates_are_found_and_others_are_not() -> None:
 def test_mcnemar_is_the_binomial_test_by_hand() -> None:
     first = np.array([True] * 50 + [True] * 9 + [False] * 3 + [False] * 10)
     second = np.array([True] * 50 + [False] * 9 + [True] * 3 + [False] * 10)
-    found = comparison.compare(first, second)
+    found = significance.compare(first, second)
     tail = sum(np.prod([12 - i for i in range(k)]) / np.prod(range(1, k + 1)) for k in range(4)) / 2**12
     assert found.p_value == pytest.approx(2 * tail)
     assert (found.only_first, found.only_second, found.difference) == (9, 3, pytest.approx(-6 / 72))
     assert found.interval[0] < found.difference < found.interval[1]
-    assert comparison.compare(first, first).p_value == 1.0
+    assert significance.compare(first, first).p_value == 1.0
 
 
 def test_the_bootstrap_interval_is_that_of_resampled_images() -> None:
     random = np.random.default_rng(0)
     first, second = random.random(400) < 0.7, random.random(400) < 0.75
-    found = comparison.compare(first, second)
+    found = significance.compare(first, second)
     change = second.astype(int) - first
     means = change[random.integers(0, 400, (20_000, 400))].mean(axis=1)
     assert found.interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.004)
@@ -231,13 +231,13 @@ def test_the_bootstrap_interval_is_that_of_resampled_images() -> None:
 
 def test_equal_networks_seldom_differ_and_better_ones_do() -> None:
     random = np.random.default_rng(0)
-    equal = [comparison.compare(random.random(300) < 0.8, random.random(300) < 0.8).p_value for _ in range(300)]
-    assert np.mean(np.array(equal) < comparison.CHANCE) < 0.07
-    assert comparison.compare(random.random(3000) < 0.7, random.random(3000) < 0.8).p_value < 1e-6
+    equal = [significance.compare(random.random(300) < 0.8, random.random(300) < 0.8).p_value for _ in range(300)]
+    assert np.mean(np.array(equal) < significance.CHANCE) < 0.07
+    assert significance.compare(random.random(3000) < 0.7, random.random(3000) < 0.8).p_value < 1e-6
     label = np.repeat(np.arange(3), 100)
-    found = comparison.compare_classes(label, label >= 0, (label != 1) | (np.arange(300) % 2 == 0), 4)
+    found = significance.compare_classes(label, label >= 0, (label != 1) | (np.arange(300) % 2 == 0), 4)
     assert found[3] is None
-    assert [one.p_value < comparison.CHANCE for one in found[:3] if one] == [False, True, False]
+    assert [one.p_value < significance.CHANCE for one in found[:3] if one] == [False, True, False]
 
 
 @pytest.mark.parametrize(("classes", "images"), [(2, 50), (10, 300), (100, 500), (2, 1)])

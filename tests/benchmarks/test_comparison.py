@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import comparison, measuring
+from benchmarks.measurement import baseline, measuring
 from vgg_ddp.errors import UserError
 
 TRIALS = 400
@@ -31,7 +31,7 @@ def simulated(
 def words(speed: float, baselines: int, **world: float) -> Counter[str]:
     generator = np.random.default_rng(0)
     return Counter(
-        comparison.verdict(
+        baseline.verdict(
             simulated(generator, speed, **world), [simulated(generator, **world) for _ in range(baselines)]
         ).word
         for _ in range(TRIALS)
@@ -54,14 +54,14 @@ def test_a_real_difference_is_found_in_nine_of_ten(speed: float, word: str) -> N
 def test_a_quieter_machine_shows_smaller_differences() -> None:
     generator = np.random.default_rng(0)
     now, before = simulated(generator, 1.06, between=0.005), simulated(generator, between=0.005)
-    assert comparison.verdict(now, [before]).word == "noise"
-    assert comparison.verdict(now, [before], between_runs=0.005).word == "faster"
+    assert baseline.verdict(now, [before]).word == "noise"
+    assert baseline.verdict(now, [before], between_runs=0.005).word == "faster"
 
 
 def test_rounds_that_hang_together_tell_less() -> None:
     apart = [1.0, 2.0] * 8
     together = [1.0] * 8 + [2.0] * 8
-    assert comparison.standard_error(together) > 2 * comparison.standard_error(apart)
+    assert baseline.standard_error(together) > 2 * baseline.standard_error(apart)
 
 
 def test_without_the_reference_a_slow_machine_looks_like_a_slow_version() -> None:
@@ -70,14 +70,14 @@ def test_without_the_reference_a_slow_machine_looks_like_a_slow_version() -> Non
     for _ in range(TRIALS):
         now, before = simulated(generator), simulated(generator)
         del now["reference"]
-        found[comparison.verdict(now, [before]).word] += 1
+        found[baseline.verdict(now, [before]).word] += 1
     assert found["noise"] / TRIALS < 0.6
 
 
 def test_seconds_are_better_when_fewer() -> None:
     before = {"name": "step", "higher_is_better": False, "all": [1.00, 1.01, 0.99, 1.0, 1.0]}
     now = {**before, "all": [value / 2 for value in before["all"]]}
-    found = comparison.verdict(now, [before])
+    found = baseline.verdict(now, [before])
     assert found.word == "faster"
     assert found.change == pytest.approx(1.0)  # twice as fast
     assert not found.reference
@@ -85,7 +85,7 @@ def test_seconds_are_better_when_fewer() -> None:
 
 def options(*files: Path) -> Namespace:
     parser = ArgumentParser()
-    comparison.add_options(parser)
+    baseline.add_options(parser)
     return parser.parse_args(["--baseline", *map(str, files)])
 
 
@@ -99,7 +99,7 @@ def test_files_are_compared_row_by_row(tmp_path: Path, capsys: pytest.CaptureFix
     other = {**row, "name": "b"}
     stored = write(tmp_path / "stored.json", [row, other])
     half = {**row, "all": [value / 2 for value in row["all"]]}
-    found = comparison.report([row, {**half, "name": "b"}, {**row, "name": "new"}], options(stored))
+    found = baseline.report([row, {**half, "name": "b"}, {**row, "name": "new"}], options(stored))
     assert [(v["name"], v["word"]) for v in found] == [("a", "noise"), ("b", "slower")]
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines[1:]] == ["noise", "slower"]
@@ -109,10 +109,10 @@ def test_files_are_compared_row_by_row(tmp_path: Path, capsys: pytest.CaptureFix
 def test_what_is_no_result_is_refused_by_name(text: str, tmp_path: Path) -> None:
     (tmp_path / "stored.json").write_text(text)
     with pytest.raises(UserError, match=r"stored\.json"):
-        comparison.verdicts([{"name": "a", "all": [1.0, 2.0]}], [tmp_path / "stored.json"])
+        baseline.verdicts([{"name": "a", "all": [1.0, 2.0]}], [tmp_path / "stored.json"])
 
 
 def test_a_baseline_of_other_rows_is_refused(tmp_path: Path) -> None:
     stored = write(tmp_path / "stored.json", [{"name": "b", "all": [1.0, 2.0]}])
     with pytest.raises(UserError, match="none of this run's rows"):
-        comparison.verdicts([{"name": "a", "all": [1.0, 2.0]}], [stored])
+        baseline.verdicts([{"name": "a", "all": [1.0, 2.0]}], [stored])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.energy import meter
+from benchmarks.measurement.energy import meter
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from benchmarks import measuring
+from benchmarks.measurement import measuring
 
 
 def test_sides_take_turns_and_the_first_round_does_not_count() -> None:

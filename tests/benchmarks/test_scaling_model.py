@@ -18,7 +18,7 @@ from benchmarks.scaling_model.link import ALGORITHMS, CLUSTERS, Cluster, Link, P
 from benchmarks.scaling_model.network import Layer, layers, training_flops
 from benchmarks.scaling_model.prediction import Case, all_reduces, predict
 from benchmarks.scaling_model.step import MIB, Buckets, doublings, fill, step
-from vgg_ddp.model import vgg
+from vgg_ddp.model.network import vgg
 
 H100 = DEVICES["h100"]
 PAPER = layers("D", batch_norm=False, head="paper", num_classes=1000, image_size=224)

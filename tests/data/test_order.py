@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from scipy import stats
 
-from vgg_ddp.data.order import (
-    Order,
-    Slice,
-    evaluation_slices,
-    permutation,
-    random_words,
-    stratified_split,
-    uniform,
-)
+from vgg_ddp.data.order import Order, Slice, evaluation_slices, stratified_split
+from vgg_ddp.randomness import permutation, random_words, uniform
 
 SEEDS = st.integers(0, 2**32 - 1)
 EPOCHS = st.integers(0, 2**31 - 1)

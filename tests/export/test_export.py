@@ -24,7 +24,7 @@ from vgg_ddp.data.dataset import Dataset, file_sha256
 from vgg_ddp.errors import UserError
 from vgg_ddp.export import check, export, formats
 from vgg_ddp.export.card import shown
-from vgg_ddp.model import vgg
+from vgg_ddp.model.network import vgg
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
 

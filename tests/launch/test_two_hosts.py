@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.two_hosts import Host, Hosts, limit, two_hosts, why_not
+from benchmarks.measurement.two_hosts import Host, Hosts, limit, two_hosts, why_not
 from tests.launch.conftest import ENVIRONMENT, LAUNCH, ROOT, assert_same_weights, steps_logged
 from tests.launch.conftest import launch as launch_here
 from tests.launch.slurm_cluster import wait_until

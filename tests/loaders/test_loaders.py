@@ -25,13 +25,14 @@ from tests.pictures import encode, jpegs, noise, oriented, png16, smooth, write_
 from vgg_ddp.augment.geometry import Geometry, evaluation_geometry, training_geometry
 from vgg_ddp.config.schema import AugmentConfig, DataConfig
 from vgg_ddp.data.dataset import Dataset, EncodedSplit, RawSplit, Split
-from vgg_ddp.data.order import Order, Slice, evaluation_slices, random_words, uniform
+from vgg_ddp.data.order import Order, Slice, evaluation_slices
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.storage import Storage
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch, Loader, build, choose
 from vgg_ddp.loaders.resident import resident_pixels
+from vgg_ddp.randomness import random_words, uniform
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 LOADERS = {"dali": ("dali", 0), "torch": ("torch", 0), "torch with a worker": ("torch", 1), "resident": ("resident", 0)}

@@ -14,7 +14,7 @@ from vgg_ddp.config.schema import AugmentConfig, DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order, Slice, evaluation_slices
 from vgg_ddp.data.prepare import ensure
-from vgg_ddp.distributed import World, joined
+from vgg_ddp.distributed.world import World, joined
 from vgg_ddp.loaders import build
 from vgg_ddp.loaders.resident import resident_pixels
 

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vgg_ddp import data_check
+from vgg_ddp.analysis import data_quality
+from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe
 from vgg_ddp.data.dataset import Dataset, DatasetRecord, FileRecord, SplitRecord, file_sha256
-from vgg_ddp.metrics import Predictions
 
 ANIMALS = ["bird", "cat", "deer", "dog", "frog", "horse"]
 VEHICLES = ["airplane", "automobile", "ship", "truck"]
@@ -118,7 +118,7 @@ def make_run(
         "dataset": dataset_name,
         "split": "test",
         **describe(predictions, classes, groups or {}, held_out if len(held_out.label) else None, "half of them"),
-        "data": data_check.describe(dataset),
+        "data": data_quality.describe(dataset),
         "network": "vgg16",
         "checkpoint_sha256": "ab" * 32,
         "world_size": 1,

@@ -19,7 +19,7 @@ from tests.pictures import encode, smooth, write_tar
 from tests.report.runs import CLASSES, Run, make_run
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.report import write_comparison, write_own_images, write_report
-from vgg_ddp.report.own_images import Answer
+from vgg_ddp.report.image_answers import Answer
 from vgg_ddp.report.page import SECTIONS
 
 CHROMIUM = shutil.which("chromium")

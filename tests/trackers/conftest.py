@@ -16,7 +16,7 @@ import pytest
 
 from tests.training.conftest import Train, digits, disk, few_digits, launch, recipe, runs, train  # noqa: F401 (fixtures)
 from tests.training.rank_processes import Ranks
-from vgg_ddp.run_directory import read_metrics
+from vgg_ddp.run.metrics_log import read_metrics
 
 Start = Callable[..., Ranks]
 

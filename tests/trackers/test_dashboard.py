@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from vgg_ddp.config import load
-from vgg_ddp.run_directory import read_metrics
+from vgg_ddp.run.metrics_log import read_metrics
 from vgg_ddp.trackers import dashboard
 
 ROOT = Path(__file__).resolve().parents[2]

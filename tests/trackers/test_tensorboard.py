@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.training.conftest import Train
-from vgg_ddp.run_directory import read_metrics
+from vgg_ddp.run.metrics_log import read_metrics
 from vgg_ddp.trackers import named
 
 reader = pytest.importorskip(

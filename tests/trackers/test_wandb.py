@@ -29,7 +29,7 @@ from tests.training.rank_processes import Ranks, wait_until
 from vgg_ddp.config import load
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.errors import EXIT_STOPPED
-from vgg_ddp.run_directory import read_metrics
+from vgg_ddp.run.metrics_log import read_metrics
 from vgg_ddp.trackers import dashboard, named
 
 pytest.importorskip("wandb", reason="W&B is not installed")

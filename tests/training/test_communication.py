@@ -17,7 +17,7 @@ from tests.training.rank_processes import Ranks
 from tests.training.test_steps import assert_same_steps
 from vgg_ddp import engines
 from vgg_ddp.config import Config
-from vgg_ddp.distributed import World, joined
+from vgg_ddp.distributed.world import World, joined
 
 PLAIN: dict[str, Any] = {
     "network": "vgg11",

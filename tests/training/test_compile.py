@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from vgg_ddp import engines
 from vgg_ddp.config import Config
 from vgg_ddp.config.schema import DataConfig
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 from vgg_ddp.engines.compilation import EAGER, builders, compiled
 from vgg_ddp.engines.trials import quickest
 from vgg_ddp.errors import UserError
-from vgg_ddp.model import VGG, initialize, vgg
+from vgg_ddp.model.network import VGG, initialize, vgg
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 

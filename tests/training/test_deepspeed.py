@@ -21,8 +21,8 @@ from tests.training.rank_processes import Ranks
 from vgg_ddp import engines
 from vgg_ddp.config import Config
 from vgg_ddp.config.schema import DeepSpeedConfig, OptimizerConfig
-from vgg_ddp.distributed import joined
-from vgg_ddp.model import initialize, vgg
+from vgg_ddp.distributed.world import joined
+from vgg_ddp.model.network import initialize, vgg
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
@@ -104,14 +104,16 @@ def save_again(config_path: Path, words: list[str], output: Path) -> int:
     """As a rank: load the run's newest checkpoint into the engine that `words` name, and save what it holds."""
     from safetensors.torch import save_file
 
-    from vgg_ddp import builders, train
+    from vgg_ddp import train
     from vgg_ddp.config import load
-    from vgg_ddp.run_directory import RunDirectory
+    from vgg_ddp.run.directory import RunDirectory
+    from vgg_ddp.training import parts
+    from vgg_ddp.training.job import build_job
 
     with joined() as world:
         config = load(config_path, ["engine=ddp", *words])
-        dataset, _ = builders.open_dataset(config, world)
-        job = builders.build_job(config, dataset, RunDirectory(config.run.dir), world)
+        dataset, _ = parts.open_dataset(config, world)
+        job = build_job(config, dataset, RunDirectory(config.run.dir), world)
         assert train.resume(job).step == STEPS
         optimizer, _ = job.engine.state()
         model = job.engine.weights()

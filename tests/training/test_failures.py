@@ -15,8 +15,8 @@ from tests.training.rank_processes import start
 from vgg_ddp.data.dataset import Dataset, EncodedSplit
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.storage import Storage
+from vgg_ddp.distributed.versions import difference, encoded
 from vgg_ddp.errors import EXIT_USER_ERROR
-from vgg_ddp.versions import difference, encoded
 
 ROOT = Path(__file__).resolve().parents[2]
 

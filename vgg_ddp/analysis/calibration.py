@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from vgg_ddp.analysis.intervals import wilson
-from vgg_ddp.metrics import Predictions, loss
+from vgg_ddp.analysis.predictions import Predictions, loss
 
 BINS = 15  # as in the paper
 HOTTEST = 20.0  # temperatures are sought between its inverse and it

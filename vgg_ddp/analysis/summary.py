@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vgg_ddp.analysis import calibration, confusions, groups, intervals, labels
-from vgg_ddp.metrics import Predictions, summarize, top_k_accuracy
+from vgg_ddp.analysis.predictions import Predictions, summarize, top_k_accuracy
 
 MOST_CONFUSIONS = 30
 MOST_ANSWERS = 10  # of what a class is taken for

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vgg_ddp.config.schema import AugmentConfig
-from vgg_ddp.data.order import Slice, random_words, uniform
+from vgg_ddp.data.order import Slice
+from vgg_ddp.randomness import random_words, uniform
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))  # NTSC

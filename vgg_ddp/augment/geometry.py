@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg_ddp.config.schema import AugmentConfig, DataConfig
-from vgg_ddp.data.order import Slice, random_words, uniform
+from vgg_ddp.data.order import Slice
+from vgg_ddp.randomness import random_words, uniform
 
 RATIOS = (
     3 / 4,

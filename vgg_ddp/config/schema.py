@@ -318,7 +318,10 @@ class Config(Group, frozen=True):
     memory_share: Annotated[float, _key("fit_memory may take this share of the memory that is free", gt=0, le=1)] = 0.8
     epochs: Annotated[float, _key("passes over the training set; a fraction is allowed", gt=0)] = 100
     min_steps: Annotated[int, _key("train at least this many steps, however small the data set", ge=0)] = 0
-    precision: Annotated[Literal["fp32", "tf32", "bf16", "fp16"], _key("arithmetic of the step")] = "bf16"
+    precision: Annotated[
+        Literal["auto", "fp32", "tf32", "bf16", "fp16"],
+        _key("arithmetic of the step; auto: bf16 where the device multiplies it, else fp16 on GPUs that do, else fp32"),
+    ] = "auto"
     channels_last: Annotated[bool, _key("channels-last memory layout")] = True
     engine: Annotated[Literal["ddp", "deepspeed"], _key("what runs the distributed step")] = "ddp"
     nproc: Annotated[

@@ -1,41 +1,17 @@
 """The order of the samples, a pure function of (seed, epoch, step).
 
-Nothing here knows of ranks, workers, loaders or restarts. Random words come from the Philox counter-based generator
-(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): the key is (seed, epoch and purpose), the counter
-is the position in the epoch, so any slice of an epoch can be computed without what comes before it. NumPy keeps the
-streams of its bit generators stable between versions, which it does not promise for its distributions; so only raw words
-are used here.
+Nothing here knows of ranks, workers, loaders or restarts.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-def random_words(seed: int, epoch: int, purpose: str, start: int, stop: int) -> NDArray[np.uint64]:
-    """Four random 64-bit words for each position in [start, stop) of an epoch, (stop - start) x 4.
-
-    `purpose` names an independent stream, e.g. "flip": an augmentation that is added leaves the others as they were.
-    """
-    key = np.array([seed, (epoch << 32) | zlib.crc32(purpose.encode())], dtype=np.uint64)
-    generator = np.random.Philox(key=key, counter=[start, 0, 0, 0])
-    return generator.random_raw(4 * (stop - start)).reshape(-1, 4)
-
-
-def uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Words to numbers in [0, 1), by their upper 53 bits."""
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """The order of `count` samples in an epoch."""
-    words = random_words(seed, epoch, "order", 0, -(-count // 4)).reshape(-1)[:count]
-    return np.argsort(words, kind="stable")
+from vgg_ddp.randomness import permutation
 
 
 def stratified_split(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vgg_ddp.config import Config
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 
 
 class Engine(Protocol):
@@ -67,7 +67,7 @@ def build(config: Config, network: nn.Module, world: World) -> Engine:
 
         return DeepSpeedEngine(config, network, world)
     from vgg_ddp.engines.ddp import DdpEngine
-    from vgg_ddp.engines.outer import OuterEngine
+    from vgg_ddp.engines.local_sgd import OuterEngine
 
     if config.communication.synchronise_every > 1 and world.size > 1:
         return OuterEngine(config, network, world)

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 from vgg_ddp.engines.trials import Trial, quickest
 from vgg_ddp.errors import UserError
-from vgg_ddp.model import VGG
-from vgg_ddp.recompute import stages
+from vgg_ddp.model.activation_checkpointing import stages
+from vgg_ddp.model.network import VGG
 
 EAGER = "eager"
 WORTH_IT = 0.02  # of eager's time: what is nearer may be noise

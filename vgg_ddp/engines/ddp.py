@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vgg_ddp import batch_norm, losses, optimizers
 from vgg_ddp.config import Config
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 from vgg_ddp.engines import head, rank_state, reduction
 from vgg_ddp.engines.compilation import compiled
 from vgg_ddp.engines.powersgd import PowerSgd
 from vgg_ddp.engines.reduction import Buckets, Hook
 from vgg_ddp.engines.trials import Trial, of_noise, quickest
-from vgg_ddp.precision import autocast
+from vgg_ddp.model import batch_norm
+from vgg_ddp.optim import losses, optimizers
+from vgg_ddp.optim.precision import autocast
 
 
 class DdpEngine:

@@ -16,14 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vgg_ddp import batch_norm, losses, optimizers
 from vgg_ddp.config import Config
 from vgg_ddp.config.deepspeed_file import derive
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 from vgg_ddp.engines import rank_state
 from vgg_ddp.engines.flat_weights import FlatWeights
 from vgg_ddp.errors import UserError
-from vgg_ddp.precision import autocast
+from vgg_ddp.model import batch_norm
+from vgg_ddp.optim import losses, optimizers
+from vgg_ddp.optim.precision import autocast
 
 
 class DeepSpeedEngine:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vgg_ddp.convolution import Convolution
+from vgg_ddp.model.convolution import Convolution
 
 
 class FlatConvolution(Convolution):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vgg_ddp.config.schema import CommunicationConfig
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 
 
 class WholeHead:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vgg_ddp.config.schema import CommunicationConfig
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 from vgg_ddp.engines import rank_state
 
 ERROR, FACTOR = "powersgd_error", "powersgd_factor"

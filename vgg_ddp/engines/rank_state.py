@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 
 
 def gather(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from vgg_ddp.config.schema import CommunicationConfig
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 
 Hook = Callable[[Any, Any], torch.futures.Future[torch.Tensor]]

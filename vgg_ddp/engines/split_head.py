@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 from vgg_ddp.config.schema import CommunicationConfig
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 from vgg_ddp.engines.head import WholeHead
 from vgg_ddp.errors import UserError
 

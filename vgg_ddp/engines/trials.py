@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vgg_ddp.config import Config
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 
 Trial = Callable[[nn.Module], None]
 WARM_UP = 2  # trials that do not count: DDP arranges its buckets after the first, a compiler works in it

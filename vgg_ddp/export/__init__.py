@@ -12,17 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vgg_ddp import __version__, builders, checkpoint, run_directory
+from vgg_ddp import __version__
 from vgg_ddp.config import Config, load
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import evaluation_slices
 from vgg_ddp.data.prepare import ensure
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluate import chosen_checkpoint
 from vgg_ddp.export.card import write_card
 from vgg_ddp.export.formats import FORMATS, Classifier, Contents
-from vgg_ddp.files import sync_directory
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run.directory import find_run
+from vgg_ddp.run.files import sync_directory
+from vgg_ddp.training import parts
 
 IMAGES_TO_CHECK = 1000
 TOLERANCE = 1e-4  # of the largest logit, at least 1
@@ -45,7 +48,7 @@ def export(target: Path, format_name: str, out: Path | None, words: list[str]) -
         UserError: nothing to export, or a place that cannot be written.
         RuntimeError: what was written does not answer as the original does; it is removed again.
     """
-    run, folder = run_directory.find(target)
+    run, folder = find_run(target)
     config = load(run.config, words)
     folder = folder or chosen_checkpoint(config, run)
     files = checkpoint.read(folder)
@@ -56,9 +59,9 @@ def export(target: Path, format_name: str, out: Path | None, words: list[str]) -
         )
     device = torch.device("cpu")
     config = msgspec.structs.replace(config, channels_last=False, loader="torch")
-    network = builders.build_network(config, len(dataset.classes), device)
-    builders.load_weights(network, files, folder)
-    classifier = Classifier(builders.build_preprocess(config, dataset, device), network).eval()
+    network = parts.build_network(config, len(dataset.classes), device)
+    parts.load_weights(network, files, folder)
+    classifier = Classifier(parts.build_preprocess(config, dataset, device), network).eval()
     form = FORMATS[format_name]
     contents = Contents(
         labels=dataset.classes,
@@ -98,9 +101,9 @@ def test_images(config: Config, dataset: Dataset) -> Tensor:
     """Up to `IMAGES_TO_CHECK` images spread over the test split, as the network gets them: uint8 [n, size, size, 3]."""
     split = dataset.split("test")
     samples = np.unique(np.linspace(0, len(split) - 1, IMAGES_TO_CHECK).astype(np.int64))
-    loader = builders.evaluation_loader(config, dataset, "test", World(0, 1, 0, 1, torch.device("cpu")))
-    parts = evaluation_slices(samples, config.evaluate.batch, 0, 1)
-    return torch.cat([batch.images for batch in loader.stream(parts)])
+    loader = parts.evaluation_loader(config, dataset, "test", World(0, 1, 0, 1, torch.device("cpu")))
+    slices = evaluation_slices(samples, config.evaluate.batch, 0, 1)
+    return torch.cat([batch.images for batch in loader.stream(slices)])
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset, file_sha256
 from vgg_ddp.export.formats import Contents
-from vgg_ddp.files import replace_file
-from vgg_ddp.run_directory import RunDirectory
+from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.files import replace_file
 
 
 def write_card(

@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from vgg_ddp.model import vgg
-from vgg_ddp.preprocess import Preprocess
+from vgg_ddp.model.network import vgg
+from vgg_ddp.model.preprocess import Preprocess
 
 
 class Contents(msgspec.Struct, frozen=True):

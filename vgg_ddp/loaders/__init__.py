@@ -19,9 +19,9 @@ from vgg_ddp.augment.geometry import Geometry, resized_shapes
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.dataset import RawSplit, Split
 from vgg_ddp.data.order import Slice
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.memory import total_bytes
+from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.memory import total_bytes
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from vgg_ddp.augment.pixels import finish, resample_batch, rotate, take
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.dataset import EncodedSplit, RawSplit, Split
 from vgg_ddp.data.order import Slice
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch
 

@@ -9,7 +9,7 @@ import torch
 from vgg_ddp.augment.geometry import Geometry
 from vgg_ddp.data.dataset import Split
 from vgg_ddp.data.order import Slice
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 from vgg_ddp.loaders import Batch
 
 

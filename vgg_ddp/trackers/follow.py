@@ -18,12 +18,12 @@ from pathlib import Path
 
 import msgspec
 
-from vgg_ddp.checkpoint import State
 from vgg_ddp.config import Config
-from vgg_ddp.console import say
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import StoppedOnRequest
-from vgg_ddp.run_directory import RunDirectory
+from vgg_ddp.run.checkpoint import State
+from vgg_ddp.run.console import say
+from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.trackers import Assignment, Message, Outcome, position_file, wanted
 
 SECONDS_BEFORE_THE_END = 5.0  # for a training that was stopped or failed: it may start again at once

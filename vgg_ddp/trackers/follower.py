@@ -25,8 +25,8 @@ from filelock import FileLock
 
 from vgg_ddp.config import load
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.files import replace_file
-from vgg_ddp.run_directory import RunDirectory
+from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.files import replace_file
 from vgg_ddp.trackers import TRACKERS, Assignment, Message, Outcome, Say, Tracker, named, position_file
 from vgg_ddp.trackers.media import read_evaluation
 

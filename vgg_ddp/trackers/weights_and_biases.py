@@ -13,7 +13,7 @@ import wandb
 
 from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.run_directory import RunDirectory
+from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.trackers import Assignment, Message, Outcome, Say
 from vgg_ddp.trackers.media import PER_CLASS, RELIABILITY, Evaluation, draw_confusion, draw_reliability
 

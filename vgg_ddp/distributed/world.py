@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from vgg_ddp import versions
+from vgg_ddp.distributed import versions
 from vgg_ddp.errors import UserError
 
 FAILURE = "failure"  # the store's key: the rank that told the user what went wrong

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vgg_ddp.config import Config
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 from vgg_ddp.engines import rank_state
 from vgg_ddp.engines.ddp import DdpEngine
 

@@ -8,9 +8,9 @@ from types import FrameType
 
 import torch
 
-from vgg_ddp.checkpoint import State
 from vgg_ddp.config.schema import StopConfig
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
+from vgg_ddp.run.checkpoint import State
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

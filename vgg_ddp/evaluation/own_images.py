@@ -14,19 +14,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vgg_ddp import builders, checkpoint, precision, rank_process, run_directory
 from vgg_ddp.augment.geometry import Geometry
 from vgg_ddp.augment.pixels import resample
 from vgg_ddp.config import Config, load
 from vgg_ddp.config.schema import DataConfig
-from vgg_ddp.console import say, table
 from vgg_ddp.data.dataset import Dataset, decode_image
 from vgg_ddp.data.order import Slice
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed import rank_process
+from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluate import chosen_checkpoint
-from vgg_ddp.report.own_images import Answer, write_own_images
-from vgg_ddp.run_directory import RunDirectory
+from vgg_ddp.optim import precision
+from vgg_ddp.report.image_answers import Answer, write_own_images
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run.console import say, table
+from vgg_ddp.run.directory import RunDirectory, find_run
+from vgg_ddp.training import parts
 
 KINDS = (".jpg", ".jpeg", ".png")
 MOST_LINES = 20  # of the table that is printed
@@ -82,9 +85,9 @@ def answer(
     files: list[Path], folder: Path, config: Config, dataset: Dataset, weights: Path, device: torch.device
 ) -> tuple[list[Answer], list[str]]:
     """The network's probabilities for each image that can be read, and a line on each that cannot."""
-    network = builders.build_network(config, len(dataset.classes), device).eval()
-    builders.load_weights(network, checkpoint.read(weights), weights)
-    preprocess = builders.build_preprocess(config, dataset, device)
+    network = parts.build_network(config, len(dataset.classes), device).eval()
+    parts.load_weights(network, checkpoint.read(weights), weights)
+    preprocess = parts.build_preprocess(config, dataset, device)
     unreadable: list[str] = []
     answers: list[Answer] = []
     waiting: list[Found] = []
@@ -144,13 +147,14 @@ def main(arguments: list[str]) -> int:
     """`RUN|CHECKPOINT FOLDER [key=value ...]`; returns the exit code."""
 
     def body(world: World) -> None:
-        run, weights = run_directory.find(Path(arguments[0]))
+        run, weights = find_run(Path(arguments[0]))
         config = load(run.config, arguments[2:])
         weights = weights or chosen_checkpoint(config, run)
         find(Path(arguments[1]))  # a mistake is told before any data set is prepared
         world.use_threads(config.threads)
+        config, _ = precision.resolve(config, world.device)
         precision.set_arithmetic(config)
-        dataset, _ = builders.open_dataset(config, world)
+        dataset, _ = parts.open_dataset(config, world)
         evaluate(config, dataset, run, weights, Path(arguments[1]), world)
 
     return rank_process.run(body)

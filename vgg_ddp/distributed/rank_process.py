@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from vgg_ddp.distributed import AgreedError, ToldError, World, joined
+from vgg_ddp.distributed.memory import keep_freed_memory
+from vgg_ddp.distributed.world import AgreedError, ToldError, World, joined
 from vgg_ddp.errors import EXIT_LOST_RANK, EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError
-from vgg_ddp.memory import keep_freed_memory
 
 
 def run(body: Callable[[World], None]) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vgg_ddp import builders, engines
+from vgg_ddp import engines
 from vgg_ddp.config import Config
-from vgg_ddp.distributed import World
-from vgg_ddp.precision import set_arithmetic
-from vgg_ddp.preprocess import Preprocess
+from vgg_ddp.distributed.world import World
+from vgg_ddp.model.preprocess import Preprocess
+from vgg_ddp.optim import precision
+from vgg_ddp.training import parts
 
 CLASSES = 10
 
@@ -18,8 +19,9 @@ class TrainingStep:
     """A network of `config`, its engine, and what goes before them."""
 
     def __init__(self, config: Config, world: World) -> None:
-        set_arithmetic(config)
-        self.network = builders.build_network(config, CLASSES, world.device)
+        config, _ = precision.resolve(config, world.device)
+        precision.set_arithmetic(config)
+        self.network = parts.build_network(config, CLASSES, world.device)
         self.engine = engines.build(config, self.network, world)
         self._preprocess = Preprocess([128.0] * 3, [64.0] * 3, config.channels_last).to(world.device)
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vgg_ddp.checkpoint import State
-from vgg_ddp.console import TrainingProgress
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.memory import used_bytes
+from vgg_ddp.distributed.world import World
 from vgg_ddp.loaders import Batch
-from vgg_ddp.memory import used_bytes
-from vgg_ddp.run_directory import MetricsLog
+from vgg_ddp.run.checkpoint import State
+from vgg_ddp.run.console import TrainingProgress
+from vgg_ddp.run.metrics_log import MetricsLog
 
 
 class Recorder:

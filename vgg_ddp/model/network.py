@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vgg_ddp import recompute
-from vgg_ddp.convolution import Convolution
-from vgg_ddp.recompute import Recompute
+from vgg_ddp.model import activation_checkpointing as recompute
+from vgg_ddp.model.activation_checkpointing import Recompute
+from vgg_ddp.model.convolution import Convolution
 
 # Table 1 of the paper: a number is a 3x3 convolution with that many channels, (channels, 1) a 1x1 convolution, "M" a
 # 2x2 max pool, "LRN" local response normalisation.

@@ -46,7 +46,7 @@ def start(module: str, arguments: list[str], ranks: int) -> int:
 def _start_agent(module: str, arguments: list[str], ranks: int) -> int:
     from torch.distributed.launcher.api import LaunchConfig
 
-    from vgg_ddp import agent
+    from vgg_ddp.distributed import supervisor
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     config = LaunchConfig(
@@ -59,4 +59,4 @@ def _start_agent(module: str, arguments: list[str], ranks: int) -> int:
         local_addr="127.0.0.1",
         max_restarts=0,
     )
-    return agent.run(config, [sys.executable, "-m", module, *arguments])
+    return supervisor.run(config, [sys.executable, "-m", module, *arguments])

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 import vgg_ddp
-from vgg_ddp.builders import Job
 from vgg_ddp.config import Config
+from vgg_ddp.training.job import Job
 
 PACKAGES = (
     "torch",
@@ -30,8 +30,13 @@ PACKAGES = (
 )
 
 
-def describe(job: Job, fallbacks: list[str]) -> dict[str, Any]:
-    """The content of environment.json; `fallbacks` are the choices made so far for want of something."""
+def describe(job: Job, fallbacks: list[str], precision_reason: str) -> dict[str, Any]:
+    """The content of environment.json.
+
+    Args:
+        fallbacks: the choices made so far for want of something.
+        precision_reason: why the precision is what it is; "" where it was asked for.
+    """
     versions = {"vgg_ddp": vgg_ddp.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -50,6 +55,7 @@ def describe(job: Job, fallbacks: list[str]) -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "world_size": job.world.size,
         "engine": engine(job.config),
+        "precision": f"{job.config.precision}: {precision_reason or 'asked for'}",
         "fallbacks": [*fallbacks, *_fallbacks(job)],
         "measured": job.engine.measured,
         "data": job.data.dataset.name,

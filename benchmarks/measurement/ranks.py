@@ -19,11 +19,11 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from benchmarks import measuring
-from benchmarks.step import TrainingStep, noise
+from benchmarks.measurement import measuring
+from benchmarks.measurement.step import TrainingStep, noise
 from vgg_ddp.config import Config
-from vgg_ddp.distributed import World, joined
-from vgg_ddp.memory import keep_freed_memory
+from vgg_ddp.distributed.memory import keep_freed_memory
+from vgg_ddp.distributed.world import World, joined
 
 Parts = dict[str, float]
 

@@ -1,11 +1,8 @@
-"""From a configuration to the parts of a training: data, order, loaders, network."""
+"""From a configuration to the parts of a run: data set, order, loaders, network, preprocessing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +10,20 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from vgg_ddp import checkpoint, engines, fitting, loaders, schedules, trackers
+from vgg_ddp import loaders
 from vgg_ddp.augment.appearance import Appearance
 from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
-from vgg_ddp.checkpoint import State
 from vgg_ddp.config import Config
-from vgg_ddp.console import say
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order, stratified_split
 from vgg_ddp.data.prepare import ensure
-from vgg_ddp.distributed import World
-from vgg_ddp.ema import Average
+from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.loaders import Batch
-from vgg_ddp.model import VGG, initialize, vgg
-from vgg_ddp.preprocess import Preprocess
-from vgg_ddp.run_directory import RunDirectory
+from vgg_ddp.model.network import VGG, initialize, vgg
+from vgg_ddp.model.preprocess import Preprocess
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run.console import say
 
 
 def open_dataset(config: Config, world: World) -> tuple[Dataset, list[str]]:
@@ -148,72 +141,6 @@ def build_appearance(config: Config, dataset: Dataset) -> Appearance | None:
         return None
     covariance, mean = np.array(dataset.record.covariance), np.array(dataset.record.mean)
     return Appearance(config.augment, config.seed, covariance, mean, len(dataset.classes))
-
-
-@dataclass(frozen=True)
-class Job:
-    """The parts of a training, built once."""
-
-    config: Config
-    world: World
-    run: RunDirectory
-    data: Data
-    preprocess: Preprocess
-    appearance: Appearance | None
-    engine: engines.Engine
-    average: Average
-    schedule: schedules.Schedule
-    total_steps: int
-
-    def batches(self, state: State) -> Iterator[Batch]:
-        """This rank's batches of the epoch at hand, from the state's position to the epoch's or the training's end."""
-        parts = self.data.order.slices(state.epoch, self.world.rank, self.world.size, state.step_in_epoch)
-        return self.data.train_loader.stream(islice(parts, self.total_steps - state.step))
-
-    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the network takes, [n, 3, side, side], and its targets: labels, or float [n, classes] of mixed images."""
-        pixels, targets = self.preprocess.pixels(batch.images), batch.labels
-        if self.appearance is not None:
-            pixels, targets = self.appearance(pixels, targets, batch.part)
-        return self.preprocess.normalise(pixels, self.side(batch.part.epoch)), targets
-
-    def evaluated_network(self) -> nn.Module:
-        """What is validated: the averaged weights if there are any, else the engine's. All ranks together."""
-        return self.average.network if self.config.ema else self.engine.whole_network()
-
-    def side(self, epoch: int) -> int | None:
-        """The size to shrink this epoch's images to; None leaves them as they are."""
-        sizes = self.config.data.train_sizes
-        return sizes[epoch] if epoch < len(sizes) else None
-
-
-def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World) -> Job:
-    """Every part of the training that `config` describes.
-
-    Raises:
-        UserError: what is asked for does not fit the data or the ranks.
-    """
-    if world.is_main:
-        trackers.wanted(config.tracking)
-    data = build_data(config, dataset, world)
-    network = partial(build_network, config, len(dataset.classes), world.device)
-    config, tried = fitting.fitted(config, network, run, world)
-    engine = engines.build(config, network(), world)
-    engine.measured |= {"accumulation": tried} if tried else {}
-    steps_per_epoch = data.order.steps_per_epoch
-    total_steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
-    return Job(
-        config=config,
-        world=world,
-        run=run,
-        data=data,
-        preprocess=build_preprocess(config, dataset, world.device),
-        appearance=build_appearance(config, dataset),
-        engine=engine,
-        average=Average(engine.whole_network, config.ema),
-        schedule=schedules.build(config.schedule, steps_per_epoch, total_steps),
-        total_steps=total_steps,
-    )
 
 
 def identity(config: Config, dataset: Dataset) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from benchmarks import comparison, measuring, pictures
+from benchmarks.measurement import baseline, measuring, pictures
 
 
 def keep(
@@ -24,8 +24,8 @@ def keep(
         threads: of each process; None is `--threads`.
 
     Raises:
-        UserError: see `comparison.report`.
+        UserError: see `baseline.report`.
     """
     measuring.write(options.json, name, options.threads if threads is None else threads, rows)
     pictures.bars(options.json, rows, unit, label, log)
-    comparison.report(rows, options)
+    baseline.report(rows, options)

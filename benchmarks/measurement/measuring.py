@@ -3,7 +3,7 @@
 What else a machine does falls on neighbouring moments alike; so nothing is compared that was not measured in turns, in one
 process. The first round is warm-up and does not count.
 
-What compares a run with an earlier one of the same benchmark is in `benchmarks/comparison.py`.
+What compares a run with an earlier one of the same benchmark is in `benchmarks/baseline.py`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 
-from benchmarks import comparison
-from vgg_ddp.environment import commit, devices
+from benchmarks.measurement import baseline
 from vgg_ddp.errors import UserError
+from vgg_ddp.training.environment import commit, devices
 
 Rates = dict[str, list[float]]
 REFERENCE = "reference"
@@ -153,7 +153,7 @@ def parser_of(name: str, description: str | None) -> ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
     parser.add_argument("--threads", type=int, default=cores(), help="CPU threads (default: all cores)")
     parser.add_argument("--json", type=Path, help="write the rows to this file, and pictures beside it")
-    comparison.add_options(parser)
+    baseline.add_options(parser)
     return parser
 
 

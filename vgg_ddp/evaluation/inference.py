@@ -7,13 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.config import Config
 from vgg_ddp.data.order import evaluation_slices
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 from vgg_ddp.loaders import Loader
-from vgg_ddp.metrics import Predictions
-from vgg_ddp.precision import autocast
-from vgg_ddp.preprocess import Preprocess
+from vgg_ddp.model.preprocess import Preprocess
+from vgg_ddp.optim.precision import autocast
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from vgg_ddp.analysis.comparison import CHANCE, Difference, compare, compare_classes
+from vgg_ddp.analysis.significance import CHANCE, Difference, compare, compare_classes
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.errors import UserError
 from vgg_ddp.report import charts, training, words

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed.world import World
 
 
 def keep_freed_memory() -> None:

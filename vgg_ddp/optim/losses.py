@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vgg_ddp import nvidia_apex
 from vgg_ddp.config.schema import LossConfig
+from vgg_ddp.optim import nvidia_apex
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 

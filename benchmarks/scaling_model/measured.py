@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import measuring
-from benchmarks.ranks import AllReduces, Group, Parts, Reference, TrainingSteps, groups
+from benchmarks.measurement import measuring
+from benchmarks.measurement.ranks import AllReduces, Group, Parts, Reference, TrainingSteps, groups
 from benchmarks.scaling_model.calibration import Calibration, fit_link
 from benchmarks.scaling_model.device import Device
 from benchmarks.scaling_model.network import layers
 from vgg_ddp.config import Config
 from vgg_ddp.config.schema import DataConfig
-from vgg_ddp.distributed import device_of
+from vgg_ddp.distributed.world import device_of
 from vgg_ddp.errors import UserError
 
 MESSAGES = (64 * 2**10, 2**20, 8 * 2**20, 32 * 2**20)  # bytes of the all-reduces that calibrate the link

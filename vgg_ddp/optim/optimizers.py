@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from vgg_ddp import nvidia_apex
 from vgg_ddp.config.schema import OptimizerConfig
-from vgg_ddp.layerwise import Lamb, Lars
+from vgg_ddp.optim import nvidia_apex
+from vgg_ddp.optim.lars_lamb import Lamb, Lars
 
 Groups = list[dict[str, Any]]
 # The tensors that each optimizer keeps for a parameter, by torch's names.

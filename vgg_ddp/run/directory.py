@@ -12,7 +12,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vgg_ddp.errors import UserError
-from vgg_ddp.files import replace_file
+from vgg_ddp.run.files import replace_file
+from vgg_ddp.run.metrics_log import read_metrics
 
 
 class RunDirectory:
@@ -84,34 +85,7 @@ class RunDirectory:
             replace_file(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-class MetricsLog:
-    """Appends to RUN/metrics.jsonl, one object a line, each line flushed as it is written."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8", buffering=1)
-
-    def write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics log; a last line that a kill cut off is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def find(target: Path) -> tuple[RunDirectory, Path | None]:
+def find_run(target: Path) -> tuple[RunDirectory, Path | None]:
     """The run that `target` (a run directory, or a checkpoint in one) belongs to, and the checkpoint if it is one.
 
     Raises:

@@ -16,12 +16,13 @@ import msgspec
 import torch
 from torch import nn
 
-from vgg_ddp import engines, memory
+from vgg_ddp import engines
 from vgg_ddp.config import Config, load
 from vgg_ddp.config.schema import CommunicationConfig
-from vgg_ddp.distributed import World
+from vgg_ddp.distributed import memory
+from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.run_directory import RunDirectory
+from vgg_ddp.run.directory import RunDirectory
 
 SMALLEST = 8  # images of the first try, or the fewest that a share divides into beyond that
 

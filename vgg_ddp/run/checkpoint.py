@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vgg_ddp.errors import UserError
-from vgg_ddp.files import exchange, replace_file, sync_directory, write_durably
+from vgg_ddp.run.files import exchange, replace_file, sync_directory, write_durably
 
 Files = dict[str, bytes]
 

@@ -1,0 +1,90 @@
+"""A training's parts put together: what the loop runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+from torch import Tensor, nn
+
+from vgg_ddp import engines, trackers
+from vgg_ddp.augment.appearance import Appearance
+from vgg_ddp.config import Config
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.distributed.world import World
+from vgg_ddp.loaders import Batch
+from vgg_ddp.model.preprocess import Preprocess
+from vgg_ddp.optim import schedules
+from vgg_ddp.optim.averaging import Average
+from vgg_ddp.run.checkpoint import State
+from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.training import fitting
+from vgg_ddp.training.parts import Data, build_appearance, build_data, build_network, build_preprocess
+
+
+@dataclass(frozen=True)
+class Job:
+    """The parts of a training, built once."""
+
+    config: Config
+    world: World
+    run: RunDirectory
+    data: Data
+    preprocess: Preprocess
+    appearance: Appearance | None
+    engine: engines.Engine
+    average: Average
+    schedule: schedules.Schedule
+    total_steps: int
+
+    def batches(self, state: State) -> Iterator[Batch]:
+        """This rank's batches of the epoch at hand, from the state's position to the epoch's or the training's end."""
+        parts = self.data.order.slices(state.epoch, self.world.rank, self.world.size, state.step_in_epoch)
+        return self.data.train_loader.stream(islice(parts, self.total_steps - state.step))
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the network takes, [n, 3, side, side], and its targets: labels, or float [n, classes] of mixed images."""
+        pixels, targets = self.preprocess.pixels(batch.images), batch.labels
+        if self.appearance is not None:
+            pixels, targets = self.appearance(pixels, targets, batch.part)
+        return self.preprocess.normalise(pixels, self.side(batch.part.epoch)), targets
+
+    def evaluated_network(self) -> nn.Module:
+        """What is validated: the averaged weights if there are any, else the engine's. All ranks together."""
+        return self.average.network if self.config.ema else self.engine.whole_network()
+
+    def side(self, epoch: int) -> int | None:
+        """The size to shrink this epoch's images to; None leaves them as they are."""
+        sizes = self.config.data.train_sizes
+        return sizes[epoch] if epoch < len(sizes) else None
+
+
+def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World) -> Job:
+    """Every part of the training that `config` describes.
+
+    Raises:
+        UserError: what is asked for does not fit the data or the ranks.
+    """
+    if world.is_main:
+        trackers.wanted(config.tracking)
+    data = build_data(config, dataset, world)
+    network = partial(build_network, config, len(dataset.classes), world.device)
+    config, tried = fitting.fitted(config, network, run, world)
+    engine = engines.build(config, network(), world)
+    engine.measured |= {"accumulation": tried} if tried else {}
+    steps_per_epoch = data.order.steps_per_epoch
+    total_steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
+    return Job(
+        config=config,
+        world=world,
+        run=run,
+        data=data,
+        preprocess=build_preprocess(config, dataset, world.device),
+        appearance=build_appearance(config, dataset),
+        engine=engine,
+        average=Average(engine.whole_network, config.ema),
+        schedule=schedules.build(config.schedule, steps_per_epoch, total_steps),
+        total_steps=total_steps,
+    )
