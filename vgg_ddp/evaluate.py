@@ -31,6 +31,7 @@ from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import say, table
 from vgg_ddp.run.directory import RunDirectory, find_run
 from vgg_ddp.run.files import replace_file
+from vgg_ddp.trackers import wanted
 from vgg_ddp.trackers.follow import followed
 from vgg_ddp.training import parts
 
@@ -155,7 +156,9 @@ def main(arguments: list[str]) -> int:
         config, _ = precision.resolve(config, world.device)
         precision.set_arithmetic(config)
         dataset, _ = parts.open_dataset(config, world)
-        with followed(config, run, dataset.directory, State(), world):
+        with world.together():
+            trackers = wanted(config.tracking) if world.is_main else {}
+        with followed(config, run, dataset.directory, State(), trackers):
             evaluate(config, dataset, run, folder, world)
 
     return rank_process.run(body)

@@ -25,6 +25,7 @@ from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import TrainingProgress, say
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.metrics_log import MetricsLog
+from vgg_ddp.trackers import wanted
 from vgg_ddp.trackers.follow import followed
 from vgg_ddp.training import environment, parts, stopping
 from vgg_ddp.training.job import Job, build_job
@@ -170,7 +171,9 @@ def run(config: Config, world: World) -> None:
             directory.write_json(directory.environment, environment.describe(job, fallbacks, precision_reason))
             log = stack.enter_context(MetricsLog(directory.metrics))
             say("\n".join([environment.sentence(job), *environment.choices(job)]))
-        stack.enter_context(followed(config, directory, dataset.directory, state, world))
+        with world.together():
+            trackers = wanted(config.tracking) if world.is_main else {}
+        stack.enter_context(followed(config, directory, dataset.directory, state, trackers))
         progress = stack.enter_context(TrainingProgress(job.total_steps, state.step, shown=world.is_main))
         train(
             job,

@@ -19,28 +19,24 @@ from pathlib import Path
 import msgspec
 
 from vgg_ddp.config import Config
-from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import StoppedOnRequest
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import say
 from vgg_ddp.run.directory import RunDirectory
-from vgg_ddp.trackers import Assignment, Message, Outcome, position_file, wanted
+from vgg_ddp.trackers import Assignment, Message, Outcome, position_file
 
 SECONDS_BEFORE_THE_END = 5.0  # for a training that was stopped or failed: it may start again at once
 
 
 @contextlib.contextmanager
-def followed(config: Config, run: RunDirectory, dataset: Path, state: State, world: World) -> Iterator[None]:
-    """Have the trackers that `config` names follow `run` until the end of this context. All ranks together.
+def followed(
+    config: Config, run: RunDirectory, dataset: Path, state: State, trackers: dict[str, str]
+) -> Iterator[None]:
+    """Have `trackers` (see `vgg_ddp.trackers.wanted`; none on ranks other than 0) follow `run` until this context ends.
 
-    Each keeps its run id in `state`, and so in every checkpoint: a training that continues goes on in the same run. At
-    the end they get `tracking.finish_seconds` to send what is left; less if the training has not come to its own end.
-
-    Raises:
-        UserError: a tracker that was asked for cannot be had.
+    Each tracker keeps its run id in `state`, and so in every checkpoint: a resumed training continues the same run. At
+    the end they get `tracking.finish_seconds` to send what is left; less if the training was stopped or failed.
     """
-    with world.together():
-        trackers = wanted(config.tracking) if world.is_main else {}
     processes = []
     for name, mode in trackers.items():
         try:
