@@ -1,14 +1,25 @@
-"""What all tests share: their settings."""
+"""What all tests share: their settings, the digits prepared once, and small runs on some of them."""
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
+import msgspec
+import numpy as np
 import pytest
 import torch
+import yaml
+
+from tests.support.rank_processes import Ranks, Train, start
+from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.data.dataset import Dataset, FileRecord, SplitRecord, file_sha256
+from vgg_ddp.data.prepare import ensure
 
 torch.set_num_threads(1)
 os.environ["WANDB_MODE"] = "disabled"  # the trainings of the tests are nobody's runs, whoever is logged in here
@@ -25,3 +36,99 @@ def small_heap() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def disk() -> Iterator[Path]:
+    """A place for runs: memory where there is some to write to, since each checkpoint has 74 MB."""
+    shared = Path("/dev/shm")
+    place = Path(tempfile.mkdtemp(prefix="vgg_ddp-", dir=shared if os.access(shared, os.W_OK) else None))
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture(scope="session")
+def digits(disk: Path) -> Path:
+    """The prepared dataset: 1,438 training and 359 test images."""
+    return ensure(DataConfig(source="digits", directory=str(disk)), lambda text: None)[0]
+
+
+@pytest.fixture(scope="session")
+def few_digits(disk: Path, digits: Path) -> Path:
+    """The first 16 training and 4 test images of each class, for runs in which the number of images does not matter.
+
+    With noise in every pixel: on an even background rounding would decide which pixel is a pool's maximum, and a gradient
+    would go the one way or the other.
+    """
+    target = disk / "few"
+    target.mkdir()
+    record = Dataset(digits).record
+    noise = np.random.default_rng(0).integers(0, 128, (160, 32, 32, 3), dtype=np.uint8)
+    splits = {}
+    for split, count in (("train", 16), ("test", 4)):
+        labels, images = (np.load(digits / f"{split}.{kind}.npy") for kind in ("labels", "images"))
+        chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(10)]))
+        files = []
+        for name, array in (
+            (f"{split}.images.npy", images[chosen] // 2 + noise[: len(chosen)]),
+            (f"{split}.labels.npy", labels[chosen]),
+        ):
+            np.save(target / name, array)
+            files.append(FileRecord(name, (target / name).stat().st_size, file_sha256(target / name)))
+        splits[split] = SplitRecord(len(chosen), [count] * 10, files)
+    (target / "dataset.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(record, splits=splits)))
+    return target
+
+
+@pytest.fixture(scope="session")
+def recipe(disk: Path, few_digits: Path) -> Path:
+    """A configuration of quick steps, of which every bit is defined: VGG-11 on random 16-pixel crops, on one thread."""
+    path = disk / "recipe.yaml"
+    settings = {
+        "network": "vgg11",
+        "batch": 16,
+        "epochs": 1e-9,  # as many steps as min_steps says
+        "nproc": 1,
+        "threads": 1,
+        "precision": "fp32",
+        "loader": "torch",
+        "data": {"source": str(few_digits), "image_size": 16, "validation": 0, "workers": 0},
+        "augment": {"flip": True},
+        "optimizer": {"learning_rate": 0.01},
+        "schedule": {"name": "constant"},
+        "checkpoint": {"keep": 1},
+        "log": {"every_steps": 1},
+    }
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(disk: Path) -> Iterator[Path]:
+    """A place for the runs of a module, which takes them away."""
+    place = Path(tempfile.mkdtemp(dir=disk))
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture(scope="module")
+def launch(runs: Path, recipe: Path) -> Callable[..., Ranks]:
+    """Starts a training: `launch(name, *words, size=1)`, into the folder `name`."""
+
+    def begin(name: str, *words: str, size: int = 1) -> Ranks:
+        arguments = [str(recipe), f"run.dir={runs / name}", f"nproc={size}", *words]
+        return start("vgg_ddp.train", arguments, size, runs / f"{name} output")
+
+    return begin
+
+
+@pytest.fixture(scope="module")
+def train(runs: Path, launch: Callable[..., Ranks]) -> Train:
+    """Runs a training to its end: `train(name, *words, size=1)`; the run's folder."""
+
+    def whole(name: str, *words: str, size: int = 1) -> Path:
+        ranks = launch(name, *words, size=size)
+        assert ranks.wait() == [0] * size, ranks.stderr
+        return runs / name
+
+    return whole

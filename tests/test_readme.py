@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pictures import encode, smooth, write_folder
+from tests.support.pictures import encode, smooth, write_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]

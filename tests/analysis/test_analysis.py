@@ -14,8 +14,8 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from tests.pictures import smooth
-from tests.test_metrics import any_predictions, names
+from tests.analysis.test_predictions import any_predictions, names
+from tests.support.pictures import smooth
 from vgg_ddp.analysis import calibration, confusions, duplicates, groups, intervals, labels, significance
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe

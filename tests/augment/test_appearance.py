@@ -12,10 +12,10 @@ from scipy import stats
 from torch import Tensor
 from torchvision.transforms.v2 import functional as torchvision
 
-from tests.pictures import smooth
+from tests.support.pictures import smooth
 from vgg_ddp.augment.appearance import Appearance
 from vgg_ddp.config import Config
-from vgg_ddp.config.schema import AugmentConfig
+from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.data.order import Slice
 from vgg_ddp.errors import UserError
 

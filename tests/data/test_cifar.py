@@ -22,7 +22,7 @@ import pytest
 import torchvision
 from numpy.testing import assert_array_equal
 
-from tests.cifar_archives import (
+from tests.support.cifar_archives import (
     FILES10,
     NAMES10,
     NAMES100,
@@ -37,7 +37,7 @@ from tests.cifar_archives import (
     python_files100,
     random_part,
 )
-from tests.pictures import write_folder, write_tar
+from tests.support.pictures import write_folder, write_tar
 from vgg_ddp.data import cifar
 from vgg_ddp.data.sources import PixelSource, open_source
 from vgg_ddp.errors import UserError

@@ -25,8 +25,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.cifar_archives import binary_files100
-from tests.pictures import encode, jpegs, noise, oriented, png16, smooth, write_folder, write_tar
+from tests.support.cifar_archives import binary_files100
+from tests.support.pictures import encode, jpegs, noise, oriented, png16, smooth, write_folder, write_tar
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data import download
 from vgg_ddp.data.dataset import Dataset, EncodedSplit, RawSplit, decode_image

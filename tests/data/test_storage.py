@@ -13,7 +13,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from tests.pictures import encode, jpegs, noise, png16, smooth, write_folder
+from tests.support.pictures import encode, jpegs, noise, png16, smooth, write_folder
 from vgg_ddp.data.dataset import Dataset, EncodedSplit, RawSplit
 from vgg_ddp.data.inspection import inspect
 from vgg_ddp.data.order import check_order

@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from tests.training.conftest import Train
+from tests.support.rank_processes import Train
 from vgg_ddp.config import load
 from vgg_ddp.data.dataset import Dataset, file_sha256
 from vgg_ddp.errors import UserError

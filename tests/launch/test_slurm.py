@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.conftest import ENVIRONMENT, LAUNCH, assert_same_weights, launch, steps_logged
-from tests.launch.slurm_cluster import Cluster, slurm_cluster, wait_until, why_not
+from tests.support.slurm_cluster import Cluster, slurm_cluster, wait_until, why_not
 
 
 @pytest.fixture(scope="module")

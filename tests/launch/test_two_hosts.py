@@ -17,7 +17,7 @@ import pytest
 from benchmarks.measurement.two_hosts import Host, Hosts, limit, two_hosts, why_not
 from tests.launch.conftest import ENVIRONMENT, LAUNCH, ROOT, assert_same_weights, steps_logged
 from tests.launch.conftest import launch as launch_here
-from tests.launch.slurm_cluster import wait_until
+from tests.support.slurm_cluster import wait_until
 from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
 
 

@@ -20,10 +20,11 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.cifar_archives import binary_files10, random_part
-from tests.pictures import encode, jpegs, noise, oriented, png16, smooth, write_folder, write_tar
+from tests.support.cifar_archives import binary_files10, random_part
+from tests.support.pictures import encode, jpegs, noise, oriented, png16, smooth, write_folder, write_tar
 from vgg_ddp.augment.geometry import Geometry, evaluation_geometry, training_geometry
-from vgg_ddp.config.schema import AugmentConfig, DataConfig
+from vgg_ddp.config.augment import AugmentConfig
+from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.dataset import Dataset, EncodedSplit, RawSplit, Split
 from vgg_ddp.data.order import Order, Slice, evaluation_slices
 from vgg_ddp.data.prepare import prepare

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.rank_processes import Ranks
+from tests.support.rank_processes import Ranks
 from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
-from vgg_ddp.config.schema import AugmentConfig, DataConfig
+from vgg_ddp.config.augment import AugmentConfig
+from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order, Slice, evaluation_slices
 from vgg_ddp.data.prepare import ensure

@@ -15,8 +15,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.pictures import encode, smooth, write_tar
-from tests.report.runs import CLASSES, Run, make_run
+from tests.support.pictures import encode, smooth, write_tar
+from tests.support.runs import CLASSES, Run, make_run
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.report import write_comparison, write_own_images, write_report
 from vgg_ddp.report.image_answers import Answer

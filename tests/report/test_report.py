@@ -27,7 +27,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from tests.report.runs import ANIMALS, CLASSES, VEHICLES, Run, change_json, make_run
+from tests.support.runs import ANIMALS, CLASSES, VEHICLES, Run, change_json, make_run
 from vgg_ddp.analysis.confusions import worst_class
 from vgg_ddp.errors import UserError
 from vgg_ddp.report import words, write_report

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.conftest import Train, digits, disk, few_digits, launch, recipe, runs, train  # noqa: F401 (fixtures)
-from tests.training.rank_processes import Ranks
+from tests.support.rank_processes import Ranks
 from vgg_ddp.run.metrics_log import read_metrics
 
 Start = Callable[..., Ranks]
@@ -78,7 +77,7 @@ def status(run: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def start_with(runs: Path, recipe: Path) -> Start:  # noqa: F811
+def start_with(runs: Path, recipe: Path) -> Start:
     """Starts a command's ranks with variables of the environment: `start_with(module, environment, arguments, size)`."""
 
     def begin(module: str, environment: dict[str, str], arguments: list[str], size: int = 1) -> Ranks:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.rank_processes import Ranks, Train
 from tests.trackers.conftest import (
     Start,
     followers,
@@ -22,8 +23,6 @@ from tests.trackers.conftest import (
     wandb_records,
     wandb_segments,
 )
-from tests.training.conftest import Train
-from tests.training.rank_processes import Ranks
 
 WORDS = ("min_steps=3", "seed=5")
 

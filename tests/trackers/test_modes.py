@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vgg_ddp.config.schema import TrackingConfig
+from vgg_ddp.config.tracking import TrackingConfig
 from vgg_ddp.errors import UserError
 from vgg_ddp.trackers import wanted
 

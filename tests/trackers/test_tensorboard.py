@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.conftest import Train
+from tests.support.rank_processes import Train
 from vgg_ddp.run.metrics_log import read_metrics
 from vgg_ddp.trackers import named
 

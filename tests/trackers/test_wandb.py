@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.rank_processes import Ranks, Train, wait_until
 from tests.trackers.conftest import (
     Start,
     history,
@@ -24,8 +25,6 @@ from tests.trackers.conftest import (
     wandb_records,
     wandb_segments,
 )
-from tests.training.conftest import Train
-from tests.training.rank_processes import Ranks, wait_until
 from vgg_ddp.config import load
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.errors import EXIT_STOPPED

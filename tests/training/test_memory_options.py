@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.training.conftest import Train
-from tests.training.test_resume import assert_same_bits, metrics, state
+from tests.support.rank_processes import Train
+from tests.support.run_folders import assert_same_bits, metrics, state
 
 WORDS = ("min_steps=4", "precision=bf16")
 

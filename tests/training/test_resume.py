@@ -6,75 +6,12 @@ import json
 import random
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from tests.training.conftest import Train
-from tests.training.rank_processes import Ranks, wait_until
-from vgg_ddp.errors import EXIT_STOPPED
-
-Launch = Callable[..., Ranks]
-# The rest of a row is the training's.
-SECONDS_IN_A_ROW = {"images_per_second", "data_wait", "memory_bytes", "ranks", "seconds"}
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run that may be running: a line that is not whole yet is left out."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key not in SECONDS_IN_A_ROW} for row in rows]
-
-
-def latest(run: Path) -> Path:
-    return run / "checkpoints" / (run / "checkpoints" / "latest").read_text()
-
-
-def state(run: Path) -> dict[str, Any]:
-    return json.loads((latest(run) / "state.json").read_text())
-
-
-def assert_same_bits(found: Path, expected: Path, name: str) -> None:
-    ours, theirs = (load_file(latest(run) / f"{name}.safetensors") for run in (found, expected))
-    assert ours.keys() == theirs.keys()
-    different = [key for key in ours if not torch.equal(bits(ours[key]), bits(theirs[key]))]
-    assert not different
-
-
-def bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().flatten().view(torch.uint8)
-
-
-def stop(ranks: Ranks, run: Path, step: int, rank: int = 0, number: int = signal.SIGTERM) -> None:
-    """Signal a rank once the run has taken `step` steps."""
-    wait_until(lambda: any(row["step"] >= step for row in metrics(run)), ranks)
-    ranks.send(number, rank)
-    codes = ranks.wait()
-    assert codes == [EXIT_STOPPED] * len(codes), ranks.stderr
-
-
-def assert_undisturbed(resumed: Path, whole: Path) -> None:
-    """Every tensor, the best so far, and the log are those of the undisturbed run."""
-    names = {path.name for path in latest(whole).glob("*.safetensors")}
-    assert names == {path.name for path in latest(resumed).glob("*.safetensors")}
-    for name in names:
-        assert_same_bits(resumed, whole, name.removesuffix(".safetensors"))
-    for key in ("step", "epoch", "step_in_epoch", "totals", "best_accuracy", "best_epoch", "stopped", "engine"):
-        assert state(resumed)[key] == state(whole)[key], key
-    assert without_seconds(metrics(resumed)) == without_seconds(metrics(whole))
-    found, expected = (json.loads((run / "evaluation" / "summary.json").read_text()) for run in (resumed, whole))
-    assert found["loss"] == expected["loss"]
-    assert found["confusion"] == expected["confusion"]
-
+from tests.support.rank_processes import Launch, Train, wait_until
+from tests.support.run_folders import assert_undisturbed, metrics, state, stop
 
 # Two epochs of 8 steps, of averaged weights; 30 images are held out, evaluated one by one, so that it takes a moment.
 TWO_EPOCHS = ("data.validation=0.2", "min_steps=16", "ema=0.9", "evaluate.batch=1", "evaluate.checkpoint=best")

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from tests.training.conftest import Train
-from tests.training.rank_processes import Ranks
+from tests.support.rank_processes import Ranks, Train
+from tests.support.run_folders import assert_same_steps
 from vgg_ddp import engines
 from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
@@ -38,15 +38,6 @@ def initial_weights(batch_norm: bool, image_size: int = 16) -> nn.Module:
     network = vgg("A", batch_norm, "compact", 10, image_size)
     initialize(network, "kaiming", 0)
     return network
-
-
-def assert_same_steps(found: dict[str, Tensor], expected: dict[str, Tensor], start: dict[str, Tensor]) -> None:
-    """Each parameter went the same way, but for rounding."""
-    assert found.keys() == expected.keys()
-    for name in found:
-        way = (expected[name] - start[name]).double().norm()
-        assert way > 0, name
-        assert (found[name] - expected[name]).double().norm() < 1e-3 * way + 1e-6 * expected[name].norm(), name
 
 
 @pytest.fixture(scope="module")

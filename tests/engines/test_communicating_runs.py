@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.training.conftest import Train
-from tests.training.rank_processes import Ranks
-from tests.training.test_resume import assert_undisturbed, latest, metrics, state, stop
+from tests.support.rank_processes import Launch, Train
+from tests.support.run_folders import assert_undisturbed, latest, metrics, state, stop
 
-Launch = Callable[..., Ranks]
 DILOCO = [f"communication.{key}" for key in ("synchronise_every=3", "outer_learning_rate=0.7", "outer_momentum=0.9")]
 CHOICES = {
     "outer steps": [*DILOCO, "communication.compression=bf16"],

@@ -20,7 +20,7 @@ from sklearn.metrics import (
 )
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from tests.training.rank_processes import start
+from tests.support.rank_processes import start
 from vgg_ddp.data.dataset import Dataset
 
 

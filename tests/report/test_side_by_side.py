@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from tests.report.runs import CLASSES, Run, change_json, make_dataset, make_run
 from tests.report.test_report import Node, Page, section
+from tests.support.runs import CLASSES, Run, change_json, make_dataset, make_run
 from vgg_ddp.errors import UserError
 from vgg_ddp.report import write_comparison
 

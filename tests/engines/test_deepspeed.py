@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.training.conftest import Train
-from tests.training.rank_processes import Ranks
+from tests.support.rank_processes import Ranks, Train
 from vgg_ddp import engines
 from vgg_ddp.config import Config
-from vgg_ddp.config.schema import DeepSpeedConfig, OptimizerConfig
+from vgg_ddp.config.deepspeed import DeepSpeedConfig
+from vgg_ddp.config.schema import OptimizerConfig
 from vgg_ddp.distributed.world import joined
 from vgg_ddp.model.network import initialize, vgg
 

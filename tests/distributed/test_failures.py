@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.rank_processes import start
+from tests.support.rank_processes import start
 from vgg_ddp.data.dataset import Dataset, EncodedSplit
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.storage import Storage

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.training.rank_processes import Ranks
-from tests.training.test_steps import assert_same_steps
+from tests.support.rank_processes import Ranks
+from tests.support.run_folders import assert_same_steps
 from vgg_ddp import engines
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World, joined

@@ -15,7 +15,7 @@ from benchmarks.measurement.arithmetic import layers
 from benchmarks.measurement.two_hosts import why_not
 from vgg_ddp.model.network import vgg
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(name: str, *options: object) -> tuple[str, list[dict[str, Any]]]:

@@ -17,6 +17,8 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
+Launch = Callable[..., "Ranks"]  # the fixture `launch`
+Train = Callable[..., Path]  # the fixture `train`
 TIMEOUT = 120.0  # seconds; far more than any run here takes
 
 _context = multiprocessing.get_context("forkserver")

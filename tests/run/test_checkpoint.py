@@ -21,8 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tests.endless_writer import write_for_ever
-from tests.training.rank_processes import Ranks, wait_until
+from tests.support.endless_writer import write_for_ever
+from tests.support.rank_processes import Ranks, wait_until
 from vgg_ddp.errors import UserError
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.checkpoint import Files, State

@@ -36,7 +36,7 @@ def test_our_exit_codes_pass_through(tmp_path: Path, codes: list[int], code: int
             os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)
         """)
     )
-    start = f"import sys; from vgg_ddp.launcher import start; sys.exit(start('ending', [], {len(codes)}))"
+    start = f"import sys; from vgg_ddp.distributed.launcher import start; sys.exit(start('ending', [], {len(codes)}))"
     done = subprocess.run([sys.executable, "-c", start], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.returncode == code
 
@@ -45,14 +45,14 @@ def test_no_rank_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "waiting.py").write_text(
         textwrap.dedent("""
         import os, pathlib, time
-        from vgg_ddp.distributed import joined
+        from vgg_ddp.distributed.world import joined
         if __name__ == "__main__":
             with joined() as world:
                 pathlib.Path(f"pid{world.rank}").write_text(str(os.getpid()))
                 time.sleep(120)
         """)
     )
-    start = "from vgg_ddp.launcher import start; start('waiting', [], 2)"
+    start = "from vgg_ddp.distributed.launcher import start; start('waiting', [], 2)"
     parent = subprocess.Popen(
         [sys.executable, "-c", start], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}
     )
