@@ -29,7 +29,8 @@ from torchvision.transforms import v2
 from benchmarks.measurement import measuring, outcome
 from vgg_ddp import loaders
 from vgg_ddp.augment.geometry import training_geometry
-from vgg_ddp.config.schema import AugmentConfig, DataConfig
+from vgg_ddp.config.augment import AugmentConfig
+from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.dataset import EncodedSplit, Split, decode_image
 from vgg_ddp.data.order import Order, Slice
 from vgg_ddp.data.prepare import prepare

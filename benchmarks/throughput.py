@@ -33,7 +33,8 @@ from benchmarks.measurement.step import TrainingStep, noise
 from vgg_ddp import loaders
 from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config import Config
-from vgg_ddp.config.schema import AugmentConfig, DataConfig
+from vgg_ddp.config.augment import AugmentConfig
+from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order
 from vgg_ddp.data.prepare import ensure

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from vgg_ddp.config import Config
-from vgg_ddp.config.deepspeed_file import OURS, REMOVED, UNSUPPORTED, derive
 from vgg_ddp.config.deepspeed import DeepSpeedConfig
+from vgg_ddp.config.deepspeed_file import OURS, REMOVED, UNSUPPORTED, derive
 from vgg_ddp.config.schema import OptimizerConfig
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vgg_ddp.config.schema import AugmentConfig
+from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.data.order import Slice
 from vgg_ddp.randomness import random_words, uniform
 

@@ -12,7 +12,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from vgg_ddp.config.schema import AugmentConfig, DataConfig
+from vgg_ddp.config.augment import AugmentConfig
+from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.order import Slice
 from vgg_ddp.randomness import random_words, uniform
 

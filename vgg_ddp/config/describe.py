@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
+from vgg_ddp.config.group import Group
 from vgg_ddp.config.reading import group_of, literals
-from vgg_ddp.config.schema import Config, Group
+from vgg_ddp.config.schema import Config
 
 
 def describe_keys() -> str:

@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 import yaml
 
-from vgg_ddp.config.schema import Config, Group
+from vgg_ddp.config.group import Group
+from vgg_ddp.config.schema import Config
 from vgg_ddp.errors import UserError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vgg_ddp.config.schema import CommunicationConfig
+from vgg_ddp.config.communication import CommunicationConfig
 from vgg_ddp.distributed.world import World
 
 

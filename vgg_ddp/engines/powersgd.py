@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vgg_ddp.config.schema import CommunicationConfig
+from vgg_ddp.config.communication import CommunicationConfig
 from vgg_ddp.distributed.world import World
 from vgg_ddp.engines import rank_state
 

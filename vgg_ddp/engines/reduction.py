@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from vgg_ddp.config.schema import CommunicationConfig
+from vgg_ddp.config.communication import CommunicationConfig
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from vgg_ddp.config.schema import CommunicationConfig
+from vgg_ddp.config.communication import CommunicationConfig
 from vgg_ddp.distributed.world import World
 from vgg_ddp.engines.head import WholeHead
 from vgg_ddp.errors import UserError

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
-from vgg_ddp.config.schema import TrackingConfig
+from vgg_ddp.config.tracking import TrackingConfig
 from vgg_ddp.trackers.modes import check_tensorboard, wandb_mode
 
 if TYPE_CHECKING:

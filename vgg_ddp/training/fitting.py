@@ -18,7 +18,7 @@ from torch import nn
 
 from vgg_ddp import engines
 from vgg_ddp.config import Config, load
-from vgg_ddp.config.schema import CommunicationConfig
+from vgg_ddp.config.communication import CommunicationConfig
 from vgg_ddp.distributed import memory
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
