@@ -37,7 +37,9 @@ setup(
     long_description_content_type="text/markdown",
     license="BSD-3-Clause",
     python_requires=">=3.10,<3.14",
-    packages=find_packages(include=["vgg_ddp", "vgg_ddp.*", "launch", "launch.*", "benchmarks", "benchmarks.*"]),
+    # The folder launch/ is installed as vgg_ddp.launch; benchmarks/ is not installed, and runs in a checkout.
+    packages=[*find_packages(include=["vgg_ddp", "vgg_ddp.*"]), "vgg_ddp.launch"],
+    package_dir={"vgg_ddp.launch": "launch"},
     package_data={
         "vgg_ddp.report": ["*.j2", "*.css", "*.js"],
         "vgg_ddp.export": ["*.j2"],

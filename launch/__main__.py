@@ -1,3 +1,5 @@
-from launch.command_line import main
+"""Entry point of `python -m launch`."""
+
+from .command_line import main
 
 main()

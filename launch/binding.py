@@ -1,6 +1,6 @@
-"""Binds a rank to the cores and the memory of one NUMA node: `python -m launch.binding MODULE [argument ...]`.
+"""Bind a rank to the cores and the memory of one NUMA node: `python -m launch.binding MODULE [argument ...]`.
 
-Local ranks take the nodes in turn. A GPU's rank is bound to the node that the GPU hangs on.
+Local ranks take the nodes in turn. A GPU's rank is bound to the node that the GPU is attached to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from vgg_ddp.distributed.launcher import numa_nodes
 
 def node_of(local_rank: int, nodes: int) -> int:
     """The NUMA node for a local rank: its GPU's, or the next in turn where there is no GPU."""
-    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*"))  # by bus address, as CUDA_DEVICE_ORDER=PCI_BUS_ID has it
+    gpus = sorted(
+        Path("/proc/driver/nvidia/gpus").glob("*")
+    )  # by bus address: the order of CUDA_DEVICE_ORDER=PCI_BUS_ID
     if local_rank < len(gpus):
         node = int(Path(f"/sys/bus/pci/devices/{gpus[local_rank].name.lower()}/numa_node").read_text())
         return max(node, 0)
@@ -23,7 +25,7 @@ def node_of(local_rank: int, nodes: int) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Become `python -m MODULE ...` under numactl; without it where the kernel refuses the binding."""
+    """Replace this process by `python -m MODULE ...` under numactl; without it where the kernel refuses the binding."""
     local_rank = int(os.environ["LOCAL_RANK"])
     node = node_of(local_rank, numa_nodes())
     numactl = ["numactl", f"--cpunodebind={node}", f"--membind={node}"]

@@ -1,6 +1,6 @@
-"""`python -m launch`: reads the arguments and the configuration, then hands both to a launcher.
+"""The command line: reads the arguments and the configuration, then hands both to a launcher.
 
-Nothing here imports torch before both are known to be right.
+Nothing here imports torch before both have been checked.
 """
 
 from __future__ import annotations
@@ -11,21 +11,24 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from launch.registry import LAUNCHERS
 from vgg_ddp import config
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 
+from .registry import LAUNCHERS
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Start a training and exit with its code."""
+
+def main(arguments: Sequence[str] | None = None, prog: str = f"python -m {__package__}") -> None:
+    """Start a training and exit with its code; `prog` is the command's name in its help."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # c10d warns of hosts whose address has no name
     try:
-        options = _parse(arguments)
-        code = options.start(options, config.load(options.config, options.words))
+        options = _parse(arguments, prog)
+        code = options.start(options, config.load(options.config, options.overrides))
     except UserError as error:
         print(f"launch: {error}", file=sys.stderr)
         code = EXIT_USER_ERROR
-    except KeyboardInterrupt:  # before any rank has started; from then on vgg_ddp.agent takes the signals
+    except (
+        KeyboardInterrupt
+    ):  # before any rank has started; from then on vgg_ddp.distributed.supervisor handles the signals
         code = 128 + signal.SIGINT
     sys.exit(code)
 
@@ -35,24 +38,24 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see '{self.prog} --help'")
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; key=value words may stand anywhere after CONFIG, which argparse alone does not allow."""
-    parser = _parser()
+def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
+    """The options; key=value overrides may stand anywhere after CONFIG, which argparse alone does not allow."""
+    parser = _parser(prog)
     options, rest = parser.parse_known_args(arguments)
-    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    unknown = [argument for argument in rest if argument.startswith("-") or "=" not in argument]
     if unknown:
         parser.error(f"unknown argument {unknown[0]}")
-    options.words += rest
+    options.overrides += rest
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m launch", description="Start a training on one host or many.")
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=prog, description="Start a training on one host or many.")
     commands = parser.add_subparsers(metavar="LAUNCHER", required=True, parser_class=_Parser)
     for name, launcher in LAUNCHERS.items():
         command = commands.add_parser(name, help=launcher.summary, description=launcher.summary)
         command.add_argument("config", help="a YAML file, e.g. configs/quickstart.yaml")
-        command.add_argument("words", nargs="*", metavar="key=value", help="changes to the configuration")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
         command.add_argument("--nodes", type=_count, default=1, metavar="N", help="hosts (default 1)")
         command.add_argument(
             "--nproc", type=_count, metavar="N", help="ranks on each host (default: the config's nproc)"

@@ -10,18 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch import network
-from launch.launcher import Launcher
-from launch.plan import Plan, environment, ranks_here, show
 from vgg_ddp import config as configuration
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.launcher import numa_nodes
 from vgg_ddp.errors import UserError
 
+from . import network
+from .launcher import Launcher
+from .plan import Plan, environment, ranks_here, show
+
 ENGINE = "engine=deepspeed"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this launcher alone."""
     parser.add_argument("--hostfile", metavar="FILE", help="lines 'HOST slots=N'; needed for more than one host")
     parser.add_argument("--master-addr", metavar="HOST", help="the first host (default: the hostfile's first)")
     parser.add_argument("--master-port", type=int, default=network.DEFAULT_PORT, metavar="PORT", help="(default 29500)")
@@ -33,9 +35,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def start(options: argparse.Namespace, config: Config) -> int:
     """Train by DeepSpeed's launcher."""
-    words = [*(word for word in options.words if word != ENGINE), ENGINE]
-    config = configuration.load(options.config, words)
-    plan = Plan(options.config, tuple(words), config, options.nodes, ranks_here(options.nproc, config))
+    overrides = [*(override for override in options.overrides if override != ENGINE), ENGINE]
+    config = configuration.load(options.config, overrides)
+    plan = Plan(options.config, tuple(overrides), config, options.nodes, ranks_here(options.nproc, config))
     interface = network.choose(options.interface, options.master_addr or "")[0] if options.interface else None
     variables = environment(plan.ranks_per_node, config, interface)
     command = ["deepspeed", *deepspeed_arguments(plan, options)]
@@ -44,14 +46,14 @@ def start(options: argparse.Namespace, config: Config) -> int:
         show(plan, command, variables, notes if plan.nodes > 1 and options.node_rank is None else [])
         return 0
     if importlib.util.find_spec("deepspeed") is None:
-        raise UserError("deepspeed is not installed; pip install 'vgg_ddp[deepspeed]', or use launch torchrun")
+        raise UserError("deepspeed is not installed; pip install 'vgg_ddp[deepspeed]', or use the launcher torchrun")
     program = str(Path(sys.executable).parent / "deepspeed")
     os.environ.update(variables)
     return subprocess.run([program, *command[1:]]).returncode
 
 
 def deepspeed_arguments(plan: Plan, options: argparse.Namespace) -> list[str]:
-    """What follows `deepspeed`.
+    """The arguments of the command `deepspeed`.
 
     Raises:
         UserError: many hosts without a hostfile, or a hostfile that is missing or too short.

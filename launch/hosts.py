@@ -1,4 +1,4 @@
-"""How the hosts of a launch find one another before any rank starts, and say plainly why they do not."""
+"""The rendezvous of hosts before any rank starts, with a one-line error for whatever prevents it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from launch.network import is_here
 from vgg_ddp.errors import UserError
+
+from .network import is_here
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
@@ -22,11 +23,11 @@ REACH_WITHIN = 5.0  # seconds to connect to another host
 
 
 def meet(host: str, port: int, address: str, interface: str, nodes: int, launch_id: str, timeout: float) -> PrefixStore:
-    """Wait until `nodes` hosts are there and reach one another; the store that they share.
+    """Wait until `nodes` hosts have arrived and can connect to one another; the store that they share.
 
     Args:
-        host, port: where the store is; the host that has this address serves it.
-        address, interface: what this host is reached by.
+        host, port: address of the store; the host that has this address serves it.
+        address, interface: this host's own, which the others connect to.
         timeout: seconds to wait for the others.
 
     Raises:
@@ -47,9 +48,7 @@ def meet(host: str, port: int, address: str, interface: str, nodes: int, launch_
         for other in sorted({0, (number + 1) % nodes} - {number}):
             _reach(store, other, interface)
         store.add("reached", 1)
-        _wait_for(
-            store, "reached", nodes, time.monotonic() + 3 * REACH_WITHIN, "reach the others; see what the rest say"
-        )
+        _wait_for(store, "reached", nodes, time.monotonic() + 3 * REACH_WITHIN, "reach the others; see their messages")
     return store
 
 
@@ -68,7 +67,7 @@ def _serve(host: str, port: int) -> TCPStore | None:
         if "in use" not in str(error):
             raise UserError(f"{host}:{port} cannot be opened: {str(error).splitlines()[0]}") from None
     try:
-        return _connect(host, port)  # another host's part of this launch that runs here as well
+        return _connect(host, port)  # another host of this launch, which runs on this machine as well
     except UserError:
         raise UserError(
             f"port {port} of {host} is in use by another program; choose another in --rdzv-endpoint, on every host"
@@ -90,35 +89,35 @@ def _join(host: str, port: int, deadline: float, timeout: float) -> TCPStore:
 
 
 def _connect(host: str, port: int) -> TCPStore:
-    """A client of the store at `host:port`, in a thread: one of a program that answers nothing would wait without end."""
+    """A client of the store at `host:port`. It connects in a thread: a program that never answers would block it for ever."""
     from torch.distributed import (
         DistError,
         TCPStore,
     )
 
-    found: list[TCPStore] = []
+    stores: list[TCPStore] = []
 
     def connect() -> None:
         with contextlib.suppress(DistError):
-            found.append(TCPStore(host, port, is_master=False, timeout=timedelta(seconds=REACH_WITHIN)))
+            stores.append(TCPStore(host, port, is_master=False, timeout=timedelta(seconds=REACH_WITHIN)))
 
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(REACH_WITHIN)
-    if not found:
+    if not stores:
         raise UserError(
             f"what listens at {host}:{port} is another program, not a launch; choose another port, on every host"
         )
-    return found[0]
+    return stores[0]
 
 
-def _wait_for(store: PrefixStore, key: str, count: int, deadline: float, words: str) -> None:
+def _wait_for(store: PrefixStore, key: str, count: int, deadline: float, goal: str) -> None:
     from torch.distributed import DistError
 
     try:
         while (there := store.add(key, 0)) < count:
             if time.monotonic() > deadline:
-                raise UserError(f"{there} of {count} hosts {words}")
+                raise UserError(f"{there} of {count} hosts {goal}")
             time.sleep(0.05)
     except DistError:
         raise UserError("the host of the rendezvous ended the launch; see what it says") from None

@@ -14,13 +14,15 @@ from typing import Any
 
 import yaml
 
-from launch.launcher import Launcher
-from launch.plan import Plan, interface_variables, ranks_there
 from vgg_ddp.config import Config
 from vgg_ddp.errors import UserError
 
+from .launcher import Launcher
+from .plan import Plan, interface_variables, ranks_there
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this launcher alone."""
     parser.add_argument("--image", required=True, help="with this package and CONFIG in its working directory")
     parser.add_argument("--name", default="vgg-ddp", help="of the job (default vgg-ddp)")
     parser.add_argument("--namespace", default="default", help="(default default)")
@@ -39,18 +41,18 @@ def start(options: argparse.Namespace, config: Config) -> int:
             f"--name {options.name} is no name in Kubernetes: small letters, digits and dashes, a letter first"
         )
     asked = options.nproc or (options.gpus_per_node if config.nproc == "auto" else None)
-    plan = Plan(options.config, tuple(options.words), config, options.nodes, ranks_there(asked, config))
+    plan = Plan(options.config, tuple(options.overrides), config, options.nodes, ranks_there(asked, config))
     text = f"# {plan.arithmetic()}\n" + yaml.safe_dump(manifest(plan, options), sort_keys=False, width=120)
     if options.dry_run or not options.apply:
         print(text, end="")
         return 0
     if shutil.which("kubectl") is None:
-        raise UserError("kubectl is not here; leave out --apply to print the manifest")
+        raise UserError("kubectl is not installed; leave out --apply to print the manifest")
     return subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True).returncode
 
 
 def manifest(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
-    """The TrainJob."""
+    """The TrainJob as a dictionary, ready for YAML."""
     resources = {
         "cpu": options.cpus_per_node,
         "memory": options.memory,
@@ -58,7 +60,7 @@ def manifest(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     }
     asked = {name: amount for name, amount in resources.items() if amount is not None}
     # A pod that is evicted or moved starts again by the same command.
-    resume = [] if any(word.startswith("resume=") for word in plan.words) else ["resume=auto"]
+    resume = [] if any(override.startswith("resume=") for override in plan.overrides) else ["resume=auto"]
     threads = {"OMP_NUM_THREADS": str(plan.config.threads)} if plan.config.threads != "auto" else {}
     variables = {**threads, **interface_variables(options.interface)}
     trainer = {

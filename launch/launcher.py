@@ -1,4 +1,4 @@
-"""What a launcher is."""
+"""The interface of a launcher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Launcher:
 
     Attributes:
         summary: one line for `--help`.
-        add_options: adds its own options to a parser that has CONFIG, key=value words, --nodes, --nproc and --dry-run.
+        add_options: adds its own options to a parser that has CONFIG, key=value overrides, --nodes, --nproc and --dry-run.
         start: starts, submits or, with `options.dry_run`, prints; the exit code. The configuration has been checked.
     """
 

@@ -14,15 +14,15 @@ SIOCGIFADDR = 0x8915  # <linux/sockios.h>: an interface's IPv4 address
 
 def interfaces() -> dict[str, str]:
     """The interfaces of this host that have an IPv4 address, and the address."""
-    found = {}
+    addresses = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
                 answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()))
             except OSError:  # it has none
                 continue
-            found[name] = socket.inet_ntoa(answer[20:24])
-    return found
+            addresses[name] = socket.inet_ntoa(answer[20:24])
+    return addresses
 
 
 def parse_endpoint(text: str) -> tuple[str, int]:

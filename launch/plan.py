@@ -1,4 +1,4 @@
-"""What is to be started: the configuration, how many hosts and ranks, and what follows from them."""
+"""What is to be started: the configuration, the number of hosts and ranks, and what follows from them."""
 
 from __future__ import annotations
 
@@ -19,32 +19,33 @@ class Plan:
     """One training on `nodes` hosts of `ranks_per_node` ranks each.
 
     Attributes:
-        config_path, words: CONFIG and the `key=value` words, as given.
-        config: what they say.
+        config_path, overrides: CONFIG and the `key=value` arguments, as given.
+        config: the configuration that they result in.
 
     Raises:
         UserError: the ranks or micro-batches do not divide the batch.
     """
 
     config_path: str
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     config: Config
     nodes: int
     ranks_per_node: int
     micro_batch: int = field(init=False)
 
     def __post_init__(self) -> None:
-        share = self.config.local_batch(self.ranks)
-        object.__setattr__(self, "micro_batch", share // self.config.accumulation)
+        local_batch = self.config.local_batch(self.ranks)
+        object.__setattr__(self, "micro_batch", local_batch // self.config.accumulation)
 
     @property
     def ranks(self) -> int:
+        """Of all hosts together."""
         return self.nodes * self.ranks_per_node
 
     @property
     def training(self) -> list[str]:
         """The module and its arguments, as they follow `python -m`."""
-        return [MODULE, self.config_path, *self.words]
+        return [MODULE, self.config_path, *self.overrides]
 
     def arithmetic(self) -> str:
         """The batch, multiplied out."""
@@ -55,6 +56,7 @@ class Plan:
 
 
 def counted(number: int, thing: str) -> str:
+    """A number with its noun, e.g. "1 node" or "2 nodes"."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
@@ -69,14 +71,14 @@ def ranks_there(asked: int | None, config: Config) -> int:
     Raises:
         UserError: neither `--nproc` nor the configuration says how many.
     """
-    found: int | Literal["auto"] = asked or config.nproc
-    if found == "auto":
+    ranks: int | Literal["auto"] = asked or config.nproc
+    if ranks == "auto":
         raise UserError("nproc=auto counts the devices of this host, not of those that will run; say --nproc N")
-    return found
+    return ranks
 
 
 def environment(ranks_per_node: int, config: Config, interface: str | None) -> dict[str, str]:
-    """What the ranks of a host with as many cores as this one are started with."""
+    """The environment variables of the ranks, for a host with as many cores as this one."""
     threads = config.threads
     if threads == "auto":
         threads = max(1, len(os.sched_getaffinity(0)) // ranks_per_node)
@@ -84,12 +86,12 @@ def environment(ranks_per_node: int, config: Config, interface: str | None) -> d
 
 
 def interface_variables(interface: str | None) -> dict[str, str]:
-    """By which network interface gloo and NCCL talk to other hosts; nothing where they are to find it themselves."""
+    """The variables that set the network interface of gloo and NCCL; none where they are to choose it themselves."""
     return {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}
 
 
 def show(plan: Plan, command: list[str], variables: dict[str, str], notes: list[str]) -> None:
-    """What `--dry-run` prints."""
+    """Print what would be started, for `--dry-run`."""
     print(f"arithmetic   {plan.arithmetic()}")
     for number, (name, value) in enumerate(variables.items()):
         print(f"{'' if number else 'environment':12} {name}={shlex.quote(value)}")

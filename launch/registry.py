@@ -1,6 +1,6 @@
 """The launchers by name. A new one is a file with a `Launcher`, and a line here."""
 
-from launch import deepspeed, kubernetes, slurm, torchrun
+from . import deepspeed, kubernetes, slurm, torchrun
 
 LAUNCHERS = {
     "torchrun": torchrun.LAUNCHER,

@@ -13,10 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch.launcher import Launcher
-from launch.plan import Plan, ranks_there
 from vgg_ddp.config import Config
 from vgg_ddp.errors import EXIT_STOPPED, UserError
+
+from .launcher import Launcher
+from .plan import Plan, ranks_there
 
 SCRIPT = """\
 #!/bin/bash
@@ -28,15 +29,15 @@ host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol show node "$host" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)
 endpoint=$address:$((20000 + SLURM_JOB_ID % 10000))
 
-words=({words})
-if [ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ]; then words+=(resume=auto); fi
+overrides=({overrides})
+if [ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ]; then overrides+=(resume=auto); fi
 
 srun --kill-on-bad-exit=0 --open-mode=append --output={logs}/%x-%j-node%n.log \\
     ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} \\
     {torchrun} \\
-    --rdzv-endpoint "$endpoint" --rdzv-id "$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}" "${{words[@]}}" &
+    --rdzv-endpoint "$endpoint" --rdzv-id "$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}" "${{overrides[@]}}" &
 step=$!
-trap '' TERM USR1  # Slurm sends them to the ranks as well; this script waits for what becomes of them
+trap '' TERM USR1  # Slurm sends them to the ranks as well; this script waits for them to end
 wait $step
 code=$?
 if [ $code -eq {stopped} ]; then  # stopped on request with a checkpoint saved
@@ -47,6 +48,7 @@ exit $code
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this launcher alone."""
     parser.add_argument("--name", default="vgg_ddp", help="of the job (default vgg_ddp)")
     parser.add_argument("--partition", metavar="NAME", help="default: the cluster's")
     parser.add_argument("--time", metavar="[D-]H:M:S", help="time limit (default: the partition's)")
@@ -77,14 +79,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def start(options: argparse.Namespace, config: Config) -> int:
     """Submit the job, or print its script."""
     asked = options.nproc or (options.gpus_per_node if config.nproc == "auto" else None)
-    plan = Plan(options.config, tuple(options.words), config, options.nodes, ranks_there(asked, config))
+    plan = Plan(options.config, tuple(options.overrides), config, options.nodes, ranks_there(asked, config))
     text = script(plan, options)
     if options.dry_run:
         print(text, end="")
         return 0
     if shutil.which("sbatch") is None:
-        raise UserError("sbatch is not here: this host submits to no Slurm; --dry-run prints the script")
-    Path(options.logs).mkdir(parents=True, exist_ok=True)  # Slurm would end the job without a word
+        raise UserError("sbatch is not installed on this host; --dry-run prints the script")
+    Path(options.logs).mkdir(parents=True, exist_ok=True)  # without it Slurm would end the job with no message
     done = subprocess.run(["sbatch"], input=text, text=True, capture_output=True)
     if done.returncode:
         raise UserError(f"sbatch refused the job: {done.stderr}")
@@ -94,13 +96,13 @@ def start(options: argparse.Namespace, config: Config) -> int:
 
 def script(plan: Plan, options: argparse.Namespace) -> str:
     """The batch script."""
-    torchrun = [sys.executable, "-m", "launch", "torchrun", plan.config_path, f"--nodes={plan.nodes}"]
+    torchrun = [sys.executable, "-m", __package__, "torchrun", plan.config_path, f"--nodes={plan.nodes}"]
     torchrun += [f"--nproc={plan.ranks_per_node}", f"--grace={options.save_before}"]
     torchrun += [f"--interface={options.interface}"] if options.interface else []
     return SCRIPT.format(
         arithmetic=plan.arithmetic(),
         directives="\n".join(f"#SBATCH {directive}" for directive in _directives(plan, options)),
-        words=shlex.join(plan.words),
+        overrides=shlex.join(plan.overrides),
         logs=shlex.quote(options.logs),
         torchrun=shlex.join(torchrun),
         stopped=EXIT_STOPPED,

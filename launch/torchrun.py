@@ -1,7 +1,7 @@
 """Torchrun on this host, or on many by its c10d rendezvous: the same command on each.
 
-The elastic agent runs in this process with the arguments that `--dry-run` shows, so that it ends as it should: see
-`vgg_ddp.agent`.
+torchrun's elastic agent runs in this process, with the arguments that `--dry-run` shows. It stops its ranks in time and
+returns their exit code: see `vgg_ddp.distributed.supervisor`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ import shutil
 import sys
 from typing import NoReturn
 
-from launch import hosts, network
-from launch.launcher import Launcher
-from launch.plan import Plan, environment, ranks_here, show
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.launcher import numa_nodes
 from vgg_ddp.errors import UserError
 
-GRACE = 4.0  # seconds; every process is to be gone 5 s after a signal
+from . import hosts, network
+from .launcher import Launcher
+from .plan import Plan, environment, ranks_here, show
+
+GRACE = 4.0  # seconds; every process must have ended 5 s after a signal
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this launcher alone."""
     parser.add_argument(
         "--rdzv-endpoint", metavar="HOST:PORT", help="one of the hosts and a free port, the same on all"
     )
@@ -46,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def start(options: argparse.Namespace, config: Config) -> int:
     """Train on this host, as one of `--nodes`."""
     endpoint, interface, address = _rendezvous(options)
-    plan = Plan(options.config, tuple(options.words), config, options.nodes, ranks_here(options.nproc, config))
+    plan = Plan(options.config, tuple(options.overrides), config, options.nodes, ranks_here(options.nproc, config))
     variables = environment(plan.ranks_per_node, config, interface)
     bound = options.numa == "auto" and numa_nodes() > 1 and shutil.which("numactl") is not None
     arguments = torchrun_arguments(plan, endpoint, options.rdzv_id, address, bound)
@@ -79,11 +81,11 @@ def _rendezvous(options: argparse.Namespace) -> tuple[str, str | None, str]:
 
 
 def torchrun_arguments(plan: Plan, endpoint: str, launch_id: str, address: str, bound: bool) -> list[str]:
-    """What follows `torchrun`."""
+    """The arguments of the command `torchrun`."""
     arguments = [f"--nnodes={plan.nodes}", f"--nproc-per-node={plan.ranks_per_node}", "--rdzv-backend=c10d"]
     arguments += [f"--rdzv-endpoint={endpoint}", f"--rdzv-id={launch_id}", "--max-restarts=0"]
     arguments += [f"--local-addr={address}"] if address else []
-    return [*arguments, "-m", *(["launch.binding"] if bound else []), *plan.training]
+    return [*arguments, "-m", *([f"{__package__}.binding"] if bound else []), *plan.training]
 
 
 def _run(
@@ -106,8 +108,8 @@ def _run(
         host, port = network.parse_endpoint(endpoint)
         store = hosts.meet(host, port, address, interface, plan.nodes, options.rdzv_id, options.timeout)
         settings.rdzv_configs["is_host"] = "0"  # the store is served already
-    words = arguments[arguments.index("-m") :]
-    code = supervisor.run(settings, [sys.executable, *words], options.grace, store)
+    program = [sys.executable, *arguments[arguments.index("-m") :]]
+    code = supervisor.run(settings, program, options.grace, store)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # taking torch down in order would cost a second of the five

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import os
 import signal
@@ -79,6 +80,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", help="a YAML file, e.g. configs/quickstart.yaml")
     train.add_argument("words", nargs="*", metavar="key=value", help="changes to the configuration")
     train.set_defaults(run=_train)
+
+    launch = commands.add_parser(
+        "launch",
+        help="start a training on one host or many: torchrun, DeepSpeed, Slurm, Kubernetes",
+        add_help=False,
+        prefix_chars="\0",  # no argument is an option of this parser: all go to the launcher's own
+    )
+    launch.add_argument("arguments", nargs=argparse.REMAINDER)
+    launch.set_defaults(run=_launch)
 
     evaluate = commands.add_parser("evaluate", help="evaluate a run or a checkpoint on the test images")
     evaluate.add_argument("target", help="a run directory, or a checkpoint in one")
@@ -168,6 +178,17 @@ def _train(options: argparse.Namespace) -> int:
     ranks = launcher.ranks_of_this_host(settings.nproc)
     settings.local_batch(ranks)
     return launcher.start("vgg_ddp.train", [options.config, *options.words], ranks)
+
+
+def _launch(options: argparse.Namespace) -> int:
+    try:  # the folder launch/ of a checkout, which setup.py installs under this name
+        command_line = importlib.import_module("vgg_ddp.launch.command_line")
+    except ModuleNotFoundError as error:
+        if error.name != "vgg_ddp.launch":
+            raise
+        raise UserError("this checkout is not installed (make setup); in it, python -m launch does the same") from None
+    command_line.main(options.arguments, prog="vgg-ddp launch")
+    return EXIT_OK  # not reached: main exits with the launcher's code
 
 
 def _evaluate(options: argparse.Namespace) -> int:

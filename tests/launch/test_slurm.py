@@ -90,4 +90,4 @@ def test_the_script_has_what_was_asked_for(config: Path) -> None:
     assert {"--nodes=4", "--gpus-per-node=2", "--time=1:00:00", "--account=us", "--qos=high", "--requeue"} <= directives
     assert "# batch 64 = 4 nodes x 1 rank x 16 images x 1 accumulated" in done.stdout  # nproc of the configuration
     assert subprocess.run(["bash", "-n"], input=done.stdout, text=True).returncode == 0
-    assert "words=(batch=64 'run.dir=a b')" in done.stdout
+    assert "overrides=(batch=64 'run.dir=a b')" in done.stdout
