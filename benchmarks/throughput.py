@@ -36,8 +36,8 @@ from vgg_ddp.config import Config
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.order import Order
-from vgg_ddp.data.prepare import ensure
 from vgg_ddp.distributed.memory import keep_freed_memory, peak_bytes
 from vgg_ddp.distributed.world import World, joined
 from vgg_ddp.training import parts

@@ -91,7 +91,7 @@ def torchrun_arguments(plan: Plan, endpoint: str, launch_id: str, address: str, 
 def _run(
     options: argparse.Namespace, plan: Plan, arguments: list[str], endpoint: str, interface: str | None, address: str
 ) -> NoReturn:
-    from vgg_ddp.data.prepare import ensure
+    from vgg_ddp.data.ensure import ensure
     from vgg_ddp.run.console import box, say
 
     _, fallbacks = ensure(plan.config.data, say)  # before the hosts meet: a long download keeps no rank waiting

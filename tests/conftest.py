@@ -19,7 +19,7 @@ import yaml
 from tests.support.rank_processes import Ranks, Train, start
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.dataset import Dataset, FileRecord, SplitRecord, file_sha256
-from vgg_ddp.data.prepare import ensure
+from vgg_ddp.data.ensure import ensure
 
 torch.set_num_threads(1)
 os.environ["WANDB_MODE"] = "disabled"  # the trainings of the tests are nobody's runs, whoever is logged in here

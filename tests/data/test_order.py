@@ -231,3 +231,18 @@ def test_evaluation_visits_each_sample_once_in_the_same_batches_at_any_world_siz
     assert all(len(part.samples) == batch for part in alone[:-1])
     shares = [sum(1 for _ in evaluation_slices(samples, batch, rank, world)) for rank in range(world)]
     assert max(shares) - min(shares) <= 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 95, 96, 97, 1000])
+def test_every_sample_is_visited_once_by_any_number_of_ranks(count: int) -> None:
+    samples = np.arange(count)
+    order = Order(0, samples, min(96, count))
+    shuffled = permutation(0, 0, count)
+    assert_array_equal(np.sort(shuffled), samples)
+    whole = shuffled[: order.steps_per_epoch * order.batch].reshape(-1, order.batch)
+    for size in range(1, 13):
+        visited = [dealt.samples for rank in range(size) for dealt in evaluation_slices(samples, 17, rank, size)]
+        assert_array_equal(np.sort(np.concatenate(visited)), samples)
+        if order.batch % size == 0:
+            ranks = [np.stack([local.samples for local in order.slices(0, rank, size)]) for rank in range(size)]
+            assert_array_equal(np.concatenate(ranks, axis=1), whole)

@@ -31,7 +31,8 @@ from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data import download
 from vgg_ddp.data.dataset import Dataset, EncodedSplit, RawSplit, decode_image
 from vgg_ddp.data.download import ARCHIVES
-from vgg_ddp.data.prepare import ensure, prepare
+from vgg_ddp.data.ensure import ensure
+from vgg_ddp.data.prepare import prepare
 from vgg_ddp.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("small_heap")
@@ -499,7 +500,7 @@ def test_a_prepared_dataset_is_found_on_a_disk_that_cannot_be_written(tmp_path: 
 
 def program(text: str, *arguments: object) -> subprocess.Popen[str]:
     head = "import sys; from pathlib import Path; from vgg_ddp.config.schema import DataConfig\n"
-    head += "from vgg_ddp.data.prepare import ensure, prepare\n"
+    head += "from vgg_ddp.data.ensure import ensure\nfrom vgg_ddp.data.prepare import prepare\n"
     command = [sys.executable, "-c", head + text, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

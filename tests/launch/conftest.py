@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from vgg_ddp.config.schema import DataConfig
-from vgg_ddp.data.prepare import ensure
+from vgg_ddp.data.ensure import ensure
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -13,8 +13,8 @@ from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.order import Order, Slice, evaluation_slices
-from vgg_ddp.data.prepare import ensure
 from vgg_ddp.distributed.world import World, joined
 from vgg_ddp.loaders import build
 from vgg_ddp.loaders.resident import resident_pixels

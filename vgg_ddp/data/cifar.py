@@ -53,12 +53,14 @@ def layout_of(folder: str) -> Layout | None:
 
 
 @dataclass(frozen=True)
-class CifarSplit:
-    images: NDArray[np.uint8]  # n x 32 x 32 x 3
+class Pixels:
+    """Decoded images of one size, uint8 n x height x width x 3, and their classes, int64[n]."""
+
+    images: NDArray[np.uint8]
     labels: NDArray[np.int64]
 
 
-def read(archive: tarfile.TarFile, path: Path, layout: Layout) -> tuple[list[str], dict[str, CifarSplit]]:
+def read(archive: tarfile.TarFile, path: Path, layout: Layout) -> tuple[list[str], dict[str, Pixels]]:
     """Class names and splits of an official archive, members read from an allow-list.
 
     Raises:
@@ -75,15 +77,15 @@ def read(archive: tarfile.TarFile, path: Path, layout: Layout) -> tuple[list[str
         names = _class_names(contents[f"{layout.folder}/{layout.names_file}"], layout)
         splits = {}
         for split, files in layout.splits.items():
-            parts = [parse(contents[f"{layout.folder}/{file}"], layout) for file in files]
-            if not parts or any(len(pixels) != len(labels) or not len(labels) for pixels, labels in parts):
+            batches = [parse(contents[f"{layout.folder}/{file}"], layout) for file in files]
+            if any(len(pixels) != len(labels) or not len(labels) for pixels, labels in batches):
                 raise ValueError(f"labels and images of {split} do not match")
-            labels = np.concatenate([labels for _, labels in parts]).astype(np.int64)
-            pixels = np.concatenate([pixels for pixels, _ in parts])
-            if len(labels) != len(pixels) or (len(labels) and not 0 <= labels.min() <= labels.max() < len(names)):
+            labels = np.concatenate([labels for _, labels in batches]).astype(np.int64)
+            pixels = np.concatenate([pixels for pixels, _ in batches])
+            if not 0 <= labels.min() <= labels.max() < len(names):
                 raise ValueError(f"labels and images of {split} do not match")
             images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-            splits[split] = CifarSplit(images, labels)
+            splits[split] = Pixels(images, labels)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is not in the {layout.name} format: {error}; download it again") from None
     return names, splits

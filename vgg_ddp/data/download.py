@@ -23,6 +23,7 @@ from typing import BinaryIO, cast
 import filelock
 
 from vgg_ddp.errors import UserError
+from vgg_ddp.run.files import sync_directory
 
 _BLOCK = 1 << 18  # bytes asked of a socket or a file at once
 _BACKOFF_SECONDS = 0.5  # before the second attempt at a mirror; doubles with each further one
@@ -103,7 +104,7 @@ def fetch(
                 with closing(_Part(part_path)) as part:
                     _Download(archive, part, connect_seconds, stall_seconds, attempts, report).run()
                 os.replace(part_path, target)
-                _sync_directory(directory)
+                sync_directory(directory)
     except OSError as error:  # the disk's: those of the network end in _Download
         raise UserError(
             f"cannot keep {archive.name} in {directory}: {error.filename or part_path}: {error.strerror or error}; "
@@ -131,15 +132,6 @@ def _sha256_of(file: BinaryIO) -> hashlib._Hash:
     while block := file.read(_BLOCK):
         sha256.update(block)
     return sha256
-
-
-def _sync_directory(directory: Path) -> None:
-    """Makes a rename in `directory` outlive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Part:

@@ -40,10 +40,11 @@ class Slice:
 
     @property
     def stop(self) -> int:
+        """The position after the last sample's."""
         return self.start + len(self.samples)
 
     def cut(self, first: int, count: int) -> Slice:
-        """`count` of its positions, from its `first` on."""
+        """`count` of its positions, beginning with position `first` of the slice."""
         return Slice(self.epoch, self.start + first, self.samples[first : first + count])
 
 
@@ -63,15 +64,16 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Whole global batches in an epoch."""
         return len(self.samples) // self.batch
 
     def slices(self, epoch: int, rank: int = 0, world_size: int = 1, first_step: int = 0) -> Iterator[Slice]:
-        """This rank's share of each global batch of the epoch, from step `first_step` of the epoch on."""
+        """This rank's local batch of each global batch of the epoch, from step `first_step` of the epoch on."""
         order = self.samples[permutation(self.seed, epoch, len(self.samples))]
-        share = self.batch // world_size
+        local_batch = self.batch // world_size
         for step in range(first_step, self.steps_per_epoch):
-            start = step * self.batch + rank * share
-            yield Slice(epoch, start, order[start : start + share])
+            start = step * self.batch + rank * local_batch
+            yield Slice(epoch, start, order[start : start + local_batch])
 
 
 def evaluation_slices(samples: NDArray[np.int64], batch: int, rank: int = 0, world_size: int = 1) -> Iterator[Slice]:
@@ -82,21 +84,3 @@ def evaluation_slices(samples: NDArray[np.int64], batch: int, rank: int = 0, wor
     """
     for start in range(rank * batch, len(samples), batch * world_size):
         yield Slice(0, start, samples[start : start + batch])
-
-
-def check_order(count: int, seed: int = 0, batch: int = 96) -> None:
-    """See for oneself that ranks share a set of `count` samples: in training and in evaluation, each sample once.
-
-    Raises:
-        AssertionError: a sample is visited twice or not at all, or the world size changes a global batch.
-    """
-    samples = np.arange(count)
-    order = Order(seed, samples, min(batch, count))
-    whole = permutation(seed, 0, count)[: order.steps_per_epoch * order.batch].reshape(-1, order.batch)
-    assert np.array_equal(np.sort(permutation(seed, 0, count)), samples), "the order is no permutation"
-    for size in range(1, 13):
-        visited = [part.samples for rank in range(size) for part in evaluation_slices(samples, 17, rank, size)]
-        assert np.array_equal(np.sort(np.concatenate(visited)), samples), f"evaluation on {size} ranks misses a sample"
-        if order.batch % size == 0:
-            ranks = [np.stack([part.samples for part in order.slices(0, rank, size)]) for rank in range(size)]
-            assert np.array_equal(np.concatenate(ranks, axis=1), whole), f"training on {size} ranks takes other batches"

@@ -1,11 +1,10 @@
-"""Makes a dataset from a source: whole or absent, every file with its hash."""
+"""Makes a dataset from a source; it appears whole or not at all, and records the hash of every file."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import os
 import shutil
 from collections import deque
@@ -17,29 +16,20 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
-from vgg_ddp.config.schema import BUILT_IN_SOURCES, DataConfig
+from vgg_ddp.data.cifar import Pixels
 from vgg_ddp.data.dataset import Dataset, DatasetRecord, FileRecord, SplitRecord, file_sha256
-from vgg_ddp.data.download import ARCHIVES, fetch
 from vgg_ddp.data.inspection import Inspection, inspect
 from vgg_ddp.data.moments import Moments
 from vgg_ddp.data.shards import ShardWriter
-from vgg_ddp.data.sources import EncodedSource, Pixels, PixelSource, digits, open_source
+from vgg_ddp.data.sources import EncodedSource, Image, PixelSource, find_source
 from vgg_ddp.data.storage import Difference, Storage
 from vgg_ddp.errors import UserError
 
-Report = Callable[[str], None]
 JPEG_START = b"\xff\xd8"
 LISTED = 50  # remarks on images that are printed; all of them are in dataset.json
-UNEVEN = 1.5  # times as many images in the largest class as in the smallest is worth a word
-
-# The names under which a source can be asked for, and the archives that hold it, best first.
-ARCHIVE_NAMES = {
-    "cifar10": ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"),
-    "cifar100": ("cifar-100-python.tar.gz", "cifar-100-binary.tar.gz"),
-}
+UNEVEN = 1.5  # times as many images in the largest class as in the smallest are reported
 
 
 @dataclass(frozen=True)
@@ -55,100 +45,10 @@ class Policy:
     unusual: Literal["convert", "refuse"] = "convert"
 
 
-@dataclass(frozen=True)
-class Image:
-    """An image on its way into a dataset: a file's bytes, or pixels that are to be encoded."""
-
-    key: str
-    split: str
-    label: int
-    data: bytes
-    pixels: NDArray[np.uint8] | None
-    new_suffix: str = ""
-
-    @property
-    def suffix(self) -> str:
-        return self.new_suffix or self.key.rsplit(".", 1)[-1].lower()
-
-
-class Unavailable(UserError):
-    """A named source that can be neither found nor downloaded here."""
-
-
-def ensure(config: DataConfig, report: Report) -> tuple[Path, list[str]]:
-    """The directory of the prepared dataset that `data.source` names, prepared first if it is not there.
-
-    Returns:
-        The directory, and the fallbacks that were taken (see `data.fallback`).
-
-    Raises:
-        UserError: the source cannot be had or is not what it should be.
-    """
-    try:
-        return _ensure(config.source, Path(config.directory), report), []
-    except Unavailable as error:
-        if config.fallback == "none":
-            raise
-        note = f"{config.source} could not be had, so {config.fallback} took its place ({error})"
-        return _ensure(config.fallback, Path(config.directory), report), [note]
-
-
-def _ensure(source: str, directory: Path, report: Report) -> Path:
-    path = Path(source)
-    if source not in BUILT_IN_SOURCES and (path / "dataset.json").is_file():
-        return path
-    target = directory / (source if source in BUILT_IN_SOURCES else _name_of(path))
-    if (target / "dataset.json").is_file():
-        return target
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / f".{target.name}.lock")
-        with lock:  # several processes may ask at once; the first prepares, the others find it
-            if not (target / "dataset.json").is_file():
-                prepare(source, target, report, downloads=directory / "downloads")
-    except OSError as error:
-        raise UserError(f"data.directory {directory} cannot be written: {error.strerror}; set data.directory") from None
-    return target
-
-
-def _name_of(path: Path) -> str:
-    """A folder name for what is at `path` now: another one once it has changed."""
-    if not path.exists():
-        raise UserError(
-            f"data.source: {path} does not exist; give {', '.join(BUILT_IN_SOURCES)}, an archive or an image folder"
-        )
-    walk = os.walk(path, followlinks=True)  # yields nothing for a file
-    parts = [path, *(Path(folder, name) for folder, folders, files in walk for name in folders + files)]
-    stats = [(str(part.resolve()), part.stat()) for part in sorted(parts) if part.exists()]
-    text = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
-    return f"{path.resolve().name.split('.')[0]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def locate(source: str, downloads: Path, report: Report) -> Path | None:
-    """The file or folder behind a source: itself, or for a named one an archive found here or downloaded; None for digits."""
-    if source == "digits":
-        return None
-    if source not in ARCHIVE_NAMES:
-        return Path(source)
-    archives = [ARCHIVES[name] for name in ARCHIVE_NAMES[source]]
-    for archive in archives:
-        for folder in (downloads, downloads.parent, Path("data"), Path()):
-            found = folder / archive.name
-            if found.is_file() and found.stat().st_size == archive.bytes and file_sha256(found) == archive.sha256:
-                return found
-    problems = []
-    for archive in archives:
-        try:
-            return fetch(archive, downloads, report=report)
-        except UserError as error:
-            problems.append(str(error))
-    raise Unavailable(problems[0])
-
-
 def prepare(
     source: str,
     target: Path,
-    report: Report,
+    report: Callable[[str], None],
     downloads: Path,
     storage: Storage = Storage(),  # noqa: B008 (frozen)
     policy: Policy = Policy(),
@@ -160,8 +60,7 @@ def prepare(
     """
     if target.exists():
         raise UserError(f"{target} exists already; remove it, or prepare into another directory with --out")
-    path = locate(source, downloads, report)
-    opened = digits() if path is None else open_source(path)
+    opened = find_source(source, downloads, report)
     try:
         with _claimed(target.parent / f".{target.name}.partial", target) as aside:
             record = _Preparation(opened, storage, policy, aside, report).write()
@@ -178,9 +77,9 @@ def prepare(
 
 @contextlib.contextmanager
 def _claimed(aside: Path, target: Path) -> Iterator[Path]:
-    """An empty folder to write in, which no other process has; what is left of it is removed at the end.
+    """An empty folder to write in, locked against other processes; removed at the end unless it was renamed.
 
-    The lock lies on the folder itself, so that it goes where the folder goes.
+    The lock is on the folder itself, so that it moves with the folder.
     """
     aside.mkdir(parents=True, exist_ok=True)  # it may be there: a killed process left it, or another one is at work
     descriptor = os.open(aside, os.O_RDONLY)
@@ -203,10 +102,15 @@ def _claimed(aside: Path, target: Path) -> Iterator[Path]:
 
 
 class _Preparation:
-    """One dataset in the making: the images go from the source through inspection and encoding into the folder."""
+    """Makes one dataset: images go from the source through inspection and encoding into the folder."""
 
     def __init__(
-        self, source: PixelSource | EncodedSource, storage: Storage, policy: Policy, folder: Path, report: Report
+        self,
+        source: PixelSource | EncodedSource,
+        storage: Storage,
+        policy: Policy,
+        folder: Path,
+        report: Callable[[str], None],
     ) -> None:
         self._source, self._storage, self._policy = source, storage, policy
         self._folder, self._report = folder, report
@@ -216,10 +120,9 @@ class _Preparation:
         source, storage = self._source, self._storage
         if isinstance(source, PixelSource):
             raw = storage.kind in ("original", "raw")
-            record = self._write_pixels(source.splits) if raw else self._write_files(self._pixels_as_images(source))
+            record = self._write_pixels(source.splits) if raw else self._write_files(source.read())
         else:
-            images = (Image(i.key, i.split, i.label, i.data, None) for i in source.read())
-            record = self._write_decoded(images) if storage.kind == "raw" else self._write_files(images)
+            record = self._write_decoded(source.read()) if storage.kind == "raw" else self._write_files(source.read())
         counts = dict(zip(record.classes, record.splits["train"].class_counts))
         fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         if counts[most] > UNEVEN * counts[fewest]:
@@ -231,14 +134,14 @@ class _Preparation:
     def _write_pixels(self, pixels: Mapping[str, Pixels], notes: Sequence[str] = ()) -> DatasetRecord:
         """Raw storage: the pixels as they are."""
         splits = {}
-        for name, part in pixels.items():
+        for name, split in pixels.items():
             files = [f"{name}.images.npy", f"{name}.labels.npy"]
-            np.save(self._folder / files[0], part.images)
-            np.save(self._folder / files[1], part.labels)
-            splits[name] = self._split_record(files, part.labels)
+            np.save(self._folder / files[0], split.images)
+            np.save(self._folder / files[1], split.labels)
+            splits[name] = self._split_record(files, split.labels)
             if name == "train":
-                for start in range(0, len(part.images), 1000):
-                    self._moments.add(part.images[start : start + 1000])
+                for start in range(0, len(split.images), 1000):
+                    self._moments.add(split.images[start : start + 1000])
         shape = list(pixels["train"].images.shape[1:])
         return self._record("raw", splits, shape, notes)
 
@@ -258,11 +161,11 @@ class _Preparation:
                 )
             rows[image.split].append((image.key.encode(), image.label, pixels))
         splits = {}
-        for name, found in rows.items():
-            self._must_have_images(name, [label for _, label, _ in found])
-            found.sort(key=lambda row: row[0])
-            labels = np.array([label for _, label, _ in found], dtype=np.int64)
-            splits[name] = Pixels(np.stack([pixels for _, _, pixels in found]), labels)
+        for name, samples in rows.items():
+            self._must_have_images(name, [label for _, label, _ in samples])
+            samples.sort(key=lambda row: row[0])
+            labels = np.array([label for _, label, _ in samples], dtype=np.int64)
+            splits[name] = Pixels(np.stack([pixels for _, _, pixels in samples]), labels)
         return self._write_pixels(splits, notes)
 
     def _write_files(self, images: Iterable[Image]) -> DatasetRecord:
@@ -313,8 +216,8 @@ class _Preparation:
         if len(notes) > LISTED:
             self._report(f"... and {len(notes) - LISTED} more")
         if refused == 1:
-            found = next(n for n in notes if " cannot be read: " in n or self._policy.unusual == "refuse")
-            raise UserError(f"{self._source.path}: image {found}; repair or remove it")
+            note = next(n for n in notes if " cannot be read: " in n or self._policy.unusual == "refuse")
+            raise UserError(f"{self._source.path}: image {note}; repair or remove it")
         if refused:
             raise UserError(
                 f"{self._source.path}: {refused} images are refused, the first: image {notes[0]}; repair or remove them, or "
@@ -338,11 +241,6 @@ class _Preparation:
         data, suffix = self._storage.encode(inspection.pixels)
         self._difference.add(inspection.pixels, data)
         return dataclasses.replace(image, data=data, new_suffix=suffix), inspection
-
-    def _pixels_as_images(self, source: PixelSource) -> Iterator[Image]:
-        for split, pixels in source.splits.items():
-            for i, (image, label) in enumerate(zip(pixels.images, pixels.labels)):
-                yield Image(f"{split}/{i:08d}", split, int(label), b"", image)
 
     def _must_have_images(self, split: str, labels: Sequence[int]) -> None:
         """Raises a `UserError` if leaving images out left a split, or a class of the training split, empty."""

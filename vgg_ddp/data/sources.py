@@ -9,7 +9,7 @@ import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -17,30 +17,52 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from vgg_ddp.config.schema import BUILT_IN_SOURCES
 from vgg_ddp.data import cifar
+from vgg_ddp.data.cifar import Pixels
 from vgg_ddp.data.dataset import file_sha256
+from vgg_ddp.data.download import ARCHIVES, fetch
 from vgg_ddp.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 SPLITS = ("train", "test")
 
 
+# The names of sources that are downloaded, and the archives that hold each, best first.
+ARCHIVE_NAMES = {
+    "cifar10": ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"),
+    "cifar100": ("cifar-100-python.tar.gz", "cifar-100-binary.tar.gz"),
+}
+
+
+class Unavailable(UserError):
+    """A source that is downloaded, and can be neither found nor downloaded here."""
+
+
 @dataclass(frozen=True)
-class Pixels:
-    """Decoded images of one size: uint8 n x height x width x 3, and their classes."""
+class Image:
+    """One image of a source, on its way into a dataset.
 
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """One image file: its path in the source ("train/cat/0001.jpg"), split, class and bytes."""
+    Attributes:
+        key: its path in the source ("train/cat/0001.jpg").
+        split: "train" or "test".
+        label: its class.
+        data: the file's bytes; empty where the source has pixels.
+        pixels: uint8 height x width x 3, which are to be encoded; None where the source has files.
+        new_suffix: the suffix of the file that it was encoded into.
+    """
 
     key: str
     split: str
     label: int
     data: bytes
+    pixels: NDArray[np.uint8] | None = None
+    new_suffix: str = ""
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of its file in the dataset, without the dot."""
+        return self.new_suffix or self.key.rsplit(".", 1)[-1].lower()
 
 
 @dataclass(frozen=True)
@@ -56,7 +78,14 @@ class PixelSource:
 
     @property
     def count(self) -> int:
+        """Images of all splits."""
         return sum(len(pixels.labels) for pixels in self.splits.values())
+
+    def read(self) -> Iterator[Image]:
+        """Every image, split after split."""
+        for split, pixels in self.splits.items():
+            for i, (image, label) in enumerate(zip(pixels.images, pixels.labels)):
+                yield Image(f"{split}/{i:08d}", split, int(label), b"", image)
 
 
 @dataclass(frozen=True)
@@ -74,13 +103,19 @@ class EncodedSource:
 
     @property
     def count(self) -> int:
+        """Images of all splits."""
         return len(self.keys)
 
-    def read(self) -> Iterator[EncodedImage]:
+    def read(self) -> Iterator[Image]:
+        """Every image, in the source's own order.
+
+        Raises:
+            UserError: a file that cannot be read, or a damaged tar.
+        """
         read = _read_folder if self.path.is_dir() else _read_tar
         for key, data in read(self):
             split, label = self.keys[key]
-            yield EncodedImage(key, split, label, data)
+            yield Image(key, split, label, data)
 
 
 def _read_folder(source: EncodedSource) -> Iterator[tuple[str, bytes]]:
@@ -101,6 +136,40 @@ def _read_tar(source: EncodedSource) -> Iterator[tuple[str, bytes]]:
                 yield key, file.read()
 
 
+def find_source(source: str, downloads: Path, report: Callable[[str], None]) -> PixelSource | EncodedSource:
+    """The source that `source` names, a path or one of `BUILT_IN_SOURCES`; an archive is looked for here, then downloaded.
+
+    Raises:
+        Unavailable: the archive of a built-in source can be neither found nor downloaded.
+        UserError: see `open_source`.
+    """
+    if source == "digits":
+        return digits()
+    if source not in ARCHIVE_NAMES:
+        return open_source(Path(source))
+    archives = [ARCHIVES[name] for name in ARCHIVE_NAMES[source]]
+    for archive in archives:
+        for folder in (downloads, downloads.parent, Path("data"), Path()):
+            path = folder / archive.name
+            if path.is_file() and path.stat().st_size == archive.bytes and file_sha256(path) == archive.sha256:
+                return open_source(path)
+    problems = []
+    for archive in archives:
+        try:
+            path = fetch(archive, downloads, report=report)
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            return open_source(path)
+    raise Unavailable(problems[0])
+
+
+def missing(path: Path) -> UserError:
+    """What to say of a source that is not there."""
+    names = ", ".join(BUILT_IN_SOURCES)
+    return UserError(f"data.source: {path} does not exist; give {names}, an archive, an image folder, or a tar of one")
+
+
 def open_source(path: Path) -> PixelSource | EncodedSource:
     """The source at `path`: an image folder, a tar of one, or an official CIFAR archive.
 
@@ -113,9 +182,7 @@ def open_source(path: Path) -> PixelSource | EncodedSource:
         keys = [file.relative_to(path).as_posix() for file in found if file.is_file()]
         return _image_folder(path, keys, {"kind": "image folder", "path": str(path)})
     if not path.exists():
-        raise UserError(
-            f"data.source: {path} does not exist; give an archive, an image folder, a tar of one, or cifar10, cifar100, digits"
-        )
+        raise missing(path)
     origin: dict[str, str | int] = {
         "kind": "archive",
         "file": path.name,
@@ -134,8 +201,7 @@ def open_source(path: Path) -> PixelSource | EncodedSource:
     with open_tar(path) as archive:
         classes, splits = cifar.read(archive, path, layout)
     groups = cifar.GROUPS_CIFAR10 if layout.name == "CIFAR-10" else {}
-    pixels = {name: Pixels(split.images, split.labels) for name, split in splits.items()}
-    return PixelSource(layout.name, classes, groups, pixels, origin, str(path))
+    return PixelSource(layout.name, classes, groups, splits, origin, str(path))
 
 
 class _StrictInfo(tarfile.TarInfo):
@@ -221,12 +287,13 @@ def digits() -> PixelSource:
 
     A fifth of each class, taken in the set's own order, is the test split: the writers of its end are not in its beginning.
     """
-    from PIL import Image
+    from PIL import Image as PillowImage
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     small = (bunch.images * 255 / 16).round().astype(np.uint8)
-    grey = np.stack([np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in small])
+    enlarged = (PillowImage.fromarray(image).resize((32, 32), PillowImage.Resampling.BICUBIC) for image in small)
+    grey = np.stack([np.asarray(image) for image in enlarged])
     images, labels = np.repeat(grey[..., None], 3, axis=3), bunch.target.astype(np.int64)
     test = np.zeros(len(labels), dtype=bool)
     for label in range(10):

@@ -29,8 +29,8 @@ def _versions() -> dict[str, str]:
 
 def _code() -> str:
     """The first digits of the SHA-256 over this package's sources."""
-    found = hashlib.sha256()
-    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    folder = Path(vgg_ddp.__file__).parent
     for path in sorted(folder.rglob("*.py")):
-        found.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()[:8]
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:8]
