@@ -44,10 +44,12 @@ def run(line: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like a checkout's, with the configs, and one with a photo."""
+    """A folder like a checkout's, with the configs and the packages that are not installed, and one with a photo."""
     folder = tmp_path_factory.mktemp("readme")
     write_folder(folder / "photos", {"me.jpg": encode(smooth(300, 200, 0))})
     shutil.copytree(ROOT / "configs", folder / "configs")
+    for package in ("launch", "benchmarks"):
+        (folder / package).symlink_to(ROOT / package)
     return folder
 
 
