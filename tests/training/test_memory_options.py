@@ -31,7 +31,7 @@ def test_activations_computed_again_give_the_same_bits(what: str, plain: Path, t
 def test_the_trials_of_fit_memory_leave_no_trace_and_a_continued_run_keeps_its_number(
     plain: Path, train: Train
 ) -> None:
-    """On two ranks. That too little memory makes more micro-batches is in tests/test_fitting.py."""
+    """On two ranks. That too little memory makes more micro-batches is in test_fitting.py."""
     run = train("fitted", *WORDS, "fit_memory=true", "memory_share=0.5", size=2)
     measured = json.loads((run / "environment.json").read_text())["measured"]["accumulation"]
     assert measured["chosen"] == 1
