@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -130,6 +131,20 @@ def test_calibration_error_is_torchmetrics_s(classes: int, sharpness: float) -> 
     assert sum(row["images"] for row in found["bins"]) == 2000
 
 
+AWAY_FROM_EDGES = st.floats(0.001, 1.0).filter(
+    lambda share: abs(share * calibration.BINS - round(share * calibration.BINS)) > 1e-9
+)
+
+
+@given(st.lists(st.tuples(AWAY_FROM_EDGES, st.booleans()), min_size=1, max_size=60))
+def test_bins_are_those_of_scikit_learn(images: list[tuple[float, bool]]) -> None:
+    confidence, right = np.array([share for share, _ in images]), np.array([answer for _, answer in images])
+    bins = [row for row in calibration.reliability(confidence, right) if row["images"]]
+    accuracy, mean = calibration_curve(right, confidence, n_bins=calibration.BINS, strategy="uniform", pos_label=True)
+    assert [row["accuracy"] for row in bins] == pytest.approx(accuracy.tolist())
+    assert [row["confidence"] for row in bins] == pytest.approx(mean.tolist())
+
+
 def test_bins_are_open_below_and_closed_above() -> None:
     bins = calibration.reliability(np.array([0.2, 0.2000001, 1.0]), np.array([True, False, True]))
     assert [row["images"] for row in bins if row["images"]] == [1, 1, 1]
@@ -179,10 +194,10 @@ def test_doubtful_labels_are_those_of_the_paper_s_equations(classes: int) -> Non
 
 @given(any_predictions())
 def test_surest_mistakes_are_mistakes_and_sorted(predictions: Predictions) -> None:
-    probabilities = np.exp(predictions.log_probabilities)
-    found = labels.surest_mistakes(predictions.label, probabilities)
+    confidence = np.exp(predictions.log_probabilities).max(axis=1)
+    found = labels.surest_mistakes(predictions.label, predictions.prediction, confidence)
     assert sorted(found) == np.flatnonzero(predictions.prediction != predictions.label).tolist()
-    assert (np.diff(probabilities.max(axis=1)[found]) <= 0).all()
+    assert (np.diff(confidence[found]) <= 0).all()
 
 
 def test_the_perceptual_hash_is_imagehash_s() -> None:

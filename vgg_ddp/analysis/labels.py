@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def surest_mistakes(label: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Positions of the images that were answered wrongly, the surest first."""
-    answer = probabilities.argmax(axis=1)
-    wrong = np.flatnonzero(answer != label)
-    confidence = probabilities[wrong, answer[wrong]]
-    return wrong[np.argsort(-np.nan_to_num(confidence, nan=-1.0), kind="stable")]
+def surest_mistakes(
+    label: NDArray[np.int64], prediction: NDArray[np.int64], confidence: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Positions of the images that were answered wrongly, the surest first; `confidence` [n] is that of the prediction."""
+    wrong = np.flatnonzero(prediction != label)
+    return wrong[np.argsort(-np.nan_to_num(confidence[wrong], nan=-1.0), kind="stable")]
 
 
 def doubtful_labels(label: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -33,7 +33,7 @@ def describe(
     probabilities = np.exp(predictions.log_probabilities)
     images, correct = summary["images"], int(np.trace(confusion))
     members = named_groups or groups.name_found(groups.find(confusion), classes)
-    sure = labels.surest_mistakes(predictions.label, probabilities)
+    sure = labels.surest_mistakes(predictions.label, predictions.prediction, probabilities.max(axis=1))
     doubtful = labels.doubtful_labels(predictions.label, probabilities)
     return {
         **summary,

@@ -13,8 +13,10 @@ import numpy.typing as npt
 from vgg_ddp.analysis.confusions import Counts, cumulative, most_frequent, recall, taken_for, worst_class
 from vgg_ddp.data.dataset import Dataset, Split
 from vgg_ddp.report import charts, details, thumbnails, training, words
-from vgg_ddp.report.reading import Evaluation, read_evaluation, read_json, read_metrics
+from vgg_ddp.report.reading import Evaluation, read_evaluation
 from vgg_ddp.report.rendering import embedded, render
+from vgg_ddp.run.files import read_json
+from vgg_ddp.run.metrics_log import last_written, read_rows
 
 TILES = 9  # pictures in each grid
 LARGEST_NUMBERED_MATRIX = 20  # classes; beyond it the confusion matrix is a picture and a table
@@ -67,7 +69,8 @@ def write_report(run: Path, dataset: Dataset | None) -> Path:
     """
     run = Path(run)
     evaluation = read_evaluation(run)
-    metrics, unreadable_lines = read_metrics(run / "metrics.jsonl")
+    log = read_rows(run / "metrics.jsonl")
+    metrics = last_written(log.rows)
     environment = read_json(run / "environment.json") or {}
     trained = read_json(run / "summary.json") or {}
     config = run / "config.yaml"
@@ -77,7 +80,7 @@ def write_report(run: Path, dataset: Dataset | None) -> Path:
         **_about(evaluation),
         "curves_drawn": training.curves(metrics, evaluation.dataset),
         "validated": any(row["split"] == "validation" for row in metrics),
-        "unreadable_lines": unreadable_lines,
+        "unreadable_lines": log.cut_off,
         **_pictures(evaluation, split),
         **_classes(evaluation, metrics),
         "quiz": bool(data["quiz"]),

@@ -15,8 +15,10 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.errors import UserError
 from vgg_ddp.report import charts, training, words
 from vgg_ddp.report.page import TILES, Tile, tile
-from vgg_ddp.report.reading import Evaluation, read_evaluation, read_json, read_metrics
+from vgg_ddp.report.reading import Evaluation, read_evaluation
 from vgg_ddp.report.rendering import render
+from vgg_ddp.run.files import read_json
+from vgg_ddp.run.metrics_log import last_written, read_metrics
 
 STYLES = ["first", "second", "third", "fourth", "fifth", "sixth"]  # of lines, one for each run
 NOT_COMPARED = ("run.dir", "resume")  # keys that tell nothing about the training
@@ -90,7 +92,7 @@ def _read(folder: Path, name: str) -> Run:
     return Run(
         name=name,
         evaluation=read_evaluation(folder),
-        metrics=read_metrics(folder / "metrics.jsonl")[0],
+        metrics=last_written(read_metrics(folder / "metrics.jsonl")),
         trained=read_json(folder / "summary.json") or {},
         environment=read_json(folder / "environment.json") or {},
         config={key.replace(" / ", "."): value for key, value in training.flat(settings)},

@@ -76,13 +76,12 @@ class RunDirectory:
 
     def keep_metrics_until(self, step: int, epoch_ended: bool) -> None:
         """Drop what was logged after global step `step`, and the epoch's own rows at it unless the epoch had ended."""
-        if self.metrics.is_file():
-            rows = [
-                row
-                for row in read_metrics(self.metrics)
-                if row["step"] < step or (row["step"] == step and (epoch_ended or row["scope"] == "steps"))
-            ]
-            replace_file(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        rows = [
+            row
+            for row in read_metrics(self.metrics)
+            if row["step"] < step or (row["step"] == step and (epoch_ended or row["scope"] == "steps"))
+        ]
+        replace_file(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def find_run(target: Path) -> tuple[RunDirectory, Path | None]:
@@ -98,3 +97,16 @@ def find_run(target: Path) -> tuple[RunDirectory, Path | None]:
     if not run.config.is_file():
         raise UserError(f"{target} is neither a run directory (it has no config.yaml) nor a checkpoint in one")
     return run, folder
+
+
+def chosen_checkpoint(run: RunDirectory, which: str) -> Path:
+    """The folder of the "last" or the "best" checkpoint of a run, as `evaluate.checkpoint` names them.
+
+    Raises:
+        UserError: the run has none.
+    """
+    pointer = run.checkpoints / {"last": "latest", "best": "best"}[which]
+    try:
+        return run.checkpoints / pointer.read_text()
+    except OSError:
+        raise UserError(f"{run.path} has no {which} checkpoint; train first: vgg-ddp train CONFIG") from None

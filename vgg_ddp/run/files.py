@@ -1,13 +1,18 @@
-"""Writing so that a reader, or a crash, sees the whole or nothing."""
+"""Files of a run: written so that a reader, or a crash, sees the whole or nothing; and JSON read back."""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from vgg_ddp.errors import UserError
 
 
 def write_durably(path: Path, data: bytes) -> None:
+    """Write `data` to `path` and flush it to the disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -42,3 +47,18 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_json(path: Path, remedy: str = "remove it and try again") -> dict[str, Any] | None:
+    """The object in a JSON file, None where there is no file.
+
+    Raises:
+        UserError: the file is damaged; `remedy` says what to do.
+    """
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return value
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from None

@@ -20,7 +20,7 @@ from vgg_ddp.config.tracking import TrackingConfig
 from vgg_ddp.trackers.modes import check_tensorboard, wandb_mode
 
 if TYPE_CHECKING:
-    from vgg_ddp.trackers.media import Evaluation
+    from vgg_ddp.trackers.media import Media
 
 TRACKERS = {
     "wandb": "vgg_ddp.trackers.weights_and_biases",
@@ -65,11 +65,11 @@ class Tracker(Protocol):
     """Shows one run. Lives in a process of its own and may raise or hang as it likes."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Figures of optimizer step `step`; steps never go back."""
+        """Show figures of optimizer step `step`; steps never go back."""
         ...
 
-    def evaluated(self, step: int, evaluation: Evaluation) -> None:
-        """What the last evaluation on the test split found, after `step` steps."""
+    def evaluated(self, step: int, media: Media) -> None:
+        """The last evaluation on the test split, after `step` steps."""
         ...
 
     def finish(self, outcome: Outcome, totals: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import select
 import signal
@@ -17,18 +16,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 from filelock import FileLock
 
 from vgg_ddp.config import load
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.evaluation.stored import read_evaluation
 from vgg_ddp.run.directory import RunDirectory
-from vgg_ddp.run.files import replace_file
+from vgg_ddp.run.files import read_json, replace_file
+from vgg_ddp.run.metrics_log import read_rows
 from vgg_ddp.trackers import TRACKERS, Assignment, Message, Outcome, Say, Tracker, named, position_file
-from vgg_ddp.trackers.media import read_evaluation
+from vgg_ddp.trackers.media import Media
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_AFTER_THE_TRAINING = 30.0  # to finish after one that was killed
@@ -101,8 +100,8 @@ def follow(assignment: Assignment, say: Say) -> None:
             outcome = _outcome(assignment.process)
             rows.hand_to(tracker)
         if outcome == "finished":
-            tracker.evaluated(rows.step, read_evaluation(run.path, dataset))
-        tracker.finish(outcome, json.loads(run.summary.read_text()) if run.summary.is_file() else {})
+            tracker.evaluated(rows.step, Media(read_evaluation(run.path), dataset, run.report))
+        tracker.finish(outcome, read_json(run.summary) or {})
 
 
 def _outcome(training: int) -> Outcome | None:
@@ -133,7 +132,8 @@ class NewRows:
 
     def hand_to(self, tracker: Tracker) -> None:
         """Log the rows that came since the last call, and note how far that is."""
-        for row in self._read():
+        rows, _, self._byte = read_rows(self._path, self._byte)
+        for row in rows:
             self._rows = self._rows + 1 if row["step"] == self.step else 1
             self.step = row["step"]
             if (self.step, self._rows) > (self._had.step, self._had.rows):
@@ -141,16 +141,6 @@ class NewRows:
         if (self.step, self._rows) > (self._position.step, self._position.rows):
             self._position.step, self._position.rows = self.step, self._rows
             replace_file(self._position_file, msgspec.json.encode(self._position))
-
-    def _read(self) -> Iterator[dict[str, Any]]:
-        """The whole lines after the last one read."""
-        with self._path.open("rb") as file:
-            file.seek(self._byte)
-            for line in file:
-                if not line.endswith(b"\n"):  # it is being written
-                    return
-                self._byte += len(line)
-                yield json.loads(line)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.trackers import Assignment, Message, Outcome, Say
-from vgg_ddp.trackers.media import PER_CLASS, RELIABILITY, Evaluation, draw_confusion, draw_reliability
+from vgg_ddp.trackers.media import PER_CLASS, RELIABILITY, Media, draw_confusion, draw_reliability
 
 SECONDS_TO_CONNECT = 20.0
 MOST_CLASSES_OF_A_CHART = 100  # its table has a row a cell; W&B draws 10,000 rows
@@ -32,7 +32,7 @@ SUMMARIES = {  # what W&B's table of runs shows of a metric
 
 
 class WandbTracker:
-    """See `vgg_ddp.trackers.Tracker`."""
+    """A `vgg_ddp.trackers.Tracker` that logs to one W&B run."""
 
     def __init__(self, run: wandb.Run, assignment: Assignment, dataset: Dataset, first_step: int) -> None:
         self._run, self._tracking, self._dataset, self._first_step = run, assignment.tracking, dataset, first_step
@@ -41,29 +41,32 @@ class WandbTracker:
             run.define_metric(name, summary=summary)
 
     def log(self, step: int, values: dict[str, float]) -> None:
+        """Log `values` at `step`."""
         self._run.log(values, step=self._monotonic(step))
 
-    def evaluated(self, step: int, evaluation: Evaluation) -> None:
-        split = evaluation.summary["split"]
-        media: dict[str, Any] = {
-            f"{split}/per_class": wandb.Table(list(PER_CLASS), evaluation.per_class),
-            f"{split}/confusion_picture": wandb.Image(draw_confusion(evaluation)),
-            f"{split}/reliability": wandb.Table(list(RELIABILITY), evaluation.reliability),
-            f"{split}/reliability_diagram": wandb.Image(draw_reliability(evaluation)),
+    def evaluated(self, step: int, media: Media) -> None:
+        """Log the figures, tables, pictures and the page of an evaluation."""
+        stored, split = media.evaluation, media.split
+        logged: dict[str, Any] = {
+            f"{split}/per_class": wandb.Table(list(PER_CLASS), media.per_class),
+            f"{split}/confusion_picture": wandb.Image(draw_confusion(media)),
+            f"{split}/reliability": wandb.Table(list(RELIABILITY), media.reliability),
+            f"{split}/reliability_diagram": wandb.Image(draw_reliability(media)),
             f"{split}/mistakes": [
                 wandb.Image(mistake.pixels, caption=mistake.caption)
-                for mistake in evaluation.mistakes(self._tracking.mistakes)
+                for mistake in media.mistakes(self._tracking.mistakes)
             ],
         }
-        if len(evaluation.classes) <= MOST_CLASSES_OF_A_CHART:
-            media[f"{split}/confusion_matrix"] = wandb.plot.confusion_matrix(
-                y_true=evaluation.label.tolist(), preds=evaluation.prediction.tolist(), class_names=evaluation.classes
+        if len(media.classes) <= MOST_CLASSES_OF_A_CHART:
+            logged[f"{split}/confusion_matrix"] = wandb.plot.confusion_matrix(
+                y_true=stored.label.tolist(), preds=stored.prediction.tolist(), class_names=media.classes
             )
-        if evaluation.report.is_file():
-            media[f"{split}/report"] = wandb.Html(str(evaluation.report), inject=False)
-        self._run.log(evaluation.scalars | media, step=self._monotonic(step))
+        if media.report.is_file():
+            logged[f"{split}/report"] = wandb.Html(str(media.report), inject=False)
+        self._run.log(media.scalars | logged, step=self._monotonic(step))
 
     def finish(self, outcome: Outcome, totals: dict[str, Any]) -> None:
+        """Write the totals to the run's summary, upload checkpoints where asked to, and end the W&B run."""
         self._run.summary.update({f"totals/{name}": value for name, value in totals.items()})
         if self._tracking.artifacts:
             self._log_checkpoints()
