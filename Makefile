@@ -1,7 +1,8 @@
 # Two commands: `make train` and `make test`. Each makes .venv and installs what it needs, once.
 #
 #   make train [DATA=path] [CONFIG=file] [RUN=dir] [ARGS="key=value ..."]
-#   make test
+#   make test       everything that must pass; says at its end which tests were skipped, and why
+#   make test-quick the tests that start no process, for the inner loop
 #   make setup      only .venv        make check     only lint, format and types        make clean     remove .venv
 
 PYTHON ?= python3
@@ -12,14 +13,20 @@ ARGS   ?=
 
 BIN := .venv/bin
 
-.PHONY: train test check setup clean
+# Two workers; a file's tests share what they set up, so each file goes to one worker.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: train test test-quick check setup clean
 
 train: .venv/installed
 	@$(BIN)/vgg-ddp train $(CONFIG) "run.dir=$(RUN)" $(if $(DATA),"data.source=$(DATA)") $(ARGS)
 
 test: check
 	@echo "== tests"
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
+
+test-quick: .venv/installed-dev
+	@$(PYTEST) -q -m "not processes and not host and not slow"
 
 check: .venv/installed-dev
 	@echo "== lint, format, types"

@@ -13,6 +13,7 @@ REPORT = ["matplotlib>=3.8", "jinja2>=3.1", "markupsafe>=2.1"]
 PEERS = ["lightning>=2.4", "accelerate>=1.0", "timm>=1.0", "deepspeed>=0.19"]
 DEV = [
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "ruff>=0.9",
     "mypy>=1.14",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,13 +22,67 @@ from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.dataset import Dataset, FileRecord, SplitRecord, file_sha256
 from vgg_ddp.data.ensure import ensure
 
-torch.set_num_threads(1)
+# What the caller's shell, terminal, job or login has set must not reach the tests, nor the processes that they start.
+INHERITED = (
+    "WANDB_",
+    "TORCHELASTIC_",
+    "TORCH_",
+    "SLURM_",
+    "PMI_",
+    "OMPI_",
+    "GLOO_",
+    "NCCL_",
+    "MASTER_",
+    "LOCAL_",
+    "DS_",
+)
+INHERITED += (
+    "RANK",
+    "WORLD_SIZE",
+    "GROUP_",
+    "ROLE_",
+    "OMP_",
+    "MKL_",
+    "ONEDNN_",
+    "DNNL_",
+    "COLUMNS",
+    "LINES",
+    "NO_COLOR",
+)
+INHERITED += ("FORCE_COLOR", "CLICOLOR", "PY_COLORS", "TTY_", "PYTHONWARNINGS", "PYTHONOPTIMIZE")
+for name in [name for name in os.environ if name.startswith(INHERITED)]:
+    del os.environ[name]
 os.environ["WANDB_MODE"] = "disabled"  # the trainings of the tests are nobody's runs, whoever is logged in here
+os.environ["NETRC"] = os.devnull
+os.environ["COLUMNS"] = "80"
+os.environ["OMP_NUM_THREADS"] = "1"  # of commands: two workers and their ranks share the cores
+torch.set_num_threads(1)
+for number in (signal.SIGINT, signal.SIGHUP):  # ignored under nohup and in the background, and then by children too
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)  # ignored here all the same; a program that is started has the default
 # Derandomised, so that a failure is seen by everyone; without deadlines, since machines differ.
 hypothesis.settings.register_profile(
     "tests", derandomize=True, deadline=None, max_examples=60, database=None, print_blob=False
 )
 hypothesis.settings.load_profile("tests")
+
+
+STARTING = {"launch", "train", "start_with"}  # fixtures that start processes
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts processes; give each worker whole files, and one worker all tests of the host.
+
+    What takes minutes goes first, so that no worker is left with it at the end.
+    """
+    for item in items:
+        if not STARTING.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("processes")
+        alone = item.get_closest_marker("host") is not None
+        item.add_marker(pytest.mark.xdist_group("host" if alone else item.path.stem))
+    long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("host")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="module")
