@@ -36,6 +36,11 @@ def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return np.argsort(words, kind="stable")
 
 
+def seeds(words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """A seed in [0, 2**63) for each row of random words, int64 [n], for generators of other libraries."""
+    return (words[:, 0] >> np.uint64(1)).astype(np.int64)
+
+
 def torch_seed(seed: int, epoch: int, purpose: str) -> int:
     """A seed in [0, 2**63) for one of torch's own generators, for what torch draws itself (dropout, initial factors)."""
-    return int(random_words(seed, epoch, purpose, 0, 1)[0, 0] >> 1)
+    return int(seeds(random_words(seed, epoch, purpose, 0, 1))[0])

@@ -297,7 +297,7 @@ def test_a_worker_is_not_held_up_by_a_dali_loader_that_was_let_go_of(datasets: d
     command = [sys.executable, "-W", "ignore", "-c", BOTH_LOADERS, str(directory)]
     process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=600)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # the worker too
@@ -502,7 +502,7 @@ def test_micro_batches_are_the_batch_in_equal_parts(count: int, size: int) -> No
     assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
     assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)
     assert_array_equal(np.concatenate([part.samples for part in parts]), batch.samples)
-    assert [(part.part.epoch, part.part.start) for part in parts] == [(3, 50 + i * size) for i in range(count)]
+    assert [(part.slice.epoch, part.slice.start) for part in parts] == [(3, 50 + i * size) for i in range(count)]
 
 
 def test_auto_is_resident_where_the_pixels_fit_else_dali_and_a_name_is_itself(datasets: dict[str, Dataset]) -> None:

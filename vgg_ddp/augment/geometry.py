@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.order import Slice
-from vgg_ddp.randomness import random_words, uniform
+from vgg_ddp.randomness import random_words, seeds, uniform
 
-RATIOS = (
-    3 / 4,
-    4 / 3,
-)  # width over height of a random resized crop (Szegedy et al., "Going deeper", CVPR 2015, section 6)
+# Width over height of a random resized crop (Szegedy et al., "Going deeper with convolutions", CVPR 2015, section 6).
+RATIOS = (3 / 4, 4 / 3)
 TRIES = 10  # boxes drawn before a random resized crop takes the largest one in the middle
 
 
@@ -29,7 +27,7 @@ class Placement:
     """Where a batch's output pixels come from.
 
     Attributes:
-        box: top, left, bottom, right of the part of each source image that is scaled to the output square, in pixels,
+        box: top, left, bottom, right of the region of each source image that is scaled to the output square, in pixels,
             float64[n, 4]. Whole numbers of the output's size where nothing is resized.
         rows, columns: which row and column of the square each output row and column takes, int64[n, size]; None where each
             takes its own. They reflect what lies outside of the image.
@@ -75,14 +73,14 @@ class Geometry:
         """Whether boxes are scaled, and pixels not only moved."""
         return self.resize is not None or self.area is not None
 
-    def place(self, part: Slice, shapes: NDArray[np.int64]) -> Placement:
-        """Where the images at the positions of `part` come from, given their heights and widths, int64[n, 2]."""
+    def place(self, piece: Slice, shapes: NDArray[np.int64]) -> Placement:
+        """Where the images at the positions of `piece` come from, given their heights and widths, int64[n, 2]."""
         shift = np.zeros_like(shapes)
         if self.area is not None:
-            box = self._random_boxes(part, shapes)
+            box = self._random_boxes(piece, shapes)
         else:
-            resized = resized_shapes(shapes, self._shorter_sides(part))
-            offset = self._offsets(part, resized) - self.padding  # may lie outside of the image
+            resized = resized_shapes(shapes, self._shorter_sides(piece))
+            offset = self._offsets(piece, resized) - self.padding  # may lie outside of the image
             start = np.clip(offset, 0, resized - self.size)
             shift = offset - start
             scale = shapes / resized
@@ -91,28 +89,26 @@ class Geometry:
         if self.padding:
             steps = np.arange(self.size)
             rows, columns = (_reflect(shift[:, axis : axis + 1] + steps, self.size) for axis in (0, 1))
-        flip = self._flips(part) if self.flip and self.seed is not None else None
+        flip = self._flips(piece) if self.flip and self.seed is not None else None
         if self.rotation and self.seed is not None:
-            turn = uniform(random_words(self.seed, part.epoch, "rotation", part.start, part.stop))
+            turn = piece.uniform(self.seed, "rotation")
             angle = (2 * turn[:, 0] - 1) * self.rotation
         return Placement(box, rows, columns, flip, angle)
 
-    def random_seeds(self, part: Slice) -> NDArray[np.int64]:
+    def random_seeds(self, piece: Slice) -> NDArray[np.int64]:
         """A seed for RandAugment on each image, int64[n]."""
         assert self.seed is not None, "evaluation does not augment"
-        words = random_words(self.seed, part.epoch, "randaugment", part.start, part.stop)
-        return (words[:, 0] >> np.uint64(1)).astype(np.int64)
+        return seeds(piece.random_words(self.seed, "randaugment"))
 
-    def _shorter_sides(self, part: Slice) -> NDArray[np.int64] | None:
+    def _shorter_sides(self, piece: Slice) -> NDArray[np.int64] | None:
         if self.resize is None:
             return None
         low, high = self.resize
         if self.seed is None or low == high:
-            return np.full(len(part.samples), low)
-        words = random_words(self.seed, part.epoch, "scale", part.start, part.stop)
-        return low + (uniform(words)[:, 0] * (high - low + 1)).astype(np.int64)
+            return np.full(len(piece.samples), low)
+        return low + (piece.uniform(self.seed, "scale")[:, 0] * (high - low + 1)).astype(np.int64)
 
-    def _offsets(self, part: Slice, shapes: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _offsets(self, piece: Slice, shapes: NDArray[np.int64]) -> NDArray[np.int64]:
         """First row and column of each crop in the padded image, [n, 2].
 
         A share in [0, 1) becomes one of room + 1 whole offsets, each equally likely; 1/2 is the centre.
@@ -120,17 +116,17 @@ class Geometry:
         room = shapes + 2 * self.padding - self.size
         if self.seed is None:
             return (0.5 * (room + 1)).astype(np.int64)
-        place = uniform(random_words(self.seed, part.epoch, "crop", part.start, part.stop))[:, :2]
+        place = piece.uniform(self.seed, "crop")[:, :2]
         return (place * (room + 1)).astype(np.int64)
 
-    def _flips(self, part: Slice) -> NDArray[np.bool_]:
+    def _flips(self, piece: Slice) -> NDArray[np.bool_]:
         assert self.seed is not None, "evaluation does not flip"
         if self.flip == "alternating":
-            count = 1 << int(part.samples.max(initial=0)).bit_length()
-            return _coins(self.seed, count)[part.samples] ^ bool(part.epoch % 2)
-        return uniform(random_words(self.seed, part.epoch, "flip", part.start, part.stop))[:, 0] < 0.5
+            count = 1 << int(piece.samples.max(initial=0)).bit_length()
+            return _coins(self.seed, count)[piece.samples] ^ bool(piece.epoch % 2)
+        return piece.uniform(self.seed, "flip")[:, 0] < 0.5
 
-    def _random_boxes(self, part: Slice, shapes: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _random_boxes(self, piece: Slice, shapes: NDArray[np.int64]) -> NDArray[np.float64]:
         """Boxes of random area and shape, whole pixels, drawn as torchvision's RandomResizedCrop does; [n, 4]."""
         assert self.area is not None and self.seed is not None, "evaluation takes the centre"
         count, (low, high) = len(shapes), self.area
@@ -138,12 +134,12 @@ class Geometry:
         place = np.zeros((count, 2))
         found = np.zeros(count, dtype=bool)
         for attempt in range(TRIES):
-            words = uniform(random_words(self.seed, part.epoch, f"area {attempt}", part.start, part.stop))
-            area = shapes.prod(axis=1) * (low + words[:, 0] * (high - low))
-            ratio = np.exp(np.log(RATIOS[0]) + words[:, 1] * np.log(RATIOS[1] / RATIOS[0]))
+            draws = piece.uniform(self.seed, f"area {attempt}")
+            area = shapes.prod(axis=1) * (low + draws[:, 0] * (high - low))
+            ratio = np.exp(np.log(RATIOS[0]) + draws[:, 1] * np.log(RATIOS[1] / RATIOS[0]))
             drawn = np.stack([np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))], axis=1).astype(np.int64)
             take = ~found & (drawn >= 1).all(axis=1) & (drawn <= shapes).all(axis=1)
-            sides[take], place[take] = drawn[take], words[take, 2:]
+            sides[take], place[take] = drawn[take], draws[take, 2:]
             found |= take
             if found.all():
                 break
@@ -157,25 +153,26 @@ class Geometry:
 
 
 def training_geometry(data: DataConfig, config: AugmentConfig, seed: int) -> Geometry:
-    fixed = None if data.resize is None else (data.resize, data.resize)
-    jitter = None if config.scale_jitter is None else (config.scale_jitter[0], config.scale_jitter[1])
-    area = None if config.random_resized_crop is None else config.random_resized_crop
+    """The geometry of training images, drawn from streams of `seed`."""
+    fixed = None if data.shorter_side is None else [data.shorter_side] * 2
+    resize, area = config.scale_jitter or fixed, config.random_resized_crop
     return Geometry(
         seed,
         data.image_size,
-        jitter or fixed,
-        None if area is None else (area[0], area[1]),
-        config.crop_padding,
-        config.flip,
-        config.rotation,
-        0 if config.randaugment is None else config.randaugment_operations,
-        config.randaugment or 0,
+        resize=None if resize is None else (resize[0], resize[1]),
+        area=None if area is None else (area[0], area[1]),
+        padding=config.crop_padding,
+        flip=config.flip,
+        rotation=config.rotation,
+        random_operations=0 if config.randaugment is None else config.randaugment_operations,
+        random_magnitude=config.randaugment or 0,
     )
 
 
 def evaluation_geometry(data: DataConfig) -> Geometry:
     """Resized to `data.resize` and cut from the centre."""
-    return Geometry(None, data.image_size, None if data.resize is None else (data.resize, data.resize))
+    side = data.shorter_side
+    return Geometry(None, data.image_size, None if side is None else (side, side))
 
 
 def resized_shapes(shapes: NDArray[np.int64], shorter: NDArray[np.int64] | None) -> NDArray[np.int64]:

@@ -29,7 +29,7 @@ def finish(windows: Tensor, placement: Placement) -> Tensor:
 
 def mirror(images: Tensor, flip: NDArray[np.bool_]) -> Tensor:
     """The images [n, height, width, 3], those that `flip` says mirrored left to right."""
-    which = _on(images, np.flatnonzero(flip))
+    which = on_device(images, np.flatnonzero(flip))
     mirrored = images.clone()
     mirrored[which] = images.index_select(0, which).flip(2)
     return mirrored
@@ -51,8 +51,8 @@ def take(images: Tensor, which: NDArray[np.int64], placement: Placement) -> Tens
         columns = np.where(placement.flip[:, None], columns[:, ::-1], columns)
     count, height, width, channels = images.shape
     size = columns.shape[1]
-    lines = _on(images, which[:, None] * height + rows)  # rows of all images, numbered through
-    values = _on(images, (columns[:, :, None] * channels + np.arange(channels)).reshape(len(which), 1, -1))
+    lines = on_device(images, which[:, None] * height + rows)  # rows of all images, numbered through
+    values = on_device(images, (columns[:, :, None] * channels + np.arange(channels)).reshape(len(which), 1, -1))
     picked = images.reshape(count * height, width * channels).index_select(0, lines.view(-1))
     picked = picked.view(len(which), size, width * channels)
     return picked.gather(2, values.expand(-1, size, -1)).view(-1, size, size, channels)
@@ -72,7 +72,7 @@ def rotate(images: Tensor, angle: NDArray[np.float64]) -> Tensor:
 
 
 def resample(image: NDArray[np.uint8], box: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
-    """Scale the part of an image inside `box` (top, left, bottom, right) to size x size; height x width x channels."""
+    """Scale the region of an image inside `box` (top, left, bottom, right) to size x size; height x width x channels."""
     top, left, bottom, right = (float(edge) for edge in box)
     margin = math.ceil(max(bottom - top, right - left, size) / size) + 1  # pixels that the filter reaches past the box
     (first, last), (start, stop) = (
@@ -101,9 +101,9 @@ def resample_batch(images: Tensor, which: NDArray[np.int64], box: NDArray[np.flo
         uint8 [n, size, size, 3].
     """
     _, height, width, channels = images.shape
-    picked = images.index_select(0, _on(images, which)).float().view(len(which), height, width * channels)
-    rows = _on(images, _weights(box[:, 0], box[:, 2], size, height))
-    columns = _on(images, _weights(box[:, 1], box[:, 3], size, width))
+    picked = images.index_select(0, on_device(images, which)).float().view(len(which), height, width * channels)
+    rows = on_device(images, _weights(box[:, 0], box[:, 2], size, height))
+    columns = on_device(images, _weights(box[:, 1], box[:, 3], size, width))
     lines = torch.bmm(rows, picked).view(-1, size, width, channels)
     scaled = torch.einsum("nswc,ntw->nstc", lines, columns)
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
@@ -124,5 +124,10 @@ def _weights(low: NDArray[np.float64], high: NDArray[np.float64], size: int, len
     return inside.astype(np.float32)
 
 
-def _on(like: Tensor, values: NDArray[np.int64] | NDArray[np.float32]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device, non_blocking=True)
+def on_device(
+    like: Tensor, values: NDArray[np.int64] | NDArray[np.float32] | NDArray[np.float64] | NDArray[np.bool_]
+) -> Tensor:
+    """`values` as a tensor on the device of `like`; float64 becomes the type of `like`."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    tensor = tensor.to(like.dtype) if values.dtype == np.float64 else tensor
+    return tensor.to(like.device, non_blocking=True)

@@ -47,12 +47,6 @@ class AugmentConfig(Group, frozen=True):
         """Whether pairs of images are mixed: targets are then shares of classes, not labels."""
         return self.mixup > 0 or self.cutmix > 0
 
-    @property
-    def changes_appearance(self) -> bool:
-        """Whether `augment.appearance` has anything to do."""
-        strengths = (self.brightness, self.contrast, self.saturation, self.hue, self.colour_shift, self.cutout)
-        return self.mixes or any(strengths)
-
     def __post_init__(self) -> None:
         for name in ("scale_jitter", "random_resized_crop"):
             limits = getattr(self, name)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vgg_ddp.randomness import permutation
+from vgg_ddp.randomness import permutation, random_words, uniform
 
 
 def stratified_split(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -46,6 +46,14 @@ class Slice:
     def cut(self, first: int, count: int) -> Slice:
         """`count` of its positions, beginning with position `first` of the slice."""
         return Slice(self.epoch, self.start + first, self.samples[first : first + count])
+
+    def random_words(self, seed: int, purpose: str) -> NDArray[np.uint64]:
+        """Four random words for each of its positions, uint64[n, 4]; see `vgg_ddp.randomness.random_words`."""
+        return random_words(seed, self.epoch, purpose, self.start, self.stop)
+
+    def uniform(self, seed: int, purpose: str) -> NDArray[np.float64]:
+        """Four numbers in [0, 1) for each of its positions, float64[n, 4]."""
+        return uniform(self.random_words(seed, purpose))
 
 
 @dataclass(frozen=True)

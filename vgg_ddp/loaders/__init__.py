@@ -26,38 +26,38 @@ from vgg_ddp.errors import UserError
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of a global batch.
+    """One rank's local batch, or a micro-batch of it.
 
     Attributes:
         images: uint8 [n, size, size, 3], on the device.
         labels: int64 [n], on the device.
-        part: which samples they are, and where they stand in the order.
+        slice: which samples they are, and where they stand in the order.
     """
 
     images: Tensor
     labels: Tensor
-    part: Slice
+    slice: Slice
 
     def __len__(self) -> int:
-        return len(self.part.samples)
+        return len(self.slice.samples)
 
     @property
     def samples(self) -> NDArray[np.int64]:
         """Indices into the split, int64 [n], on the host."""
-        return self.part.samples
+        return self.slice.samples
 
     def micro_batches(self, count: int) -> Iterator[Batch]:
-        """`count` equal parts."""
+        """`count` batches of equal size, in order."""
         size = len(self) // count
         for first in range(0, size * count, size):
-            part = slice(first, first + size)
-            yield Batch(self.images[part], self.labels[part], self.part.cut(first, size))
+            rows = slice(first, first + size)
+            yield Batch(self.images[rows], self.labels[rows], self.slice.cut(first, size))
 
 
 class Loader(Protocol):
     """Makes batches of a split. A loader is built once and serves any number of streams, one after another."""
 
-    def stream(self, parts: Iterable[Slice]) -> Iterator[Batch]:
+    def stream(self, slices: Iterable[Slice]) -> Iterator[Batch]:
         """A batch for each slice, in order. A stream must be read to its end before the next begins."""
         ...
 
@@ -96,6 +96,7 @@ def choose(name: str, split: Split, config: DataConfig, world: World) -> Choice:
 
 
 def dali_is_installed() -> bool:
+    """Whether NVIDIA DALI can be imported."""
     return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 
 

@@ -36,7 +36,7 @@ class DaliLoader:
 
     def __init__(self, split: Split, geometry: Geometry, config: DataConfig, device: torch.device, batch: int) -> None:
         self._split, self._geometry, self._device = split, geometry, device
-        self._parts: Iterator[Slice] = iter(())
+        self._slices: Iterator[Slice] = iter(())
         self._fetched: deque[tuple[Slice, Placement]] = deque()  # handed to DALI, not yet come back as a batch
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -53,8 +53,9 @@ class DaliLoader:
             )
             self._pipeline.build()
 
-    def stream(self, parts: Iterable[Slice]) -> Iterator[Batch]:
-        self._parts = iter(parts)
+    def stream(self, slices: Iterable[Slice]) -> Iterator[Batch]:
+        """See `vgg_ddp.loaders.Loader.stream`."""
+        self._slices = iter(slices)
         while True:
             try:
                 (images,) = self._pipeline.run()
@@ -62,29 +63,29 @@ class DaliLoader:
                 self._pipeline.reset()
                 return
             except RuntimeError:
-                for sample in (sample for part, _ in self._fetched for sample in part.samples):
+                for sample in (sample for piece, _ in self._fetched for sample in piece.samples):
                     self._split.decode(int(sample))  # raises a UserError that names the bad one
                 raise
-            part, placement = self._fetched.popleft()
+            piece, placement = self._fetched.popleft()
             if placement.rows is None:
                 placement = replace(placement, flip=None)  # the pipeline did it
             yield Batch(
                 finish(from_dlpack(images.as_tensor()), placement),
-                torch.from_numpy(self._split.labels[part.samples]).to(self._device, non_blocking=True),
-                part,
+                torch.from_numpy(self._split.labels[piece.samples]).to(self._device, non_blocking=True),
+                piece,
             )
 
     def _fetch(self) -> tuple[Any, ...]:
         """The inputs of the next batch, in the order in which `_pipeline` declares them."""
-        part = next(self._parts)
-        shapes = self._split.shapes(part.samples)
-        placement = self._geometry.place(part, shapes)
-        self._fetched.append((part, placement))
+        piece = next(self._slices)
+        shapes = self._split.shapes(piece.samples)
+        placement = self._geometry.place(piece, shapes)
+        self._fetched.append((piece, placement))
         box = placement.box
         if isinstance(self._split, EncodedSplit):
-            data: Any = self._split.encoded_batch(part.samples)
+            data: Any = self._split.encoded_batch(piece.samples)
         else:
-            data = self._split.images[part.samples]
+            data = self._split.images[piece.samples]
         # A window of whole pixels around each box, with what the filter reaches past it; only this much is decoded.
         margin = np.ceil(np.maximum(box[:, 2:] - box[:, :2], self._geometry.size) / self._geometry.size) + 1
         margin = margin if self._geometry.resamples else np.zeros_like(margin)

@@ -46,18 +46,19 @@ class ResidentLoader:
         self._pixels = resident_pixels(split, config, world, self._sharded)
         self._labels = torch.from_numpy(split.labels).to(world.device)
 
-    def stream(self, parts: Iterable[Slice]) -> Iterator[Batch]:
-        for part in self._until_all_are_done(iter(parts)) if self._sharded else parts:
-            if part is None:
+    def stream(self, slices: Iterable[Slice]) -> Iterator[Batch]:
+        """See `vgg_ddp.loaders.Loader.stream`."""
+        for piece in self._until_all_are_done(iter(slices)) if self._sharded else slices:
+            if piece is None:
                 self._exchange(np.empty(0, dtype=np.int64))
                 continue
-            samples = torch.from_numpy(part.samples).to(self._world.device, non_blocking=True)
-            yield Batch(self._images(part), self._labels.index_select(0, samples), part)
+            samples = torch.from_numpy(piece.samples).to(self._world.device, non_blocking=True)
+            yield Batch(self._images(piece), self._labels.index_select(0, samples), piece)
 
-    def _images(self, part: Slice) -> Tensor:
+    def _images(self, piece: Slice) -> Tensor:
         geometry = self._geometry
-        placement = geometry.place(part, self._split.shapes(part.samples))
-        pixels, which = self._pixels, part.samples
+        placement = geometry.place(piece, self._split.shapes(piece.samples))
+        pixels, which = self._pixels, piece.samples
         if self._sharded:
             pixels, which = self._exchange(which), np.arange(len(which))
         if geometry.resamples:
@@ -73,13 +74,13 @@ class ResidentLoader:
             images = take(pixels, which, replace(placement, rows=rows, columns=columns))
         return images if placement.angle is None else rotate(images, placement.angle)
 
-    def _until_all_are_done(self, parts: Iterator[Slice]) -> Iterator[Slice | None]:
+    def _until_all_are_done(self, slices: Iterator[Slice]) -> Iterator[Slice | None]:
         """This rank's slices, then None while others still have some: every rank answers to the last request."""
         while True:
-            part = next(parts, None)
-            if not self._world.sum(torch.tensor([part is not None], dtype=torch.int64)).item():
+            piece = next(slices, None)
+            if not self._world.sum(torch.tensor([piece is not None], dtype=torch.int64)).item():
                 return
-            yield part
+            yield piece
 
     def _exchange(self, samples: NDArray[np.int64]) -> Tensor:
         """The pixels of samples that lie on other ranks, each rank asking and answering; uint8 [n, height, width, 3]."""

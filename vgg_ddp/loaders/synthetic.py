@@ -22,7 +22,8 @@ class SyntheticLoader:
         self._images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(world.device)
         self._labels = torch.from_numpy(split.labels).to(world.device)
 
-    def stream(self, parts: Iterable[Slice]) -> Iterator[Batch]:
-        for part in parts:
-            samples = torch.from_numpy(part.samples).to(self._labels.device, non_blocking=True)
-            yield Batch(self._images[: len(part.samples)], self._labels[samples], part)
+    def stream(self, slices: Iterable[Slice]) -> Iterator[Batch]:
+        """See `vgg_ddp.loaders.Loader.stream`."""
+        for piece in slices:
+            samples = torch.from_numpy(piece.samples).to(self._labels.device, non_blocking=True)
+            yield Batch(self._images[: len(piece.samples)], self._labels[samples], piece)

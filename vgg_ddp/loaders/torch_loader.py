@@ -28,12 +28,12 @@ class TorchLoader:
 
     def __init__(self, split: Split, geometry: Geometry, config: DataConfig, device: torch.device) -> None:
         self._device = device
-        self._parts = _Parts()
+        self._slices = _Slices()
         self._started = config.workers == 0
         self._loader = DataLoader(
             _Batches(split, geometry),
             batch_size=None,  # an item is a whole batch already
-            sampler=self._parts,
+            sampler=self._slices,
             num_workers=config.workers,
             multiprocessing_context="fork" if config.workers else None,  # nothing to import again, nothing to copy
             prefetch_factor=config.prefetch if config.workers else None,
@@ -42,15 +42,16 @@ class TorchLoader:
             pin_memory=device.type == "cuda",
         )
 
-    def stream(self, parts: Iterable[Slice]) -> Iterator[Batch]:
-        self._parts.parts = parts
-        for images, labels, part, error in self._start():
+    def stream(self, slices: Iterable[Slice]) -> Iterator[Batch]:
+        """See `vgg_ddp.loaders.Loader.stream`."""
+        self._slices.slices = slices
+        for images, labels, piece, error in self._start():
             if error:
                 raise UserError(error)
             yield Batch(
                 images.to(self._device, non_blocking=True),
                 labels.to(self._device, non_blocking=True),
-                part,
+                piece,
             )
 
     def _start(self) -> Iterator[Item]:
@@ -69,13 +70,13 @@ class TorchLoader:
             gc.unfreeze()
 
 
-class _Parts:
+class _Slices:
     """What the DataLoader asks its workers for: the slices of the stream at hand."""
 
-    parts: Iterable[Slice] = ()
+    slices: Iterable[Slice] = ()
 
     def __iter__(self) -> Iterator[Slice]:
-        return iter(self.parts)
+        return iter(self.slices)
 
 
 class _Batches(Dataset[Item]):
@@ -84,28 +85,28 @@ class _Batches(Dataset[Item]):
     def __init__(self, split: Split, geometry: Geometry) -> None:
         self._split, self._geometry = split, geometry
 
-    def __getitem__(self, part: Slice) -> Item:
+    def __getitem__(self, piece: Slice) -> Item:
         try:
-            images = self._images(part)
+            images = self._images(piece)
         except UserError as error:  # the DataLoader would wrap it in a traceback of its own
-            return torch.empty(0), torch.empty(0), part, str(error)
-        return images, torch.from_numpy(self._split.labels[part.samples]), part, ""
+            return torch.empty(0), torch.empty(0), piece, str(error)
+        return images, torch.from_numpy(self._split.labels[piece.samples]), piece, ""
 
-    def _images(self, part: Slice) -> Tensor:
+    def _images(self, piece: Slice) -> Tensor:
         geometry = self._geometry
-        placement = geometry.place(part, self._split.shapes(part.samples))
-        windows = self._windows(part, placement.box)
+        placement = geometry.place(piece, self._split.shapes(piece.samples))
+        windows = self._windows(piece, placement.box)
         if geometry.random_operations:
-            windows = self._random_augment(windows, part)
+            windows = self._random_augment(windows, piece)
         return finish(torch.from_numpy(windows), placement)
 
-    def _windows(self, part: Slice, box: NDArray[np.float64]) -> NDArray[np.uint8]:
+    def _windows(self, piece: Slice, box: NDArray[np.float64]) -> NDArray[np.uint8]:
         """What lies in the boxes, scaled to squares, n x size x size x 3."""
         size, split = self._geometry.size, self._split
         if isinstance(split, RawSplit) and split.uniform_shape == (size, size) and not self._geometry.resamples:
-            return split.images[part.samples]
-        windows = np.empty((len(part.samples), size, size, 3), dtype=np.uint8)
-        for window, sample, edges in zip(windows, part.samples, box):
+            return split.images[piece.samples]
+        windows = np.empty((len(piece.samples), size, size, 3), dtype=np.uint8)
+        for window, sample, edges in zip(windows, piece.samples, box):
             image = split.decode(int(sample))
             if self._geometry.resamples:
                 window[:] = resample(image, edges, size)
@@ -114,14 +115,14 @@ class _Batches(Dataset[Item]):
                 window[:] = image[top : top + size, left : left + size]
         return windows
 
-    def _random_augment(self, windows: NDArray[np.uint8], part: Slice) -> NDArray[np.uint8]:
+    def _random_augment(self, windows: NDArray[np.uint8], piece: Slice) -> NDArray[np.uint8]:
         """Cubuk et al., "RandAugment" (NeurIPS 2020), by torchvision; each image with a seed of its own."""
         from torchvision.transforms.v2 import RandAugment
 
         change = RandAugment(self._geometry.random_operations, self._geometry.random_magnitude)
         changed = np.empty_like(windows)
         with torch.random.fork_rng(devices=[]):
-            for i, seed in enumerate(self._geometry.random_seeds(part)):
+            for i, seed in enumerate(self._geometry.random_seeds(piece)):
                 torch.manual_seed(int(seed))
                 changed[i] = change(torch.from_numpy(windows[i]).permute(2, 0, 1)).permute(1, 2, 0).numpy()
         return changed

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Preprocess(nn.Module):
-    """uint8 [n, height, width, 3] to normalised float [n, 3, side, side].
+    """uint8 [n, height, width, 3] to normalised float [n, 3, height, width].
 
     Args:
         mean, std: of each channel over the training set, in units of 0 to 255.
@@ -24,15 +24,15 @@ class Preprocess(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    def forward(self, images: Tensor, side: int | None = None) -> Tensor:
-        return self.normalise(self.pixels(images), side)
-
-    def pixels(self, images: Tensor) -> Tensor:
-        """uint8 [n, height, width, 3] to float [n, 3, height, width], 0 to 255."""
-        return images.permute(0, 3, 1, 2).float()
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [n, height, width, 3] to normalised float [n, 3, height, width]."""
+        return self.normalise(images.permute(0, 3, 1, 2).float())
 
     def normalise(self, pixels: Tensor, side: int | None = None) -> Tensor:
-        """Normalise, and shrink to `side` pixels if given (bilinear, antialiased), which trains faster on small images."""
+        """Normalise float pixels [n, 3, height, width] from 0 to 255; scale to `side` pixels if given (bilinear, antialiased).
+
+        Training on smaller images is faster.
+        """
         pixels = (pixels - self.mean) / self.std
         if side is not None and side != pixels.shape[-1]:
             pixels = nn.functional.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True)
