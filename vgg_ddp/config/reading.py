@@ -1,6 +1,6 @@
-"""Reads a configuration from YAML and `key.sub=value` words, and writes it back.
+"""Reads a configuration from YAML and overrides (`key.sub=value`), and writes it back.
 
-Every mistake is a `UserError` that names the file or word, the key's path and, for an unknown key, the nearest right one.
+Every mistake is a `UserError` that names the file or override, the key's path and, for an unknown key, the nearest right one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import difflib
 import math
 import re
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the words that `_Loader` would take for numbers."""
+    """Quotes strings that `_Loader` would take for numbers."""
 
 
 for _either in (_Loader, _Dumper):
@@ -41,8 +42,8 @@ for _either in (_Loader, _Dumper):
     )
 
 
-def load(path: str | Path, words: list[str] | tuple[str, ...] = ()) -> Config:
-    """The configuration of the YAML file at `path`, changed by `words` of the form `key.sub=value`.
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of the YAML file at `path`, changed by `overrides` of the form `key.sub=value`.
 
     Raises:
         UserError: a missing or unreadable file, an unknown key, a wrong type or value.
@@ -50,17 +51,12 @@ def load(path: str | Path, words: list[str] | tuple[str, ...] = ()) -> Config:
     raw = _read_yaml(Path(path))
     _reject_unknown(raw, Config, str(path))
     origins = {}
-    for word in words:
-        key, value = _parse_word(word)
-        _reject_unknown(_nest(key, value), Config, f"'{word}'")
+    for override in overrides:
+        key, value = _parse_override(override)
+        _reject_unknown(_nest(key, value), Config, f"'{override}'")
         _assign(raw, key, value)
-        origins[".".join(key)] = f"'{word}'"
+        origins[".".join(key)] = f"'{override}'"
     return _convert(raw, str(path), origins)
-
-
-def load_resolved(path: str | Path) -> Config:
-    """The configuration that a run wrote (RUN/config.yaml)."""
-    return load(path)
 
 
 def dump(config: Config) -> str:
@@ -92,27 +88,27 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _parse_word(word: str) -> tuple[list[str], Any]:
-    key, equals, text = word.partition("=")
+def _parse_override(override: str) -> tuple[list[str], Any]:
+    key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"'{word}' is not of the form key=value, e.g. batch=256 or optimizer.learning_rate=0.1")
+        raise UserError(f"'{override}' is not of the form key=value, e.g. batch=256 or optimizer.learning_rate=0.1")
     try:
         return key.split("."), yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, ValueError):
-        raise UserError(f"'{word}': {text!r} is not a valid YAML value; quote it") from None
+        raise UserError(f"'{override}': {text!r} is not a valid YAML value; quote it") from None
 
 
 def _nest(key: list[str], value: Any) -> dict[str, Any]:
-    for part in reversed(key):
-        value = {part: value}
+    for name in reversed(key):
+        value = {name: value}
     return value
 
 
 def _assign(raw: dict[str, Any], key: list[str], value: Any) -> None:
-    for part in key[:-1]:
-        if not isinstance(raw.get(part), dict):
-            raw[part] = {}
-        raw = raw[part]
+    for name in key[:-1]:
+        if not isinstance(raw.get(name), dict):
+            raw[name] = {}
+        raw = raw[name]
     raw[key[-1]] = value
 
 
@@ -149,7 +145,7 @@ def _reject_unknown(raw: Any, struct: type[Group], origin: str, prefix: str = ""
 def _nearest(key: str) -> str:
     known = all_keys()
     last = key.rsplit(".", 1)[-1]
-    near = [k for k in known if k.rsplit(".", 1)[-1] == last][:1]  # the right word in the wrong group
+    near = [k for k in known if k.rsplit(".", 1)[-1] == last][:1]  # the right name in the wrong group
     near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not near:
         near = [
@@ -192,8 +188,8 @@ def _convert(raw: dict[str, Any], path: str, origins: dict[str, str]) -> Config:
 
 def _choices(key: str) -> str:
     annotation: Any = Config
-    for part in key.split("."):
-        annotation = typing.get_type_hints(annotation, include_extras=True).get(part)
+    for name in key.split("."):
+        annotation = typing.get_type_hints(annotation, include_extras=True).get(name)
         if annotation is None:
             return ""
     values = literals(annotation)
@@ -201,7 +197,7 @@ def _choices(key: str) -> str:
 
 
 def literals(annotation: Any) -> list[str]:
-    """The words that a key of this type can be set to, if it takes words from a list."""
+    """The strings that a key of this type can be set to, where it takes one of a list; else an empty list."""
     if typing.get_origin(annotation) is typing.Literal:
         return [str(value) for value in typing.get_args(annotation)]
     return [value for inner in typing.get_args(annotation) for value in literals(inner)]

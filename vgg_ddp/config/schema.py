@@ -16,6 +16,7 @@ from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.communication import CommunicationConfig, check_communication
 from vgg_ddp.config.deepspeed import DeepSpeedConfig, check_deepspeed
 from vgg_ddp.config.group import Group, key
+from vgg_ddp.config.optimizer import LossConfig, OptimizerConfig, ScheduleConfig
 from vgg_ddp.config.tracking import TrackingConfig
 from vgg_ddp.errors import UserError
 
@@ -57,9 +58,17 @@ class DataConfig(Group, frozen=True):
     )
     directory: Annotated[str, key("where downloads and prepared datasets are kept")] = "datasets"
     resize: Annotated[
-        Annotated[int, Meta(ge=8)] | None, key("resize the shorter side to this first, pixels; null keeps the size")
-    ] = None
+        Annotated[int, Meta(ge=8)] | Literal["auto"] | None,
+        key(
+            "resize the shorter side to this first, pixels; null keeps the size; auto: keeps it too, unless images are "
+            "smaller or much larger than image_size"
+        ),
+    ] = "auto"
     image_size: Annotated[int, key("side of the square that the network sees, pixels", ge=16)] = 32
+    photo_size: Annotated[
+        Annotated[int, Meta(ge=16)] | None,
+        key("image_size where most images are at least this large, pixels; null: image_size for all"),
+    ] = None
     train_sizes: Annotated[
         list[Annotated[int, Meta(ge=16)]],
         key("sizes to shrink training images to, one per epoch, pixels; later epochs use image_size"),
@@ -77,74 +86,15 @@ class DataConfig(Group, frozen=True):
     prefetch: Annotated[int, key("batches made ready ahead of the step", ge=1)] = 2
 
     def __post_init__(self) -> None:
-        if self.resize is not None and self.resize < self.image_size:
+        if isinstance(self.resize, int) and self.resize < self.image_size:
             raise ValueError(f"data.resize ({self.resize}) is smaller than data.image_size ({self.image_size})")
+        if self.photo_size is not None and self.photo_size < self.image_size:
+            raise ValueError(f"data.photo_size ({self.photo_size}) is smaller than data.image_size ({self.image_size})")
 
-
-class OptimizerConfig(Group, frozen=True):
-    """The update rule and its settings."""
-
-    name: Annotated[
-        Literal["sgd", "adam", "adamw", "lars", "lamb"],
-        key("the optimizer; lars and lamb scale each layer's step, for large batches"),
-    ] = "sgd"
-    implementation: Annotated[
-        Literal["auto", "torch", "apex"],
-        key("auto: NVIDIA apex's FusedSGD and FusedLAMB on a GPU where that apex is compiled, else torch's fused ones"),
-    ] = "auto"
-    learning_rate: Annotated[float, key("peak learning rate (sgd 0.1, adam 0.001, lars 2, lamb 0.01)", gt=0)] = 0.1
-    momentum: Annotated[float, key("sgd, lars: momentum", ge=0, lt=1)] = 0.9
-    nesterov: Annotated[bool, key("sgd: Nesterov momentum")] = True
-    beta1: Annotated[float, key("adam, adamw, lamb: decay of the gradient's mean", ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, key("adam, adamw, lamb: decay of the squared gradient's mean", ge=0, lt=1)] = 0.999
-    epsilon: Annotated[float, key("adam, adamw, lamb, lars: added to divisors", gt=0)] = 1e-8
-    trust_coefficient: Annotated[float, key("lars: share of a layer's norm that a step of rate 1 moves it", gt=0)] = (
-        0.001
-    )
-    weight_decay: Annotated[
-        float, key("weight decay: added to the gradient (sgd, adam, lars), or apart from it (adamw, lamb)", ge=0)
-    ] = 5e-4
-    decay_biases_and_norms: Annotated[bool, key("decay biases and normalisation weights too")] = False
-    clip_norm: Annotated[
-        Annotated[float, Meta(gt=0)] | None, key("clip the global gradient norm to this; null is off")
-    ] = None
-
-    def __post_init__(self) -> None:
-        if self.name == "sgd" and self.nesterov and self.momentum == 0:
-            raise ValueError("optimizer.nesterov needs optimizer.momentum above 0; set optimizer.nesterov=false")
-        if self.implementation == "apex" and self.name not in ("sgd", "lamb"):
-            raise ValueError(f"optimizer.implementation=apex has sgd and lamb, not {self.name}; use torch")
-
-
-class ScheduleConfig(Group, frozen=True):
-    """The learning rate over the training, as a factor of `optimizer.learning_rate`."""
-
-    name: Annotated[
-        Literal["constant", "step", "cosine", "one_cycle"], key("learning-rate schedule after the warm-up")
-    ] = "cosine"
-    warmup_epochs: Annotated[float, key("linear warm-up from zero, epochs", ge=0)] = 0.0
-    milestones: Annotated[list[float], key("step: epochs at which the learning rate is multiplied by gamma")] = (
-        msgspec.field(default_factory=list)
-    )
-    gamma: Annotated[float, key("step: factor at each milestone", gt=0)] = 0.1
-    peak_at: Annotated[float, key("one_cycle: share of training at which the learning rate peaks", gt=0, lt=1)] = 0.25
-    final: Annotated[float, key("cosine, one_cycle: share of the peak left at the end", ge=0, le=1)] = 0.0
-
-    def __post_init__(self) -> None:
-        if self.name == "step" and not self.milestones:
-            raise ValueError("schedule.name=step needs schedule.milestones, e.g. schedule.milestones='[60, 80]'")
-        if self.milestones != sorted(self.milestones):
-            raise ValueError("schedule.milestones must rise")
-
-
-class LossConfig(Group, frozen=True):
-    """The training loss: cross entropy."""
-
-    label_smoothing: Annotated[float, key("label smoothing of the training loss", ge=0, lt=1)] = 0.0
-    implementation: Annotated[
-        Literal["auto", "torch", "apex"],
-        key("auto: NVIDIA apex's fused cross entropy on a GPU where that apex is compiled, else torch's"),
-    ] = "auto"
+    @property
+    def shorter_side(self) -> int | None:
+        """To how many pixels the shorter side of an image is resized; None keeps it (also an "auto" that nobody settled)."""
+        return None if self.resize == "auto" else self.resize
 
 
 class StopConfig(Group, frozen=True):
@@ -202,9 +152,9 @@ class Config(Group, frozen=True):
         key("data loader; auto: resident where the decoded images fit into memory, else dali where it is installed"),
     ] = "auto"
     batch: Annotated[int, key("global batch: images in one optimizer step over all ranks", ge=1)] = 256
-    accumulation: Annotated[int, key("micro-batches a rank cuts its share of the batch into", ge=1)] = 1
+    accumulation: Annotated[int, key("micro-batches that each rank cuts its local batch into", ge=1)] = 1
     fit_memory: Annotated[
-        bool, key("cut the share into more micro-batches, by trial at start, if a step does not fit into memory")
+        bool, key("cut the local batch into more micro-batches, by trial at start, if a step does not fit into memory")
     ] = False
     memory_share: Annotated[float, key("fit_memory may take this share of the memory that is free", gt=0, le=1)] = 0.8
     epochs: Annotated[float, key("passes over the training set; a fraction is allowed", gt=0)] = 100
@@ -292,24 +242,24 @@ class Config(Group, frozen=True):
             check_deepspeed(self)
 
     def local_batch(self, world_size: int) -> int:
-        """Images that each rank takes of the global batch.
+        """The local batch: images that each rank takes of the global batch.
 
         Raises:
-            UserError: the ranks, or the micro-batches in a rank's share, do not divide the batch.
+            UserError: the ranks do not divide the batch, the micro-batches the local batch, or pairs to mix a micro-batch.
         """
         if self.batch % world_size:
             lower = max(self.batch // world_size, 1) * world_size
             raise UserError(
                 f"batch={self.batch} does not divide over {world_size} ranks; use batch={lower} or batch={lower + world_size}"
             )
-        share = self.batch // world_size
-        if share % self.accumulation:
+        local_batch = self.batch // world_size
+        if local_batch % self.accumulation:
             raise UserError(
-                f"a rank's share of {share} images does not divide into accumulation={self.accumulation} parts"
+                f"the local batch of {local_batch} images does not divide into accumulation={self.accumulation} micro-batches"
             )
-        if self.augment.mixes and (share // self.accumulation) % 2:
+        if self.augment.mixes and (local_batch // self.accumulation) % 2:
             raise UserError(
-                f"augment.mixup and augment.cutmix mix pairs; {share // self.accumulation} images at a time are no whole "
+                f"augment.mixup and augment.cutmix mix pairs; {local_batch // self.accumulation} images at a time are no whole "
                 "pairs: choose a batch so that each rank's micro-batch is even"
             )
-        return share
+        return local_batch

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vgg_ddp.config.schema import LossConfig
+from vgg_ddp.config.optimizer import LossConfig
 from vgg_ddp.optim import nvidia_apex
 
 Criterion = Callable[[Tensor, Tensor], Tensor]

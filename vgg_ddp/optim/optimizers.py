@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vgg_ddp.config.schema import OptimizerConfig
+from vgg_ddp.config.optimizer import OptimizerConfig
 from vgg_ddp.optim import nvidia_apex
 from vgg_ddp.optim.lars_lamb import Lamb, Lars
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from vgg_ddp.config.schema import ScheduleConfig
+from vgg_ddp.config.optimizer import ScheduleConfig
 
 Schedule = Callable[[int], float]
 

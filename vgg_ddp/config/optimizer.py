@@ -1,0 +1,76 @@
+"""The keys of what makes a step: optimizer, learning-rate schedule and loss."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from vgg_ddp.config.group import Group, key
+
+
+class OptimizerConfig(Group, frozen=True):
+    """The update rule and its settings."""
+
+    name: Annotated[
+        Literal["sgd", "adam", "adamw", "lars", "lamb"],
+        key("the optimizer; lars and lamb scale each layer's step, for large batches"),
+    ] = "sgd"
+    implementation: Annotated[
+        Literal["auto", "torch", "apex"],
+        key("auto: NVIDIA apex's FusedSGD and FusedLAMB on a GPU where that apex is compiled, else torch's fused ones"),
+    ] = "auto"
+    learning_rate: Annotated[float, key("peak learning rate (sgd 0.1, adam 0.001, lars 2, lamb 0.01)", gt=0)] = 0.1
+    momentum: Annotated[float, key("sgd, lars: momentum", ge=0, lt=1)] = 0.9
+    nesterov: Annotated[bool, key("sgd: Nesterov momentum")] = True
+    beta1: Annotated[float, key("adam, adamw, lamb: decay of the gradient's mean", ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, key("adam, adamw, lamb: decay of the squared gradient's mean", ge=0, lt=1)] = 0.999
+    epsilon: Annotated[float, key("adam, adamw, lamb, lars: added to divisors", gt=0)] = 1e-8
+    trust_coefficient: Annotated[float, key("lars: share of a layer's norm that a step of rate 1 moves it", gt=0)] = (
+        0.001
+    )
+    weight_decay: Annotated[
+        float, key("weight decay: added to the gradient (sgd, adam, lars), or apart from it (adamw, lamb)", ge=0)
+    ] = 5e-4
+    decay_biases_and_norms: Annotated[bool, key("decay biases and normalisation weights too")] = False
+    clip_norm: Annotated[
+        Annotated[float, Meta(gt=0)] | None, key("clip the global gradient norm to this; null is off")
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("optimizer.nesterov needs optimizer.momentum above 0; set optimizer.nesterov=false")
+        if self.implementation == "apex" and self.name not in ("sgd", "lamb"):
+            raise ValueError(f"optimizer.implementation=apex has sgd and lamb, not {self.name}; use torch")
+
+
+class ScheduleConfig(Group, frozen=True):
+    """The learning rate over the training, as a factor of `optimizer.learning_rate`."""
+
+    name: Annotated[
+        Literal["constant", "step", "cosine", "one_cycle"], key("learning-rate schedule after the warm-up")
+    ] = "cosine"
+    warmup_epochs: Annotated[float, key("linear warm-up from zero, epochs", ge=0)] = 0.0
+    milestones: Annotated[list[float], key("step: epochs at which the learning rate is multiplied by gamma")] = (
+        msgspec.field(default_factory=list)
+    )
+    gamma: Annotated[float, key("step: factor at each milestone", gt=0)] = 0.1
+    peak_at: Annotated[float, key("one_cycle: share of training at which the learning rate peaks", gt=0, lt=1)] = 0.25
+    final: Annotated[float, key("cosine, one_cycle: share of the peak left at the end", ge=0, le=1)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name == "step" and not self.milestones:
+            raise ValueError("schedule.name=step needs schedule.milestones, e.g. schedule.milestones='[60, 80]'")
+        if self.milestones != sorted(self.milestones):
+            raise ValueError("schedule.milestones must rise")
+
+
+class LossConfig(Group, frozen=True):
+    """The training loss: cross entropy."""
+
+    label_smoothing: Annotated[float, key("label smoothing of the training loss", ge=0, lt=1)] = 0.0
+    implementation: Annotated[
+        Literal["auto", "torch", "apex"],
+        key("auto: NVIDIA apex's fused cross entropy on a GPU where that apex is compiled, else torch's"),
+    ] = "auto"
