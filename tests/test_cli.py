@@ -1,4 +1,4 @@
-"""The command line: quick to answer; a mistake gets one line, exit code 2, and leaves nothing behind."""
+"""The command line: answers without importing torch; a mistake gets one line, exit code 2, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
@@ -17,22 +16,26 @@ CONFIG = str(ROOT / "configs" / "quickstart.yaml")
 
 def vgg_ddp(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vgg_ddp", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
 
 
-@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["train", CONFIG, "epoch=3"], 2)])
-def test_answers_without_torch_in_well_under_a_second(words: list[str], code: int, tmp_path: Path) -> None:
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        assert vgg_ddp(*words, folder=tmp_path).returncode == code
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.6  # 0.3 on an idle machine; tests share theirs
-    listed = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "vgg_ddp", *words], cwd=tmp_path, capture_output=True, text=True
-    ).stderr
-    assert "vgg_ddp.cli" in listed
-    assert "torch" not in {line.rsplit("|", 1)[-1].strip() for line in listed.splitlines()}
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["train", CONFIG, "epoch=3"], 2),
+        (["train", CONFIG, "engine=deepspeed", "deepspeed.config=nowhere.json"], 2),
+        (["dashboard", "--dry-run"], 0),
+    ],
+)
+def test_answers_without_importing_what_takes_seconds(words: list[str], code: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "vgg_ddp", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "vgg_ddp.cli" in imported
+    assert imported.isdisjoint({"torch", "numpy", "sklearn", "matplotlib", "deepspeed", "wandb"})
 
 
 def truncated_archive(folder: Path) -> str:

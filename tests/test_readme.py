@@ -36,7 +36,7 @@ def of(program: str, page: str = "README.md") -> list[str]:
 def run(line: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        line, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=240
+        line, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, f"{shlex.join(line)}\n{done.stdout}\n{done.stderr}"
     return done
@@ -94,7 +94,7 @@ def test_training_on_two_hosts_runs(folder: Path) -> None:
         subprocess.Popen([*words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(2)
     ]
-    outputs = [host.communicate(timeout=240)[0] for host in hosts]
+    outputs = [host.communicate(timeout=600)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], "\n".join(outputs)
     assert (folder / "runs/vgg16-hosts/report/index.html").is_file()
 

@@ -97,11 +97,7 @@ OTHER_VALUES: dict[str, Any] = {
     "communication.compression": "powersgd",
     "communication.powersgd_rank": 4,
     "communication.powersgd_warmup_steps": 10,
-    "communication.powersgd_error_feedback": False,
     "communication.bucket_mb": "auto",
-    "communication.first_bucket_mb": 4.0,
-    "communication.gradient_views": False,
-    "communication.static_graph": True,
     "communication.synchronise_every": 8,
     "communication.outer_learning_rate": 0.7,
     "communication.outer_momentum": 0.9,
@@ -205,7 +201,6 @@ def test_dump_and_load_of_every_key_at_once(config_file: Path) -> None:
         "communication.outer_learning_rate": 1.0,
         "communication.outer_momentum": 0.0,
         "communication.split_head": "none",
-        "communication.static_graph": False,
         "engine": "ddp",
         "precision": "bf16",
         "compile": False,
@@ -265,7 +260,7 @@ def test_help_lists_every_key_with_its_default_and_meaning() -> None:
 
 def test_help_command_prints_that_list() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "vgg_ddp", "train", "--help"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "vgg_ddp", "train", "--help"], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0
     assert describe_keys() in done.stdout
@@ -474,8 +469,6 @@ def test_words_win_over_the_file_and_later_words_over_earlier(config_file: Path)
         ),
         (["communication.outer_momentum=0.9"], ["communication.outer_", "communication.synchronise_every"]),
         (["communication.compression=powersgd", "precision=fp16"], ["powersgd", "precision=fp16"]),
-        (["communication.static_graph=true", "accumulation=2"], ["communication.static_graph", "accumulation"]),
-        (["communication.static_graph=true", "fit_memory=true"], ["communication.static_graph", "fit_memory"]),
         (["recompute=stages", "compile=auto"], ["recompute", "compile"]),
         (["recompute=normalisation", "model.sync_batch_norm=true"], ["recompute", "model.sync_batch_norm"]),
         (["communication.split_head=host"], ["communication.split_head", "model.head=paper"]),
@@ -499,8 +492,6 @@ def test_words_win_over_the_file_and_later_words_over_earlier(config_file: Path)
             for word in (
                 "communication.compression=bf16",
                 "communication.bucket_mb=auto",
-                "communication.gradient_views=false",
-                "communication.static_graph=true",
                 "communication.synchronise_every=8",
                 "communication.split_head=all",
                 "compile=true",

@@ -255,7 +255,7 @@ def command(*words: object) -> subprocess.Popen[str]:
 def test_two_that_prepare_the_same_at_once_leave_one_whole_dataset(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", jpegs({**COUNTS, "train/cat": 400}))
     processes = [command("prepare", source, "--out", tmp_path / "dataset") for _ in range(3)]
-    answers = [process.communicate(timeout=120) for process in processes]
+    answers = [process.communicate(timeout=600) for process in processes]
     assert sorted(process.returncode for process in processes) == [0, 2, 2], answers
     for process, (_, error) in zip(processes, answers, strict=True):
         assert process.returncode == 0 or len(error.splitlines()) == 1

@@ -59,7 +59,7 @@ def test_and_under_the_agent(damaged: Path, recipe: Path, runs: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == EXIT_USER_ERROR, done.stderr
     (line,) = done.stderr.splitlines()

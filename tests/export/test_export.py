@@ -127,7 +127,7 @@ def test_the_cards_example_runs_beside_the_file(name: str, exports: Any, digits:
     path, card = exports[name]
     assert file_sha256(path) in card
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code], cwd=path.parent, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=path.parent, capture_output=True, text=True, timeout=600)
     assert done.stdout.strip() in Dataset(digits).classes, done.stderr
 
 

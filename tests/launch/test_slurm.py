@@ -31,7 +31,7 @@ def submit(cluster: Cluster, config: Path, run: Path, *options: str) -> str:
         cwd=cluster.folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[-1]

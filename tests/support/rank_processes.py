@@ -19,7 +19,7 @@ from torch.distributed import TCPStore
 
 Launch = Callable[..., "Ranks"]  # the fixture `launch`
 Train = Callable[..., Path]  # the fixture `train`
-TIMEOUT = 120.0  # seconds; far more than any run here takes
+TIMEOUT = 600.0  # seconds; far more than any run here takes on any machine: it ends only what hangs
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(

@@ -59,7 +59,7 @@ class Cluster:
 
     def run(self, *command: str) -> str:
         done = subprocess.run(
-            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=60
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -91,12 +91,12 @@ class Cluster:
     def start(self) -> None:
         files = [f"--{name}={self.folder}/munge.{kind}" for name, kind in MUNGE_FILES]
         self.daemons["munged"] = self._daemon("munged", "munged", "--force", "--foreground", *files)
-        wait_until((self.folder / "munge.socket").exists, 10)
+        wait_until((self.folder / "munge.socket").exists, 300)
         self.daemons["slurmctld"] = self._daemon("slurmctld", "slurmctld", "-D")
-        wait_until(self._answers, 60)
+        wait_until(self._answers, 300)
         for name in ("n1", "n2"):
             self.start_node(name)
-        wait_until(lambda: self.run("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D").strip() == "2", 30)
+        wait_until(lambda: self.run("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D").strip() == "2", 300)
 
     def _answers(self) -> bool:
         """Whether slurmctld does; `scontrol ping` fails as long as it does not."""

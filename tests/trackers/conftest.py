@@ -24,7 +24,7 @@ def wandb_records(segment: Path) -> list[dict[str, Any]]:
     """The records of an offline run's folder."""
     (file,) = segment.glob("run-*.wandb")
     command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -52,7 +52,7 @@ def steps_taken(run: Path) -> int:
 
 def wait_until_gone(run: Path) -> None:
     """The trackers of a killed training see that it is gone, and end by themselves."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while followers(run):
         assert time.monotonic() < deadline, "a tracker outlives its training"
         time.sleep(0.05)

@@ -26,7 +26,7 @@ def vgg_ddp(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment["NETRC"] = str(folder / "netrc")
     command = [sys.executable, "-m", "vgg_ddp", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def test_a_dry_run_prints_every_panel(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_run_of_the_sweep_trains(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs/sweep/sweep123"

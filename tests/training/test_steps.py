@@ -58,7 +58,7 @@ def test_two_ranks_under_torchrun_take_the_steps_of_one(one_rank: Path, runs: Pa
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((runs / "two" / "environment.json").read_text())["world_size"] == 2
