@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tests.support.pictures import encode, smooth, write_tar
 from tests.support.runs import CLASSES, Run, make_run
 from vgg_ddp.data.prepare import prepare
-from vgg_ddp.report import write_comparison, write_own_images, write_report
+from vgg_ddp.report import write_image_answers, write_report, write_side_by_side
 from vgg_ddp.report.image_answers import Answer
 from vgg_ddp.report.page import SECTIONS
 
@@ -261,8 +261,8 @@ def pages(small: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     ]
     return {
         "run": page_of(small),
-        "comparison": write_comparison([small.path, other.path], small.dataset, folder / "comparison.html"),
-        "own images": write_own_images(answers, ["x"], CLASSES, "vgg16", "cifar10", folder, folder / "own.html"),
+        "comparison": write_side_by_side([small.path, other.path], small.dataset, folder / "comparison.html"),
+        "own images": write_image_answers(answers, ["x"], CLASSES, "vgg16", "cifar10", folder, folder / "own.html"),
         "many classes": write_report(many.path, many.dataset),
     }
 
@@ -353,12 +353,12 @@ def test_hostile_class_and_file_names_are_text(tmp_path: Path, visit: Any) -> No
     own = Answer.of(
         f"{HOSTILE_FILE}/a.png", None, run.predictions.probabilities[0], smooth(40, 40, 1), smooth(32, 32, 1)
     )
-    other = write_own_images(
+    other = write_image_answers(
         [own], [HOSTILE_FILE], dataset.classes, HOSTILE[0], HOSTILE[1], tmp_path / HOSTILE[2], tmp_path / "own.html"
     )
     page = visit(other)
     assert "<img src=x onerror=" in page.inner_text("body")
     twin = make_run(tmp_path / HOSTILE[2], classes=dataset.classes, label=label, dataset=dataset, seed=9)
-    page = visit(write_comparison([run.path, twin.path], dataset, tmp_path / "comparison.html"))
+    page = visit(write_side_by_side([run.path, twin.path], dataset, tmp_path / "comparison.html"))
     assert "'q' & \ufffdevil" in page.inner_text("h1")
     assert page.evaluate("window.harmed") is None

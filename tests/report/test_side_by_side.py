@@ -12,11 +12,11 @@ from scipy.stats import binomtest
 from tests.report.test_report import Node, Page, section
 from tests.support.runs import CLASSES, Run, change_json, make_dataset, make_run
 from vgg_ddp.errors import UserError
-from vgg_ddp.report import write_comparison
+from vgg_ddp.report import write_side_by_side
 
 
 def compared(runs: list[Run], path: Path) -> Node:
-    page = write_comparison([run.path for run in runs], runs[0].dataset, path / "comparison.html")
+    page = write_side_by_side([run.path for run in runs], runs[0].dataset, path / "comparison.html")
     return Page(page.read_text(encoding="utf-8")).root
 
 
@@ -92,9 +92,9 @@ def test_runs_on_different_images_are_shown_without_a_test(first: Run, tmp_path:
 
 def test_mistakes_get_one_line(first: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="7 runs side by side are too many"):
-        write_comparison([first.path] * 7, None, tmp_path / "x.html")
+        write_side_by_side([first.path] * 7, None, tmp_path / "x.html")
     with pytest.raises(UserError, match="has no evaluation yet; run: vgg-ddp evaluate"):
-        write_comparison([first.path, tmp_path], None, tmp_path / "x.html")
+        write_side_by_side([first.path, tmp_path], None, tmp_path / "x.html")
     assert not (tmp_path / "x.html").exists()
 
 

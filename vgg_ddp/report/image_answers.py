@@ -52,7 +52,7 @@ class Answer:
         return [int(k) for k in np.argsort(-self.probabilities, kind="stable")]
 
 
-def write_own_images(
+def write_image_answers(
     answers: list[Answer],
     unreadable: list[str],
     classes: list[str],
@@ -88,7 +88,7 @@ def write_own_images(
         "images": [_shown(one, names, classes) for one in answers[:MOST_IMAGES]],
         "sections": SECTIONS,
     }
-    return render("own_images.html.j2", values, path)
+    return render("image_answers.html.j2", values, path)
 
 
 def _shown(one: Answer, names: list[str], classes: list[str]) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""From a template and its values to one HTML file that needs nothing else and lets nothing else in."""
+"""Renders a template as one HTML file that needs no other file and makes no request."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from vgg_ddp.errors import UserError
+from vgg_ddp.run.files import replace_file
 
 _HERE = Path(__file__).parent
 
@@ -40,26 +40,17 @@ def render(template: str, values: dict[str, Any], path: Path) -> Path:
         style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
         **values,
     )
-    return _write(page, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, page.encode(errors="replace"))
+    except OSError as error:
+        raise UserError(f"the report {path} cannot be written: {error.strerror or error}") from None
+    return path
 
 
 def embedded(value: Any) -> Markup:
-    """JSON to stand in a <script> element: without a character that could end it."""
+    """`value` as JSON for a <script> element, without a character that could end it."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
-
-
-def _write(page: str, path: Path) -> Path:
-    """Write aside, then move into place: a reader sees the old page or the new one, never half of one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(aside, path)
-    except OSError as error:
-        raise UserError(f"the report {path} cannot be written: {error.strerror or error}") from None
-    finally:
-        aside.unlink(missing_ok=True)
-    return path

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import yaml
 
 from vgg_ddp.analysis.significance import CHANCE, Difference, compare, compare_classes
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.errors import UserError
-from vgg_ddp.report import charts, training, words
-from vgg_ddp.report.page import TILES, Tile, tile
+from vgg_ddp.report import charts, words
 from vgg_ddp.report.reading import Evaluation, read_evaluation
 from vgg_ddp.report.rendering import render
+from vgg_ddp.report.sections import curves, figures
+from vgg_ddp.report.sections.pictures import TILES, Tile, tile
 from vgg_ddp.run.files import read_json
 from vgg_ddp.run.metrics_log import last_written, read_metrics
 
@@ -43,12 +43,8 @@ class Run:
     environment: dict[str, Any]
     config: dict[str, str]
 
-    @property
-    def right(self) -> npt.NDArray[np.bool_]:
-        return self.evaluation.prediction == self.evaluation.label
 
-
-def write_comparison(folders: list[Path], dataset: Dataset | None, path: Path) -> Path:
+def write_side_by_side(folders: list[Path], dataset: Dataset | None, path: Path) -> Path:
     """Write a page that puts runs side by side, the first being what the others are held against.
 
     Args:
@@ -62,7 +58,9 @@ def write_comparison(folders: list[Path], dataset: Dataset | None, path: Path) -
     runs = [_read(folder, name) for folder, name in zip(folders, _names(folders))]
     first, others = runs[0], runs[1:]
     paired = [_paired(first, other) for other in others]
-    differences = [compare(first.right, other.right) if same else None for other, same in zip(others, paired)]
+    differences = [
+        compare(first.evaluation.right, other.evaluation.right) if same else None for other, same in zip(others, paired)
+    ]
     datasets = list(dict.fromkeys(run.evaluation.dataset for run in runs))
     values = {
         "title": f"{' against '.join(run.name for run in runs)} on {words.listed(datasets)}",
@@ -80,7 +78,7 @@ def write_comparison(folders: list[Path], dataset: Dataset | None, path: Path) -
         "grids": _grids(first, others[0], dataset) if paired[0] and dataset else [],
         "sections": SECTIONS,
     }
-    return render("comparison.html.j2", values, path)
+    return render("side_by_side.html.j2", values, path)
 
 
 def _read(folder: Path, name: str) -> Run:
@@ -95,7 +93,7 @@ def _read(folder: Path, name: str) -> Run:
         metrics=last_written(read_metrics(folder / "metrics.jsonl")),
         trained=read_json(folder / "summary.json") or {},
         environment=read_json(folder / "environment.json") or {},
-        config={key.replace(" / ", "."): value for key, value in training.flat(settings)},
+        config={key.replace(" / ", "."): value for key, value in figures.flat(settings)},
     )
 
 
@@ -117,40 +115,34 @@ def _paired(first: Run, other: Run) -> bool:
 
 
 def _verdict(first: Run, other: Run, found: Difference | None) -> dict[str, str]:
-    accuracies = [words.percent(run.evaluation.summary["accuracy"], 2) for run in (first, other)]
-    said = f"{first.name} names {accuracies[0]} correctly, {other.name} {accuracies[1]}."
+    """Whether the other run is better than the first, in short and in a sentence."""
+    accuracies = [run.evaluation.summary["accuracy"] for run in (first, other)]
+    said = f"{first.name} names {words.percent(accuracies[0], 2)} correctly, {other.name} {words.percent(accuracies[1], 2)}."
     if found is None:
-        answer = f"{words.points(other.evaluation.summary['accuracy'] - first.evaluation.summary['accuracy'])} points"
-        return {
-            "question": f"Is {other.name} better than {first.name}?",
-            "answer": answer,
-            "words": f"{said} They were evaluated on different images, so nothing more can be said.",
-        }
-    chance = found.p_value >= CHANCE
-    answer = "No more than chance" if chance else "Yes" if found.difference > 0 else "No, it is worse"
-    return {
-        "question": f"Is {other.name} better than {first.name}?",
-        "answer": answer,
-        "words": (
-            f"{said} The difference is {words.points(found.difference)} points, 95\u00a0% interval "
-            f"{words.points(found.interval[0])} to {words.points(found.interval[1])} (bootstrap over images). "
-            f"{words.images_of(found.only_first, first.evaluation.split)} only {first.name} gets right, "
-            f"{words.number(found.only_second)} only {other.name}: McNemar p {words.p_value(found.p_value)}."
-        ),
-    }
+        answer = f"{words.points(accuracies[1] - accuracies[0])} points"
+        why = "They were evaluated on different images, so nothing more can be said."
+    else:
+        chance = found.p_value >= CHANCE
+        answer = "No more than chance" if chance else "Yes" if found.difference > 0 else "No, it is worse"
+        why = (
+            f"The difference is {words.points(found.difference)} points, 95{words.NBSP}% interval {_interval(found)} "
+            f"(bootstrap over images). {words.images_of(found.only_first, first.evaluation.split)} only {first.name} gets "
+            f"right, {words.number(found.only_second)} only {other.name}: McNemar p {words.p_value(found.p_value)}."
+        )
+    return {"question": f"Is {other.name} better than {first.name}?", "answer": answer, "words": f"{said} {why}"}
 
 
 def _overview(runs: list[Run]) -> list[tuple[str, list[str]]]:
     """Rows of figures, a column for each run."""
-    rows: dict[str, list[str]] = {"Network": [], "Data set": [], "95 % interval of the accuracy": []}
+    rows: dict[str, list[str]] = {}
     for run in runs:
-        rows["Network"].append(run.evaluation.network)
-        rows["Data set"].append(run.evaluation.dataset)
-        rows["95 % interval of the accuracy"].append(words.span(run.evaluation.summary["accuracy_interval"]))
-        error = run.evaluation.summary["calibration"]["expected_calibration_error"]
+        summary = run.evaluation.summary
         for name, value in [
-            *training.numbers(run.evaluation.summary, run.trained),
-            ("Calibration error (ECE)", words.percent(error)),
+            ("Network", run.evaluation.network),
+            ("Data set", run.evaluation.dataset),
+            ("95 % interval of the accuracy", words.span(summary["accuracy_interval"])),
+            *figures.numbers(summary, run.trained),
+            ("Calibration error (ECE)", words.percent(summary["calibration"]["expected_calibration_error"])),
         ]:
             rows.setdefault(name, []).append(value)
     return list(rows.items())
@@ -159,11 +151,12 @@ def _overview(runs: list[Run]) -> list[tuple[str, list[str]]]:
 def _changes(runs: list[Run]) -> list[tuple[str, list[str]]]:
     """The keys of the configuration in which the runs differ, with the value in each."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key not in NOT_COMPARED)
-    values = {key: [run.config.get(key, "\u2013") for run in runs] for key in keys}
+    values = {key: [run.config.get(key, words.DASH) for run in runs] for key in keys}
     return [(key, of_runs) for key, of_runs in values.items() if len(set(of_runs)) > 1]
 
 
 def _curves(runs: list[Run], dataset: str) -> list[dict[str, Any]]:
+    """A chart for each measure, with a line for each run."""
     drawn = []
     for name, split, scope, value, shares in (
         ("training loss", "train", "epoch", "loss", False),
@@ -172,47 +165,51 @@ def _curves(runs: list[Run], dataset: str) -> list[dict[str, Any]]:
         ("images/s", "train", "steps", "images_per_second", False),
     ):
         lines = [
-            charts.Line(run.name, training.series(run.metrics, split, scope, value), style)
+            charts.Line(run.name, curves.series(run.metrics, split, scope, value), style)
             for run, style in zip(runs, STYLES)
         ]
-        drawn += training.chart(name, f"{name[0].upper()}{name[1:]} on {dataset}", lines, shares)
+        drawn += curves.chart(name, f"{name[0].upper()}{name[1:]} on {dataset}", lines, shares)
     return drawn
 
 
 def _classes(runs: list[Run], paired: list[bool]) -> list[dict[str, Any]]:
     """A row for each class of the first run, with the other runs' differences from it."""
-    first = runs[0]
-    rows = []
-    tested = [
-        compare_classes(first.evaluation.label, first.right, other.right, len(first.evaluation.classes)) if same else []
+    first = runs[0].evaluation
+    untested: list[Difference | None] = [None] * len(first.classes)
+    others = [
+        (
+            {row["name"]: row["accuracy"] for row in other.evaluation.summary["per_class"]},
+            compare_classes(first.label, first.right, other.evaluation.right, len(first.classes)) if same else untested,
+        )
         for other, same in zip(runs[1:], paired)
     ]
-    for k, name in enumerate(first.evaluation.classes):
-        accuracy = first.evaluation.summary["per_class"][k]["accuracy"]
-        others = []
-        for other, found in zip(runs[1:], tested):
-            one = found[k] if found else None
-            theirs = {row["name"]: row["accuracy"] for row in other.evaluation.summary["per_class"]}
-            of_other = theirs.get(first.evaluation.summary["per_class"][k]["name"])
-            others.append(
-                {
-                    "accuracy": words.percent(of_other) if of_other is not None else "\u2013",
-                    "difference": "" if one is None else words.points(one.difference),
-                    "interval": ""
-                    if one is None
-                    else f"{words.points(one.interval[0])} to {words.points(one.interval[1])}",
-                    "p_value": "" if one is None else words.p_value(one.p_value),
-                    "style": ""
-                    if one is None or one.p_value >= CHANCE
-                    else "better"
-                    if one.difference > 0
-                    else "worse",
-                }
-            )
-        rows.append(
-            {"name": name, "accuracy": words.percent(accuracy) if accuracy is not None else "\u2013", "others": others}
-        )
-    return rows
+    return [
+        {
+            "name": name,
+            "accuracy": words.measure(row["accuracy"]),
+            "others": [
+                {"accuracy": words.measure(accuracies.get(row["name"])), **_difference(differences[k])}
+                for accuracies, differences in others
+            ],
+        }
+        for k, (name, row) in enumerate(zip(first.classes, first.summary["per_class"]))
+    ]
+
+
+def _difference(found: Difference | None) -> dict[str, str]:
+    """The cells of a class's difference; empty ones where it was not tested."""
+    if found is None:
+        return dict.fromkeys(("difference", "interval", "p_value", "style"), "")
+    return {
+        "difference": words.points(found.difference),
+        "interval": _interval(found),
+        "p_value": words.p_value(found.p_value),
+        "style": "" if found.p_value >= CHANCE else "better" if found.difference > 0 else "worse",
+    }
+
+
+def _interval(found: Difference) -> str:
+    return f"{words.points(found.interval[0])} to {words.points(found.interval[1])}"
 
 
 def _grids(first: Run, other: Run, dataset: Dataset) -> list[tuple[str, list[Tile]]]:
@@ -220,7 +217,7 @@ def _grids(first: Run, other: Run, dataset: Dataset) -> list[tuple[str, list[Til
     split = dataset.split(first.evaluation.summary["split"])
     grids = []
     for wins, loses in ((first, other), (other, first)):
-        apart = np.flatnonzero(wins.right & ~loses.right)
+        apart = np.flatnonzero(wins.evaluation.right & ~loses.evaluation.right)
         apart = apart[np.argsort(-wins.evaluation.confidence[apart], kind="stable")][:TILES]
         caption = f"Images of {first.evaluation.dataset} that only {wins.name} gets right, with what {loses.name} says"
         grids.append((caption, [tile(loses.evaluation, split, int(k)) for k in apart]))

@@ -47,6 +47,11 @@ def jpeg(pixels: Pixels) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(_jpeg(picture, QUALITIES[0])).decode()
 
 
+def pixelated(pixels: Pixels) -> bool:
+    """Whether a picture [height, width, 3] is so small that it is enlarged without smoothing."""
+    return max(pixels.shape[:2]) <= SMOOTH_ABOVE
+
+
 def side_of(count: int, largest: int) -> int:
     """The side in pixels of the squares for `count` pictures of which the largest has a shorter side of `largest`."""
     affordable = math.isqrt(MOST_PIXELS // max(count, 1)) // 8 * 8

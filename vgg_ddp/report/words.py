@@ -17,6 +17,7 @@ import numpy.typing as npt
 from vgg_ddp.analysis.confusions import Counts, recall, taken_for, worst_class
 
 NBSP = "\u00a0"  # a number and its unit stay on one line
+DASH = "\u2013"  # in a table, for what is not there
 UNKNOWN = "not recorded"
 MOST_GROUPS_IN_A_SENTENCE = 4
 LONGEST_FILE_NAME = 100  # letters
@@ -58,6 +59,11 @@ def percent(share: float | None, digits: int = 1) -> str:
         digits += 1
         text = f"{100 * share:.{digits}f}"
     return f"{text}{NBSP}%" if float(text) not in (0, 100) else f"{float(text):.0f}{NBSP}%"
+
+
+def measure(share: float | None) -> str:
+    """`percent` for a table; a dash where there is no share, or it is no number."""
+    return DASH if share is None or math.isnan(share) else percent(share)
 
 
 def span(interval: Sequence[float] | None) -> str:
@@ -168,8 +174,13 @@ def misses_sentence(classes: list[str], confusion: Counts) -> str:
     return f"When {missed} is missed it is taken for {', '.join(first)}: together {together} of the misses."
 
 
+def worst_sentences(classes: list[str], confusion: Counts, groups: dict[str, dict[str, Any]]) -> str:
+    """What the worst class is taken for, and how many of these answers stay in its group."""
+    return f"{misses_sentence(classes, confusion)} {kin_sentence(classes, confusion, groups)}".strip()
+
+
 def kin_sentence(classes: list[str], confusion: Counts, groups: dict[str, dict[str, Any]]) -> str:
-    """How many of the wrong answers to the worst class stay in its group, e.g. "85 % of these answers are animals too."."""
+    """How many of the wrong answers to the worst class stay in its group; empty where it has no group."""
     worst = worst_class(confusion)
     own = [name for name, group in groups.items() if worst is not None and classes[worst] in group["classes"]]
     if worst is None or not own or len(groups[own[0]]["classes"]) < 2:

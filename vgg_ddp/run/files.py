@@ -22,8 +22,12 @@ def write_durably(path: Path, data: bytes) -> None:
 def replace_file(path: Path, data: bytes) -> None:
     """Write a small file so that a reader, or a crash, sees the old content or the new, never a part."""
     aside = path.with_name(f".{path.name}.writing")
-    write_durably(aside, data)
-    os.replace(aside, path)
+    try:
+        write_durably(aside, data)
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 

@@ -1,4 +1,4 @@
-"""The report's part on the training: its curves, its speed, and where its time went."""
+"""Curves of the training: values of RUN/metrics.jsonl over the epochs."""
 
 from __future__ import annotations
 
@@ -62,59 +62,6 @@ def classes_over_epochs(metrics: list[dict[str, Any]], classes: list[str], worst
         lines.append(charts.Line(classes[k], ([x for x, _ in points], [y for _, y in points]), style))
     caption = "Validation accuracy over the epochs of the classes that ended worst"
     return next(iter(chart("accuracy", caption, lines, shares=True)), None)
-
-
-def where_time_went(summary: dict[str, Any]) -> dict[str, Any] | None:
-    """Training seconds as compute, waiting for data, and all that was no step; None where they were not recorded."""
-    whole, goodput, waiting = (summary.get(key) for key in ("train_seconds", "goodput", "data_wait_share"))
-    if not whole or goodput is None or waiting is None:
-        return None
-    shares = [
-        ("forward, backward and update", goodput * (1 - waiting), "blue"),
-        ("waiting for data", goodput * waiting, "orange"),
-        ("validation and checkpoints", 1 - goodput, "grey"),
-    ]
-    return {
-        "whole": words.duration(whole),
-        "parts": [
-            {
-                "name": name,
-                "share": share,
-                "style": style,
-                "seconds": words.duration(share * whole),
-                "percent": words.percent(share),
-            }
-            for name, share, style in shares
-        ],
-    }
-
-
-def numbers(evaluation: dict[str, Any], training: dict[str, Any]) -> list[tuple[str, str]]:
-    """The small table of figures: what was measured, and its value in words."""
-    top5 = evaluation.get("top5_accuracy")
-    return [
-        ("Loss", words.number(evaluation.get("loss"), 4)),
-        ("Top-1 accuracy", words.percent(evaluation["accuracy"], 2)),
-        ("Top-5 accuracy", "only for more than 5 classes" if top5 is None else words.percent(top5, 2)),
-        ("Images evaluated", words.number(evaluation["images"])),
-        ("Training time", words.duration(training.get("train_seconds"))),
-        ("Training speed, images/s", words.number(training.get("images_per_second"))),
-        ("Share of time waiting for data", words.percent(training.get("data_wait_share"), 2)),
-        ("Goodput", words.percent(training.get("goodput"))),
-        ("Peak memory", words.memory(training.get("peak_memory_bytes"))),
-        ("Steps", words.number(training.get("steps"))),
-        ("Epochs", f"{training['epochs']:g}" if training.get("epochs") is not None else words.UNKNOWN),
-    ]
-
-
-def flat(value: Any, key: str = "") -> list[tuple[str, str]]:
-    """Nested values as rows of a table: the path of each leaf, and its text."""
-    if isinstance(value, dict):
-        return [row for name, inner in value.items() for row in flat(inner, f"{key} / {name}" if key else str(name))]
-    if isinstance(value, list) and any(isinstance(inner, (dict, list)) for inner in value):
-        return [row for k, inner in enumerate(value) for row in flat(inner, f"{key} {k}")]
-    text = "; ".join(map(str, value)) if isinstance(value, list) else words.UNKNOWN if value is None else str(value)
-    return [(words.shown(key), words.shown(text) or "none")]
 
 
 def _ends(values: list[float], shares: bool) -> str:

@@ -1,0 +1,101 @@
+"""The confusion matrices, of classes and of groups of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgg_ddp.analysis.confusions import Counts, most_frequent
+from vgg_ddp.report import words
+from vgg_ddp.report.reading import Evaluation
+
+LARGEST_NUMBERED_MATRIX = 20  # classes; beyond it the confusion matrix is a picture and a table
+MOST_CONFUSIONS = 20
+STRONGEST_CELL = 0.7  # above this opacity a number in a cell of the confusion matrix would be hard to read
+
+
+def of_classes(evaluation: Evaluation) -> dict[str, Any]:
+    """The confusion matrix, in numbers or as a picture, and the most frequent confusions."""
+    classes, confusion = evaluation.classes, evaluation.confusion
+    totals = confusion.sum(axis=1)
+    frequent = [
+        {
+            "i": i,
+            "j": j,
+            "true": classes[i],
+            "predicted": classes[j],
+            "images": words.number(count),
+            "accuracy": words.percent(float(count / totals[i])),
+            "share": float(count / totals[i]),
+        }
+        for i, j, count in most_frequent(confusion, MOST_CONFUSIONS if len(classes) > LARGEST_NUMBERED_MATRIX else 8)
+    ]
+    numbered = len(classes) <= LARGEST_NUMBERED_MATRIX
+    return {"classes": classes, "matrix": _matrix(classes, confusion) if numbered else [], "frequent": frequent}
+
+
+def of_groups(evaluation: Evaluation) -> dict[str, Any]:
+    """How often images are taken for a class of their own group."""
+    groups = evaluation.groups
+    if not groups:
+        return {"groups": []}
+    origin = (
+        "The data set names no groups; these were found by clustering the confusions: classes that the network takes for "
+        "one another."
+        if evaluation.summary["groups_from"] == "confusions"
+        else "The groups are the data set's own."
+    )
+    ranked = dict(sorted(groups.items(), key=lambda group: -(group[1]["within_accuracy"] or 0)))
+    rows = [
+        {
+            "name": name,
+            "members": words.listed(group["classes"]),
+            "share": group["within_accuracy"] or 0,
+            "right_share": group["accuracy"] or 0,
+            "accuracy": words.measure(group["within_accuracy"]),
+            "interval": words.span(group["within_interval"]),
+            "right": words.measure(group["accuracy"]),
+            "images": words.number(group["images"]),
+        }
+        for name, group in ranked.items()
+    ]
+    confusion = np.array([[group["taken_for"][other] for other in ranked] for group in ranked.values()], dtype=np.int64)
+    return {
+        "groups": rows,
+        "groups_words": f"{words.groups_sentence(groups)} {origin}",
+        "group_matrix": _matrix(list(ranked), confusion) if len(ranked) <= LARGEST_NUMBERED_MATRIX else [],
+    }
+
+
+def _matrix(names: Sequence[str], confusion: Counts) -> list[dict[str, Any]]:
+    """The rows of a confusion matrix [true, predicted], in percentages of each row."""
+    totals, opacity = confusion.sum(axis=1), _cell_opacity(confusion)
+    return [
+        {
+            "name": names[i],
+            "cells": [
+                {
+                    "text": words.cell(float(confusion[i, j] / totals[i])) if totals[i] else "",
+                    "opacity": round(float(opacity[i, j]), 3),
+                    "title": f"{names[i]} taken for {names[j]}: {words.number(int(confusion[i, j]))}",
+                }
+                for j in range(len(names))
+            ],
+        }
+        for i in range(len(names))
+    ]
+
+
+def _cell_opacity(confusion: Counts) -> NDArray[np.float64]:
+    """How strongly to colour each cell of a confusion matrix [true, predicted], from 0 to `STRONGEST_CELL`.
+
+    The diagonal is coloured by its share of the row; mistakes by their share against the most frequent mistake, so
+    that they can be told apart however rare they are.
+    """
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    mistakes = shares * ~np.eye(len(shares), dtype=bool)
+    strength: NDArray[np.float64] = np.diag(np.diag(shares)) + mistakes / max(mistakes.max(initial=0.0), 0.05)
+    return STRONGEST_CELL * strength

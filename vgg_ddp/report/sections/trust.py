@@ -1,0 +1,83 @@
+"""Whether the network's probabilities and the data can be trusted: calibration, class counts, labels, near-duplicates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.report import charts, thumbnails, words
+from vgg_ddp.report.reading import Evaluation
+from vgg_ddp.report.sections.pictures import tile
+
+MOST_DOUBTFUL = 24  # pictures of doubtful labels
+MOST_TWICE = 16  # pairs of near-duplicates
+
+
+def calibration(evaluation: Evaluation) -> dict[str, Any]:
+    """The reliability diagrams and what they say."""
+    measured, dataset = evaluation.summary["calibration"], evaluation.dataset
+    named = [("As it is", measured)]
+    if measured["scaled"]:
+        named.append((f"With temperature {measured['temperature']:.2f}", measured["scaled"]))
+    drawn = []
+    for name, values in named:
+        error = words.percent(values["expected_calibration_error"])
+        caption = f"{name}, on {dataset}: calibration error (ECE) {error}, loss {words.number(values['loss'], 3)}"
+        drawn.append({"caption": caption, "svg": charts.reliability(caption, values["bins"])})
+    unfitted = f"No temperature was fitted: {measured['temperature_from']}."
+    return {
+        "words": words.calibration_sentence(measured, evaluation.summary["accuracy"]),
+        "charts": drawn,
+        "note": unfitted if measured["temperature"] is None else "",
+    }
+
+
+def data(evaluation: Evaluation, dataset: Dataset | None) -> dict[str, Any]:
+    """Class counts, doubtful labels, and images that are there twice."""
+    found, classes = evaluation.summary["data"], evaluation.classes
+    counts = found["class_counts"]
+    first = counts.get("train") or next(iter(counts.values()))
+    split = dataset.split(evaluation.summary["split"]) if dataset else None
+    doubtful = evaluation.summary["doubtful_labels"]
+    return {
+        "evenness": words.evenness_sentence(counts, classes),
+        "notes": [words.shown(note) for note in found["notes"]],
+        "splits": list(counts),
+        "rows": [
+            {
+                "name": name,
+                "share": first[k] / max(*first, 1),
+                "counts": [words.number(of_split[k]) for of_split in counts.values()],
+            }
+            for k, name in enumerate(classes)
+        ],
+        "doubtful_words": words.doubtful_sentence(doubtful["images"], evaluation.split),
+        "doubtful": [
+            tile(evaluation, split, evaluation.position(sample)) for sample in doubtful["sample_index"][:MOST_DOUBTFUL]
+        ],
+        "twice_words": words.duplicates_sentence(found["near_duplicates"]),
+        "twice": _twice(evaluation, dataset) if dataset else [],
+    }
+
+
+def _twice(evaluation: Evaluation, dataset: Dataset) -> list[dict[str, Any]]:
+    """The near-duplicates as pairs of pictures: those in the training images, then those among the test images."""
+    shown = []
+    for other in ("train", "test"):
+        for pair in evaluation.summary["data"]["near_duplicates"][other]["pairs"]:
+            images, labels = [], []
+            for split, sample in ((dataset.split("test"), pair[0]), (dataset.split(other), pair[1])):
+                pixels = split.decode(sample)
+                label = evaluation.classes[int(split.labels[sample])]
+                labels.append(label)
+                images.append(
+                    {
+                        "source": thumbnails.png(pixels),
+                        "pixelated": thumbnails.pixelated(pixels),
+                        "alt": f"{split.name} image {sample} of {evaluation.dataset}: {label}",
+                    }
+                )
+            differ = labels[0] != labels[1]
+            said = f"{labels[0]}, but {labels[1]} in {other}" if differ else f"{labels[0]}, also in {other}"
+            shown.append({"images": images, "differ": differ, "words": said})
+    return sorted(shown, key=lambda pair: not pair["differ"])[:MOST_TWICE]
