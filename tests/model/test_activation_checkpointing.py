@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vgg_ddp.model.activation_checkpointing import Recompute, stages
-from vgg_ddp.model.network import VGG, initialize, vgg
+from vgg_ddp.model import VGG, initialize, vgg
+from vgg_ddp.model.activation_checkpointing import Checkpointing, stages
 
 
-def network(configuration: str, batch_norm: bool, what: Recompute) -> VGG:
+def network(configuration: str, batch_norm: bool, what: Checkpointing) -> VGG:
     built = vgg(configuration, batch_norm, "compact", 10, 32).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     initialize(built, "kaiming", 0)
-    built.recompute = what
+    built.checkpointing = what
     return built
 
 
@@ -52,12 +52,12 @@ class Held(TorchDispatchMode):
         return sum(size for reference, size in self.storages.values() if reference() is not None)
 
 
-def bytes_an_image(what: Recompute) -> float:
+def bytes_an_image(what: Checkpointing) -> float:
     """What VGG-16 keeps for the backward pass; weights, which are as many for any number of images, are not in it."""
     return (bytes_held(what, 32) - bytes_held(what, 16)) / 16
 
 
-def bytes_held(what: Recompute, count: int) -> int:
+def bytes_held(what: Checkpointing, count: int) -> int:
     built, images = network("D", True, what), torch.zeros(count, 3, 32, 32).to(memory_format=torch.channels_last)
     with Held() as held, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         output = built(images)
@@ -69,7 +69,7 @@ def bytes_held(what: Recompute, count: int) -> int:
 
 @pytest.mark.parametrize("what", ["normalisation", "stages"])
 @pytest.mark.parametrize(("configuration", "batch_norm"), [("A", True), ("A", False), ("D", True), ("A-LRN", False)])
-def test_the_same_bits_and_statistics(configuration: str, batch_norm: bool, what: Recompute) -> None:
+def test_the_same_bits_and_statistics(configuration: str, batch_norm: bool, what: Checkpointing) -> None:
     plain, again = (network(configuration, batch_norm, kind) for kind in ("none", what))
     for _ in range(2):
         assert torch.equal(step(plain), step(again))

@@ -10,8 +10,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from vgg_ddp.model.convolution import Convolution
-from vgg_ddp.model.network import CONFIGURATIONS, VGG, initialize, vgg
+from vgg_ddp.model import VGG, initialize, vgg
+from vgg_ddp.model.convolution import Convolution, CpuConvolution
+from vgg_ddp.model.network import CONFIGURATIONS
 
 TORCHVISION = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 EACH_OF_TORCHVISION = pytest.mark.parametrize("name", [name + bn for name in TORCHVISION for bn in ("", "_bn")])
@@ -122,12 +123,13 @@ def test_pool_before_relu_has_the_values_and_gradients_of_relu_before_pool(name:
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (4, 4), (4, 3), (5, 4)])
 @pytest.mark.parametrize("channels", [(6, 8), (256, 264)])
+@pytest.mark.parametrize("kind", [Convolution, CpuConvolution])
 def test_convolution_is_conv2d(
-    channels: tuple[int, int], kernel: int, size: tuple[int, int], layout: torch.memory_format
+    kind: type[Convolution], channels: tuple[int, int], kernel: int, size: tuple[int, int], layout: torch.memory_format
 ) -> None:
     """On few pixels it leaves out the taps that meet padding: at one pixel their gradient must come out as zero."""
     generator = torch.Generator().manual_seed(0)
-    ours = Convolution(*channels, kernel).double().to(memory_format=layout)
+    ours = kind(*channels, kernel).double().to(memory_format=layout)
     theirs = nn.Conv2d(*channels, kernel, padding=kernel // 2).double()
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(4, channels[0], *size, dtype=torch.float64, generator=generator).to(memory_format=layout)
@@ -144,7 +146,7 @@ def test_convolution_is_conv2d(
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_convolution_under_autocast_keeps_the_precision_of_its_parameters_gradients(size: int) -> None:
-    layer = Convolution(256, 256, 3).to(memory_format=torch.channels_last)
+    layer = CpuConvolution(256, 256, 3).to(memory_format=torch.channels_last)
     images = torch.randn(4, 256, size, size).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         output = layer(images)

@@ -1,4 +1,4 @@
-"""The keys of what ranks send one another, and the rules between them and other groups."""
+"""The keys of `communication`, and the rules between them and other groups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class CommunicationConfig(Group, frozen=True):
-    """What the ranks send one another, and when. Nothing here has an effect on a single rank."""
+    """What the ranks send one another, and when. A single rank ignores all of it."""
 
     compression: Annotated[
         Literal["none", "bf16", "fp16", "powersgd"],
@@ -21,21 +21,12 @@ class CommunicationConfig(Group, frozen=True):
     ] = "none"
     powersgd_rank: Annotated[int, key("powersgd: rank of the factors", ge=1)] = 2
     powersgd_warmup_steps: Annotated[int, key("powersgd: first steps that send whole gradients", ge=0)] = 100
-    powersgd_error_feedback: Annotated[
-        bool, key("powersgd: add what was lost in a step to the next step's gradient")
-    ] = True
     bucket_mb: Annotated[
         Annotated[float, Meta(gt=0)] | Literal["auto"],
-        key("gradients reduced in one message, MiB; auto: sizes are tried for a few steps at the start"),
+        key("size of a gradient bucket, MiB (25: DDP's own, the first of 1); auto: tried for a few steps at start"),
     ] = 25.0
-    first_bucket_mb: Annotated[
-        Annotated[float, Meta(gt=0)] | None,
-        key("the first message of a step, MiB; null: as bucket_mb"),
-    ] = 1.0
-    gradient_views: Annotated[bool, key("gradients lie in the messages' own memory: no copy")] = True
-    static_graph: Annotated[bool, key("DDP may take for granted that every step uses the same parameters")] = False
     synchronise_every: Annotated[
-        int, key("steps that each rank takes on its own before the ranks' parameters are averaged; 1 is off", ge=1)
+        int, key("local SGD: steps of each rank on its own before the ranks' parameters are averaged; 1 is off", ge=1)
     ] = 1
     outer_learning_rate: Annotated[
         float, key("learning rate of the step along the averaged change (local SGD: 1; DiLoCo: 0.7)", gt=0)
@@ -86,10 +77,6 @@ def check_communication(config: Config) -> None:
             )
     if communication.compression == "powersgd" and config.precision == "fp16":
         raise ValueError("communication.compression=powersgd remembers errors, which precision=fp16 scales; use bf16")
-    if communication.static_graph and (config.accumulation > 1 or config.fit_memory):
-        raise ValueError(
-            "communication.static_graph needs every backward pass to be alike; set accumulation=1 and fit_memory=false"
-        )
     if communication.split_head != "none":
         _check_split_head(config)
 
@@ -106,5 +93,5 @@ def _check_split_head(config: Config) -> None:
     ):
         if clash:
             raise ValueError(
-                f"communication.split_head leaves a rank a part of the head; {name} needs the whole: leave out one"
+                f"communication.split_head leaves a rank a shard of the head; {name} needs it whole: leave out one"
             )

@@ -1,4 +1,4 @@
-"""Engines: what runs the distributed step. The training loop knows only this interface.
+"""Engines: what runs the distributed step. The training loop knows only the interface `Engine`.
 
 To add one: a module with a class of this interface, and its line in `build`.
 """
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World
+from vgg_ddp.model import batch_norm
 
 
 class Engine(Protocol):
@@ -47,28 +48,40 @@ class Engine(Protocol):
         """The network's state dict, every tensor whole."""
         ...
 
-    def load_weights(self, weights: dict[str, Tensor]) -> None: ...
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Load what `weights` gave, at any world size, in any engine."""
+        ...
 
     def whole_network(self) -> nn.Module:
         """The network with every parameter whole on this rank, to be evaluated."""
         ...
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """On rank 0 the optimizer's tensors by parameter name (`rank_state` where ranks differ) and other values."""
+        """On rank 0 the optimizer's tensors as `parameter/kind` (`rank_state` where ranks differ), and other values."""
         ...
 
-    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None: ...
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Load what `state` gave, at any world size, in any engine."""
+        ...
 
 
 def build(config: Config, network: nn.Module, world: World) -> Engine:
-    """The engine that `config.engine` names, around a network that is on its device already."""
+    """The engine that `config.engine` names, around a network that is on its device already.
+
+    Raises:
+        UserError: the batch does not divide, or what the configuration asks for cannot be had here.
+    """
+    if config.model.sync_batch_norm and world.size > 1:
+        batch_norm.convert(network)
     if config.engine == "deepspeed":
         from vgg_ddp.engines.deepspeed import DeepSpeedEngine
 
         return DeepSpeedEngine(config, network, world)
     from vgg_ddp.engines.ddp import DdpEngine
-    from vgg_ddp.engines.local_sgd import OuterEngine
+    from vgg_ddp.engines.local_sgd import LocalSgdEngine
 
-    if config.communication.synchronise_every > 1 and world.size > 1:
-        return OuterEngine(config, network, world)
-    return DdpEngine(config, network, world)
+    micro_batch = config.local_batch(world.size) // config.accumulation
+    local_sgd = config.communication.synchronise_every > 1 and world.size > 1
+    reduce_gradients = world.size > 1 and not local_sgd
+    engine = DdpEngine(config, network, world, reduce_gradients=reduce_gradients, micro_batch=micro_batch)
+    return LocalSgdEngine(engine, network, config.communication, world) if local_sgd else engine

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from vgg_ddp.distributed.world import World
 from vgg_ddp.engines.trials import Trial, quickest
 from vgg_ddp.errors import UserError
+from vgg_ddp.model import VGG
 from vgg_ddp.model.activation_checkpointing import stages
-from vgg_ddp.model.network import VGG
 
 EAGER = "eager"
-WORTH_IT = 0.02  # of eager's time: what is nearer may be noise
+WORTH_IT = 0.02  # of eager's time: a smaller gain may be noise
 
 
 class CompiledStages(nn.Module):
@@ -26,11 +26,11 @@ class CompiledStages(nn.Module):
     def __init__(self, network: VGG) -> None:
         super().__init__()
         self.network = network
-        self._stages = [
-            _compiled(stage) for stage in stages(network.features)
-        ]  # a list: their parameters are the network's
+        # A plain list: their parameters are the network's.
+        self._stages = [_compiled(stage) for stage in stages(network.features)]
 
     def forward(self, images: Tensor) -> Tensor:
+        """As `VGG.forward`."""
         for stage in self._stages:
             images = stage(images)
         return self.network.classifier(images.flatten(1))
@@ -41,22 +41,24 @@ def _compiled(network: nn.Module, **options: Any) -> Any:
     return torch.compile(network, **options)
 
 
-def builders(network: VGG, device: torch.device) -> dict[str, Callable[[], nn.Module]]:
-    """By name, what can be made of a network. With CUDA graphs is untried: it was written without a GPU."""
-    found: dict[str, Callable[[], nn.Module]] = {
+def compilations(network: VGG, device: torch.device) -> dict[str, Callable[[], nn.Module]]:
+    """By name, what builds each compiled form of a network, and eager. CUDA graphs are untested on a GPU."""
+    forms: dict[str, Callable[[], nn.Module]] = {
         EAGER: lambda: network,
         "whole": partial(_compiled, network),
         "stages": partial(CompiledStages, network),
     }
     if device.type == "cuda":
-        found["whole, CUDA graphs"] = partial(_compiled, network, mode="reduce-overhead")
-    return found
+        forms["whole, CUDA graphs"] = partial(_compiled, network, mode="reduce-overhead")
+    return forms
 
 
 def compiled(
     network: nn.Module, wanted: bool | Literal["stages", "auto"], trial: Callable[[], Trial], world: World
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The network as `compile` asks for it, and what was measured: nothing where nothing was to be chosen.
+    """The network as the key `compile` asks for it (false: itself), and what was measured, by config key.
+
+    With "auto" all ranks together, which choose the same.
 
     Raises:
         UserError: torch.compile cannot compile it here.
@@ -64,18 +66,18 @@ def compiled(
     if wanted is False:
         return network, {}
     assert isinstance(network, VGG)
-    known = builders(network, world.device)
+    forms = compilations(network, world.device)
     if wanted == "auto":
-        choice, seconds, problems = quickest(known, trial(), network, world, may_fail=True)
+        choice, seconds, problems = quickest(forms, trial(), network, world, may_fail=True)
         if seconds[choice] > (1 - WORTH_IT) * seconds[EAGER]:
             choice = EAGER
-        return known[choice](), {"chosen": choice, "seconds": seconds, "problems": problems}
+        return forms[choice](), {"compile": {"chosen": choice, "seconds": seconds, "problems": problems}}
     name = "stages" if wanted == "stages" else "whole"
     try:
-        quickest({name: known[name]}, trial(), network, world)
+        quickest({name: forms[name]}, trial(), network, world)
     except Exception as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"compile={str(wanted).lower()}: torch.compile fails here ({first}); set compile=false"
         ) from error
-    return known[name](), {}
+    return forms[name](), {}

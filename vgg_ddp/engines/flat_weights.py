@@ -1,7 +1,7 @@
-"""Convolution weights for a library that lays parameters end to end and knows of contiguous ones alone.
+"""Channels-last convolution weights for DeepSpeed, which copies parameters into flat buffers and only takes contiguous ones.
 
 A weight [out, in, row, column] in channels-last memory is, as [out, row, column, in], contiguous. Kept so, it can be laid into
-flat memory and the kernels still find it, and leave its gradient, in the layout that they are quickest with.
+flat memory, and the kernels read it, and write its gradient, in the layout that they are fastest with.
 """
 
 from __future__ import annotations
@@ -9,15 +9,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vgg_ddp.model.convolution import Convolution
+from vgg_ddp.model.convolution import Convolution, CpuConvolution
 
 
 class FlatConvolution(Convolution):
-    """A `Convolution` whose parameter is [out, row, column, in]; its `weight` is seen as ever."""
+    """A `Convolution` whose parameter is [out, row, column, in]."""
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
+        """The weight as [out, in, row, column]: a view."""
         return _seen(self._parameters["weight"])  # type: ignore[arg-type]
+
+
+class FlatCpuConvolution(FlatConvolution, CpuConvolution):
+    """The same of a `CpuConvolution`."""
+
+
+FLAT = {Convolution: FlatConvolution, CpuConvolution: FlatCpuConvolution}
 
 
 def _seen(kept: Tensor) -> Tensor:
@@ -25,7 +33,7 @@ def _seen(kept: Tensor) -> Tensor:
 
 
 class FlatWeights:
-    """Which parameters of a network are kept the other way round, and the way from one to the other."""
+    """The parameters of a network that are kept as [out, row, column, in], and the conversion both ways."""
 
     def __init__(self, network: nn.Module, wanted: bool) -> None:
         """Change the convolutions of `network` in place, if `wanted`; parameters keep their names."""
@@ -35,7 +43,7 @@ class FlatWeights:
                 self._names.add(f"{name}.weight")
                 weight = module.weight.detach().permute(0, 2, 3, 1)
                 module.weight = nn.Parameter(weight.contiguous(memory_format=torch.contiguous_format))
-                module.__class__ = FlatConvolution
+                module.__class__ = FLAT[type(module)]
 
     def seen(self, name: str, kept: Tensor) -> Tensor:
         """The tensor of parameter `name` (itself, or state of the optimizer for it) as checkpoints have it: a view."""

@@ -1,46 +1,48 @@
-"""Steps of each rank on its own, and one common step now and then: for links on which every step's gradients are too much.
+"""Local SGD: each rank steps on its own, and the ranks' parameters are averaged now and then. For slow links.
 
-After every `communication.synchronise_every` steps the ranks exchange how far each went from the last common parameters, and
-take one step along the mean. With a rate of 1 and no momentum that is the mean of the parameters: local SGD (Stich, ICLR
-2019). With Nesterov momentum it is DiLoCo (Douillard et al. 2023, arXiv 2311.08105, algorithm 1).
+After every `communication.synchronise_every` steps (inner steps) the ranks exchange how far each went from the last common
+parameters, and take one step (the outer step) along the mean. With a rate of 1 and no momentum that is the mean of the
+parameters: local SGD (Stich, ICLR 2019). With Nesterov momentum it is DiLoCo (Douillard et al. 2023, arXiv 2311.08105,
+algorithm 1).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vgg_ddp.config import Config
+from vgg_ddp.config.communication import CommunicationConfig
 from vgg_ddp.distributed.world import World
 from vgg_ddp.engines import rank_state
 from vgg_ddp.engines.ddp import DdpEngine
 
 MOMENTUM = "outer_momentum"
+DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class OuterEngine:
-    """See `vgg_ddp.engines.Engine`. Between two common steps the ranks' parameters differ.
+class LocalSgdEngine:
+    """Outer steps around an engine that does not reduce gradients. See `vgg_ddp.engines.Engine`.
 
-    Optimizer state is each rank's own throughout. Batch statistics too: rank 0's are saved.
+    Between two outer steps the ranks' parameters differ. Optimizer state is each rank's own throughout. So are batch
+    statistics, of which rank 0's are saved.
     """
 
-    def __init__(self, config: Config, network: nn.Module, world: World) -> None:
-        self._inner = DdpEngine(config, network, replace(world, size=1))
-        self._world, self._config = world, config.communication
-        self._sent_as = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self._config.compression]
+    def __init__(self, inner: DdpEngine, network: nn.Module, config: CommunicationConfig, world: World) -> None:
+        self._inner, self._world, self._config = inner, world, config
+        self._sent_as = DTYPES[config.compression]
         self._parameters = dict(network.named_parameters())
         self._common = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         self._momenta: dict[str, Tensor] = {}
         self._steps, self._synchronised_at = 0, 0
-        self.optimizer, self.measured = self._inner.optimizer, self._inner.measured
-        self.forward, self.backward = self._inner.forward, self._inner.backward
-        self.weights, self.whole_network = self._inner.weights, self._inner.whole_network
+        self.optimizer, self.measured = inner.optimizer, inner.measured
+        self.forward, self.backward = inner.forward, inner.backward
+        self.weights, self.whole_network = inner.weights, inner.whole_network
 
     def step(self) -> None:
+        """A step of this rank's own; every `synchronise_every` steps the outer step after it."""
         self._inner.step()
         self._steps += 1
         if self._steps % self._config.synchronise_every == 0:
@@ -48,7 +50,7 @@ class OuterEngine:
 
     @torch.no_grad()
     def synchronise(self) -> None:
-        """Take the common step, if any rank has gone on since the last."""
+        """Take the outer step, unless there was no inner step since the last."""
         if self._synchronised_at == self._steps:
             return
         self._synchronised_at = self._steps
@@ -70,20 +72,22 @@ class OuterEngine:
         return change.add_(buffer, alpha=momentum)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Every rank's optimizer, and the common momentum. Ranks agree on their parameters then: `synchronise` came before."""
-        assert self._synchronised_at == self._steps, "saved between two common steps"
+        """Every rank's optimizer, and the common momentum. The ranks' parameters agree then: `synchronise` came before."""
+        assert self._synchronised_at == self._steps, "saved between two outer steps"
         own, values = self._inner.state()
         tensors = rank_state.gather(own, self._world)
         tensors |= {f"{name}/{MOMENTUM}": buffer for name, buffer in self._momenta.items()}
         return tensors, {**values, "outer_steps": self._steps}
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Load the common parameters of all ranks."""
         self._inner.load_weights(weights)
         for name, parameter in self._parameters.items():
             self._common[name].copy_(parameter.detach())
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        self._inner.load_state(rank_state.take(tensors, self._world), values)
+        """Load this rank's optimizer and the common momentum, right after an outer step."""
+        self._inner.load_state(tensors, values)
         self._steps = self._synchronised_at = values.get("outer_steps", 0)
         for key, tensor in tensors.items():
             name, _, kind = key.rpartition("/")

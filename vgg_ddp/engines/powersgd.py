@@ -1,13 +1,12 @@
-"""PowerSGD: gradients travel as low-rank factors (Vogels, Karimireddy & Jaggi, NeurIPS 2019, algorithms 1 and 2).
+"""PowerSGD: gradients are sent as low-rank factors (Vogels, Karimireddy & Jaggi, NeurIPS 2019, algorithms 1 and 2).
 
-torch's own hook is not used: it waits for messages in the callbacks of others, which with gloo come in an order that can
-differ between ranks; and its errors lie in the order of DDP's buckets, which is another after a restart. Here every
+torch's own hook is not used: it waits for one message in the callback of another, and with gloo these come in an order that
+can differ between ranks; and it keeps its errors in the order of DDP's buckets, which changes with a restart. Here every
 parameter has its error and its factor under its name.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from vgg_ddp.config.communication import CommunicationConfig
+from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World
 from vgg_ddp.engines import rank_state
+from vgg_ddp.engines.compression import NoCompression
+from vgg_ddp.randomness import torch_seed
 
 ERROR, FACTOR = "powersgd_error", "powersgd_factor"
 
@@ -34,8 +36,8 @@ def as_matrix(tensor: Tensor) -> Tensor:
 
 
 @dataclass
-class _Low:
-    """A gradient that travels as factors: `value` [n, m], with the error added, is nearly `left`^T [n, r] `right` [r, m].
+class _LowRank:
+    """A gradient that is sent as factors: `value` [n, m], with the error added, is nearly `left`^T [n, r] `right` [r, m].
 
     The factors lie as rows: with columns the same products take up to 25 times as long on a CPU.
     """
@@ -48,31 +50,36 @@ class _Low:
 
 @dataclass
 class _Sent:
-    """A bucket on its way: the factors of its large gradients and the small ones whole, in one message."""
+    """A bucket in flight: the left factors of its large gradients, and the small gradients whole, in one message."""
 
     future: torch.futures.Future[Tensor]
     buffer: Tensor
-    large: list[_Low]
+    large: list[_LowRank]
     small: list[Tensor]
     message: Tensor
     work: Any
 
 
-class PowerSgd:
+class PowerSgd(NoCompression):
     """A communication hook of DDP's: `reduce` for each bucket of a step, in the same order on every rank.
 
-    The left factors leave as soon as their bucket is complete; the right ones after the last bucket. So a step has two
-    waits, however many layers, and no message leaves from another thread.
+    The left factors are sent as soon as their bucket is complete; the right ones after the last bucket. So a step has two
+    waits, however many layers, and no message is sent from another thread. What a step's factors miss is added to the next
+    step's gradient (error feedback).
     """
 
-    def __init__(self, config: CommunicationConfig, names: dict[int, str], world: World, seed: int) -> None:
-        self._rank, self._feedback = config.powersgd_rank, config.powersgd_error_feedback
-        self._warmup_steps = config.powersgd_warmup_steps
-        self._names, self._world, self._seed = names, world, seed
+    def __init__(self, config: Config, parameters: Mapping[str, Tensor], world: World) -> None:
+        self._rank, self._warmup_steps = config.communication.powersgd_rank, config.communication.powersgd_warmup_steps
+        self._seed, self._world, self._parameters = config.seed, world, parameters
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._steps = 0
         self._errors: dict[str, Tensor] = {}
         self._factors: dict[str, Tensor] = {}
         self._sent: list[_Sent] = []
+
+    def attach(self, wrapped: DistributedDataParallel) -> None:
+        """Register `reduce`."""
+        wrapped.register_comm_hook(None, lambda state, bucket: self.reduce(bucket))
 
     def reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """Send the gradients of a bucket (torch.distributed.GradBucket); the future of their mean over the ranks."""
@@ -92,7 +99,7 @@ class PowerSgd:
         large, small = [], []
         for parameter, gradient in zip(bucket.parameters(), bucket.gradients()):
             if gradient.ndim > 1 and self._is_worth_it(as_matrix(gradient)):
-                large.append(self._low(self._names[id(parameter)], parameter, as_matrix(gradient)))
+                large.append(self._low_rank(self._names[id(parameter)], parameter, as_matrix(gradient)))
             else:
                 small.append(gradient)
         message = torch.cat([*(low.left.flatten() for low in large), *(gradient.flatten() for gradient in small)])
@@ -105,23 +112,20 @@ class PowerSgd:
         """Whether the factors are less than half of it."""
         return 2 * self._rank * sum(matrix.shape) < matrix.numel()
 
-    def _low(self, name: str, parameter: Tensor, matrix: Tensor) -> _Low:
-        value = matrix
-        if self._feedback:
-            error = self._errors.get(name)
-            if error is None:
-                error = self._errors[name] = torch.zeros_like(parameter, requires_grad=False)
-            value = as_matrix(error).add_(matrix)
+    def _low_rank(self, name: str, parameter: Tensor, matrix: Tensor) -> _LowRank:
+        error = self._errors.get(name)
+        if error is None:
+            error = self._errors[name] = torch.zeros_like(parameter, requires_grad=False)
+        value = as_matrix(error).add_(matrix)
         if name not in self._factors:
-            generator = torch.Generator().manual_seed(self._seed + zlib.crc32(name.encode()))
-            start = torch.randn(self._rank, matrix.shape[1], generator=generator)
-            self._factors[name] = start.to(matrix)
+            generator = torch.Generator().manual_seed(torch_seed(self._seed, 0, f"powersgd {name}"))
+            self._factors[name] = torch.randn(self._rank, matrix.shape[1], generator=generator).to(matrix)
         right = self._factors[name]
-        return _Low(matrix, value, right @ value.t(), right)
+        return _LowRank(matrix, value, right @ value.t(), right)
 
     @torch.no_grad()
     def _finish(self) -> None:
-        """Take in the left factors, exchange the right ones, and put their products in place of the gradients."""
+        """Receive the left factors, exchange the right ones, and put their products in place of the gradients."""
         waits = []
         for sent in self._sent:
             sent.work.wait()
@@ -141,23 +145,23 @@ class PowerSgd:
             for low, mean in zip(sent.large, means):
                 low.right.copy_(mean.view_as(low.right))
                 torch.mm(low.left.t(), low.right, out=low.gradient)
-                if self._feedback:
-                    low.value.sub_(low.gradient)
+                low.value.sub_(low.gradient)  # the error
             sent.future.set_result(sent.buffer)
         self._sent = []
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Errors of every rank and factors, on rank 0; the steps so far. All ranks together."""
         errors = rank_state.gather({f"{name}/{ERROR}": error for name, error in self._errors.items()}, self._world)
-        return errors | {f"{name}/{FACTOR}": factor for name, factor in self._factors.items()}, {"steps": self._steps}
+        factors = {f"{name}/{FACTOR}": factor for name, factor in self._factors.items()}
+        return errors | factors, {"powersgd": {"steps": self._steps}}
 
-    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any], parameters: Mapping[str, Tensor]) -> None:
-        """Take in this rank's tensors by `name/kind`, as `rank_state.take` gives them."""
-        self._steps = values.get("steps", 0)
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Take this rank's errors, and the factors, unless they have another `powersgd_rank`: these start anew."""
+        self._steps = values.get("powersgd", {}).get("steps", 0)
         for key, tensor in tensors.items():
             name, _, kind = key.rpartition("/")
-            like = parameters.get(name)
-            if kind == ERROR and like is not None and self._feedback:
+            like = self._parameters.get(name)
+            if kind == ERROR and like is not None:
                 self._errors[name] = torch.empty_like(like, requires_grad=False).copy_(tensor)
             elif kind == FACTOR and like is not None and tensor.shape[0] == self._rank:
                 self._factors[name] = tensor.to(like.device, copy=True)

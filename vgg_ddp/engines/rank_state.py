@@ -1,4 +1,4 @@
-"""State that each rank has of its own, in one checkpoint: gathered on rank 0, and given back, at any world size.
+"""State that differs between ranks, in one checkpoint: gathered on rank 0, and given back, at any world size.
 
 The tensor `key` of rank r is stored as `key@r`.
 """
@@ -17,14 +17,14 @@ from vgg_ddp.distributed.world import World
 def gather(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
     """Every rank's tensors on rank 0, nothing elsewhere. All ranks together."""
     ours = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    parts = world.gather(safetensors.torch.save(ours))
-    return {f"{key}@{rank}": t for rank, part in enumerate(parts) for key, t in safetensors.torch.load(part).items()}
+    files = world.gather(safetensors.torch.save(ours))
+    return {f"{key}@{rank}": t for rank, file in enumerate(files) for key, t in safetensors.torch.load(file).items()}
 
 
 def take(stored: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """This rank's own tensors, with those that all ranks share as they are.
+    """This rank's own tensors, and those that are the same on all ranks.
 
-    Where the world has another size than the one that saved, each rank gets the mean over the ranks that saved.
+    Where another number of ranks saved them, each rank gets the mean over the ranks that saved.
     """
     common = {key: tensor for key, tensor in stored.items() if "@" not in key}
     by_rank: dict[str, dict[int, Tensor]] = defaultdict(dict)

@@ -1,69 +1,150 @@
-"""How gradients are averaged over the ranks while the backward pass runs: DDP's messages, their size and what is in them."""
+"""How gradients are averaged over the ranks while the backward pass runs: DDP, the size of its buckets, their compression."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
-from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vgg_ddp.config.communication import CommunicationConfig
+from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World
-from vgg_ddp.errors import UserError
+from vgg_ddp.engines.compression import CastCompression, NoCompression
+from vgg_ddp.engines.powersgd import PowerSgd
+from vgg_ddp.engines.trials import Trial, quickest
 
-Hook = Callable[[Any, Any], torch.futures.Future[torch.Tensor]]
-CAST_HOOKS: dict[str, Hook] = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}
+SIZES_OF_EACH_BUCKET = "bucket_cap_mb_list" in inspect.signature(DistributedDataParallel).parameters  # torch 2.14 on
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """Sizes of DDP's messages, MiB: each but the first, and the first."""
+    """Sizes of DDP's gradient buckets, MiB: the first that is reduced in a backward pass, and all others."""
 
     size: float
     first: float
 
     @property
     def name(self) -> str:
+        """For the record of a trial."""
         return f"{self.size:g}, first {self.first:g}"
+
+    @property
+    def possible(self) -> bool:
+        """Whether this torch can make them."""
+        return SIZES_OF_EACH_BUCKET or self == DDP_DEFAULT or self.first == self.size
 
     def arguments(self) -> dict[str, Any]:
         """For DDP's constructor."""
-        if self.first == self.size:
-            return {"bucket_cap_mb": self.size}
-        if "bucket_cap_mb_list" in inspect.signature(DistributedDataParallel).parameters:
-            return {"bucket_cap_mb_list": [self.first, self.size]}
-        if self == USUAL:
+        if self == DDP_DEFAULT:
             return {}
-        raise UserError(
-            f"torch {torch.__version__} cannot size the first bucket; set communication.first_bucket_mb=null, or use torch 2.14"
+        return (
+            {"bucket_cap_mb": self.size} if self.first == self.size else {"bucket_cap_mb_list": [self.first, self.size]}
         )
 
 
-USUAL = Buckets(25.0, 1.0)
-# What "auto" chooses from: few messages have less overhead, many begin earlier and leave less to wait for at the end.
-CANDIDATES = (USUAL, Buckets(25.0, 25.0), Buckets(8.0, 1.0), Buckets(1024.0, 1024.0))
+DDP_DEFAULT = Buckets(25.0, 1.0)
+# What "auto" chooses from: few buckets have less overhead, many begin earlier and leave less to wait for at the end.
+CANDIDATES = (DDP_DEFAULT, Buckets(25.0, 25.0), Buckets(8.0, 1.0), Buckets(1024.0, 1024.0))
 
 
-def wrap(
-    network: nn.Module, config: CommunicationConfig, buckets: Buckets, hook: Hook | None, world: World
-) -> DistributedDataParallel:
-    """DDP around `network`, with its messages sized by `buckets` and reduced by `hook`."""
+class NoReduction:
+    """Gradients stay each rank's own. The interface of gradient reduction.
+
+    Attributes:
+        network: what to call in the forward pass.
+        measured: what was chosen by measuring, by config key.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.measured: dict[str, Any] = {}
+
+    def only_if(self, last: bool) -> AbstractContextManager[Any]:
+        """For a forward pass: the backward pass of this micro-batch reduces the accumulated gradients if it is the `last`."""
+        return contextlib.nullcontext()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint keeps of it; see `NoCompression.state`."""
+        return {}, {}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+
+
+class DdpReduction(NoReduction):
+    """DistributedDataParallel around the network, with the buckets and the compression that `communication` names."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        parameters: dict[str, nn.Parameter],
+        config: Config,
+        trial: Callable[[], Trial],
+        world: World,
+    ) -> None:
+        """`parameters`: those that PowerSGD keeps state of, by name; `trial`: the step by which buckets are chosen."""
+        build_compression = partial(_compression, config, parameters, world)
+        buckets, measured = _buckets(config.communication.bucket_mb, network, build_compression, trial, world)
+        self._compression = build_compression()
+        self._wrapped = wrap(network, buckets, self._compression, world)
+        super().__init__(self._wrapped)
+        self.measured = measured
+
+    def only_if(self, last: bool) -> AbstractContextManager[Any]:
+        """All micro-batches but the last are DDP's `no_sync`."""
+        return contextlib.nullcontext() if last else self._wrapped.no_sync()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """That of the compression."""
+        return self._compression.state()
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """That of the compression."""
+        self._compression.load_state(tensors, values)
+
+
+def wrap(network: nn.Module, buckets: Buckets, compression: NoCompression, world: World) -> DistributedDataParallel:
+    """DDP around `network`, with these gradient buckets, reduced by `compression`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 renames broadcast_buffers, 2.11 knows no other
         wrapped = DistributedDataParallel(
             network,
             device_ids=[world.device.index] if world.device.type == "cuda" else None,
             broadcast_buffers=False,  # batch statistics stay each rank's own; rank 0's are saved
-            gradient_as_bucket_view=config.gradient_views,
-            static_graph=config.static_graph,
+            gradient_as_bucket_view=True,  # saves a copy of every gradient
             **buckets.arguments(),
         )
-    if hook is not None:
-        wrapped.register_comm_hook(None, hook)
+    compression.attach(wrapped)
     return wrapped
+
+
+def _compression(config: Config, parameters: dict[str, nn.Parameter], world: World) -> NoCompression:
+    name = config.communication.compression
+    if name == "none":
+        return NoCompression()
+    return PowerSgd(config, parameters, world) if name == "powersgd" else CastCompression(name)
+
+
+def _buckets(
+    wanted: float | str,
+    network: nn.Module,
+    build_compression: Callable[[], NoCompression],
+    trial: Callable[[], Trial],
+    world: World,
+) -> tuple[Buckets, dict[str, Any]]:
+    """The sizes that the configuration names, or the quickest for this network, link and batch, and what was measured."""
+    if not isinstance(wanted, str):
+        return DDP_DEFAULT if wanted == DDP_DEFAULT.size else Buckets(wanted, wanted), {}
+    candidates = {buckets.name: buckets for buckets in CANDIDATES if buckets.possible}
+    compression = build_compression()  # its state ends with the trials
+    wrappers = {name: partial(wrap, network, buckets, compression, world) for name, buckets in candidates.items()}
+    choice, seconds, _ = quickest(wrappers, trial(), network, world)
+    chosen = candidates[choice]
+    return chosen, {"bucket_mb": {"chosen": [chosen.size, chosen.first], "seconds": seconds}}

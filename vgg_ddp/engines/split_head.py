@@ -1,8 +1,8 @@
-"""The paper's head spread over ranks: data-parallel convolutions, model-parallel classifier (Krizhevsky 2014, arXiv 1404.5997).
+"""The paper's head spread over ranks: data-parallel convolutions, tensor-parallel classifier (Krizhevsky, arXiv 1404.5997).
 
-The first layer of 4096 is cut by its outputs, the second by its inputs. Between convolutions and head the ranks of a group
-exchange their images' features, and behind the second layer the sums: activations travel in place of the gradients of 90 %
-of VGG's parameters. The last layer is small and stays data-parallel. The cutting and sending is torch's tensor parallelism.
+The first layer of 4096 is split by its outputs, the second by its inputs. Before the head the ranks of a group exchange their
+images' features, after the second layer the partial sums: activations are sent in place of the gradients of 90 % of VGG's
+parameters. The last layer is small and stays data-parallel. Splitting and sending is torch's tensor parallelism.
 """
 
 from __future__ import annotations
@@ -26,68 +26,78 @@ FIRST, SECOND = "0", "3"  # the layers of 4096 in the paper's classifier
 
 
 class SplitHead(WholeHead):
-    """The two layers of 4096, cut in place; see `WholeHead`."""
+    """The two layers of 4096 as DTensors, in place; see `WholeHead`.
+
+    Raises:
+        UserError: the hosts have unequal numbers of ranks.
+    """
 
     def __init__(self, network: nn.Module, config: CommunicationConfig, world: World) -> None:
         super().__init__(network)
         self._ranks = world.size
         self._whole = copy.deepcopy(network).to("meta")
-        mesh, self._across = _mesh(config, world)
+        mesh, self._other_heads = _mesh(config, world)
         classifier = network.get_submodule("classifier")
         for module in classifier.children():
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # what tensor parallelism returns is a view
         plan = {FIRST: ColwiseParallel(input_layouts=Shard(0)), SECOND: RowwiseParallel(output_layouts=Shard(0))}
         parallelize_module(classifier, mesh, plan)
-        self._cut = {name: p for name, p in network.named_parameters() if isinstance(p, DTensor)}
-        self.parts = {name: nn.Parameter(cut.to_local().detach()) for name, cut in self._cut.items()}
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, list(self._cut))
+        self._split = {name: p for name, p in network.named_parameters() if isinstance(p, DTensor)}
+        self.shards = {name: nn.Parameter(split.to_local().detach()) for name, split in self._split.items()}
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, list(self._split))
 
     def collect_gradients(self) -> None:
-        for name, cut in self._cut.items():
-            assert isinstance(cut.grad, DTensor)
-            gradient = cut.grad.redistribute(placements=cut.placements).to_local()
-            if self._across is not None:
-                dist.all_reduce(gradient, group=self._across)
-            self.parts[name].grad = gradient.div_(self._ranks)
-            cut.grad = None
+        """DDP ignores the split layers: sum their gradients over the other heads, and divide by all ranks."""
+        for name, split in self._split.items():
+            assert isinstance(split.grad, DTensor)
+            gradient = split.grad.redistribute(placements=split.placements).to_local()
+            if self._other_heads is not None:
+                dist.all_reduce(gradient, group=self._other_heads)
+            self.shards[name].grad = gradient.div_(self._ranks)
+            split.grad = None
 
-    def whole(self, name: str, part: Tensor) -> Tensor:
-        cut = self._cut.get(name)
-        if cut is None or part.shape != self.parts[name].shape:
-            return part
+    def whole(self, name: str, shard: Tensor) -> Tensor:
+        """Gather over the ranks of this head; what is not split like its parameter stays as it is."""
+        split = self._split.get(name)
+        if split is None or shard.shape != self.shards[name].shape:
+            return shard
         tensor = DTensor.from_local(
-            part, cut.device_mesh, cut.placements, run_check=False, shape=cut.shape, stride=cut.stride()
+            shard, split.device_mesh, split.placements, run_check=False, shape=split.shape, stride=split.stride()
         )
         return tensor.full_tensor()
 
-    def part(self, name: str, whole: Tensor) -> Tensor:
-        cut = self._cut.get(name)
-        if cut is None or whole.shape != cut.shape:
+    def shard(self, name: str, whole: Tensor) -> Tensor:
+        """Split without a message: every rank has the whole tensor."""
+        split = self._split.get(name)
+        if split is None or whole.shape != split.shape:
             return whole
-        whole = whole.to(cut.device)
-        return distribute_tensor(whole, cut.device_mesh, cut.placements, src_data_rank=None).to_local()
+        whole = whole.to(split.device)
+        return distribute_tensor(whole, split.device_mesh, split.placements, src_data_rank=None).to_local()
 
     def weights(self) -> dict[str, Tensor]:
-        parts = {name: part.detach() for name, part in self.parts.items()}
-        return {name: self.whole(name, parts.get(name, value)) for name, value in self.network.state_dict().items()}
+        """Gather the split layers; the rest is the network's memory."""
+        shards = {name: shard.detach() for name, shard in self.shards.items()}
+        return {name: self.whole(name, shards.get(name, value)) for name, value in self.network.state_dict().items()}
 
     @torch.no_grad()
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        rest = {name: value for name, value in weights.items() if name not in self.parts}
-        missing = set(self.network.load_state_dict(rest, strict=False).missing_keys) - set(self.parts)
+        """Split the layers of 4096; the rest is loaded as ever."""
+        rest = {name: value for name, value in weights.items() if name not in self.shards}
+        missing = set(self.network.load_state_dict(rest, strict=False).missing_keys) - set(self.shards)
         assert not missing, missing
-        for name, part in self.parts.items():
-            part.copy_(self.part(name, weights[name]))
+        for name, shard in self.shards.items():
+            shard.copy_(self.shard(name, weights[name]))
 
     def whole_network(self) -> nn.Module:
+        """A new network with gathered layers."""
         network = copy.deepcopy(self._whole)
         network.load_state_dict(self.weights(), assign=True)
         return network
 
 
 def _mesh(config: CommunicationConfig, world: World) -> tuple[DeviceMesh, dist.ProcessGroup | None]:
-    """The ranks that share a head, and the group that this rank's part has in common with the other heads, if there are."""
+    """The ranks that share a head, and the ranks that hold this rank's shard in the other heads, if there are any."""
     if config.split_head == "all" or world.local_size == world.size:
         return init_device_mesh(world.device.type, (world.size,)), None
     if world.rank % world.local_size != world.local_rank or world.size % world.local_size:

@@ -1,4 +1,4 @@
-"""Choices that are made by measuring them: trial steps on noise before the training begins."""
+"""Choices that are made by measuring: trial steps on noise before the training begins."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World
+from vgg_ddp.randomness import torch_seed
 
 Trial = Callable[[nn.Module], None]
-WARM_UP = 2  # trials that do not count: DDP arranges its buckets after the first, a compiler works in it
+WARM_UP = 2  # trials that do not count: in the first a compiler works, after it DDP rebuilds its buckets
 TRIALS = 3  # that count
 
 
@@ -28,7 +29,7 @@ def of_noise(
     device: torch.device,
 ) -> Trial:
     """A forward and backward pass of `count` images of noise."""
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(torch_seed(config.seed, 0, "trial images"))
     side = config.data.image_size
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     images = torch.randn(count, 3, side, side, generator=generator).to(device, memory_format=layout)
@@ -53,8 +54,8 @@ def quickest(
     """The candidate with the least median seconds of a trial, by the mean over the ranks: the same on every rank.
 
     Args:
-        candidates: what builds each around `network`, whose batch statistics are as before in the end.
-        may_fail: whether a candidate that raises an error is passed over; the first may not.
+        candidates: by name, what builds each around `network`. The trials leave its batch statistics as they were.
+        may_fail: pass over a candidate that raises an error; the first may not.
 
     Returns:
         The choice; every candidate's seconds; and why a candidate was passed over on this rank, by name.

@@ -1,0 +1,5 @@
+"""The network and what belongs to it: its convolutions, sync batch norm, activation checkpointing, preprocessing."""
+
+from vgg_ddp.model.network import VGG, initialize, vgg
+
+__all__ = ["VGG", "initialize", "vgg"]

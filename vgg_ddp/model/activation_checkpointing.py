@@ -1,8 +1,8 @@
 """Activation checkpointing: the backward pass computes activations again in place of keeping them (Chen et al. 2016).
 
-A stage of the network, up to its pool, is one segment. Whole, it keeps its input alone and runs twice. With the outputs of
-its convolutions kept (selective checkpointing, e.g. Korthikanti et al. 2022, section 5) only what is cheap runs twice:
-normalisation, ReLU and pooling, whose outputs are half of all activations.
+A stage of the network, up to its pool, is one segment. "stages" keeps the input of a segment alone and runs it twice.
+"normalisation" also keeps the outputs of its convolutions (selective activation checkpointing, e.g. Korthikanti et al. 2022,
+section 5): only what is cheap runs twice, normalisation, ReLU and pooling, whose outputs are half of all activations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-Recompute = Literal["none", "normalisation", "stages"]
+Checkpointing = Literal["none", "normalisation", "stages"]  # values of the key `recompute`
 KEPT = (torch.ops.aten.convolution.default, torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
 
 
@@ -30,8 +30,8 @@ def stages(features: nn.Sequential) -> list[nn.Sequential]:
     return [features[start:end] for start, end in zip(starts, [*starts[1:], len(features)])]
 
 
-def run(features: nn.Sequential, images: Tensor, what: Recompute) -> Tensor:
-    """`features(images)`; what `what` names is computed again when gradients are asked for. Nothing in it is random."""
+def checkpointed(features: nn.Sequential, images: Tensor, what: Checkpointing) -> Tensor:
+    """`features(images)`, of which the backward pass computes `what` again. Nothing in `features` may be random."""
     for stage in stages(features):
         contexts = partial(_contexts, stage, keep_products=what == "normalisation")
         images = checkpoint(stage, images, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
@@ -41,21 +41,21 @@ def run(features: nn.Sequential, images: Tensor, what: Recompute) -> Tensor:
 def _contexts(
     stage: nn.Sequential, keep_products: bool
 ) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """For the first run of a stage, and for the second."""
+    """Contexts of a segment's forward pass, and of its recomputation."""
     if not keep_products:
         return ExitStack(), _statistics_kept(stage)
     first, second = create_selective_checkpoint_contexts(_policy, allow_cache_entry_mutation=True)
-    return first, _both(_statistics_kept(stage), second)  # copies are none of the operations that it expects
+    return first, _both(_statistics_kept(stage), second)  # outside: copies are not among the recorded operations
 
 
 def _policy(context: Any, operation: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
-    # Without normalisation the ReLU writes into a kept output; rectified again it is the same.
+    # Without batch norm the in-place ReLU changes a kept output; applied to it again, it changes nothing.
     return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @contextmanager
 def _statistics_kept(stage: nn.Sequential) -> Iterator[None]:
-    """The running statistics have taken in this batch already: what would is a copy of them."""
+    """In the recomputation, batch norms update copies of their running statistics: these have this batch already."""
     norms = [module for module in stage if isinstance(module, nn.BatchNorm2d)]
     buffers = [norm._buffers for norm in norms]
     for norm in norms:

@@ -1,7 +1,7 @@
-"""Batch normalisation over the batch of all ranks, where torch has none: its own runs on GPUs only.
+"""Sync batch norm: batch statistics over the images of all ranks. torch's own SyncBatchNorm runs on GPUs only.
 
-Each rank sends the mean and variance of its images, and gets the mean and variance of all of them (Chan, Golub & LeVeque
-1979, for parts of one size); the backward pass sends two sums for each channel. All ranks hold equally many images.
+On a CPU each rank sends the mean and variance of its images, and gets those of all images (Chan, Golub & LeVeque 1979, for
+samples of equal size); the backward pass sends two sums for each channel. All ranks must have equally many images.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class SynchronisedBatchNorm2d(nn.BatchNorm2d):
-    """As `nn.BatchNorm2d` on the images of all ranks; evaluation is the same as ever."""
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over the images of all ranks; in evaluation mode it is `nn.BatchNorm2d`."""
 
     def forward(self, images: Tensor) -> Tensor:
+        """Float [n, channels, height, width], normalised. All ranks together, in training mode."""
         if not self.training:
             return super().forward(images)
         assert self.num_batches_tracked is not None and self.momentum is not None
@@ -65,17 +66,17 @@ class _Normalise(torch.autograd.Function):
         return (gradient - shift - normal * slope) * scale, own[1], own[0], None, None, None, None
 
 
-def synchronise(network: nn.Module) -> None:
-    """Make every batch norm of `network` one over all ranks, in place; parameters and their names stay."""
+def convert(network: nn.Module) -> None:
+    """Make every batch norm of `network` a sync batch norm, in place; parameters and their names stay."""
     for module in network.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, _synchronised(child))
+                setattr(module, name, _sync_batch_norm(child))
 
 
-def _synchronised(norm: nn.BatchNorm2d) -> nn.Module:
+def _sync_batch_norm(norm: nn.BatchNorm2d) -> nn.Module:
     if norm.weight.is_cuda:
         return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
-    twin = SynchronisedBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
-    twin._parameters, twin._buffers = norm._parameters, norm._buffers
-    return twin
+    converted = SyncBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+    converted._parameters, converted._buffers = norm._parameters, norm._buffers
+    return converted

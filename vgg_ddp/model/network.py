@@ -11,8 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vgg_ddp.model import activation_checkpointing as recompute
-from vgg_ddp.model.activation_checkpointing import Recompute
+from vgg_ddp.model.activation_checkpointing import Checkpointing, checkpointed
 from vgg_ddp.model.convolution import Convolution
 
 # Table 1 of the paper: a number is a 3x3 convolution with that many channels, (channels, 1) a 1x1 convolution, "M" a
@@ -35,6 +34,7 @@ def vgg(
     num_classes: int = 1000,
     image_size: int = 224,
     dropout: float = 0.5,
+    convolution: type[Convolution] = Convolution,
 ) -> VGG:
     """A VGG network with its initial weights unset (see `initialize`).
 
@@ -48,6 +48,7 @@ def vgg(
         image_size: side of the input in pixels. The paper's head is built for it (32 or more); the compact head takes any
             size from 16 up.
         dropout: dropout probability in the paper's head.
+        convolution: the class of its convolutions, e.g. `CpuConvolution`; they differ in speed alone.
 
     Raises:
         ValueError: an unknown configuration or head, or an image too small.
@@ -60,23 +61,30 @@ def vgg(
         raise ValueError(f"unknown head {head!r}; choose one of {', '.join(smallest)}")
     if image_size < smallest[head]:
         raise ValueError(f"the {head} head needs images of {smallest[head]} pixels or more, not {image_size}")
-    return VGG(configuration, batch_norm, head, num_classes, image_size, dropout)
+    return VGG(configuration, batch_norm, head, num_classes, image_size, dropout, convolution)
 
 
 class VGG(nn.Module):
     """Images, float [n, 3, height, width], to logits, [n, num_classes].
 
     Attributes:
-        recompute: activations that the backward pass computes again in place of keeping them.
+        checkpointing: which activations the backward pass computes again in place of keeping them.
     """
 
-    recompute: Recompute = "none"
+    checkpointing: Checkpointing = "none"
 
     def __init__(
-        self, configuration: str, batch_norm: bool, head: str, num_classes: int, image_size: int, dropout: float
+        self,
+        configuration: str,
+        batch_norm: bool,
+        head: str,
+        num_classes: int,
+        image_size: int,
+        dropout: float,
+        convolution: type[Convolution],
     ) -> None:
         super().__init__()
-        self.features = _features(configuration, batch_norm)
+        self.features = _features(configuration, batch_norm, convolution)
         if head == "compact":
             # The fifth pool and the global pool are one: at 32 pixels both are the same 2x2 maximum.
             assert isinstance(self.features[-2], nn.MaxPool2d)
@@ -94,14 +102,15 @@ class VGG(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.recompute == "none" or not torch.is_grad_enabled():
+        """Logits, with activation checkpointing where gradients are asked for."""
+        if self.checkpointing == "none" or not torch.is_grad_enabled():
             features = self.features(images)
         else:
-            features = recompute.run(self.features, images, self.recompute)
+            features = checkpointed(self.features, images, self.checkpointing)
         return self.classifier(features.flatten(1))
 
 
-def _features(configuration: str, batch_norm: bool) -> nn.Sequential:
+def _features(configuration: str, batch_norm: bool, convolution: type[Convolution]) -> nn.Sequential:
     layers: list[nn.Module] = []
     channels = 3
     for entry in CONFIGURATIONS[configuration]:
@@ -116,7 +125,7 @@ def _features(configuration: str, batch_norm: bool) -> nn.Sequential:
             layers.append(nn.LocalResponseNorm(size=5, alpha=5e-4, beta=0.75, k=2.0))
         else:
             width, kernel = entry if isinstance(entry, tuple) else (int(entry), 3)
-            layers.append(Convolution(channels, width, kernel))
+            layers.append(convolution(channels, width, kernel))
             layers += [nn.BatchNorm2d(width)] if batch_norm else []
             layers.append(nn.ReLU(inplace=True))
             channels = width

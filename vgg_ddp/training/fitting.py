@@ -1,7 +1,7 @@
 """The largest micro-batch whose step fits into memory, found by trying larger and larger ones (`fit_memory`).
 
 The memory of a step grows by the same amount with each image. So two tries tell what the next one needs, and none is made that
-would not fit. The global batch stays as it is: a rank's share of it is cut into more micro-batches.
+would not fit. The global batch stays as it is: the local batch, a rank's images of it, is divided into more micro-batches.
 """
 
 from __future__ import annotations
@@ -9,22 +9,20 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import torch
 from torch import nn
 
-from vgg_ddp import engines
 from vgg_ddp.config import Config, load
-from vgg_ddp.config.communication import CommunicationConfig
 from vgg_ddp.distributed import memory
 from vgg_ddp.distributed.world import World
+from vgg_ddp.engines.ddp import DdpEngine
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.directory import RunDirectory
 
-SMALLEST = 8  # images of the first try, or the fewest that a share divides into beyond that
+SMALLEST = 8  # images of the first try; the next larger size that divides the local batch, where 8 does not
 
 
 def fitted(
@@ -32,26 +30,27 @@ def fitted(
 ) -> tuple[Config, dict[str, Any]]:
     """The configuration with as many micro-batches as fit, and what was measured. All ranks together.
 
-    A run that is continued keeps the number that it began with, where the ranks' share divides by it: the same bits.
+    A run that is continued keeps the number that it began with, where that divides the local batch: the same bits.
 
     Args:
-        network: builds one to try it with.
+        network: builds a network for the trials.
 
     Raises:
         UserError: not even the smallest micro-batch fits.
     """
     if not config.fit_memory:
         return config, {}
-    share = config.local_batch(world.size)
+    local_batch = config.local_batch(world.size)
     with world.together():
         stored = load(run.config, []).accumulation if world.is_main and run.config.exists() else 0
     stored = int(world.broadcast(str(stored).encode()))
-    if stored and share % stored == 0:
+    if stored and local_batch % stored == 0:
         return msgspec.structs.replace(config, accumulation=stored), {}
     even = 2 if config.augment.mixes else 1
-    sizes = [n for n in range(1, share // config.accumulation + 1) if share % n == 0 and n % even == 0]
+    largest = local_batch // config.accumulation
+    sizes = [n for n in range(1, largest + 1) if local_batch % n == 0 and n % even == 0]
     limit = memory.used_bytes(world.device) + config.memory_share * memory.available_bytes(world)
-    fits, peaks = _tries(_Step(config, network(), world), sizes, limit)
+    fits, peaks = _tries(_Step(config, network(), largest, world), sizes, limit)
     gc.collect()
     if world.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -61,7 +60,7 @@ def fitted(
             f"a step of {sizes[0]} images needs more than the {limit / 1e9:.1f} GB that are free here; "
             "use a smaller network, smaller images, or recompute=stages"
         )
-    chosen = share // agreed
+    chosen = local_batch // agreed
     return msgspec.structs.replace(config, accumulation=chosen), {
         "chosen": chosen,
         "limit_bytes": limit,
@@ -97,22 +96,19 @@ def _next(sizes: list[int], peaks: dict[int, int], limit: float) -> int:
 
 
 class _Step:
-    """A step of a network of its own, by itself."""
+    """A step of one rank that exchanges nothing with the others: each may try other sizes."""
 
-    def __init__(self, config: Config, network: nn.Module, world: World) -> None:
-        self._world = replace(world, rank=0, size=1, store=None)
-        self._config = msgspec.structs.replace(
-            config, batch=2, accumulation=1, compile=False, engine="ddp", communication=CommunicationConfig()
-        )
-        self._engine = engines.build(self._config, network, self._world)
+    def __init__(self, config: Config, network: nn.Module, largest: int, world: World) -> None:
+        self._config, self._device = msgspec.structs.replace(config, compile=False), world.device
+        self._engine = DdpEngine(self._config, network, world, reduce_gradients=False, micro_batch=largest)
         copies = (world.size > 1) + (config.ema > 0)  # gradients as DDP sends them; averaged weights
         self._copies = copies * 4 * sum(parameter.numel() for parameter in network.parameters())
 
     def peak_bytes(self, images: int) -> int | None:
         """The most memory that a step of so many images takes; None where it does not fit."""
-        side, device = self._config.data.image_size, self._world.device
+        side, device = self._config.data.image_size, self._device
         layout = torch.channels_last if self._config.channels_last else torch.contiguous_format
-        memory.forget_peak(device)
+        memory.reset_peak(device)
         try:
             pixels = torch.zeros(images, 3, side, side, device=device).to(memory_format=layout)
             labels = torch.zeros(images, dtype=torch.int64, device=device)
@@ -126,6 +122,6 @@ class _Step:
 
 
 def _least(world: World, value: int) -> int:
-    """The least of the ranks' values."""
-    values = [int(part) for part in world.gather(str(value).encode())]
+    """The smallest of the ranks' values, on every rank."""
+    values = [int(data) for data in world.gather(str(value).encode())]
     return int(world.broadcast(str(min(values, default=0)).encode()))

@@ -1,0 +1,42 @@
+"""Batch-norm statistics measured at the size of the images that are evaluated.
+
+A network that has seen small images so far (`data.train_sizes`) keeps running statistics of those. At another size its
+activations have others, and it is right about as often as chance, whatever it has learned (Touvron et al., "Fixing the
+train-test resolution discrepancy", NeurIPS 2019, section 3). Measured anew, a validation says what was learned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+IMAGES = 2048  # to measure on, at most
+BATCH = 256  # images in a forward pass, about as many as in training
+
+
+@contextlib.contextmanager
+def measured(network: nn.Module, batches: Iterable[Tensor], autocast: torch.autocast) -> Iterator[None]:
+    """Inside the context the network's batch norms use the statistics of `batches`; after it, their own again.
+
+    Args:
+        batches: float [n, 3, side, side]; the statistics are the mean over the batches.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [({name: buffer.clone() for name, buffer in norm.named_buffers()}, norm.momentum) for norm in norms]
+    network.train()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches, each counting the same
+        with torch.no_grad(), autocast:
+            for images in batches:
+                network(images)
+        yield
+    finally:
+        for norm, (buffers, momentum) in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            for name, buffer in norm.named_buffers():
+                buffer.copy_(buffers[name])
