@@ -3,24 +3,27 @@
     python -m benchmarks.overhead [--config configs/vgg16_cifar10.yaml] [--source digits] [--json FILE] [key=value ...]
 
 The loop itself is run, as `vgg-ddp train` runs it, with its engine's three calls timed. On a GPU each call is waited for, so
-that the host's own time cannot hide behind the device's; the share there is an upper bound.
+that the host's own time is not hidden by the device's; the share is an upper bound there.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measurement import measuring, outcome
+from benchmarks.measurement import command, rounds
+from benchmarks.measurement.device_speed import reference, wait_for
 from vgg_ddp.config import Config, load
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.ensure import ensure
 from vgg_ddp.distributed.memory import keep_freed_memory
 from vgg_ddp.distributed.world import World, joined
 from vgg_ddp.engines import Engine
@@ -30,7 +33,6 @@ from vgg_ddp.run.console import TrainingProgress
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.metrics_log import MetricsLog
 from vgg_ddp.train import train
-from vgg_ddp.training import parts
 from vgg_ddp.training.job import Job, build_job
 from vgg_ddp.training.recorder import Recorder
 
@@ -38,22 +40,21 @@ CALLS = ("forward", "backward", "step")
 
 
 class Timed:
-    """An engine that notes the seconds of its calls; everything else is the engine's own."""
+    """An engine that adds up the seconds of its calls; everything else is the engine's own."""
 
     def __init__(self, engine: Engine, device: torch.device) -> None:
         self._engine, self._device = engine, device
         self.seconds = dict.fromkeys(CALLS, 0.0)
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._engine, name)
-        return self._timed(name, found) if name in CALLS else found
+        attribute = getattr(self._engine, name)
+        return self._timed(name, attribute) if name in CALLS else attribute
 
     def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **named: Any) -> Any:
             start = time.perf_counter()
             result = call(*arguments, **named)
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
+            wait_for(self._device)
             self.seconds[name] += time.perf_counter() - start
             return result
 
@@ -61,14 +62,13 @@ class Timed:
 
 
 class Loop:
-    """The training loop of a configuration, some steps at a time."""
+    """The training loop of a configuration, whose precision is no longer auto, some steps at a time."""
 
     def __init__(self, config: Config, folder: Path, world: World) -> None:
-        config, _ = precision.resolve(config, world.device)
         precision.set_arithmetic(config)
         run = RunDirectory(str(folder / "run"))
         run.checkpoints.mkdir(parents=True)
-        dataset, _ = parts.open_dataset(config, world)
+        dataset = Dataset(ensure(config.data, print)[0])
         job = build_job(config, dataset, run, world)
         self._engine = Timed(job.engine, world.device)
         self._job: Job = dataclasses.replace(job, engine=self._engine)
@@ -76,7 +76,7 @@ class Loop:
         self._log = run.metrics
 
     def run(self, steps: int) -> dict[str, float]:
-        """Train so many steps more; seconds of a step in the engine's calls, waiting for data, and all in all."""
+        """Train so many more steps; seconds of a step in the engine's calls, in waiting for data, and in all."""
         state, job = self._state, dataclasses.replace(self._job, total_steps=self._state.step + steps)
         before = self._seconds()
         with MetricsLog(self._log) as log, TrainingProgress(job.total_steps, state.step, shown=False) as progress:
@@ -87,53 +87,63 @@ class Loop:
         return {name: (after[name] - before[name]) / steps for name in after}
 
     def _seconds(self) -> dict[str, float]:
-        """All steps so far, by what they went into."""
+        """Of all steps so far."""
         calls = {f"engine.{name}": value for name, value in self._engine.seconds.items()}
         return {"step": self._state.step_seconds, "data_wait": self._state.wait_seconds, **calls}
 
 
-def measure(options: Any, config: Config, world: World) -> list[dict[str, Any]]:
-    """One row: the share of the step that is not the engine's, and its parts."""
+def measure(options: Namespace, config: Config, world: World) -> list[dict[str, Any]]:
+    """One row: the share of the step outside the engine's calls, and the seconds of each."""
+    config, _ = precision.resolve(config, world.device)
+    machine_speed = reference(world.device)
+    seconds, speed = [], []
     with tempfile.TemporaryDirectory() as place:
         loop = Loop(config, Path(place), world)
-        reference = measuring.reference(world.device)
         loop.run(options.steps)
-        found: list[dict[str, float]] = []
-        speed = []
         for _ in range(options.rounds):
-            speed.append(reference())
-            found.append(loop.run(options.steps))
-    shares = [1 - sum(seconds[f"engine.{name}"] for name in CALLS) / seconds["step"] for seconds in found]
-    medians = {name: statistics.median(seconds[name] for seconds in found) for name in found[0]}
-    row = measuring.summary(shares, "overhead", speed, higher_is_better=False)
-    name = f"{config.network} {config.batch} {config.precision}"
-    return [{"name": name, **row, "seconds": medians, "loader": config.loader, "world_size": world.size}]
+            speed.append(machine_speed())
+            seconds.append(loop.run(options.steps))
+    shares = [1 - sum(s[f"engine.{name}"] for name in CALLS) / s["step"] for s in seconds]
+    return [
+        {
+            "name": f"{config.network} {config.batch} {config.precision}",
+            **rounds.summary(shares, "overhead", speed, higher_is_better=False),
+            "seconds": {name: statistics.median(s[name] for s in seconds) for name in seconds[0]},
+            "loader": config.loader,
+            "world_size": world.size,
+        }
+    ]
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the share and the milliseconds of a step."""
+    for row in rows:
+        milliseconds = "  ".join(f"{name} {value * 1e3:.2f}" for name, value in row["seconds"].items())
+        low, high = row["interval"]
+        print(
+            f"{row['name']:<28} {row['overhead']:.2%} of the step ({low:.2%} to {high:.2%})   "
+            f"ms of a step: {milliseconds}"
+        )
 
 
 def main() -> None:
-    parser = measuring.parser_of("overhead", __doc__)
+    """Measure on every rank that torchrun started; print and keep the rows on the first."""
+    parser = command.parser("overhead", __doc__)
     parser.add_argument("--config", default="configs/vgg16_cifar10.yaml", help="(default: %(default)s)")
     parser.add_argument("--source", default="digits", help="data.source (default: digits)")
     parser.add_argument("--steps", type=int, default=4, help="steps in a round (default: 4)")
-    parser.add_argument("keys", nargs="*", metavar="key=value", help="keys to set, as vgg-ddp train takes them")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     options = parser.parse_intermixed_args()
     keep_freed_memory()
-    config = load(
-        options.config,
-        [f"data.source={options.source}", "data.validation=0", "evaluate.checkpoint=last", *options.keys],
-    )
+    overrides = [f"data.source={options.source}", "data.validation=0", "evaluate.checkpoint=last", *options.overrides]
+    config = load(options.config, overrides)
     with joined() as world:
         torch.set_num_threads(max(1, options.threads // world.local_size))
         rows = measure(options, config, world)
-        if not world.is_main:
-            sys.exit(0)
-    for row in rows:
-        seconds = row["seconds"]
-        parts = "  ".join(f"{name} {value * 1e3:.2f}" for name, value in seconds.items())
-        low, high = row["interval"]
-        print(f"{row['name']:<28} {row['overhead']:.2%} of the step ({low:.2%} to {high:.2%})   ms of a step: {parts}")
-    outcome.keep(options, "overhead", rows, "overhead", "share of the step outside forward, backward and update")
+        if world.is_main:
+            show(rows)
+            command.keep(options, rows, "overhead", "share of the step outside forward, backward and update")
 
 
 if __name__ == "__main__":
-    measuring.exit_after(main)
+    command.run(main)

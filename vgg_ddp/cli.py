@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("-h", "--help", action=_TrainHelp, help="list every key")
     train.add_argument("config", help="a YAML file, e.g. configs/quickstart.yaml")
-    train.add_argument("words", nargs="*", metavar="key=value", help="changes to the configuration")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     train.set_defaults(run=_train)
 
     launch = commands.add_parser(
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="evaluate a run or a checkpoint on the test images")
     evaluate.add_argument("target", help="a run directory, or a checkpoint in one")
-    evaluate.add_argument("words", nargs="*", metavar="key=value", help="changes to the run's configuration")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the run's configuration")
     evaluate.add_argument("--images", type=Path, metavar="FOLDER", help="show what it makes of these images instead")
     evaluate.set_defaults(run=_evaluate)
 
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("target", type=Path, metavar="RUN|CHECKPOINT", help="a run directory, or a checkpoint in one")
     export.add_argument("--format", required=True, choices=("safetensors", "onnx", "torch-export"))
     export.add_argument("--out", type=Path, help="the file to write; RUN/export/model.* by default")
-    export.add_argument("words", nargs="*", metavar="key=value", help="changes to the run's configuration")
+    export.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the run's configuration")
     export.set_defaults(run=_export)
 
     dashboard = commands.add_parser(
@@ -151,33 +151,15 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from vgg_ddp import config, trackers
-    from vgg_ddp.config import deepspeed_file
+    from vgg_ddp import preflight
 
-    settings = config.load(options.config, options.words)
-    if settings.loader == "dali" and not (
-        importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
-    ):
-        raise UserError("loader=dali needs NVIDIA DALI; pip install 'vgg_ddp[dali]', or use loader=torch")
-    if settings.nproc != "auto":
-        settings.local_batch(settings.nproc)
-    if settings.engine == "deepspeed":
-        deepspeed_file.read(settings)
-    trackers.wanted(settings.tracking)
+    resolved = preflight.check_training(options.config, options.overrides)
 
-    from vgg_ddp.data.prepare import ensure
     from vgg_ddp.distributed import launcher
-    from vgg_ddp.run.console import box, say
-    from vgg_ddp.run.directory import RunDirectory
 
-    if settings.resume == "never":
-        RunDirectory(settings.run.dir).must_be_new()
-    _, fallbacks = ensure(settings.data, say)  # before any rank starts: a long download keeps none waiting
-    if fallbacks:
-        box("Training on other data than asked for", "\n".join(fallbacks))
-    ranks = launcher.ranks_of_this_host(settings.nproc)
-    settings.local_batch(ranks)
-    return launcher.start("vgg_ddp.train", [options.config, *options.words], ranks)
+    ranks = launcher.ranks_of_this_host(resolved.config.nproc)
+    resolved.config.local_batch(ranks)
+    return launcher.start("vgg_ddp.train", [resolved.argument()], ranks)
 
 
 def _launch(options: argparse.Namespace) -> int:
@@ -192,16 +174,18 @@ def _launch(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from vgg_ddp import config
-    from vgg_ddp.distributed import launcher
-    from vgg_ddp.run.directory import find_run
+    from vgg_ddp import preflight
 
-    run, _ = find_run(Path(options.target))
-    settings = config.load(run.config, options.words)
-    if options.images:
-        return launcher.start("vgg_ddp.evaluation.own_images", [options.target, str(options.images), *options.words], 1)
-    ranks = launcher.ranks_of_this_host(settings.nproc)
-    return launcher.start("vgg_ddp.evaluate", [options.target, *options.words], ranks)
+    resolved = preflight.check_evaluation(options.target, options.overrides, options.images)
+
+    from vgg_ddp.distributed import launcher
+
+    if options.images is not None:
+        from vgg_ddp import evaluate
+
+        return evaluate.main([resolved.argument()], options.images)
+    ranks = launcher.ranks_of_this_host(resolved.config.nproc)
+    return launcher.start("vgg_ddp.evaluate", [resolved.argument()], ranks)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -213,12 +197,12 @@ def _report(options: argparse.Namespace) -> int:
     settings = config.load(first / "config.yaml")
 
     from vgg_ddp.data.dataset import Dataset
-    from vgg_ddp.data.prepare import ensure
-    from vgg_ddp.report import write_comparison, write_report
+    from vgg_ddp.data.ensure import ensure
+    from vgg_ddp.report import write_report, write_side_by_side
 
     dataset = Dataset(ensure(settings.data, print)[0])
     if others:
-        print(write_comparison(options.targets, dataset, options.out or first / "report" / "comparison.html"))
+        print(write_side_by_side(options.targets, dataset, options.out or first / "report" / "comparison.html"))
     else:
         print(write_report(first, dataset))
     return EXIT_OK
@@ -228,13 +212,8 @@ def _verify(options: argparse.Namespace) -> int:
     from vgg_ddp.data.dataset import Dataset
 
     if (options.target / "dataset.json").is_file():
-        from vgg_ddp.data.order import check_order
-
-        dataset = Dataset(options.target)
-        print(f"{options.target}: {dataset.verify()} files, every hash is right")
-        for name, split in dataset.record.splits.items():
-            check_order(split.count)
-            print(f"{name}: {split.count} images, each visited once an epoch by 1 to 12 ranks")
+        files = Dataset(options.target).verify()
+        print(f"{options.target}: {files} files, every hash is right")
         return EXIT_OK
     from vgg_ddp.run import checkpoint
     from vgg_ddp.run.directory import find_run
@@ -257,7 +236,7 @@ def _export(options: argparse.Namespace) -> int:
 
     from vgg_ddp.export import export
 
-    done = export(options.target, options.format, options.out, options.words)
+    done = export(options.target, options.format, options.out, options.overrides)
     print(f"the same predictions on {done.images} test images; logits differ by at most {done.largest_difference:.2g}")
     print(f"written: {done.path}\nmodel card: {done.card}")
     return EXIT_OK

@@ -1,125 +1,46 @@
-"""Evaluates a checkpoint on the test split: predictions from all ranks, analysis and report on rank 0.
+"""The evaluation of a checkpoint on the test split: figures from all ranks, table and report from rank 0.
 
 Start it with `vgg-ddp evaluate`, or `torchrun ... -m vgg_ddp.evaluate`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vgg_ddp.analysis import data_quality
-from vgg_ddp.analysis.predictions import Predictions
-from vgg_ddp.analysis.summary import describe
-from vgg_ddp.config import Config, load
+from vgg_ddp import preflight
+from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.data.order import stratified_split
 from vgg_ddp.distributed import rank_process
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.evaluation.inference import predict
+from vgg_ddp.evaluation import own_images, test_set
 from vgg_ddp.optim import precision
-from vgg_ddp.report import write_report
-from vgg_ddp.run import checkpoint
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import say, table
-from vgg_ddp.run.directory import RunDirectory, find_run
-from vgg_ddp.run.files import replace_file
-from vgg_ddp.trackers import wanted
-from vgg_ddp.trackers.follow import followed
-from vgg_ddp.training import parts
+from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.resolved import ResolvedRun
 
-CALIBRATION_IMAGES = 10_000  # at most, to fit one temperature on
+MOST_LINES = 20  # of the table of answers that is printed
 
 
-def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, world: World) -> None:
-    """Evaluate the checkpoint in `folder` and write RUN/evaluation and RUN/report. All ranks together.
+def evaluate_and_report(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, world: World) -> None:
+    """Evaluate the checkpoint in `folder`, print the table, and write RUN/evaluation and RUN/report. All ranks together.
 
     Raises:
-        UserError: a checkpoint that is damaged or of another network.
+        UserError: a checkpoint that is damaged or of another network, or a disk that cannot be written.
     """
-    with world.together():
-        files = checkpoint.pack(checkpoint.read(folder)) if world.is_main else b""
-    files = world.broadcast(files)
-    with world.together():
-        contents = checkpoint.unpack(files)
-        network = parts.build_network(config, len(dataset.classes), world.device)
-        parts.load_weights(network, contents, folder)
-        loader = parts.evaluation_loader(config, dataset, "test", world)
-    preprocess = parts.build_preprocess(config, dataset, world.device)
-    images = np.arange(len(dataset.split("test")))
-    predictions = predict(network, preprocess, loader, images, config, world)
-    held_out, reason = held_out_images(config, dataset, checkpoint.state(contents))
-    validation = None
-    if len(held_out):
-        with world.together():
-            loader = parts.evaluation_loader(config, dataset, "train", world)
-        validation = predict(network, preprocess, loader, held_out, config, world)
-    if predictions is not None:
-        sha256 = hashlib.sha256(contents["manifest.json"]).hexdigest()
-        write(predictions, validation, reason, config, dataset, run, sha256, world.size)
+    summary = test_set.evaluate(config, dataset, run, folder, world)
+    if summary is not None:
+        from vgg_ddp.report import write_report  # only here: a training itself needs neither pictures nor templates
+
+        show(summary)
+        with run.writing():
+            say(f"report: {write_report(run.path, dataset)}")
 
 
-def held_out_images(config: Config, dataset: Dataset, state: checkpoint.State) -> tuple[NDArray[np.int64], str]:
-    """Images of the train split that the checkpoint was not trained on, at most `CALIBRATION_IMAGES`, and which they are;
-    or none, and why.
-    """
-    none = np.empty(0, dtype=np.int64)
-    now = parts.identity(config, dataset)
-    if any(state.identity.get(key) != now[key] for key in ("dataset", "data.validation", "seed")):
-        return none, "the checkpoint was trained on other data, or held out other images for validation"
-    _, held_out = stratified_split(dataset.split("train").labels, config.data.validation, config.seed)
-    if len(held_out) == 0:
-        return none, "the run held out no images for validation"
-    held_out = held_out[:: -(-len(held_out) // CALIBRATION_IMAGES)]
-    return held_out, f"{len(held_out):,} images held out for validation"
-
-
-def write(
-    predictions: Predictions,
-    validation: Predictions | None,
-    validation_reason: str,
-    config: Config,
-    dataset: Dataset,
-    run: RunDirectory,
-    checkpoint_sha256: str,
-    world_size: int,
-) -> None:
-    """Write the analysis and the report of the test split's predictions, and print the table and how long it took."""
-    start = time.perf_counter()
-    summary = {
-        "dataset": dataset.name,
-        "split": "test",
-        **describe(predictions, dataset.classes, dataset.record.groups, validation, validation_reason),
-        "data": data_quality.describe(dataset),
-        "network": config.network,
-        "checkpoint_sha256": checkpoint_sha256,
-        "world_size": world_size,
-    }
-    arrays = io.BytesIO()
-    np.savez(
-        arrays,
-        label=predictions.label,
-        prediction=predictions.prediction,
-        probabilities=predictions.probabilities,
-        sample_index=predictions.sample_index,
-    )
-    with run.writing():
-        run.write_json(run.evaluation / "summary.json", summary)
-        replace_file(run.evaluation / "predictions.npz", arrays.getvalue())
-        report = write_report(run.path, dataset)
-    show(summary)
-    say(f"analysis and report took {time.perf_counter() - start:.1f} s")
-    say(f"report: {report}")
-
-
-def show(summary: dict) -> None:  # type: ignore[type-arg]
+def show(summary: dict[str, Any]) -> None:
     """Print accuracy per class, worst last, and over all."""
     ranked = sorted(summary["per_class"], key=lambda c: -1 if c["accuracy"] is None else -c["accuracy"])
     shown = ranked if len(ranked) <= 20 else [*ranked[:10], *ranked[-10:]]
@@ -129,37 +50,72 @@ def show(summary: dict) -> None:  # type: ignore[type-arg]
     say(f"test accuracy {summary['accuracy']:.2%}{top5}, loss {summary['loss']:.3f}, {summary['images']} images")
 
 
-def chosen_checkpoint(config: Config, run: RunDirectory) -> Path:
-    """The checkpoint that `evaluate.checkpoint` ("last" or "best") means.
+def run(resolved: ResolvedRun, world: World) -> None:
+    """Evaluate and report, from the same resolved run on every rank."""
+    from vgg_ddp.trackers.follow import followed
+
+    config, _ = precision.resolve(resolved.config, world.device)
+    precision.set_arithmetic(config)
+    directory, dataset = RunDirectory(resolved.run), Dataset(resolved.dataset)
+    trackers = resolved.trackers if world.is_main else {}
+    with followed(config, directory, dataset.directory, State(), trackers):
+        evaluate_and_report(config, dataset, directory, Path(resolved.checkpoint), world)
+
+
+def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
+    """Answer for every image in `folder`, write RUN/images/FOLDER, and print the answers. For one rank alone.
 
     Raises:
-        UserError: the run has none.
+        UserError: no image in the folder, a checkpoint that is damaged or of another network, or a full disk.
     """
-    pointer = run.checkpoints / {"last": "latest", "best": "best"}[config.evaluate.checkpoint]
-    try:
-        return run.checkpoints / pointer.read_text()
-    except OSError:
-        raise UserError(
-            f"{run.path} has no {config.evaluate.checkpoint} checkpoint; train first: vgg-ddp train CONFIG"
-        ) from None
+    from vgg_ddp.report.image_answers import Answer, write_image_answers
+
+    config, _ = precision.resolve(resolved.config, world.device)
+    precision.set_arithmetic(config)
+    dataset, run = Dataset(resolved.dataset), RunDirectory(resolved.run)
+    unreadable: list[str] = []
+    found = own_images.answers(folder, config, dataset, Path(resolved.checkpoint), world.device, unreadable)
+    answers = [Answer.of(one.name, one.label, one.probabilities, one.pixels, one.seen) for one in found]
+    if not answers:
+        raise UserError(f"no image in {folder} can be decoded; the first: {unreadable[0]}")
+    rows = [
+        {
+            "file": one.name,
+            "label": one.label,
+            "prediction": dataset.classes[one.order[0]],
+            "probabilities": {dataset.classes[k]: float(one.probabilities[k]) for k in one.order},
+        }
+        for one in answers
+    ]
+    target = run.path / "images" / (folder.resolve().name or "root")
+    with run.writing():
+        run.write_json(target / "predictions.json", {"images": rows, "unreadable": unreadable})
+    page = write_image_answers(
+        answers, unreadable, dataset.classes, config.network, dataset.name, folder, target / "index.html"
+    )
+    lines = [[one.name, dataset.classes[one.order[0]], f"{one.probabilities.max():.1%}"] for one in answers]
+    table(f"{config.network} on {folder}", ["file", "answer", "confidence"], lines[:MOST_LINES])
+    if len(lines) > MOST_LINES:
+        say(f"and {len(lines) - MOST_LINES} more")
+    for line in unreadable:
+        say(f"left out: {line}")
+    say(f"answers to {len(answers)} images: {page}")
 
 
-def main(arguments: list[str]) -> int:
-    """One rank of an evaluation: `RUN|CHECKPOINT [key=value ...]`; returns the exit code."""
+def main(arguments: list[str], images: Path | None = None) -> int:
+    """One rank of an evaluation: `RUN|CHECKPOINT [key=value ...]`, or what `vgg-ddp evaluate` hands its ranks.
+
+    Args:
+        images: a folder of images to answer for in place of the test split.
+
+    Returns:
+        The exit code.
+    """
 
     def body(world: World) -> None:
-        with world.together():
-            run, folder = find_run(Path(arguments[0]))
-            config = load(run.config, arguments[1:])
-            folder = folder or chosen_checkpoint(config, run)
-        world.use_threads(config.threads)
-        config, _ = precision.resolve(config, world.device)
-        precision.set_arithmetic(config)
-        dataset, _ = parts.open_dataset(config, world)
-        with world.together():
-            trackers = wanted(config.tracking) if world.is_main else {}
-        with followed(config, run, dataset.directory, State(), trackers):
-            evaluate(config, dataset, run, folder, world)
+        resolved = preflight.on_ranks(arguments, world, preflight.check_evaluation)
+        world.use_threads(resolved.config.threads)
+        run(resolved, world) if images is None else answer_images(resolved, images, world)
 
     return rank_process.run(body)
 

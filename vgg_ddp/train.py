@@ -11,22 +11,22 @@ from pathlib import Path
 
 import torch
 
-from vgg_ddp import evaluate
+from vgg_ddp import evaluate, preflight
 from vgg_ddp.analysis.predictions import accuracy, class_accuracies, loss
-from vgg_ddp.config import Config, dump, load
+from vgg_ddp.config import dump
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.distributed import memory, rank_process
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import StoppedOnRequest
 from vgg_ddp.evaluation.inference import predict
 from vgg_ddp.optim import optimizers, precision
-from vgg_ddp.randomness import random_words
+from vgg_ddp.randomness import torch_seed
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import TrainingProgress, say
-from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint
 from vgg_ddp.run.metrics_log import MetricsLog
-from vgg_ddp.trackers import wanted
-from vgg_ddp.trackers.follow import followed
+from vgg_ddp.run.resolved import ResolvedRun
 from vgg_ddp.training import environment, parts, stopping
 from vgg_ddp.training.job import Job, build_job
 from vgg_ddp.training.recorder import Recorder
@@ -84,9 +84,9 @@ def finish_epoch(job: Job, state: State, recorder: Recorder) -> None:
 def validate(job: Job, state: State, recorder: Recorder) -> bool:
     """Evaluate on the images held out from training; whether the accuracy is the best so far."""
     config, world = job.config, job.world
-    predictions = predict(
-        job.evaluated_network(), job.preprocess, job.data.validation_loader, job.data.validation, config, world
-    )
+    network = job.evaluated_network()
+    with job.statistics_at_evaluated_size(network, state.epoch - 1):
+        predictions = predict(network, job.preprocess, job.data.validation_loader, job.data.validation, config, world)
     found, per_class = torch.tensor([0.0, 0.0], dtype=torch.float64), None
     if predictions is not None:
         found = torch.tensor([loss(predictions), accuracy(predictions)], dtype=torch.float64)
@@ -99,8 +99,8 @@ def validate(job: Job, state: State, recorder: Recorder) -> bool:
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
-    """Make the random numbers inside a step follow from where the step is, so that none need be saved."""
-    torch.manual_seed(int(random_words(seed, step, f"dropout {rank}", 0, 1)[0, 0] >> 1))
+    """Make the random numbers inside a step follow from its number, so that no random state need be saved."""
+    torch.manual_seed(torch_seed(seed, step, f"dropout {rank}"))
 
 
 def save(job: Job, state: State, recorder: Recorder) -> Path | None:
@@ -146,21 +146,23 @@ def resume(job: Job) -> State:
     return state
 
 
-def run(config: Config, world: World) -> None:
-    """Train, evaluate and report: one whole run, from the same configuration on every rank.
+def run(resolved: ResolvedRun, world: World) -> None:
+    """Train and evaluate: one whole run, from the same resolved configuration on every rank.
 
     Raises:
-        UserError: what was asked for cannot be had or does not fit.
+        UserError: what was asked for does not fit the data or the ranks.
         StoppedOnRequest: a signal came; a checkpoint was saved.
     """
-    config, precision_reason = precision.resolve(config, world.device)
+    from vgg_ddp.trackers.follow import followed
+
+    config, precision_reason = precision.resolve(resolved.config, world.device)
     precision.set_arithmetic(config)
-    directory = RunDirectory(config.run.dir)
+    directory = RunDirectory(resolved.run)
     with contextlib.ExitStack() as stack:
         with world.together():
             if world.is_main:
                 stack.enter_context(directory.claimed(new=config.resume == "never"))
-        dataset, fallbacks = parts.open_dataset(config, world)
+            dataset = Dataset(resolved.dataset)
         with world.together():
             job = build_job(config, dataset, directory, world)
             config = job.config
@@ -168,23 +170,21 @@ def run(config: Config, world: World) -> None:
         log = None
         if world.is_main:
             directory.config.write_text(dump(config))
-            directory.write_json(directory.environment, environment.describe(job, fallbacks, precision_reason))
+            directory.write_json(directory.environment, environment.describe(job, resolved, precision_reason))
             log = stack.enter_context(MetricsLog(directory.metrics))
-            say("\n".join([environment.sentence(job), *environment.choices(job)]))
-        with world.together():
-            trackers = wanted(config.tracking) if world.is_main else {}
+            say("\n".join([environment.sentence(job), *resolved.choices, *environment.choices(job)]))
+        trackers = resolved.trackers if world.is_main else {}
         stack.enter_context(followed(config, directory, dataset.directory, state, trackers))
         progress = stack.enter_context(TrainingProgress(job.total_steps, state.step, shown=world.is_main))
-        train(
-            job,
-            state,
-            Recorder(state, world, config.batch, job.data.order.steps_per_epoch, job.total_steps, log, progress),
-        )
+        recorder = Recorder(state, world, config.batch, job.data.order.steps_per_epoch, job.total_steps, log, progress)
+        train(job, state, recorder)
         progress.close()
         peak = memory.peak_bytes(world)
         if world.is_main:
             directory.write_json(directory.summary, summary(job, state, peak))
-        evaluate.evaluate(config, dataset, directory, evaluate.chosen_checkpoint(config, directory), world)
+        evaluate.evaluate_and_report(
+            config, dataset, directory, chosen_checkpoint(directory, config.evaluate.checkpoint), world
+        )
 
 
 def summary(job: Job, state: State, peak_memory_bytes: int) -> dict[str, object]:
@@ -206,14 +206,12 @@ def summary(job: Job, state: State, peak_memory_bytes: int) -> dict[str, object]
 
 
 def main(arguments: list[str]) -> int:
-    """One rank of a training: `CONFIG [key=value ...]`; returns the exit code."""
+    """One rank of a training: `CONFIG [key=value ...]`, or what `vgg-ddp train` hands its ranks; returns the exit code."""
 
     def body(world: World) -> None:
-        with world.together():
-            words = [word for word in arguments if not word.startswith("--local_rank=")]  # deepspeed's launcher adds it
-            config = load(words[0], words[1:])
-        world.use_threads(config.threads)
-        run(config, world)
+        resolved = preflight.on_ranks(arguments, world, preflight.check_training)
+        world.use_threads(resolved.config.threads)
+        run(resolved, world)
 
     return rank_process.run(body)
 

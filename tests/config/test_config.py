@@ -51,6 +51,7 @@ OTHER_VALUES: dict[str, Any] = {
     "data.fallback": "digits",
     "data.directory": "/data",
     "data.resize": 48,
+    "data.photo_size": 64,
     "data.image_size": 24,
     "data.train_sizes": [16, 24],
     "data.validation": 0.25,
@@ -337,7 +338,7 @@ def test_numbers_that_are_none_are_refused(word: str, config_file: Path) -> None
     [
         ("network=vgg12", ["A-LRN", "vgg11", "vgg19"]),
         ("loader=tf", ["auto", "dali", "torch"]),
-        ("precision=fp8", ["fp32", "tf32", "bf16", "fp16"]),
+        ("precision=fp8", ["auto", "fp32", "tf32", "bf16", "fp16"]),
         ("model.head=big", ["compact", "paper"]),
         ("schedule.name=linear", ["constant", "step", "cosine", "one_cycle"]),
         ("resume=yes_please", ["never", "auto"]),

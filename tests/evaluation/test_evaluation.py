@@ -20,7 +20,8 @@ from sklearn.metrics import (
 )
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from tests.support.rank_processes import start
+from tests.support.rank_processes import Ranks, start
+from vgg_ddp import evaluate
 from vgg_ddp.data.dataset import Dataset
 
 
@@ -103,7 +104,7 @@ def test_one_s_own_images_are_answered_as_in_the_evaluation(whole_run: Path, few
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(split.decode(k)).save(target)
     (folder / "broken.jpg").write_bytes(b"nothing")
-    ranks = start("vgg_ddp.evaluation.own_images", [str(whole_run), str(folder), *words], 1, tmp_path / "own")
+    ranks = Ranks(evaluate.main, ([str(whole_run), *words], folder), 1, tmp_path / "own")
     assert ranks.wait() == [0], ranks.stderr
     found = json.loads((whole_run / "images" / "mine" / "predictions.json").read_text())
     assert found["unreadable"] == ["broken.jpg cannot be decoded: it is no JPEG or PNG file"]

@@ -15,15 +15,14 @@ from torch import Tensor
 from vgg_ddp import __version__
 from vgg_ddp.config import Config, load
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.order import evaluation_slices
-from vgg_ddp.data.prepare import ensure
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.evaluate import chosen_checkpoint
 from vgg_ddp.export.card import write_card
 from vgg_ddp.export.formats import FORMATS, Classifier, Contents
 from vgg_ddp.run import checkpoint
-from vgg_ddp.run.directory import find_run
+from vgg_ddp.run.directory import chosen_checkpoint, find_run
 from vgg_ddp.run.files import sync_directory
 from vgg_ddp.training import parts
 
@@ -50,7 +49,7 @@ def export(target: Path, format_name: str, out: Path | None, words: list[str]) -
     """
     run, folder = find_run(target)
     config = load(run.config, words)
-    folder = folder or chosen_checkpoint(config, run)
+    folder = folder or chosen_checkpoint(run, config.evaluate.checkpoint)
     files = checkpoint.read(folder)
     dataset = Dataset(ensure(config.data, lambda text: None)[0])
     if checkpoint.state(files).identity.get("dataset") != dataset.sha256:
@@ -68,7 +67,7 @@ def export(target: Path, format_name: str, out: Path | None, words: list[str]) -
         mean=dataset.record.mean,
         std=dataset.record.std,
         image_size=config.data.image_size,
-        resize=config.data.resize,
+        resize=config.data.shorter_side,
         network=config.network,
         batch_norm=config.model.batch_norm,
         head=config.model.head,

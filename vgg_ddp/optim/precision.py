@@ -1,4 +1,4 @@
-"""Precision: which arithmetic the forward pass uses, and the process-wide switches of torch."""
+"""Precision: the number format of the forward pass, and torch's process-wide settings of arithmetic."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def bf16_in_hardware() -> bool:
     """Whether the processor multiplies bf16 numbers itself (AVX512-BF16, AMX, or Arm's BF16), and oneDNN may use it."""
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
     try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
+        flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         return False
-    return limit not in ISA_WITHOUT_BF16 and bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    return limit not in ISA_WITHOUT_BF16 and bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})

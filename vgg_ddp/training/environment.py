@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 import vgg_ddp
 from vgg_ddp.config import Config
+from vgg_ddp.run.resolved import ResolvedRun
 from vgg_ddp.training.job import Job
 
 PACKAGES = (
@@ -30,11 +30,11 @@ PACKAGES = (
 )
 
 
-def describe(job: Job, fallbacks: list[str], precision_reason: str) -> dict[str, Any]:
+def describe(job: Job, resolved: ResolvedRun, precision_reason: str) -> dict[str, Any]:
     """The content of environment.json.
 
     Args:
-        fallbacks: the choices made so far for want of something.
+        resolved: what was checked before the ranks started.
         precision_reason: why the precision is what it is; "" where it was asked for.
     """
     versions = {"vgg_ddp": vgg_ddp.__version__, "python": platform.python_version()}
@@ -52,11 +52,12 @@ def describe(job: Job, fallbacks: list[str], precision_reason: str) -> dict[str,
             "threads": torch.get_num_threads(),
         },
         "commit": commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": resolved.command,
         "world_size": job.world.size,
         "engine": engine(job.config),
         "precision": f"{job.config.precision}: {precision_reason or 'asked for'}",
-        "fallbacks": [*fallbacks, *_fallbacks(job)],
+        "fallbacks": [*resolved.fallbacks, *_fallbacks(job)],
+        "choices": resolved.choices,
         "measured": job.engine.measured,
         "data": job.data.dataset.name,
         "data_sha256": job.data.dataset.sha256,

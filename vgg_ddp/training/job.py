@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,14 +10,16 @@ from itertools import islice
 
 from torch import Tensor, nn
 
-from vgg_ddp import engines, trackers
+from vgg_ddp import engines
 from vgg_ddp.augment.appearance import Appearance
 from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.order import evaluation_slices
 from vgg_ddp.distributed.world import World
 from vgg_ddp.loaders import Batch
+from vgg_ddp.model import batch_statistics
 from vgg_ddp.model.preprocess import Preprocess
-from vgg_ddp.optim import schedules
+from vgg_ddp.optim import precision, schedules
 from vgg_ddp.optim.averaging import Average
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
@@ -33,7 +36,7 @@ class Job:
     run: RunDirectory
     data: Data
     preprocess: Preprocess
-    appearance: Appearance | None
+    appearance: Appearance
     engine: engines.Engine
     average: Average
     schedule: schedules.Schedule
@@ -41,19 +44,34 @@ class Job:
 
     def batches(self, state: State) -> Iterator[Batch]:
         """This rank's batches of the epoch at hand, from the state's position to the epoch's or the training's end."""
-        parts = self.data.order.slices(state.epoch, self.world.rank, self.world.size, state.step_in_epoch)
-        return self.data.train_loader.stream(islice(parts, self.total_steps - state.step))
+        slices = self.data.order.slices(state.epoch, self.world.rank, self.world.size, state.step_in_epoch)
+        return self.data.train_loader.stream(islice(slices, self.total_steps - state.step))
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the network takes, [n, 3, side, side], and its targets: labels, or float [n, classes] of mixed images."""
-        pixels, targets = self.preprocess.pixels(batch.images), batch.labels
-        if self.appearance is not None:
-            pixels, targets = self.appearance(pixels, targets, batch.part)
-        return self.preprocess.normalise(pixels, self.side(batch.part.epoch)), targets
+        pixels, targets = self.appearance(batch.images, batch.labels, batch.slice)
+        return self.preprocess.normalise(pixels, self.side(batch.slice.epoch)), targets
 
     def evaluated_network(self) -> nn.Module:
         """What is validated: the averaged weights if there are any, else the engine's. All ranks together."""
         return self.average.network if self.config.ema else self.engine.whole_network()
+
+    @contextlib.contextmanager
+    def statistics_at_evaluated_size(self, network: nn.Module, epoch: int) -> Iterator[None]:
+        """Inside the context, where images were shrunk in `epoch`: batch-norm statistics of images as they are evaluated.
+
+        They are measured on training images without augmentation, the same on every rank. All ranks together.
+        """
+        if self.side(epoch) is None:
+            yield
+            return
+        samples = self.data.order.samples
+        samples = samples[:: -(-len(samples) // batch_statistics.IMAGES)]
+        slices = evaluation_slices(samples, min(batch_statistics.BATCH, self.config.evaluate.batch))
+        loaded = (self.preprocess(batch.images) for batch in self.data.validation_loader.stream(slices))
+        autocast = precision.autocast(self.config.precision, self.world.device)
+        with batch_statistics.measured(network, loaded, autocast):
+            yield
 
     def side(self, epoch: int) -> int | None:
         """The size to shrink this epoch's images to; None leaves them as they are."""
@@ -67,8 +85,6 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
     Raises:
         UserError: what is asked for does not fit the data or the ranks.
     """
-    if world.is_main:
-        trackers.wanted(config.tracking)
     data = build_data(config, dataset, world)
     network = partial(build_network, config, len(dataset.classes), world.device)
     config, tried = fitting.fitted(config, network, run, world)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,31 +16,12 @@ from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
 from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order, stratified_split
-from vgg_ddp.data.prepare import ensure
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.model.network import VGG, initialize, vgg
+from vgg_ddp.model import VGG, initialize, vgg
+from vgg_ddp.model.convolution import Convolution, CpuConvolution
 from vgg_ddp.model.preprocess import Preprocess
 from vgg_ddp.run import checkpoint
-from vgg_ddp.run.console import say
-
-
-def open_dataset(config: Config, world: World) -> tuple[Dataset, list[str]]:
-    """The dataset that `data.source` names, prepared first if need be, and the fallbacks taken on the way.
-
-    Rank 0 goes first; then the first rank of every other host, which finds it done where hosts share a disk.
-    """
-    fallbacks: list[str] = []
-    directory = None
-    for turn in (world.rank == 0, world.local_rank == 0 and world.rank != 0):
-        with world.together():
-            if turn:
-                directory, fallbacks = ensure(config.data, say if world.is_main else _silent)
-    found = msgspec.json.decode(
-        world.broadcast(msgspec.json.encode((str(directory), fallbacks)) if world.is_main else b"")
-    )
-    with world.together():
-        return Dataset(found[0]), found[1]
 
 
 @dataclass(frozen=True)
@@ -107,9 +87,10 @@ def build_network(config: Config, num_classes: int, device: torch.device) -> VGG
         num_classes,
         config.data.image_size,
         config.model.dropout,
+        CpuConvolution if device.type == "cpu" else Convolution,
     )
     initialize(network, config.model.initialization, config.seed)
-    network.recompute = config.recompute
+    network.checkpointing = config.recompute
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
 
@@ -135,10 +116,8 @@ def build_preprocess(config: Config, dataset: Dataset, device: torch.device) -> 
     return Preprocess(dataset.record.mean, dataset.record.std, config.channels_last).to(device)
 
 
-def build_appearance(config: Config, dataset: Dataset) -> Appearance | None:
-    """What changes the look of training images; None where the configuration leaves it as it is."""
-    if not config.augment.changes_appearance:
-        return None
+def build_appearance(config: Config, dataset: Dataset) -> Appearance:
+    """What changes the look of training images."""
     covariance, mean = np.array(dataset.record.covariance), np.array(dataset.record.mean)
     return Appearance(config.augment, config.seed, covariance, mean, len(dataset.classes))
 
@@ -157,7 +136,3 @@ def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
         "optimizer.name": config.optimizer.name,
         "ema": config.ema,
     }
-
-
-def _silent(text: str) -> None:
-    """Takes what rank 0 has said already."""
