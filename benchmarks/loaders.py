@@ -10,7 +10,6 @@ are made for the purpose: JPEG files of 300 to 600 pixels, loaded with a random 
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +25,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks.measurement import measuring, outcome
+from benchmarks.measurement import command, rounds
+from benchmarks.measurement.device_speed import reference, wait_for
 from vgg_ddp import loaders
 from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config.augment import AugmentConfig
@@ -40,11 +40,10 @@ from vgg_ddp.distributed.world import World, device_of
 
 CROP_AND_FLIP = AugmentConfig(crop_padding=4, flip=True)
 RESIZED_CROP_AND_FLIP = AugmentConfig(random_resized_crop=[0.08, 1.0], flip=True)
-Side = Callable[[float], tuple[int, float]]  # seconds to run at least, to images and seconds
 
 
 class Ours:
-    """One of our loaders on a split, as a stream of batches without end."""
+    """One of our loaders on a split, as an endless stream of batches."""
 
     def __init__(
         self, name: str, split: Split, augmentation: AugmentConfig, size: int, options: argparse.Namespace
@@ -56,28 +55,28 @@ class Ours:
         self._loader = loaders.build(name, split, training_geometry(data, augmentation, 0), data, world, options.batch)
 
     def run(self, seconds: float) -> tuple[int, float]:
-        """Load for so long; how many images came, and the seconds they took."""
+        """Load for at least so long; the number of images, and the seconds that they took."""
         start, images = time.perf_counter(), 0
         for batch in self._loader.stream(self._until(start + seconds)):
             images += len(batch)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait_for(device_of(0))
         return images, time.perf_counter() - start
 
     def batches(self, number: int) -> Iterator[loaders.Batch]:
-        parts = (part for epoch in self._epochs for part in self._order.slices(epoch))
-        return self._loader.stream(part for part, _ in zip(parts, range(number)))
+        """The next `number` batches."""
+        slices = (chosen for epoch in self._epochs for chosen in self._order.slices(epoch))
+        return self._loader.stream(chosen for chosen, _ in zip(slices, range(number)))
 
     def _until(self, end: float) -> Iterator[Slice]:
         for epoch in self._epochs:
-            for part in self._order.slices(epoch):
+            for chosen in self._order.slices(epoch):
                 if time.perf_counter() > end:
                     return
-                yield part
+                yield chosen
 
 
 class Files(Dataset[tuple[Tensor, int]]):
-    """What a torchvision script has: an image file at a time through Pillow and torchvision's transforms."""
+    """The data set of a plain torchvision script: one image file at a time, by Pillow and torchvision's transforms."""
 
     def __init__(self, split: EncodedSplit, transform: Callable[[Image.Image], Tensor]) -> None:
         self._split, self._transform = split, transform
@@ -91,7 +90,7 @@ class Files(Dataset[tuple[Tensor, int]]):
 
 
 class Torchvision:
-    """A DataLoader over torchvision, with a worker a core, pinned as its documentation recommends."""
+    """A DataLoader over torchvision with a worker for each core, and pinned memory as its documentation recommends."""
 
     def __init__(self, split: EncodedSplit, transforms: list[Any], options: argparse.Namespace) -> None:
         transform = v2.Compose([*transforms, v2.RandomHorizontalFlip(), v2.PILToTensor()])
@@ -108,6 +107,7 @@ class Torchvision:
         self._batches: Iterator[Any] = iter(())
 
     def run(self, seconds: float) -> tuple[int, float]:
+        """Load for at least so long; the number of images, and the seconds that they took."""
         start, images = time.perf_counter(), 0
         while time.perf_counter() < start + seconds:
             batch = next(self._batches, None)
@@ -133,21 +133,21 @@ def make_photos(folder: Path, number: int) -> Path:
     return folder
 
 
-def sides(options: argparse.Namespace, place: Path) -> dict[str, tuple[dict[str, Any], Callable[[], Any]]]:
-    """What is measured, by name: its description, and how to build it."""
+def prepared_sides(options: argparse.Namespace, place: Path) -> dict[str, tuple[dict[str, Any], Callable[[], Any]]]:
+    """What is measured, by name: the keys of its row, and how to build it."""
     silent: Callable[[str], None] = lambda line: None  # noqa: E731
     made = place / "made"
     raw = prepare(options.data, made / "raw", silent, made, Storage("raw")).split("train")
     files = prepare(options.data, made / "files", silent, made).split("train")
-    found: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {}
+    sides: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {}
 
     def add(name: str, split: Split, storage: str, augmentation: AugmentConfig, size: int) -> None:
         about = {"loader": name, "storage": storage, "size": size, "batch": options.batch}
-        found[f"{name} {storage}"] = (about, lambda: Ours(name, split, augmentation, size, options))
+        sides[f"{name} {storage}"] = (about, lambda: Ours(name, split, augmentation, size, options))
 
     def add_torchvision(split: EncodedSplit, storage: str, transform: Any, size: int) -> None:
         about = {"loader": "torchvision", "storage": storage, "size": size, "batch": options.batch}
-        found[f"torchvision {storage}"] = (about, lambda: Torchvision(split, [transform], options))
+        sides[f"torchvision {storage}"] = (about, lambda: Torchvision(split, [transform], options))
 
     assert raw.uniform_shape is not None
     size = min(raw.uniform_shape)
@@ -165,13 +165,13 @@ def sides(options: argparse.Namespace, place: Path) -> dict[str, tuple[dict[str,
         for name in ("dali", "torch"):
             add(name, photos, "photos", RESIZED_CROP_AND_FLIP, 224)
         add_torchvision(photos, "photos", v2.RandomResizedCrop(224, antialias=True), 224)
-    return {name: side for name, side in found.items() if not options.only or name in options.only}
+    return {name: side for name, side in sides.items() if not options.only or name in options.only}
 
 
 def measure_speed(options: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
     """A row for each side: images per second, and the seconds from nothing to its first batch."""
     rows, running = {}, {}
-    for name, (about, build) in sides(options, place).items():
+    for name, (about, build) in prepared_sides(options, place).items():
         start = time.perf_counter()
         running[name] = build()
         if isinstance(running[name], Ours):
@@ -186,16 +186,16 @@ def measure_speed(options: argparse.Namespace, place: Path) -> list[dict[str, An
         return float(images / seconds)
 
     turns: dict[str, Callable[[], float]] = {name: partial(rate, name) for name in running}
-    turns[measuring.REFERENCE] = measuring.reference(device_of(0))
-    rates = measuring.in_turns(turns, options.rounds)
-    reference = rates[measuring.REFERENCE]
-    return [{"name": name, **rows[name], **measuring.summary(rates[name], reference=reference)} for name in rows]
+    turns[rounds.REFERENCE] = reference(device_of(0))
+    rates = rounds.in_turns(turns, options.rounds)
+    speed = rates[rounds.REFERENCE]
+    return [{"name": name, **rows[name], **rounds.summary(rates[name], reference=speed)} for name in rows]
 
 
 def measure_memory(options: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
     """A row for each loader: the memory in use after a tenth of the batches, and after all."""
     rows = []
-    for name, (about, build) in sides(options, place).items():
+    for name, (about, build) in prepared_sides(options, place).items():
         loader = build()
         if not isinstance(loader, Ours):
             continue
@@ -210,8 +210,23 @@ def measure_memory(options: argparse.Namespace, place: Path) -> list[dict[str, A
     return rows
 
 
+def show(rows: list[dict[str, Any]], threads: int) -> None:
+    """Print a line for each side."""
+    if all("early_bytes" in row for row in rows):
+        for row in rows:
+            print(f"{row['name']:<20} {row['early_bytes'] / 1e6:8.0f} MB, then {row['late_bytes'] / 1e6:8.0f} MB")
+        return
+    print(f"{'':<20} {'images/s':>10} {'a core':>9} {'least to most':>21} {'first batch':>12}")
+    for row in rows:
+        first = "" if row["first_batch_seconds"] is None else f"{row['first_batch_seconds']:10.2f} s"
+        per_core = row["images_per_second"] / threads
+        span = f"{row['least']:.0f} to {row['most']:.0f}"
+        print(f"{row['name']:<20} {row['images_per_second']:10.0f} {per_core:9.0f} {span:>21} {first:>12}")
+
+
 def main() -> None:
-    parser = measuring.parser_of("loaders", __doc__)
+    """Measure, print and keep the rows."""
+    parser = command.parser("loaders", __doc__)
     parser.add_argument("--data", required=True, help="what vgg-ddp prepare takes, of images of one size")
     parser.add_argument("--photos", type=int, default=2000, help="large JPEG files to make (default: 2000; 0: none)")
     parser.add_argument("--batch", type=int, default=256, help="images in a batch (default: 256)")
@@ -220,23 +235,11 @@ def main() -> None:
     parser.add_argument("--memory-batches", type=int, help="load this many batches and measure the memory")
     options = parser.parse_args()
     torch.set_num_threads(1 if not torch.cuda.is_available() else options.threads)  # the cores are the loaders'
-    place = Path(tempfile.mkdtemp(prefix="vgg_ddp-loaders-"))
-    try:
-        rows = (measure_memory if options.memory_batches else measure_speed)(options, place)
-    finally:
-        shutil.rmtree(place)
-    if options.memory_batches:
-        for row in rows:
-            print(f"{row['name']:<20} {row['early_bytes'] / 1e6:8.0f} MB, then {row['late_bytes'] / 1e6:8.0f} MB")
-    else:
-        print(f"{'':<20} {'images/s':>10} {'a core':>9} {'least to most':>21} {'first batch':>12}")
-        for row in rows:
-            first = "" if row["first_batch_seconds"] is None else f"{row['first_batch_seconds']:10.2f} s"
-            per_core = row["images_per_second"] / options.threads
-            span = f"{row['least']:.0f} to {row['most']:.0f}"
-            print(f"{row['name']:<20} {row['images_per_second']:10.0f} {per_core:9.0f} {span:>21} {first:>12}")
-    outcome.keep(options, "loaders", rows, "images_per_second", "images per second, all cores", log=True)
+    with tempfile.TemporaryDirectory(prefix="vgg_ddp-loaders-") as place:
+        rows = (measure_memory if options.memory_batches else measure_speed)(options, Path(place))
+    show(rows, options.threads)
+    command.keep(options, rows, "images_per_second", "images per second, all cores", log=True)
 
 
 if __name__ == "__main__":
-    measuring.exit_after(main)
+    command.run(main)

@@ -1,14 +1,14 @@
-"""The same version against itself: how often a benchmark calls that "noise".
+"""The same version against itself: how often a benchmark's verdict on that is "noise".
 
     python -m benchmarks.noise [--runs 21] [--json FILE] BENCHMARK [its options ...]
     python -m benchmarks.noise scaling --parts measure --ranks 1 --batch 16
 
-Runs BENCHMARK so many times, each in a process of its own, and gives every run's verdict against one stored run (the one
-before it) and against three (the three before it). Verdicts on the same code that say "faster" or "slower" are wrong; one in
-twenty is what the interval allows.
+Runs BENCHMARK --runs times, each in a process of its own, and gives every run's verdict against one stored run (the one
+before it) and against three (the three before it). Verdicts on the same code that say "faster" or "slower" are wrong; the
+interval allows one in twenty.
 
-Also said: how far runs scatter, as a standard deviation, with and without the reference that is measured beside them. The
-one with it is what `--between-runs` takes.
+It also prints how far runs scatter, as a standard deviation, with and without division by the reference that is measured
+beside them. With it, this is the value for `--between-runs`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from typing import Any
 
 import matplotlib
 
-from benchmarks.measurement import baseline, measuring
+from benchmarks.measurement import baseline, command
+from benchmarks.measurement.rounds import median_interval
 from vgg_ddp.errors import UserError
 
 matplotlib.use("Agg")
@@ -42,8 +43,8 @@ def run(benchmark: str, options: Sequence[str], file: Path) -> list[Row]:
     Raises:
         UserError: it failed, or its rows do not hold each round's figure.
     """
-    command = [sys.executable, "-m", f"benchmarks.{benchmark}", *options, "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    start = [sys.executable, "-m", f"benchmarks.{benchmark}", *options, "--json", str(file)]
+    done = subprocess.run(start, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{benchmark} ended with {done.returncode}: {' '.join(done.stderr.strip().splitlines()[-1:])}")
     rows = [row for row in json.loads(file.read_text())["rows"] if "all" in row]
@@ -52,14 +53,14 @@ def run(benchmark: str, options: Sequence[str], file: Path) -> list[Row]:
     return rows
 
 
-def words(runs: Sequence[Sequence[Row]], baselines: int, between_runs: float) -> Counter[str]:
+def verdict_counts(runs: Sequence[Sequence[Row]], baselines: int, between_runs: float) -> Counter[str]:
     """The verdicts of each run against the `baselines` before it, over all rows."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for number in range(baselines, len(runs)):
         for row in runs[number]:
             before = [next(r for r in run if r["name"] == row["name"]) for run in runs[number - baselines : number]]
-            found[baseline.verdict(row, before, between_runs).word] += 1
-    return found
+            counts[baseline.verdict(row, before, between_runs).word] += 1
+    return counts
 
 
 def scatter(runs: Sequence[Sequence[Row]], with_reference: bool) -> float:
@@ -80,7 +81,7 @@ def draw(runs: Sequence[Sequence[Row]], path: Path) -> None:
         series = [baseline.logarithms(run[0], with_reference) for run in runs]
         centre = statistics.mean(statistics.median(values) for values in series)
         for number, values in enumerate(series):
-            low, high = (math.exp(end - centre) for end in measuring.median_interval(values))
+            low, high = (math.exp(end - centre) for end in median_interval(values))
             axes.plot([number, number], [low, high], color="#0072B2")
             axes.plot(number, math.exp(statistics.median(values) - centre), "o", color="#0072B2", markersize=4)
         axes.set_ylabel("over the reference" if with_reference else "as measured")
@@ -91,22 +92,15 @@ def draw(runs: Sequence[Sequence[Row]], path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.noise", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=int, default=21, help="runs of the benchmark, 4 or more (default: 21)")
-    parser.add_argument("--json", type=Path, help="write the rows to this file, and a picture beside it")
-    parser.add_argument(
-        "--between-runs",
-        type=float,
-        default=baseline.BETWEEN_RUNS,
-        help="as the benchmarks take it (default: %(default)s)",
-    )
-    parser.add_argument("benchmark", help="e.g. scaling, loaders")
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="the benchmark's options")
-    options = parser.parse_args()
-    runs: list[list[Row]] = []
+def measure(options: argparse.Namespace) -> tuple[list[list[Row]], list[Row]]:
+    """The rows of every run, and a row of verdict counts for each number of stored runs.
+
+    Raises:
+        UserError: too few runs, or one that fails.
+    """
     if options.runs < 4:
         raise UserError(f"--runs {options.runs}: 4 or more are needed")
+    runs = []
     with tempfile.TemporaryDirectory() as place:
         for number in range(options.runs):
             runs.append(run(options.benchmark, options.options, Path(place) / "run.json"))
@@ -114,22 +108,46 @@ def main() -> None:
             print(f"run {number + 1:>3}  {first['name']}: {first[first['unit']]:.5g} {first['unit']}", flush=True)
     rows = []
     for baselines in (1, 3):
-        found = words(runs, baselines, options.between_runs)
-        share = found["noise"] / found.total()
-        rows.append({"name": f"against {baselines} stored", "verdicts": found.total(), **found, "noise_share": share})
+        counts = verdict_counts(runs, baselines, options.between_runs)
+        total = counts.total()
+        share = counts["noise"] / total
+        rows.append({"name": f"against {baselines} stored", "verdicts": total, **counts, "noise_share": share})
+    return runs, rows
+
+
+def show(rows: list[Row], scatters: dict[str, float]) -> None:
+    """Print the verdict counts, and how far the runs scatter."""
+    for row in rows:
         print(
-            f"against {baselines} stored: {found['noise']} of {found.total()} verdicts are noise ({share:.1%}), "
-            f"{found['faster']} faster, {found['slower']} slower"
+            f"{row['name']}: {row.get('noise', 0)} of {row['verdicts']} verdicts are noise ({row['noise_share']:.1%}), "
+            f"{row.get('faster', 0)} faster, {row.get('slower', 0)} slower"
         )
+    for name, value in scatters.items():
+        print(f"{name.replace('_', ' ')}: {value:.2%} between runs")
+
+
+def main() -> None:
+    """Measure, print and keep the rows."""
+    prog = "python -m benchmarks.noise"
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").splitlines()[0])
+    parser.set_defaults(prog=prog, threads=command.cores())
+    parser.add_argument("--runs", type=int, default=21, help="runs of the benchmark, 4 or more (default: 21)")
+    parser.add_argument("--json", type=Path, help="write the rows to this file, and a picture beside it")
+    parser.add_argument(
+        "--between-runs", type=float, default=baseline.BETWEEN_RUNS, help="see the benchmarks (default: %(default)s)"
+    )
+    parser.add_argument("benchmark", help="e.g. scaling, loaders")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="the benchmark's options")
+    options = parser.parse_args()
+    runs, rows = measure(options)
     scatters = {"scatter_as_measured": scatter(runs, False)}
     if all("reference" in row for row in runs[0]):
         scatters["scatter_over_reference"] = scatter(runs, True)
-    for name, value in scatters.items():
-        print(f"{name.replace('_', ' ')}: {value:.2%} between runs")
-    measuring.write(options.json, "noise", measuring.cores(), rows, **scatters, runs=runs)
+    show(rows, scatters)
+    command.write(options, rows, **scatters, runs=runs)
     if options.json:
         draw(runs, options.json.with_suffix(".png"))
 
 
 if __name__ == "__main__":
-    measuring.exit_after(main)
+    command.run(main)

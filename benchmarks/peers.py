@@ -4,9 +4,9 @@
 
 Peers: PyTorch Lightning, Hugging Face Accelerate, DeepSpeed's own loop, a timm loop, and a plain torch loop in the style of the
 common CIFAR repositories. Each is set up as its documentation recommends for the precision, with channels-last memory,
-which is as fast or faster for all of them; their network is torchvision's layers of the same VGG with one linear layer. All
-take the same batches, which lie in memory: theirs normalised already, ours as uint8. Each runs in a process of its own, so
-that none has another's settings, and only one works at a time. A peer that is not installed is named and left out:
+which is as fast or faster for all of them; their network has torchvision's layers of the same VGG and one linear layer. All
+take the same batches from memory: theirs normalised already, ours as uint8. Each runs in a process of its own, so that none
+has another's settings, and only one works at a time. A peer that is not installed is named and left out:
 `pip install 'vgg_ddp[peers]'`.
 """
 
@@ -29,12 +29,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import vgg_ddp
-from benchmarks.measurement import measuring, outcome
-from benchmarks.throughput import Cell, Step, cached
+from benchmarks.measurement import command, rounds
+from benchmarks.measurement.device_speed import DTYPES, chosen_precision, reference, wait_for
+from benchmarks.throughput import Cell, Step, cached, plain_network
 from vgg_ddp.distributed.memory import keep_freed_memory
 from vgg_ddp.distributed.world import World, device_of
 
@@ -45,7 +45,7 @@ Seconds = Callable[[int], float]  # of a number of steps
 
 @dataclass(frozen=True)
 class Task:
-    """What every peer gets: a network of its own, the same batches, the precision and the device."""
+    """What every peer gets: the network, the same batches, the precision and the device."""
 
     cell: Cell
     device: torch.device
@@ -53,25 +53,35 @@ class Task:
     labels: Tensor
 
     def network(self) -> nn.Module:
-        features = getattr(torchvision.models, f"{self.cell.network}_bn")(weights=None).features
-        network = nn.Sequential(features, nn.Flatten(), nn.Linear(512 * (self.cell.image_size // 32) ** 2, 10))
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """A new network, channels last, on the device."""
+        return plain_network(self.cell).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """SGD with the settings that all have."""
         return torch.optim.SGD(
             network.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY
         )
 
     @property
     def dtype(self) -> torch.dtype:
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.cell.precision]
+        """Of the forward pass."""
+        return DTYPES[self.cell.precision]
 
     def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same batch, `count` times."""
         return itertools.repeat((self.images, self.labels), count)
 
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+    def timed(self, step: Callable[[Tensor, Tensor], None]) -> Seconds:
+        """The seconds of a number of steps, the device's work included."""
+
+        def run(steps: int) -> float:
+            start = time.perf_counter()
+            for images, labels in self.batches(steps):
+                step(images, labels)
+            wait_for(self.device)
+            return time.perf_counter() - start
+
+        return run
 
 
 def plain(task: Task) -> Seconds:
@@ -80,18 +90,14 @@ def plain(task: Task) -> Seconds:
     optimizer = task.optimizer(network)
     context = torch.autocast(task.device.type, task.dtype, enabled=task.cell.precision != "fp32")
 
-    def run(steps: int) -> float:
-        start = time.perf_counter()
-        for images, labels in task.batches(steps):
-            optimizer.zero_grad()
-            with context:
-                loss = criterion(network(images), labels)
-            loss.backward()
-            optimizer.step()
-        task.wait()
-        return time.perf_counter() - start
+    def step(images: Tensor, labels: Tensor) -> None:
+        optimizer.zero_grad()
+        with context:
+            loss = criterion(network(images), labels)
+        loss.backward()
+        optimizer.step()
 
-    return run
+    return task.timed(step)
 
 
 def lightning(task: Task) -> Seconds:
@@ -111,7 +117,7 @@ def lightning(task: Task) -> Seconds:
             return task.optimizer(self.network)
 
         def on_train_batch_end(self, *rest: object) -> None:
-            task.wait()
+            wait_for(task.device)
             self.marks.append(time.perf_counter())
 
     class Batches(torch.utils.data.IterableDataset[tuple[Tensor, Tensor]]):
@@ -154,17 +160,13 @@ def accelerate(task: Task) -> Seconds:
     network, criterion = task.network(), nn.CrossEntropyLoss()
     network, optimizer = accelerator.prepare(network, task.optimizer(network))
 
-    def run(steps: int) -> float:
-        start = time.perf_counter()
-        for images, labels in task.batches(steps):
-            optimizer.zero_grad()
-            loss = criterion(network(images), labels)
-            accelerator.backward(loss)
-            optimizer.step()
-        task.wait()
-        return time.perf_counter() - start
+    def step(images: Tensor, labels: Tensor) -> None:
+        optimizer.zero_grad()
+        loss = criterion(network(images), labels)
+        accelerator.backward(loss)
+        optimizer.step()
 
-    return run
+    return task.timed(step)
 
 
 def deepspeed(task: Task) -> Seconds:
@@ -188,18 +190,14 @@ def deepspeed(task: Task) -> Seconds:
         network.to(memory_format=torch.contiguous_format)  # it sends the weights to other ranks, and sends no others
         engine, *_ = package.initialize(model=network, optimizer=task.optimizer(network), config=settings)
         network.to(memory_format=torch.channels_last)
-    images = task.images.to(task.dtype)
+    cast = task.images.to(task.dtype)
 
-    def run(steps: int) -> float:
-        start = time.perf_counter()
-        for _, labels in task.batches(steps):
-            loss = criterion(engine(images), labels)
-            engine.backward(loss)
-            engine.step()
-        task.wait()
-        return time.perf_counter() - start
+    def step(images: Tensor, labels: Tensor) -> None:
+        loss = criterion(engine(cast), labels)
+        engine.backward(loss)
+        engine.step()
 
-    return run
+    return task.timed(step)
 
 
 def timm(task: Task) -> Seconds:
@@ -212,22 +210,17 @@ def timm(task: Task) -> Seconds:
     context = torch.autocast(task.device.type, task.dtype, enabled=task.cell.precision != "fp32")
     scaler = NativeScaler(device=task.device.type) if task.cell.precision == "fp16" else None
 
-    def run(steps: int) -> float:
-        network.train()
-        start = time.perf_counter()
-        for images, labels in task.batches(steps):
-            with context:
-                loss = criterion(network(images), labels)
-            if scaler is not None:
-                scaler(loss, optimizer, parameters=network.parameters())
-            else:
-                loss.backward()
-                optimizer.step()
-            optimizer.zero_grad()
-        task.wait()
-        return time.perf_counter() - start
+    def step(images: Tensor, labels: Tensor) -> None:
+        with context:
+            loss = criterion(network(images), labels)
+        if scaler is not None:
+            scaler(loss, optimizer, parameters=network.parameters())
+        else:
+            loss.backward()
+            optimizer.step()
+        optimizer.zero_grad()
 
-    return run
+    return task.timed(step)
 
 
 PEERS: dict[str, Callable[[Task], Seconds]] = {
@@ -240,21 +233,21 @@ PEERS: dict[str, Callable[[Task], Seconds]] = {
 
 
 def installed(names: list[str]) -> dict[str, str]:
-    """The peers of these that can be imported, and their versions; the others are named."""
-    found = {}
+    """The versions of those peers that can be imported; the others are named on stderr."""
+    versions = {}
     for name in names:
         if name == "plain loop":
-            found[name] = torch.__version__
+            versions[name] = str(torch.__version__)
             continue
         try:
-            found[name] = str(importlib.import_module(name).__version__)
+            versions[name] = str(importlib.import_module(name).__version__)
         except ImportError:
             print(f"{name} is not installed and is left out; pip install 'vgg_ddp[peers]'", file=sys.stderr)
-    return found
+    return versions
 
 
 def ours(cell: Cell) -> Seconds:
-    """The step of vgg_ddp, with the settings of its processes."""
+    """The step of vgg_ddp, with the settings that its rank processes have."""
     keep_freed_memory()
     world = World(0, 1, 0, 1, device_of(0))
     step = Step(cell, world, cached(cell, world))
@@ -262,7 +255,7 @@ def ours(cell: Cell) -> Seconds:
 
 
 def work(name: str, cell: Cell, threads: int, connection: Connection) -> None:
-    """A process: builds one side, then answers each number of steps with the seconds they took."""
+    """A side's process: builds it, then answers each number of steps with the seconds that they took."""
     warnings.filterwarnings("ignore")  # the peers' advice on logging, workers and the like
     torch.set_num_threads(threads)
     if name == OURS:
@@ -278,7 +271,7 @@ def work(name: str, cell: Cell, threads: int, connection: Connection) -> None:
 
 @contextlib.contextmanager
 def side(name: str, cell: Cell, options: argparse.Namespace) -> Iterator[Callable[[], float]]:
-    """Images per second of one side, asked for again and again."""
+    """A process that measures one side; images per second at each call."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=work, args=(name, cell, options.threads, there))
@@ -301,40 +294,48 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for ours and each peer in each cell of the grid."""
     versions = {OURS: vgg_ddp.__version__, **installed(options.peers)}
     rows: list[dict[str, Any]] = []
+    precision = chosen_precision(options.precision, device_of(0))
     for network, batch in itertools.product(options.networks, options.batches):
-        cell = Cell(network, options.image_size, batch, options.precision, "channels_last")
+        cell = Cell(network, options.image_size, batch, precision, "channels_last")
         with contextlib.ExitStack() as stack:
             sides = {name: stack.enter_context(side(name, cell, options)) for name in versions}
-            sides[measuring.REFERENCE] = measuring.reference(device_of(0))
-            rates = measuring.in_turns(sides, options.rounds)
-        reference = rates.pop(measuring.REFERENCE)
+            sides[rounds.REFERENCE] = reference(device_of(0))
+            rates = rounds.in_turns(sides, options.rounds)
+        speed = rates.pop(rounds.REFERENCE)
         for name, values in rates.items():
-            # Each of our rounds stands beside one of the peer's: the ratio is of neighbours.
+            # The ratio is of rounds that were neighbours.
             ratio = statistics.median(a / b for a, b in zip(rates[OURS], values))
             about = {"name": f"{cell.name} {name}", "side": name, "version": versions[name], **vars(cell)}
-            rows.append({**about, **measuring.summary(values, reference=reference), "ours_to_theirs": ratio})
-            span = f"{min(values):.1f} to {max(values):.1f}"
-            print(
-                f"{cell.name:<40} {name + ' ' + versions[name]:<26} {statistics.median(values):8.1f} images/s {span:>17}"
-                f"   ours to theirs {ratio:.2f}",
-                flush=True,
-            )
+            rows.append({**about, **rounds.summary(values, reference=speed), "ours_to_theirs": ratio})
+        show(rows[-len(versions) :])
     return rows
 
 
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print a line for each side of a cell."""
+    for row in rows:
+        span = f"{row['least']:.1f} to {row['most']:.1f}"
+        print(
+            f"{row['name'].removesuffix(row['side']):<40} {row['side'] + ' ' + row['version']:<26} "
+            f"{row['images_per_second']:8.1f} images/s {span:>17}   ours to theirs {row['ours_to_theirs']:.2f}",
+            flush=True,
+        )
+
+
 def main() -> None:
-    parser = measuring.parser_of("peers", __doc__)
+    """Measure, print and keep the rows."""
+    parser = command.parser("peers", __doc__)
     parser.add_argument("--networks", nargs="+", default=["vgg16"], help="(default: vgg16)")
     parser.add_argument("--batches", nargs="+", type=int, default=[256], help="images in a step (default: 256)")
     parser.add_argument("--image-size", type=int, default=32, help="pixels (default: 32)")
-    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp16", "fp32"], help="(default: bf16)")
+    parser.add_argument("--precision", default="auto", choices=command.PRECISIONS, help=command.PRECISION_HELP)
     parser.add_argument("--steps", type=int, default=2, help="steps in a round (default: 2)")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS), help="(default: all)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = measure(options)
-    outcome.keep(options, "peers", rows, "images_per_second", "images per second")
+    command.keep(options, rows, "images_per_second", "images per second")
 
 
 if __name__ == "__main__":
-    measuring.exit_after(main)
+    command.run(main)

@@ -1,4 +1,4 @@
-"""Images per second of the training step over a grid of settings, where its time goes, and how near it is to the device's peak.
+"""Images per second of the training step over a grid of settings, where its time goes, and how near it is to the peak.
 
     python -m benchmarks.throughput [--networks vgg16 ...] [--precisions bf16 ...] [--data SOURCE] [--json FILE]
 
@@ -21,15 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import matplotlib
 import numpy as np
 import torch
 import torchvision
 from torch import nn
 
-from benchmarks.measurement import measuring, outcome
-from benchmarks.measurement.arithmetic import Peak, flop_per_image, layers
+from benchmarks.measurement import command, rounds
+from benchmarks.measurement.device_speed import DTYPES, Peak, chosen_precision, reference, wait_for
 from benchmarks.measurement.energy import meter as energy_meter
-from benchmarks.measurement.step import TrainingStep, noise
+from benchmarks.measurement.flops import flop_per_image, layers
+from benchmarks.measurement.step import CLASSES, PHASES, TrainingStep, noise
 from vgg_ddp import loaders
 from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config import Config
@@ -42,7 +44,12 @@ from vgg_ddp.distributed.memory import keep_freed_memory, peak_bytes
 from vgg_ddp.distributed.world import World, joined
 from vgg_ddp.training import parts
 
-PARTS = ("data_wait", "forward", "backward", "update")
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+LAYOUTS = ("channels_last", "contiguous")
+COMPILE = {"true": True, "false": False, "stages": "stages"}
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,15 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """The settings in words; those left at their defaults are not named."""
         compiled = {False: "", True: " compiled", "stages": " compiled by stages"}[self.compile]
         engine = "" if self.engine == "ddp" else f" {self.engine}"
         recompute = "" if self.recompute == "none" else f" {self.recompute} again"
         cell = f"{self.network} {self.image_size}px {self.batch} {self.precision} {self.layout}"
         return cell + compiled + engine + recompute
 
-    def config(self, world: World, **changes: Any) -> Config:
+    def config(self, world: World) -> Config:
+        """The configuration of a training with these settings."""
         return Config(
             network=self.network,  # type: ignore[arg-type]
             batch=self.batch * world.size,
@@ -75,63 +84,46 @@ class Cell:
             compile=self.compile,
             engine=self.engine,  # type: ignore[arg-type]
             recompute=self.recompute,  # type: ignore[arg-type]
-            data=DataConfig(image_size=self.image_size, **changes),
+            data=DataConfig(image_size=self.image_size),
             augment=AugmentConfig(crop_padding=4, flip=True),
         )
 
 
 class Step:
-    """The step of the training loop, timed part by part."""
+    """The step of the training loop, timed by phase."""
 
-    def __init__(self, cell: Cell, world: World, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def __init__(self, cell: Cell, world: World, batches: Batches) -> None:
         self._training = TrainingStep(cell.config(world), world)
-        self._flop = flop_per_image(self._training.network, cell.image_size)
-        self._batches, self._device, self._images = batches, world.device, cell.batch
+        self.flop_per_image = flop_per_image(self._training.network, cell.image_size)
+        self._batches, self._device = batches, world.device
 
-    @property
-    def flop_per_image(self) -> float:
-        return self._flop
+    def run(self, steps: int, reduce: bool = True) -> tuple[float, dict[str, float]]:
+        """Seconds of `steps` steps, the device's work included, and of the phases of one as the host sees them.
 
-    def run(self, steps: int, last: bool = True) -> tuple[float, dict[str, float]]:
-        """Seconds of `steps` steps, the device's work included, and of their parts as the host sees them.
-
-        On a GPU the host runs ahead: there the parts are those of a further step in which it waits after each.
+        On a GPU the host runs ahead: there the phases are those of further steps in which it waits after each.
         """
-        parts = dict.fromkeys(PARTS, 0.0)
-        on_gpu = self._device.type == "cuda"
         start = time.perf_counter()
-        for _ in range(steps):
-            self._step(parts, last, wait=False)
-        self._wait()
+        phases = self._phases(steps, reduce, wait=False)
+        wait_for(self._device)
         seconds = time.perf_counter() - start
-        if on_gpu:
-            parts = dict.fromkeys(PARTS, 0.0)
-            for _ in range(steps):
-                self._step(parts, last, wait=True)
-        return seconds, {name: value / steps for name, value in parts.items()}
+        return seconds, self._phases(steps, reduce, wait=True) if self._device.type == "cuda" else phases
 
-    def _step(self, parts: dict[str, float], last: bool, wait: bool) -> None:
-        marks = [time.perf_counter()]
+    def _phases(self, steps: int, reduce: bool, wait: bool) -> dict[str, float]:
+        seconds = dict.fromkeys(("data_wait", *PHASES), 0.0)
+        for _ in range(steps):
+            marks = [time.perf_counter()]
 
-        def mark() -> None:
-            if wait:
-                self._wait()
-            marks.append(time.perf_counter())
+            def mark(marks: list[float] = marks) -> None:
+                if wait:
+                    wait_for(self._device)
+                marks.append(time.perf_counter())
 
-        images, labels = next(self._batches)
-        mark()
-        loss = self._training.forward(images, labels, last=last)
-        mark()
-        self._training.engine.backward(loss)
-        mark()
-        self._training.engine.step()
-        mark()
-        for name, begin, end in zip(PARTS, marks, marks[1:]):
-            parts[name] += end - begin
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            images, labels = next(self._batches)
+            mark()
+            self._training.run(images, labels, reduce, mark)
+            for phase, begin, end in zip(seconds, marks, marks[1:]):
+                seconds[phase] += (end - begin) / steps
+        return seconds
 
     def profile(self, folder: Path, steps: int = 3) -> None:
         """Write a chrome trace of some steps, and on a GPU a snapshot of its memory."""
@@ -146,13 +138,17 @@ class Step:
             torch.cuda.memory._record_memory_history(enabled=None)
 
 
+def plain_network(cell: Cell) -> nn.Module:
+    """The same network of torchvision's layers, with one linear layer."""
+    features = getattr(torchvision.models, f"{cell.network}_bn")(weights=None).features
+    return nn.Sequential(features, nn.Flatten(), nn.Linear(512 * (cell.image_size // 32) ** 2, 10))
+
+
 class PlainStep:
-    """What a short script does: torchvision's layers and one linear layer, fp32, contiguous NCHW, torch's SGD as it comes."""
+    """The step of a short script: torchvision's layers, fp32, contiguous NCHW, torch's SGD with its defaults."""
 
     def __init__(self, cell: Cell, world: World) -> None:
-        features = getattr(torchvision.models, f"{cell.network}_bn")(weights=None).features
-        width = 512 * (cell.image_size // 32) ** 2
-        self._network = nn.Sequential(features, nn.Flatten(), nn.Linear(width, 10)).to(world.device)
+        self._network = plain_network(cell).to(world.device)
         images, labels = next(cached(cell, world))
         self._pixels, self._labels = ((images.permute(0, 3, 1, 2).float() - 128.0) / 64.0).contiguous(), labels
         self._optimizer = torch.optim.SGD(
@@ -161,22 +157,22 @@ class PlainStep:
         self._criterion = nn.CrossEntropyLoss()
 
     def run(self, steps: int) -> float:
+        """Seconds of `steps` steps."""
         start = time.perf_counter()
         for _ in range(steps):
             self._optimizer.zero_grad()
             self._criterion(self._network(self._pixels), self._labels).backward()
             self._optimizer.step()
-        if self._pixels.is_cuda:
-            torch.cuda.synchronize()
+        wait_for(self._pixels.device)
         return time.perf_counter() - start
 
 
-def cached(cell: Cell, world: World) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def cached(cell: Cell, world: World) -> Batches:
     """The same batch of noise again and again."""
     return itertools.repeat(noise(cell.batch, cell.image_size, world))
 
 
-def loaded(cell: Cell, world: World, directory: Path, loader: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def loaded(cell: Cell, world: World, directory: Path, loader: str) -> Batches:
     """Batches of a prepared data set by one of the loaders, epoch after epoch."""
     config = cell.config(world)
     split = Dataset(directory).split("train")
@@ -189,17 +185,22 @@ def loaded(cell: Cell, world: World, directory: Path, loader: str) -> Iterator[t
             yield batch.images, batch.labels
 
 
+def grid(options: argparse.Namespace, world: World) -> list[Cell]:
+    """The cells of the grid."""
+    precisions = dict.fromkeys(chosen_precision(name, world.device) for name in options.precisions)
+    axes = (options.networks, options.image_sizes, options.batches, precisions, options.layouts)
+    return [Cell(*values) for values in itertools.product(*axes, options.compile, options.engines, options.recompute)]
+
+
 def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
     """A row for each cell, for the plain loop, and for the device's peak."""
-    axes = (options.networks, options.image_sizes, options.batches, options.precisions, options.layouts)
-    grid = itertools.product(*axes, options.compile, options.engines, options.recompute)
-    cells = [Cell(*values) for values in grid]
+    cells = grid(options, world)
     joules = energy_meter(world.device)
     energy: dict[str, list[float]] = defaultdict(list)
     directory = ensure(DataConfig(source=options.data), lambda line: None)[0] if options.data else None
     steps: dict[str, tuple[Cell, Step]] = {}
     sides: dict[str, Callable[[], float]] = {}
-    parts: dict[str, list[dict[str, float]]] = {}
+    phases: dict[str, list[dict[str, float]]] = defaultdict(list)
     for cell in cells:
         sources = {"": cached(cell, world)}
         if directory is not None:
@@ -207,18 +208,18 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
         for suffix, batches in sources.items():
             name = cell.name + suffix
             steps[name] = cell, Step(cell, world, batches)
-            parts[name] = []
             sides[name] = lambda name=name: rate(name)  # type: ignore[misc]
 
     def rate(name: str) -> float:
         cell, step = steps[name]
         before = joules() if joules else 0.0
-        seconds, split = step.run(options.steps)
+        seconds, of_phases = step.run(options.steps)
         if joules:
             energy[name].append((joules() - before) / (cell.batch * options.steps))
         if world.size > 1:
-            split["communication"] = max(0.0, (seconds - step.run(options.steps, last=False)[0]) / options.steps)
-        parts[name].append(split)
+            without = step.run(options.steps, reduce=False)[0]
+            of_phases["communication"] = max(0.0, (seconds - without) / options.steps)
+        phases[name].append(of_phases)
         return cell.batch * world.size * options.steps / seconds
 
     if options.plain:
@@ -226,41 +227,37 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
             plain = PlainStep(cell, world)
             name = f"plain {cell.network} {cell.image_size}px {cell.batch} fp32"
             sides[name] = lambda cell=cell, plain=plain: cell.batch * options.steps / plain.run(options.steps)  # type: ignore[misc]
-    for precision in options.precisions:
+    for precision in dict.fromkeys(cell.precision for cell in cells):
         peak = Peak(precision, world.device)
         sides[f"matrix product {precision}"] = peak.product
     sides["copy"] = peak.copy
-    sides[measuring.REFERENCE] = measuring.reference(world.device)
-    rates = measuring.in_turns(sides, options.rounds)
-    reference = rates.pop(measuring.REFERENCE)
+    sides[rounds.REFERENCE] = reference(world.device)
+    rates = rounds.in_turns(sides, options.rounds)
+    speed = rates.pop(rounds.REFERENCE)
     rows = []
     for name, values in rates.items():
         if name in steps:
             cell, step = steps[name]
+            row = {
+                "name": name,
+                **vars(cell),
+                "world_size": world.size,
+                **rounds.summary(values, reference=speed),
+                "seconds": {p: statistics.median(s[p] for s in phases[name][1:]) for p in phases[name][0]},
+                "flop_per_image": step.flop_per_image,
+            }
+            if joules:
+                row["joules_per_image"] = statistics.median(energy[name][1:])
             top = statistics.median(rates[f"matrix product {cell.precision}"])
-            per_part = {p: statistics.median(s[p] for s in parts[name][1:]) for p in parts[name][0]}
-            row = measuring.summary(values, reference=reference)
-            rows.append(
-                {
-                    "name": name,
-                    **vars(cell),
-                    "world_size": world.size,
-                    **row,
-                    "seconds": per_part,
-                    "flop_per_image": step.flop_per_image,
-                    **({"joules_per_image": statistics.median(energy[name][1:])} if joules else {}),
-                    "mfu": row["images_per_second"] / world.size * step.flop_per_image / top,
-                }
-            )
+            row["mfu"] = row["images_per_second"] / world.size * step.flop_per_image / top
+            if len(cells) == 1:
+                row["peak_memory_bytes"] = peak_bytes(world)
         elif name.startswith("plain"):
-            rows.append({"name": name, **measuring.summary(values, reference=reference)})
+            row = {"name": name, **rounds.summary(values, reference=speed)}
         else:
             unit = "bytes_per_second" if name == "copy" else "flop_per_second"
-            rows.append({"name": name, **measuring.summary(values, unit, reference)})
-    memory = peak_bytes(world)
-    for row in rows:
-        if "network" in row and len(cells) == 1:
-            row["peak_memory_bytes"] = memory
+            row = {"name": name, **rounds.summary(values, unit, speed)}
+        rows.append(row)
     if options.profile:
         name, (_, step) = next(iter(steps.items()))
         step.profile(options.profile)
@@ -269,23 +266,14 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
 
 def draw_roofline(path: Path, rows: list[dict[str, Any]]) -> None:
     """Each layer of the first cell where its arithmetic per byte puts it under the measured peaks."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     row = next(row for row in rows if "network" in row)
     product = next(r for r in rows if r["name"] == f"matrix product {row['precision']}")["flop_per_second"]
     copy = next(r for r in rows if r["name"] == "copy")["bytes_per_second"]
-    width = 2 if row["precision"] in ("bf16", "fp16") else 4
-    network = parts.build_network(
-        Cell(row["network"], row["image_size"], row["batch"], row["precision"], row["layout"]).config(
-            World(0, 1, 0, 1, torch.device("cpu"))
-        ),
-        10,
-        torch.device("cpu"),
-    )
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    width = DTYPES[row["precision"]].itemsize
+    cell = Cell(row["network"], row["image_size"], row["batch"], row["precision"], row["layout"])
+    cpu = torch.device("cpu")
+    network = parts.build_network(cell.config(World(0, 1, 0, 1, cpu)), CLASSES, cpu)
+    figure, axes = plt.subplots(figsize=(8, 5))
     intensity = np.logspace(-1, 4, 200)
     axes.plot(intensity, np.minimum(product, intensity * copy) / 1e9, color="black")
     for layer in layers(network, row["image_size"]):
@@ -297,10 +285,11 @@ def draw_roofline(path: Path, rows: list[dict[str, Any]]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
     axes.set_title(f"{row['name']}: attainable by layer (dots), reached by the whole step (dashed)")
     figure.savefig(path, bbox_inches="tight", dpi=120)
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 def show(rows: list[dict[str, Any]]) -> None:
+    """Print a line for each row, and the first cell against the plain loop."""
     print(f"{'':<44} {'images/s':>9} {'least to most':>17} {'MFU':>5}  seconds of a step")
     for row in rows:
         if "images_per_second" in row:
@@ -320,29 +309,17 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def how_compiled(text: str) -> bool | str:
-    return {"true": True, "false": False, "stages": "stages"}[text]
-
-
 def main() -> None:
-    parser = measuring.parser_of("throughput", __doc__)
+    """Measure on every rank that torchrun started; print and keep the rows on the first."""
+    parser = command.parser("throughput", __doc__)
     networks = ["vgg11", "vgg13", "vgg16", "vgg19"]
     parser.add_argument("--networks", nargs="+", default=["vgg16"], choices=networks, help="(default: vgg16)")
     parser.add_argument("--image-sizes", nargs="+", type=int, default=[32], help="pixels (default: 32)")
     parser.add_argument("--batches", nargs="+", type=int, default=[256], help="images a rank and step (default: 256)")
-    parser.add_argument(
-        "--precisions", nargs="+", default=["bf16"], choices=["fp32", "tf32", "bf16", "fp16"], help="(default: bf16)"
-    )
-    parser.add_argument(
-        "--layouts",
-        nargs="+",
-        default=["channels_last"],
-        choices=["channels_last", "contiguous"],
-        help="(default: channels_last)",
-    )
-    parser.add_argument(
-        "--compile", nargs="+", type=how_compiled, default=[False], help="false, true, stages (default: false)"
-    )
+    precisions = [*command.PRECISIONS, "tf32"]
+    parser.add_argument("--precisions", nargs="+", default=["auto"], choices=precisions, help=command.PRECISION_HELP)
+    parser.add_argument("--layouts", nargs="+", default=LAYOUTS[:1], choices=LAYOUTS, help="(default: channels_last)")
+    parser.add_argument("--compile", nargs="+", default=["false"], choices=list(COMPILE), help="(default: false)")
     parser.add_argument("--engines", nargs="+", default=["ddp"], choices=["ddp", "deepspeed"], help="(default: ddp)")
     parser.add_argument(
         "--recompute", nargs="+", default=["none"], choices=["none", "normalisation", "stages"], help="(default: none)"
@@ -354,16 +331,17 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="write a trace of the first cell to this folder")
     parser.add_argument("--roofline", type=Path, help="draw the first cell's layers under the measured peaks")
     options = parser.parse_args()
+    options.compile = [COMPILE[name] for name in options.compile]
     keep_freed_memory()
     with joined() as world:
         torch.set_num_threads(max(1, options.threads // world.local_size))
         rows = measure(options, world)
         if world.is_main:
             show(rows)
-            outcome.keep(options, "throughput", rows, "images_per_second", "images per second")
+            command.keep(options, rows, "images_per_second", "images per second")
             if options.roofline:
                 draw_roofline(options.roofline, rows)
 
 
 if __name__ == "__main__":
-    measuring.exit_after(main)
+    command.run(main)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.tracking [--steps 60] [--rounds 5] [--source digits] [--json FILE]
 
-W&B is sent to a server of ours that takes connections and never answers. A round is one whole training of each side, in
-turns, so that what else the machine does falls on both; each writes a row of metrics every step. The first steps of a
+W&B is sent to a local server that accepts connections and never answers. A round is one whole training of each side, in
+turns, so that whatever else the machine does falls on both; each writes a row of metrics every step. The first steps of a
 training do not count.
 """
 
@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measurement import measuring, outcome
+from benchmarks.measurement import command, rounds
 from vgg_ddp.run.metrics_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,7 @@ SIDES = {"disabled": "disabled", "online, no answer": "online"}
 
 
 def black_hole() -> str:
-    """The address of a server that takes connections, reads nothing and never answers."""
+    """The address of a server that accepts connections, reads nothing and never answers."""
     server = socket.create_server(("127.0.0.1", 0), backlog=128)
     held: list[socket.socket] = []
 
@@ -43,7 +43,7 @@ def black_hole() -> str:
 
 def step_seconds(mode: str, folder: Path, options: argparse.Namespace, address: str) -> list[float]:
     """Train once; the seconds of each step that counts."""
-    words = [
+    overrides = [
         f"run.dir={folder}",
         f"data.source={options.source}",
         f"data.directory={folder.parent}",
@@ -57,15 +57,15 @@ def step_seconds(mode: str, folder: Path, options: argparse.Namespace, address: 
         f"tracking.wandb={mode}",
         "tracking.finish_seconds=0",
     ]
-    command = [sys.executable, "-m", "vgg_ddp", "train", str(ROOT / "configs" / "quickstart.yaml"), *words]
+    train = [sys.executable, "-m", "vgg_ddp", "train", str(ROOT / "configs" / "quickstart.yaml"), *overrides]
     environment = {**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(train, env=environment, check=True, stdout=subprocess.DEVNULL)
     rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["scope"] == "steps"]
     return [options.batch / row["images_per_second"] for row in rows[STEPS_OF_WARM_UP:]]
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row a side: the median of the rounds' median steps."""
+    """A row for each side: the median of the rounds' median steps."""
     address = black_hole()
     seconds: dict[str, list[list[float]]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as place:
@@ -78,26 +78,32 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         {
             "name": f"wandb {name}",
             "batch": options.batch,
-            "steps": sum(len(each) for each in rounds),
-            "mean": statistics.mean([s for each in rounds for s in each]),
-            **measuring.summary([statistics.median(each) for each in rounds], "step_seconds", higher_is_better=False),
+            "steps": sum(len(each) for each in trainings),
+            "mean": statistics.mean([s for each in trainings for s in each]),
+            **rounds.summary([statistics.median(each) for each in trainings], "step_seconds", higher_is_better=False),
         }
-        for name, rounds in seconds.items()
+        for name, trainings in seconds.items()
     ]
 
 
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print a line for each side, and the ratio."""
+    for row in rows:
+        print(f"{row['name']:<24} {row['step_seconds']:.4f} s a step  ({row['least']:.4f} to {row['most']:.4f})")
+    print(f"ratio {rows[1]['step_seconds'] / rows[0]['step_seconds']:.4f}")
+
+
 def main() -> None:
-    parser = measuring.parser_of("tracking", __doc__)
+    """Measure, print and keep the rows."""
+    parser = command.parser("tracking", __doc__)
     parser.add_argument("--source", default="digits", help="data.source (default: digits)")
     parser.add_argument("--batch", type=int, default=256, help="images in a step (default: 256)")
     parser.add_argument("--steps", type=int, default=60, help="steps of a training (default: 60)")
     options = parser.parse_args()
     rows = measure(options)
-    for row in rows:
-        print(f"{row['name']:<24} {row['step_seconds']:.4f} s a step  ({row['least']:.4f} to {row['most']:.4f})")
-    print(f"ratio {rows[1]['step_seconds'] / rows[0]['step_seconds']:.4f}")
-    outcome.keep(options, "tracking", rows, "step_seconds", "seconds of a step")
+    show(rows)
+    command.keep(options, rows, "step_seconds", "seconds of a step")
 
 
 if __name__ == "__main__":
-    measuring.exit_after(main)
+    command.run(main)

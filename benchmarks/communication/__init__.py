@@ -1,7 +1,8 @@
-"""What two ranks lose by talking. `python -m benchmarks.communication`.
+"""The cost of communication between two ranks: `python -m benchmarks.communication`.
 
-rank       a rank's process: it takes what to measure, and says what it saw
-link       two ranks with a link between them, and what each way of talking costs there
-training   what each way does to the result: steps to a training loss, test accuracy
+choices    the configurations of `communication` that are compared
+rank       a rank's process, which measures what it is asked for
+link       two ranks with a link of a given bandwidth, and the speed of each choice over it
+training   the effect of each choice on the result: steps to a training loss, test accuracy
 report     both together, as tables and a picture
 """

@@ -1,4 +1,4 @@
-"""The ways of talking that are compared: keys of `communication`."""
+"""The configurations that are compared, by name: keys of `communication`."""
 
 from __future__ import annotations
 

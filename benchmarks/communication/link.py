@@ -1,4 +1,4 @@
-"""Two ranks with a link between them, and what each way of talking costs there."""
+"""Two ranks with a link of a given bandwidth, and the speed of each choice of communication over it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.communication.choices import ALONE, CHOICES
 from benchmarks.communication.rank import Seen
-from benchmarks.measurement import measuring
+from benchmarks.measurement import rounds
 from benchmarks.measurement.two_hosts import Hosts, limit, one_host, two_hosts
 
 LINKS = ("loopback", "10000", "1000", "100", "20")  # Mbit/s
@@ -26,14 +26,14 @@ TOO_LONG = 20.0  # seconds of a step after which it is measured once
 
 
 class Ranks:
-    """The two rank processes of one place."""
+    """The two rank processes, in the namespaces of `hosts`."""
 
     def __init__(self, hosts: Hosts, cores: list[int]) -> None:
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = str(probe.getsockname()[1])
         self._processes = []
-        self.shared = hosts[0].interface == "lo"  # whose bytes are those of both ranks
+        self.shared = hosts[0].interface == "lo"  # an interface that counts the bytes of both ranks
         for rank in (0, 1):
             environment = {
                 **os.environ,
@@ -46,10 +46,11 @@ class Ranks:
                 "GLOO_SOCKET_IFNAME": hosts[rank].interface,
                 "OMP_NUM_THREADS": "1",
             }
-            words = [sys.executable, "-m", "benchmarks.communication.rank", str(cores[rank]), hosts[rank].interface]
+            rank_process = [sys.executable, "-m", "benchmarks.communication.rank"]
+            rank_process += [str(cores[rank]), hosts[rank].interface]
             self._processes.append(
                 subprocess.Popen(
-                    [*hosts[rank].inside, *words],
+                    [*hosts[rank].inside, *rank_process],
                     env=environment,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -58,12 +59,12 @@ class Ranks:
             )
 
     def measure(self, order: dict[str, Any]) -> list[Seen]:
-        """What the ranks that take part saw: the first alone, or both."""
-        taking_part = self._processes[:1] if order["choice"] == ALONE else self._processes
-        for process in taking_part:
+        """What the ranks measured: the first alone, or both."""
+        asked = self._processes[:1] if order["choice"] == ALONE else self._processes
+        for process in asked:
             assert process.stdin is not None
             print(json.dumps(order), file=process.stdin, flush=True)
-        return [self._answer(process) for process in taking_part]
+        return [self._answer(process) for process in asked]
 
     def _answer(self, process: subprocess.Popen[str]) -> Seen:
         assert process.stdout is not None
@@ -73,7 +74,7 @@ class Ranks:
         raise RuntimeError(f"a rank ended with exit code {process.wait()}")
 
     def processor_seconds(self) -> float:
-        """What both processes have used so far."""
+        """Processor seconds of both processes so far."""
         ticks = 0
         for process in self._processes:
             fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
@@ -81,6 +82,7 @@ class Ranks:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def end(self) -> None:
+        """End both processes."""
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.close()
@@ -100,8 +102,8 @@ def busy_seconds(cores: list[int]) -> float:
 
 
 @contextmanager
-def place(link: str) -> Iterator[Hosts]:
-    """Where two ranks have this link between them."""
+def hosts_with(link: str) -> Iterator[Hosts]:
+    """Two hosts with this link between them."""
     if link == "loopback":
         with one_host() as hosts:
             yield hosts
@@ -112,16 +114,16 @@ def place(link: str) -> Iterator[Hosts]:
 
 
 def measure_link(options: argparse.Namespace, head: str, link: str, cores: list[int]) -> list[dict[str, Any]]:
-    """One row for each way of talking over one link."""
+    """A row for each choice over one link."""
     names = [name for name in options.choices if head == "paper" or "split_head" not in CHOICES[name]]
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in (ALONE, *names)}
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in (ALONE, *names)}
     with ExitStack() as stack:
-        hosts = stack.enter_context(place(link))
+        hosts = stack.enter_context(hosts_with(link))
         ranks = Ranks(hosts, cores)
         stack.callback(ranks.end)
         for _ in range(options.rounds):
             for name in (ALONE, *names):
-                before = rounds[name]
+                before = seen[name]
                 if before and before[0]["seconds"] > TOO_LONG:
                     continue
                 slow = bool(before) and before[0]["seconds"] > 4
@@ -129,6 +131,7 @@ def measure_link(options: argparse.Namespace, head: str, link: str, cores: list[
                     "choice": name,
                     "head": head,
                     "network": options.network,
+                    "precision": options.precision,
                     "image_size": options.image_size,
                     "local_batch": options.batch // 2,
                     "warm_up": 2 if not slow else 1,
@@ -136,38 +139,38 @@ def measure_link(options: argparse.Namespace, head: str, link: str, cores: list[
                 }
                 before.append(one_round(ranks, order, cores))
                 print(f"  {link:>9} {head:<8} {name:<18} {json.dumps(before[-1])}", file=sys.stderr, flush=True)
-    return rows(rounds, options, head, link)
+    return to_rows(seen, options, head, link)
 
 
 def one_round(ranks: Ranks, order: dict[str, Any], cores: list[int]) -> dict[str, float]:
-    """Seconds of a step, bytes, and the share of the cores that went to others from the order to the answer."""
+    """Seconds of a step, bytes, and the share of the cores that other processes used meanwhile."""
     used = cores[:1] if order["choice"] == ALONE else cores
     busy, own, start = busy_seconds(used), ranks.processor_seconds(), time.perf_counter()
-    seen = ranks.measure(order)
+    answers = ranks.measure(order)
     wall = time.perf_counter() - start
     others = busy_seconds(used) - busy - (ranks.processor_seconds() - own)
     outer = CHOICES.get(order["choice"], {}).get("synchronise_every", 1)
     return {
-        "seconds": max(s.step_seconds + s.synchronise_seconds / outer for s in seen),
-        "synchronise_seconds": max(s.synchronise_seconds for s in seen),
-        "processor_seconds": sum(s.processor_seconds for s in seen) / len(seen) / order["steps"],
-        "bytes": sum(s.bytes for s in seen) / len(seen) / (2 if ranks.shared else 1),
+        "seconds": max(s.step_seconds + s.synchronise_seconds / outer for s in answers),
+        "synchronise_seconds": max(s.synchronise_seconds for s in answers),
+        "processor_seconds": sum(s.processor_seconds for s in answers) / len(answers) / order["steps"],
+        "bytes": sum(s.bytes for s in answers) / len(answers) / (2 if ranks.shared else 1),
         "others": max(0.0, others / (wall * len(used))),
     }
 
 
-def rows(
-    rounds: dict[str, list[dict[str, float]]], options: argparse.Namespace, head: str, link: str
+def to_rows(
+    seen: dict[str, list[dict[str, float]]], options: argparse.Namespace, head: str, link: str
 ) -> list[dict[str, Any]]:
-    """Medians over the rounds that others left alone; over all where those are none, which `quiet_rounds` tells."""
-    found = []
-    for name, seen in rounds.items():
-        pairs = [pair for pair in zip(seen, rounds[ALONE]) if all(round_["others"] < QUIET for round_ in pair)]
+    """Medians over the rounds that no other process disturbed; over all rounds where `quiet_rounds` is 0."""
+    rows = []
+    for name, own in seen.items():
+        pairs = [pair for pair in zip(own, seen[ALONE]) if all(round_["others"] < QUIET for round_ in pair)]
         quiet = len(pairs)
-        pairs = pairs or list(zip(seen, rounds[ALONE]))
+        pairs = pairs or list(zip(own, seen[ALONE]))
         efficiencies = [alone["seconds"] / round_["seconds"] for round_, alone in pairs]
         ranks = 1 if name == ALONE else 2
-        found.append(
+        rows.append(
             {
                 "name": f"{options.network} {options.image_size}px {head} {link} {name}",
                 "part": "speed",
@@ -175,15 +178,16 @@ def rows(
                 "head": head,
                 "link": link,
                 "network": options.network,
+                "precision": options.precision,
                 "image_size": options.image_size,
                 "batch": options.batch // 2 * ranks,
                 "images_per_second": ranks * options.batch // 2 / statistics.median(p[0]["seconds"] for p in pairs),
-                **measuring.summary(efficiencies, "efficiency"),
+                **rounds.summary(efficiencies, "efficiency"),
                 "megabytes_per_step": statistics.median(p[0]["bytes"] for p in pairs) / 1e6,
                 "synchronise_seconds": statistics.median(p[0]["synchronise_seconds"] for p in pairs),
                 "processor_seconds_per_step": statistics.median(p[0]["processor_seconds"] for p in pairs),
                 "quiet_rounds": quiet,
-                "seen": seen,
+                "seen": own,
             }
         )
-    return found
+    return rows

@@ -1,4 +1,4 @@
-"""A rank: a process that takes what to measure from its standard input, a line each, and writes what it saw.
+"""A rank: a process that reads what to measure from its standard input, a line each, and prints what it measured.
 
 python -m benchmarks.communication.rank CORE INTERFACE
 """
@@ -27,7 +27,7 @@ from vgg_ddp.distributed.world import World, joined
 
 @dataclasses.dataclass
 class Seen:
-    """What one rank saw: seconds of a step and of a synchronisation, processor seconds of all, bytes sent in a step."""
+    """A rank's answer: seconds of a step and of a synchronisation, processor seconds in all, bytes sent in a step."""
 
     step_seconds: float
     synchronise_seconds: float
@@ -36,6 +36,7 @@ class Seen:
 
 
 def main(core: int, interface: str) -> None:
+    """Join the other rank, and answer until the input ends."""
     keep_freed_memory()
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
@@ -47,9 +48,11 @@ def main(core: int, interface: str) -> None:
 
 
 def measure(order: dict[str, Any], world: World, interface: str) -> Seen:
+    """Build the step that `order` describes, and time it."""
     config = msgspec.convert(
         {
             "network": order["network"],
+            "precision": order["precision"],
             "batch": order["local_batch"] * world.size,
             "model": {"head": order["head"]},
             "data": {"image_size": order["image_size"]},
@@ -60,18 +63,13 @@ def measure(order: dict[str, Any], world: World, interface: str) -> Seen:
     training = TrainingStep(config, world)
     engine = training.engine
     images, labels = noise(order["local_batch"], order["image_size"], world)
-
-    def step() -> None:
-        engine.backward(training.forward(images, labels))
-        engine.step()
-
     for _ in range(order["warm_up"]):
-        step()
+        training.run(images, labels)
     engine.synchronise()
     world.barrier()
     processor, sent, start = processor_seconds(), sent_bytes(interface), time.perf_counter()
     for _ in range(order["steps"]):
-        step()
+        training.run(images, labels)
     world.barrier()
     stepped = time.perf_counter()
     sent_in_steps = sent_bytes(interface)
@@ -89,12 +87,13 @@ def measure(order: dict[str, Any], world: World, interface: str) -> Seen:
 
 
 def processor_seconds() -> float:
+    """Of this process so far."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def sent_bytes(interface: str) -> int:
-    """What the interface of this network namespace has sent so far."""
+    """The bytes that the interface of this network namespace has sent so far."""
     for line in Path("/proc/net/dev").read_text().splitlines():
         name, _, fields = line.partition(":")
         if name.strip() == interface:

@@ -1,4 +1,4 @@
-"""What was measured of communication, as tables for a page and as a picture."""
+"""The rows of the communication benchmark, as tables for a page and as a picture."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ STYLES = dict(zip(CHOICES, EXACT + LOW_RANK + OUTER + SPLIT, strict=True))
 
 
 def tables(rows: Rows) -> str:
-    """Markdown: efficiency of each choice over each link, for every network and head; then what training tells."""
+    """Markdown: efficiency of each choice over each link, for every network and head; then the results of training."""
     speed = [row for row in rows if row["part"] == "speed"]
-    parts = []
+    sections = []
     for case in dict.fromkeys((row["network"], row["image_size"], row["head"]) for row in speed):
-        parts.append(_speed(case, [row for row in speed if _case(row) == case]))
+        sections.append(_speed(case, [row for row in speed if _case(row) == case]))
     training = [row for row in rows if row["part"] == "training"]
     if training:
-        parts.append(_training(training, speed))
-    return "\n\n".join(parts)
+        sections.append(_training(training, speed))
+    return "\n\n".join(sections)
 
 
 def _case(row: dict[str, Any]) -> tuple[str, int, str]:
@@ -38,7 +38,7 @@ def _case(row: dict[str, Any]) -> tuple[str, int, str]:
 
 
 def link_name(link: str) -> str:
-    """In words."""
+    """A link as a page calls it."""
     if not link.isdigit():
         return link
     return f"{int(link) // 1000} Gbit/s" if int(link) >= 1000 else f"{link} Mbit/s"
@@ -46,11 +46,11 @@ def link_name(link: str) -> str:
 
 def _speed(case: tuple[str, int, str], rows: Rows) -> str:
     links = [link for link in LINKS if any(row["link"] == link for row in rows)]
-    found = {(row["choice"], row["link"]): row for row in rows}
+    by_link = {(row["choice"], row["link"]): row for row in rows}
     lines = [f"{case[0]}, {case[1]} pixels, {case[2]} head: efficiency (MB that a rank sends in a step)", ""]
     lines += [_line(["choice", *map(link_name, links)]), _line(["---"] * (len(links) + 1))]
     for choice in CHOICES:
-        cells = [found.get((choice, link)) for link in links]
+        cells = [by_link.get((choice, link)) for link in links]
         if any(cells):
             text = [f"{cell['efficiency']:.2f} ({_megabytes(cell)})" if cell else "" for cell in cells]
             lines.append(_line([choice, *text]))
@@ -114,8 +114,8 @@ def draw(file: Path, rows: Rows) -> None:
     figure, panels = plt.subplots(1, len(cases), figsize=(5.2 * len(cases), 4.6), layout="constrained", squeeze=False)
     for axes, case in zip(panels[0], cases):
         for choice, colour in STYLES.items():
-            found = {row["link"]: row for row in speed if _case(row) == case and row["choice"] == choice}
-            places = [(LINKS.index(link), found[link]) for link in LINKS if link in found]
+            by_link = {row["link"]: row for row in speed if _case(row) == case and row["choice"] == choice}
+            places = [(LINKS.index(link), by_link[link]) for link in LINKS if link in by_link]
             if places:
                 heights = [row["efficiency"] for _, row in places]
                 ends = [

@@ -1,4 +1,4 @@
-"""What the ways of talking do to the result: steps to a training loss, and test accuracy. Two ranks, no link between."""
+"""The effect of each choice of communication on the result: steps to a training loss, and test accuracy."""
 
 from __future__ import annotations
 
@@ -12,39 +12,33 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.communication.choices import CHOICES
+from vgg_ddp.run.metrics_log import read_metrics
 
 NETWORK, IMAGE_SIZE = "vgg11", 16
-LOGGED = 16  # steps of a training whose mean loss is looked at
+LOG_EVERY = 16  # steps of a training: their mean loss is compared with the one to reach
 
 
 def train(options: argparse.Namespace, cores: list[int]) -> list[dict[str, Any]]:
-    """One row for each way and seed: steps to the loss, and the test accuracy at the end. Two ranks, no link between."""
-    found = []
+    """A row for each choice and seed, from trainings of two ranks on this host."""
+    rows = []
     for seed in options.seeds:
         for name in options.choices:
             if "split_head" in CHOICES[name]:  # the same steps as without it
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 run = Path(folder) / "run"
-                words = [
-                    *training_words(options),
-                    f"run.dir={run}",
-                    f"seed={seed}",
-                    *communication_words(name, options),
-                ]
-                command = [sys.executable, "-m", "vgg_ddp", "train", *words]
+                train = [sys.executable, "-m", "vgg_ddp", "train", *recipe(options), *communication(name, options)]
+                train += [f"run.dir={run}", f"seed={seed}"]
                 pinned = {"preexec_fn": lambda: os.sched_setaffinity(0, cores)}
-                subprocess.run(command, check=True, capture_output=True, **pinned)  # type: ignore[call-overload]
-                losses = [
-                    row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-                    if row["scope"] == "steps"
-                ]  # fmt: skip
+                subprocess.run(train, check=True, capture_output=True, **pinned)  # type: ignore[call-overload]
+                losses = [row for row in read_metrics(run / "metrics.jsonl") if row["scope"] == "steps"]
                 accuracy = json.loads((run / "evaluation/summary.json").read_text())["accuracy"]
             reached = [row["step"] for row in losses if row["loss"] < options.loss]
             row = {
                 "name": f"{NETWORK} {IMAGE_SIZE}px training {name}, seed {seed}",
                 "part": "training",
                 "network": NETWORK,
+                "precision": options.precision,
                 "image_size": IMAGE_SIZE,
                 "choice": name,
                 "seed": seed,
@@ -55,15 +49,16 @@ def train(options: argparse.Namespace, cores: list[int]) -> list[dict[str, Any]]
                 "test_accuracy": accuracy,
             }
             print(f"  {json.dumps(row)}", file=sys.stderr, flush=True)
-            found.append(row)
-    return found
+            rows.append(row)
+    return rows
 
 
-def training_words(options: argparse.Namespace) -> list[str]:
-    """VGG-11 on images of 16 pixels, in the quickstart's recipe."""
+def recipe(options: argparse.Namespace) -> list[str]:
+    """VGG-11 on images of 16 pixels, by the quickstart's recipe: the configuration and its overrides."""
     return [
         "configs/quickstart.yaml",
         f"network={NETWORK}",
+        f"precision={options.precision}",
         f"data.source={options.train}",
         "data.train_sizes=[]",
         f"data.image_size={IMAGE_SIZE}",
@@ -71,12 +66,12 @@ def training_words(options: argparse.Namespace) -> list[str]:
         "threads=1",
         "epochs=1e-9",
         f"min_steps={options.train_steps}",
-        f"log.every_steps={LOGGED}",
+        f"log.every_steps={LOG_EVERY}",
     ]
 
 
-def communication_words(name: str, options: argparse.Namespace) -> list[str]:
-    """The configuration of a way; PowerSGD begins after a tenth of the steps."""
+def communication(name: str, options: argparse.Namespace) -> list[str]:
+    """The overrides of a choice; PowerSGD begins after a tenth of the steps."""
     keys = dict(CHOICES[name])
     if "powersgd_warmup_steps" in keys:
         keys["powersgd_warmup_steps"] = options.train_steps // 10

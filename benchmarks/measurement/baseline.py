@@ -1,8 +1,8 @@
 """Whether a run of a benchmark is faster or slower than stored runs of it, or whether the difference is noise.
 
 What is compared is the logarithm of each row's median over its rounds. Where both runs have measured the reference
-(`measuring.reference`, in the same turns), each round's rate is divided by it first: what slows the whole machine for a while
-then falls out.
+(`device_speed.reference`, in the same turns), each round's rate is divided by it first: what slows the whole machine for a
+while then falls out.
 
 A difference counts only where it is larger than what the same version shows against itself 19 times of 20. Two things make
 up that margin. Rounds scatter within a run: the standard error of the median, by bootstrap. And runs differ as wholes
@@ -35,7 +35,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one row.
+    """The comparison of one row.
 
     Attributes:
         word: "faster", "slower" or "noise".
@@ -52,7 +52,7 @@ class Verdict:
 
 
 def logarithms(row: Row, with_reference: bool) -> list[float]:
-    """Of each round's figure, over the reference's if asked; larger is better."""
+    """The logarithm of each round's figure, over the reference's if asked; larger is better."""
     values = np.log(np.asarray(row["all"], dtype=float))
     if not row.get("higher_is_better", True):
         values = -values
@@ -62,7 +62,7 @@ def logarithms(row: Row, with_reference: bool) -> list[float]:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the median, by bootstrap; 0 for a single value, which tells nothing of it.
+    """The standard error of the median, by bootstrap; 0 for a single value, which tells nothing of it.
 
     Rounds in which something else disturbs the machine come one after the other and tell less than as many apart. So the
     error is enlarged by sqrt((1 + r) / (1 - r)) for a correlation of r between neighbours, as for a first-order
@@ -100,7 +100,7 @@ def margin_of(now: Sequence[float], before: Sequence[Sequence[float]], between_r
 
 
 def verdict(now: Row, before: Sequence[Row], between_runs: float = BETWEEN_RUNS) -> Verdict:
-    """Of this run's row against the same row of one stored run or more."""
+    """The verdict of this run's row against the same row of one stored run or more."""
     with_reference = all("reference" in row for row in (now, *before))
     ours = logarithms(now, with_reference)
     theirs = [logarithms(row, with_reference) for row in before]
@@ -111,22 +111,22 @@ def verdict(now: Row, before: Sequence[Row], between_runs: float = BETWEEN_RUNS)
 
 
 def verdicts(rows: Sequence[Row], files: Sequence[Path], between_runs: float = BETWEEN_RUNS) -> list[Verdict]:
-    """Of every row that all the files have too.
+    """The verdict of every row that all the files have too.
 
     Raises:
         UserError: a file that is no benchmark's, or that shares no row.
     """
     stored = [_rows(path) for path in files]
-    found = [
+    compared = [
         verdict(row, [runs[row["name"]] for runs in stored], between_runs)
         for row in rows
         if "all" in row and all(row["name"] in runs for runs in stored)
     ]
-    if files and not found:
+    if files and not compared:
         raise UserError(
             f"{', '.join(map(str, files))}: none of this run's rows is there; give the same options as the baseline's"
         )
-    return found
+    return compared
 
 
 def _rows(path: Path) -> dict[str, Row]:
@@ -136,17 +136,17 @@ def _rows(path: Path) -> dict[str, Row]:
         raise UserError(f"{path} is no result of a benchmark (--json FILE writes one)") from None
 
 
-def table(found: Sequence[Verdict]) -> str:
+def table(compared: Sequence[Verdict]) -> str:
     """The verdicts as lines for the terminal."""
     lines = [f"{'against the baseline':<34} {'change':>8} {'margin':>8}"]
-    lines += [f"{v.name:<34} {v.change:>+8.1%} {v.margin:>8.1%}  {v.word}" for v in found]
-    if found and not all(v.reference for v in found):
+    lines += [f"{v.name:<34} {v.change:>+8.1%} {v.margin:>8.1%}  {v.word}" for v in compared]
+    if compared and not all(v.reference for v in compared):
         lines.append("one of the runs has no reference: what slowed the whole machine counts as a difference")
     return "\n".join(lines)
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """What every benchmark takes to be compared with stored runs."""
+    """Add the options of a comparison with stored runs."""
     parser.add_argument(
         "--baseline",
         type=Path,
@@ -171,6 +171,6 @@ def report(rows: Sequence[Row], options: Namespace) -> list[dict[str, Any]]:
     """
     if not options.baseline:
         return []
-    found = verdicts(rows, options.baseline, options.between_runs)
-    print(table(found))
-    return [asdict(v) for v in found]
+    compared = verdicts(rows, options.baseline, options.between_runs)
+    print(table(compared))
+    return [asdict(v) for v in compared]

@@ -1,4 +1,4 @@
-"""Joules that the device says it has used: NVIDIA's counter of a GPU, or the processor's (RAPL) where the kernel shows it."""
+"""Joules that the device has used: NVIDIA's counter of a GPU (NVML), or the processor's (RAPL) where it can be read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POWERCAP = Path("/sys/class/powercap")
 
 
 def meter(device: torch.device, powercap: Path = POWERCAP) -> Callable[[], float] | None:
-    """Joules so far, at each call; None where the device does not tell. A processor's are those of all its cores."""
+    """Joules so far, at each call; None where there is no counter. A processor's are those of all its cores."""
     return _of_gpu(device) if device.type == "cuda" else _of_processor(powercap)
 
 

@@ -1,7 +1,7 @@
-"""Groups of ranks that wait to be told what to do, so that groups of different sizes can be measured in turns.
+"""Groups of ranks that wait for tasks, so that groups of different sizes can be measured in turns.
 
-Each rank is a process with one share of the machine: a GPU, or one core that it is bound to. While a group waits it uses no
-processor. Every answer is the slowest rank's: the others wait for it.
+Each rank is a process with a GPU, or with one core that it is bound to. A group that waits uses no processor. Every answer
+is the slowest rank's: the others wait for it.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from benchmarks.measurement import measuring
-from benchmarks.measurement.step import TrainingStep, noise
+from benchmarks.measurement.device_speed import reference, wait_for
+from benchmarks.measurement.step import PHASES, TrainingStep, noise
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.memory import keep_freed_memory
 from vgg_ddp.distributed.world import World, joined
 
-Parts = dict[str, float]
+PhaseSeconds = dict[str, float]  # by phase of a step; the sum under "step"
 
 
 @dataclass(frozen=True)
 class TrainingSteps:
-    """Seconds of a training step, in parts.
+    """Seconds of a training step, by phase.
 
     Attributes:
         batch: images of each rank.
@@ -52,7 +52,7 @@ class AllReduces:
 
 @dataclass(frozen=True)
 class Reference:
-    """The inverse of `measuring.reference`, on all ranks at once."""
+    """The inverse of `device_speed.reference`, on all ranks at once."""
 
 
 Task = TrainingSteps | AllReduces | Reference | Literal["stop"]
@@ -77,14 +77,15 @@ class Group:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def run(self, task: Task) -> Parts:
-        """The slowest rank's seconds, by part; the whole under "step"."""
+    def run(self, task: Task) -> PhaseSeconds:
+        """The slowest rank's seconds."""
         for pipe in self._pipes:
             pipe.send(task)
-        answers: list[Parts] = [pipe.recv() for pipe in self._pipes]
-        return max(answers, key=lambda parts: parts["step"])
+        answers: list[PhaseSeconds] = [pipe.recv() for pipe in self._pipes]
+        return max(answers, key=lambda seconds: seconds["step"])
 
     def stop(self) -> None:
+        """End the ranks."""
         for pipe in self._pipes:
             with suppress(OSError):  # a rank that has ended is what is wanted
                 pipe.send("stop")
@@ -98,15 +99,15 @@ class Group:
 def groups(sizes: list[int], config: Config) -> Iterator[dict[int, Group]]:
     """Groups of these sizes, side by side."""
     with ExitStack() as stack:
-        found = {}
+        started = {}
         for size in sizes:
-            found[size] = Group(size, config)
-            stack.callback(found[size].stop)
-        yield found
+            started[size] = Group(size, config)
+            stack.callback(started[size].stop)
+        yield started
 
 
 def _rank(config: Config, rank: int, size: int, port: int, pipe: Connection) -> None:
-    """One rank's life: take a task, say how long it took."""
+    """A rank's process: take a task, answer how long it took, until told to stop."""
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(size),
@@ -122,7 +123,7 @@ def _rank(config: Config, rank: int, size: int, port: int, pipe: Connection) -> 
     keep_freed_memory()
     with joined() as world:
         trainers: dict[int, _Trainer] = {}
-        reference = measuring.reference(world.device)
+        machine_speed = reference(world.device)
         while True:
             task: Task = pipe.recv()
             if isinstance(task, TrainingSteps):
@@ -133,47 +134,40 @@ def _rank(config: Config, rank: int, size: int, port: int, pipe: Connection) -> 
                 pipe.send(_all_reduces(task, world))
             elif isinstance(task, Reference):
                 world.barrier()
-                pipe.send({"step": 1 / reference()})
+                pipe.send({"step": 1 / machine_speed()})
             else:
                 return
 
 
 class _Trainer:
-    """The step on one batch that lies in memory, timed part by part."""
+    """The training step on one batch in memory, timed by phase."""
 
     def __init__(self, config: Config, batch: int, world: World) -> None:
         self._world, self._step = world, TrainingStep(config, world)
         self._images, self._labels = noise(batch, config.data.image_size, world)
 
-    def run(self, steps: int, together: bool) -> Parts:
-        """Mean seconds of a step; "forward", "backward" (with the communication in it) and "update" add up to it."""
-        parts = {"forward": 0.0, "backward": 0.0, "update": 0.0}
+    def run(self, steps: int, together: bool) -> PhaseSeconds:
+        """Mean seconds of a step; communication is in "backward"."""
+        seconds = dict.fromkeys(PHASES, 0.0)
         self._world.barrier()
         for _ in range(steps):
             times = [self._now()]
-            loss = self._step.forward(self._images, self._labels, last=together)
-            times.append(self._now())
-            self._step.engine.backward(loss)
-            times.append(self._now())
-            self._step.engine.step()
-            times.append(self._now())
-            for name, start, end in zip(parts, times, times[1:]):
-                parts[name] += (end - start) / steps
-        return {**parts, "step": sum(parts.values())}
+            self._step.run(self._images, self._labels, together, lambda times=times: times.append(self._now()))  # type: ignore[misc]
+            for phase, start, end in zip(PHASES, times, times[1:]):
+                seconds[phase] += (end - start) / steps
+        return {**seconds, "step": sum(seconds.values())}
 
     def _now(self) -> float:
-        if self._world.device.type == "cuda":
-            torch.cuda.synchronize(self._world.device)
+        wait_for(self._world.device)
         return time.perf_counter()
 
 
-def _all_reduces(task: AllReduces, world: World) -> Parts:
+def _all_reduces(task: AllReduces, world: World) -> PhaseSeconds:
     values: Any = torch.ones(task.size // 4, device=world.device)
     world.barrier()
     start = time.perf_counter()
     for _ in range(task.repeats):
         dist.all_reduce(values)
         values.fill_(1.0)  # sums of sums would overflow
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)
+    wait_for(world.device)
     return {"step": (time.perf_counter() - start) / task.repeats}

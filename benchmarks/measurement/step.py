@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,10 +15,11 @@ from vgg_ddp.optim import precision
 from vgg_ddp.training import parts
 
 CLASSES = 10
+PHASES = ("forward", "backward", "update")
 
 
 class TrainingStep:
-    """A network of `config`, its engine, and what goes before them."""
+    """The network and the engine of `config`, and the preprocessing before them."""
 
     def __init__(self, config: Config, world: World) -> None:
         config, _ = precision.resolve(config, world.device)
@@ -25,9 +28,21 @@ class TrainingStep:
         self.engine = engines.build(config, self.network, world)
         self._preprocess = Preprocess([128.0] * 3, [64.0] * 3, config.channels_last).to(world.device)
 
-    def forward(self, images: Tensor, labels: Tensor, last: bool = True) -> Tensor:
-        """The loss of uint8 [n, height, width, 3]."""
-        return self.engine.forward(self._preprocess(images), labels, last=last)[0]
+    def run(
+        self, images: Tensor, labels: Tensor, reduce: bool = True, after_phase: Callable[[], None] = lambda: None
+    ) -> None:
+        """One step on uint8 [n, height, width, 3] and labels [n].
+
+        Args:
+            reduce: whether gradients are summed over the ranks.
+            after_phase: called after each of `PHASES`.
+        """
+        loss, _ = self.engine.forward(self._preprocess(images), labels, last=reduce)
+        after_phase()
+        self.engine.backward(loss)
+        after_phase()
+        self.engine.step()
+        after_phase()
 
 
 def noise(count: int, image_size: int, world: World) -> tuple[Tensor, Tensor]:

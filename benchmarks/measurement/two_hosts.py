@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces joined by a cable (veth) whose bandwidth can be set (`tc tbf`).
+"""Two hosts on one machine: network namespaces joined by a link (veth) whose bandwidth can be set (`tc tbf`).
 
 Needs root and iproute2.
 """
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Host:
-    """A namespace.
+    """A network namespace.
 
     Attributes:
-        interface: what it talks to the other host by.
-        address: its own.
+        interface: the one that leads to the other host.
+        address: IPv4, of that interface.
     """
 
     namespace: str
@@ -28,7 +28,7 @@ class Host:
 
     @property
     def inside(self) -> list[str]:
-        """What to put before a command that is to run there."""
+        """The prefix of a command that is to run in this namespace."""
         return ["ip", "netns", "exec", self.namespace]
 
 
@@ -36,7 +36,7 @@ Hosts = tuple[Host, Host]
 
 
 def limit(hosts: Hosts, megabits: float) -> None:
-    """Set the bandwidth of the cable, each way."""
+    """Set the bandwidth of the link, each way."""
     # The bucket holds 4 ms of the link, and at least what the kernel passes on at once; the queue 100 ms.
     burst = max(65536, int(megabits * 1e6 / 8 * 0.004))
     shaping = ["root", "tbf", "rate", f"{megabits:g}mbit", "burst", str(burst), "latency", "100ms"]
@@ -45,7 +45,7 @@ def limit(hosts: Hosts, megabits: float) -> None:
 
 
 def why_not() -> str | None:
-    """Why there can be no namespaces here; None if there can."""
+    """Why network namespaces cannot be made here; None if they can."""
     lacking = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
     if lacking:
         return f"not installed: {', '.join(lacking)} (Debian: iproute2)"
@@ -59,7 +59,7 @@ def why_not() -> str | None:
 
 @contextmanager
 def one_host() -> Iterator[Hosts]:
-    """A single one, twice: a namespace with a loopback interface of its own, so that its bytes can be counted."""
+    """The same host twice: a namespace with a loopback interface of its own, so that its bytes can be counted."""
     host = Host(f"vgg-ddp-{os.getpid()}-lo", "lo", "127.0.0.1")
     with ExitStack() as stack:
         _namespace(host, stack)
@@ -87,7 +87,7 @@ def two_hosts() -> Iterator[Hosts]:
 
 def _namespace(host: Host, stack: ExitStack) -> None:
     _run("ip", "netns", "add", host.namespace)
-    stack.callback(_run, "ip", "netns", "delete", host.namespace)  # and its end of the cable
+    stack.callback(_run, "ip", "netns", "delete", host.namespace)  # and its end of the link
     _run("ip", "-n", host.namespace, "link", "set", "lo", "up")
 
 

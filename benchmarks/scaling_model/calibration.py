@@ -1,4 +1,4 @@
-"""The model brought to a machine at hand: what it measures of one rank and of the link, and what it then says of several."""
+"""The model calibrated on a machine at hand: by one rank and the link, to predict steps of several ranks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-from benchmarks.measurement.arithmetic import Layer
+from benchmarks.measurement.flops import Layer
 from benchmarks.scaling_model.device import Device, LayerSeconds, roofline, scaled
 from benchmarks.scaling_model.exchange import Plain
 from benchmarks.scaling_model.link import Cluster, Link, Protocol
 from benchmarks.scaling_model.step import Step, step
 
-Parts = Mapping[str, float]
+PhaseSeconds = Mapping[str, float]
 
 
 def fit_link(seconds: Mapping[int, float], name: str) -> Link:
@@ -32,42 +32,44 @@ def fit_link(seconds: Mapping[int, float], name: str) -> Link:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured, of which several ranks' steps are no part.
+    """What was measured; no steps of several ranks that communicate are among it.
 
     Attributes:
         alone: seconds of "forward", "backward" and "update" of a rank that is alone, by its batch; two batches or more.
-        crowd: how many times as long a rank takes while so many compute at once, without communication, by ranks.
+        contention: by number of ranks, how many times as long a rank takes while so many compute at the same time without
+            communication: they share caches, memory and clock.
         link: between two ranks.
         cores: that the ranks have; None where each has a device of its own.
     """
 
     network: Sequence[Layer]
     device: Device
-    alone: Mapping[int, Parts]
-    crowd: Mapping[int, float]
+    alone: Mapping[int, PhaseSeconds]
+    contention: Mapping[int, float]
     link: Link
     cores: int | None
 
     def cluster(self, ranks: int) -> Cluster:
-        """On a CPU the cores that compute also copy: nothing overlaps, and ranks that share a core wait for it."""
+        """The ranks as one host. On a CPU the cores that compute also copy: nothing overlaps, and ranks may share a core."""
         if self.cores is None:
             return Cluster(self.link, self.link, ranks, algorithms=("ring",))
-        crowding = max(1.0, ranks / self.cores)
-        return Cluster(self.link, self.link, ranks, overlaps=False, crowding=crowding, algorithms=("ring",))
+        per_core = max(1.0, ranks / self.cores)
+        return Cluster(self.link, self.link, ranks, overlaps=False, ranks_per_core=per_core, algorithms=("ring",))
 
-    def part(self, name: str, batch: int) -> float:
-        """Seconds of a part of the step at any batch: a line through those measured."""
-        slope, constant = np.polyfit(list(self.alone), [parts[name] for parts in self.alone.values()], 1)
+    def phase(self, name: str, batch: int) -> float:
+        """Seconds of a phase of the step at any batch: a line through those measured."""
+        slope, constant = np.polyfit(list(self.alone), [seconds[name] for seconds in self.alone.values()], 1)
         return float(slope * batch + constant)
 
     def layers(self, batch: int) -> LayerSeconds:
+        """Seconds of each layer on one rank that is alone."""
         return scaled(
-            roofline(self.network, batch, self.device), self.part("forward", batch), self.part("backward", batch)
+            roofline(self.network, batch, self.device), self.phase("forward", batch), self.phase("backward", batch)
         )
 
     def predict(self, ranks: int, batch: int) -> Step:
         """A step of `ranks` ranks with `batch` images each."""
-        slower = self.crowd.get(ranks, 1.0)
+        slower = self.contention.get(ranks, 1.0)
         seconds = [(forward * slower, backward * slower) for forward, backward in self.layers(batch)]
-        update = self.part("update", batch) * slower
+        update = self.phase("update", batch) * slower
         return step(self.network, seconds, update, batch, self.device, self.cluster(ranks), ranks, Plain())

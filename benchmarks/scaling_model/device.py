@@ -1,11 +1,11 @@
-"""How long a device takes for each layer."""
+"""The time that a device takes for each layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.measurement.arithmetic import Layer
+from benchmarks.measurement.flops import Layer
 
 LayerSeconds = list[tuple[float, float]]
 
@@ -53,19 +53,19 @@ def roofline(network: Sequence[Layer], batch: int, device: Device) -> LayerSecon
     gradient of the output, and writes that of the input: twice the forward pass's traffic. The weights are read once in
     forward; in backward they are read once and their gradient is written.
     """
-    found = []
+    seconds = []
     for layer in network:
         traffic = device.value_bytes * (batch * layer.values + layer.weights)
         memory = traffic / (device.bandwidth * device.achieved)
         forward = batch * layer.forward_flops / (device.flops * device.achieved)
         backward = batch * layer.backward_flops / (device.flops * device.achieved)
-        found.append((max(forward, memory), max(backward, 2 * memory)))
-    return found
+        seconds.append((max(forward, memory), max(backward, 2 * memory)))
+    return seconds
 
 
 def scaled(seconds: LayerSeconds, forward: float, backward: float) -> LayerSeconds:
     """The same layers with their sums brought to a measured forward and backward pass."""
-    sums = [sum(part) for part in zip(*seconds)]
+    sums = [sum(column) for column in zip(*seconds)]
     return [(f * forward / sums[0], b * backward / sums[1]) for f, b in seconds]
 
 

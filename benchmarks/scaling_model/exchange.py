@@ -1,4 +1,4 @@
-"""What the ranks tell one another in a step: the bytes of each bucket, and the work of making them small."""
+"""Ways for the ranks to exchange gradients: the bytes of each bucket, and the work of compressing them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from benchmarks.measurement.arithmetic import Layer
+from benchmarks.measurement.flops import Layer
 from benchmarks.scaling_model.device import Device
 from benchmarks.scaling_model.link import Cluster
 
@@ -30,14 +30,17 @@ class Piece:
 
     @property
     def count(self) -> int:
+        """The number of elements."""
         return math.prod(self.shape)
 
 
 class Exchange(Protocol):
-    """A choice of communication."""
+    """A way of communicating."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As the tables call it."""
+        ...
 
     @property
     def every(self) -> int:
@@ -46,23 +49,23 @@ class Exchange(Protocol):
 
     @property
     def overlaps(self) -> bool:
-        """Whether it runs under the backward pass."""
+        """Whether it runs during the backward pass."""
         ...
 
     def pieces(self, network: Sequence[Layer], devices: int) -> list[Piece]:
-        """The gradients that a device must share, in the order of the modules."""
+        """The gradients that a device must exchange, in the order of the modules."""
         ...
 
     def seconds(self, bucket: Sequence[Piece], cluster: Cluster, devices: int) -> float:
-        """On the wire, for one bucket."""
+        """Seconds on the wire, for one bucket."""
         ...
 
     def work(self, bucket: Sequence[Piece], device: Device) -> float:
-        """Seconds that the device spends on one bucket beside."""
+        """Seconds of extra work of the device for one bucket."""
         ...
 
     def activations(self, network: Sequence[Layer], batch: int, cluster: Cluster, devices: int) -> float:
-        """Seconds in which activations travel, which nothing hides."""
+        """Seconds in which activations are sent, which nothing overlaps."""
         ...
 
 
@@ -75,6 +78,7 @@ class Plain:
     overlaps: bool = True
 
     def pieces(self, network: Sequence[Layer], devices: int) -> list[Piece]:
+        """Every gradient, whole."""
         return [Piece(number, shape) for number, layer in enumerate(network) for shape in layer.parameters]
 
     def messages(self, bucket: Sequence[Piece]) -> list[float]:
@@ -82,12 +86,15 @@ class Plain:
         return [FLOAT * _count(bucket)]
 
     def seconds(self, bucket: Sequence[Piece], cluster: Cluster, devices: int) -> float:
+        """Of all-reduces, one after the other."""
         return sum(cluster.quickest(size, devices) for size in self.messages(bucket))
 
     def work(self, bucket: Sequence[Piece], device: Device) -> float:
+        """None."""
         return 0.0
 
     def activations(self, network: Sequence[Layer], batch: int, cluster: Cluster, devices: int) -> float:
+        """None."""
         return 0.0
 
 
@@ -98,9 +105,11 @@ class HalfPrecision(Plain):
     name: str = "bf16"
 
     def messages(self, bucket: Sequence[Piece]) -> list[float]:
+        """Half the bytes."""
         return [FLOAT / 2 * _count(bucket)]
 
     def work(self, bucket: Sequence[Piece], device: Device) -> float:
+        """Casting to half precision and back."""
         return 2 * 1.5 * FLOAT * _count(bucket) / (device.bandwidth * device.achieved)  # there and back: read and write
 
 
@@ -116,10 +125,12 @@ class PowerSGD(Plain):
     rank: int = 2
 
     def compresses(self, piece: Piece) -> bool:
+        """Whether this gradient is sent in low rank."""
         rows, columns = piece.shape[0], math.prod(piece.shape[1:])
         return len(piece.shape) > 1 and 2 * self.rank * (rows + columns) < rows * columns
 
     def messages(self, bucket: Sequence[Piece]) -> list[float]:
+        """The uncompressed gradients, then P, then Q."""
         matrices = [piece for piece in bucket if self.compresses(piece)]
         rest = [piece for piece in bucket if not self.compresses(piece)]
         sizes = [
@@ -169,12 +180,14 @@ class ModelParallelClassifier(Plain):
         ]
 
     def seconds(self, bucket: Sequence[Piece], cluster: Cluster, devices: int) -> float:
+        """Of an all-reduce; over the other groups alone for what is cut."""
         (group,) = {piece.group for piece in bucket}
         if group == 1:
             return super().seconds(bucket, cluster, devices)
         return cluster.all_reduce_shares(FLOAT * _count(bucket), devices, group)
 
     def activations(self, network: Sequence[Layer], batch: int, cluster: Cluster, devices: int) -> float:
+        """Of gathering the inputs of each classifier layer, and scattering their gradients."""
         seconds = 0.0
         for layer in network:
             if layer.in_classifier and layer.parameters:

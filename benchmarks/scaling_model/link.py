@@ -1,4 +1,4 @@
-"""How long an all-reduce takes.
+"""The time of an all-reduce.
 
 Latencies and formulas are those of NCCL's own tuning model (src/graph/tuning.cc: `baseLat`, `hwLat`, `ncclTopoTuneModel`,
 `ncclTopoGetAlgoTime`; NCCL 2.8), by which NCCL chooses between its algorithms and protocols: "Simple" for large messages,
@@ -27,7 +27,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Link:
-    """What one message meets.
+    """A link by its latency and bandwidth.
 
     Attributes:
         bandwidth: in one direction, usable, bytes/s; inside a host of each device, between hosts of each host.
@@ -47,7 +47,7 @@ class Cluster:
 
     Attributes:
         overlaps: whether messages travel while the devices compute. Not so where the same cores do both.
-        crowding: how many ranks share a core; then moving bytes takes so many times as long.
+        ranks_per_core: moving bytes takes so many times as long where ranks share a core.
         algorithms: those that the library at hand has.
     """
 
@@ -55,7 +55,7 @@ class Cluster:
     between: Link
     devices_per_host: int
     overlaps: bool = True
-    crowding: float = 1.0
+    ranks_per_core: float = 1.0
     algorithms: tuple[Algorithm, ...] = ALGORITHMS
 
     def all_reduce(self, size: float, devices: int, algorithm: Algorithm) -> float:
@@ -65,7 +65,7 @@ class Cluster:
         local = min(self.devices_per_host, devices)
         hosts = math.ceil(devices / local)
         seconds = {"ring": self._ring, "tree": self._tree, "hierarchical": self._hierarchical}[algorithm]
-        return self.crowding * min(
+        return self.ranks_per_core * min(
             inside.start + seconds(size, local, hosts, inside, between)
             for inside, between in zip(self.inside.protocols, self.between.protocols)
         )
@@ -123,7 +123,7 @@ class Cluster:
         if hosts > 1:
             seconds += 2 * (hosts - 1) * self.between.protocols[0].ring
             seconds += 2 * (hosts - 1) / hosts * shares * size / self.between.bandwidth
-        return self.crowding * (self.inside.protocols[0].start + seconds)
+        return self.ranks_per_core * (self.inside.protocols[0].start + seconds)
 
     def gather(self, size: float, devices: int) -> float:
         """Seconds until each of `devices` devices has the `size` bytes of every other one (an all-gather); the same for a
@@ -136,7 +136,7 @@ class Cluster:
         if hosts > 1:
             into_host = (hosts - 1) * local * size
             seconds = max(seconds, into_host / self.between.bandwidth) + (hosts - 1) * self.between.protocols[0].ring
-        return self.crowding * (self.inside.protocols[0].start + seconds)
+        return self.ranks_per_core * (self.inside.protocols[0].start + seconds)
 
 
 def ethernet(gigabits: float) -> float:

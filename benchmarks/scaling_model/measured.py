@@ -1,4 +1,4 @@
-"""The measured half of `benchmarks.scaling`: steps of one rank and of several, and the model held against them."""
+"""The measured half of `benchmarks.scaling`: steps of one rank and of several, and the model compared with them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.measurement import measuring
-from benchmarks.measurement.ranks import AllReduces, Group, Parts, Reference, TrainingSteps, groups
+from benchmarks.measurement import rounds
+from benchmarks.measurement.command import cores
+from benchmarks.measurement.device_speed import DTYPES, chosen_precision, copy, matrix_product
+from benchmarks.measurement.ranks import AllReduces, Group, PhaseSeconds, Reference, TrainingSteps, groups
 from benchmarks.scaling_model.calibration import Calibration, fit_link
 from benchmarks.scaling_model.device import Device
 from benchmarks.scaling_model.network import layers
@@ -24,27 +26,29 @@ Rows = list[dict[str, Any]]
 
 
 class Steps:
-    """A side for `measuring.in_turns`: images/s of a group's steps. Keeps each round's parts, the warm-up's first."""
+    """A side for `rounds.in_turns`: images/s of a group's steps. Keeps the phases of each round, the warm-up first."""
 
     def __init__(self, group: Group, batch: int, steps: int, together: bool = True) -> None:
         self.ranks = group.size
-        self._group, self._task, self._parts = group, TrainingSteps(batch, together, steps), list[Parts]()
+        self._group, self._task, self._rounds = group, TrainingSteps(batch, together, steps), list[PhaseSeconds]()
 
     def __call__(self) -> float:
-        self._parts.append(self._group.run(self._task))
-        return self.ranks * self._task.batch / self._parts[-1]["step"]
+        """Measure one round."""
+        self._rounds.append(self._group.run(self._task))
+        return self.ranks * self._task.batch / self._rounds[-1]["step"]
 
-    def median(self) -> Parts:
-        """Of the rounds that count, part by part."""
-        return {name: statistics.median(parts[name] for parts in self._parts[1:]) for name in self._parts[0]}
+    def median(self) -> PhaseSeconds:
+        """Of the rounds that count, phase by phase."""
+        return {name: statistics.median(seconds[name] for seconds in self._rounds[1:]) for name in self._rounds[0]}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows of measured scaling, the calibration, and the model held against the steps of several ranks.
+    """Rows of measured scaling, the calibration, and the model compared with the steps of several ranks.
 
     Raises:
         UserError: more ranks than GPUs, or a batch that the ranks do not divide.
     """
+    precision = chosen_precision(options.precision, device_of(0))
     ranks: list[int] = sorted({1, *options.ranks})
     if any(options.batch % count for count in ranks):
         raise UserError(f"--batch {options.batch} does not divide over {ranks} ranks")
@@ -53,38 +57,39 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     config = Config(
         network=options.network,
         batch=options.batch,
-        precision=options.precision,
+        precision=precision,  # type: ignore[arg-type]
         data=DataConfig(image_size=options.image_size),
     )
     batch = options.batch
-    with groups(ranks, config) as found:
-        shares = sorted({batch // count for count in ranks}, reverse=True)
-        steps = {f"alone, batch {share}": Steps(found[1], share, options.steps) for share in shares}
+    with groups(ranks, config) as group:
+        local_batches = sorted({batch // count for count in ranks}, reverse=True)
+        steps = {f"alone, batch {local}": Steps(group[1], local, options.steps) for local in local_batches}
         for kind in ("apart", "weak", "strong"):
             for count in ranks[1:]:
-                share = batch // count if kind == "strong" else batch
-                steps[f"{kind}, {count} ranks"] = Steps(found[count], share, options.steps, together=kind != "apart")
+                local = batch // count if kind == "strong" else batch
+                steps[f"{kind}, {count} ranks"] = Steps(group[count], local, options.steps, together=kind != "apart")
         # Each group has a reference of its own, on the cores that its ranks are bound to.
         sides: dict[str, Callable[[], float]] = {
-            f"reference, {count} ranks": _reference(found[count]) for count in ranks
+            f"reference, {count} ranks": _reference(group[count]) for count in ranks
         }
         sides |= steps
-        if 2 in found:
-            sides |= {f"all-reduce, {size} bytes": _all_reduce(found[2], size) for size in MESSAGES}
-        rates = measuring.in_turns(sides, options.rounds)
+        if 2 in ranks:
+            sides |= {f"all-reduce, {size} bytes": _all_reduce(group[2], size) for size in MESSAGES}
+        rates = rounds.in_turns(sides, options.rounds)
     medians = {name: side.median() for name, side in steps.items()}
     rows = [
         {
             "name": name,
-            **measuring.summary(rates[name], reference=rates[f"reference, {side.ranks} ranks"]),
+            "precision": precision,
+            **rounds.summary(rates[name], reference=rates[f"reference, {side.ranks} ranks"]),
             "seconds": dict(medians[name]),
         }
         for name, side in steps.items()
     ]
-    if 2 not in found:
+    if 2 not in ranks:
         return {"rows": rows}
     seconds = {size: 1 / statistics.median(rates[f"all-reduce, {size} bytes"]) for size in MESSAGES}
-    calibration = calibrate(options, medians, ranks, seconds)
+    calibration = calibrate(options, precision, medians, ranks, seconds)
     return {
         "rows": rows,
         "calibration": {
@@ -94,7 +99,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "flops": calibration.device.flops,
             "memory_bandwidth": calibration.device.bandwidth,
             "alone": calibration.alone,
-            "crowd": calibration.crowd,
+            "contention": calibration.contention,
         },
         "check": check(calibration, medians, batch, ranks),
     }
@@ -102,7 +107,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def calibrate(
     options: argparse.Namespace,
-    medians: dict[str, Parts],
+    precision: str,
+    medians: dict[str, PhaseSeconds],
     ranks: list[int],
     all_reduce_seconds: dict[int, float],
 ) -> Calibration:
@@ -111,11 +117,18 @@ def calibrate(
     alone = medians[f"alone, batch {options.batch}"]["step"]
     return Calibration(
         layers(options.network, True, "compact", 10, options.image_size),
-        Device("here", measuring.matrix_product(device)(), measuring.copy(device)(), 1.0, 2, "measured here"),
-        {share: medians[f"alone, batch {share}"] for share in (options.batch, options.batch // ranks[-1])},
+        Device(
+            "here",
+            matrix_product(device, precision)(),
+            copy(device)(),
+            1.0,
+            DTYPES[precision].itemsize,
+            "measured here",
+        ),
+        {local: medians[f"alone, batch {local}"] for local in (options.batch, options.batch // ranks[-1])},
         {count: medians[f"apart, {count} ranks"]["step"] / alone for count in ranks[1:]},
         fit_link(all_reduce_seconds, "between two ranks here"),
-        None if device.type == "cuda" else measuring.cores(),
+        None if device.type == "cuda" else cores(),
     )
 
 
@@ -127,11 +140,12 @@ def _all_reduce(group: Group, size: int) -> Callable[[], float]:
     return lambda: 1 / group.run(AllReduces(size, repeats=max(2, min(50, 2**25 // size))))["step"]
 
 
-def check(calibration: Calibration, medians: dict[str, Parts], batch: int, ranks: list[int]) -> Rows:
-    """The steps of several ranks beside what the model says of them, and what they lose against one rank alone.
+def check(calibration: Calibration, medians: dict[str, PhaseSeconds], batch: int, ranks: list[int]) -> Rows:
+    """The steps of several ranks beside the model's predictions, and what they lose against one rank alone.
 
     "efficiency" is against as many ranks alone, "efficiency_of_cores" against as many as there are cores. The losses are
-    shares of the measured step: "crowd" for computing at once, "communication", and "rest", which the model does not explain.
+    relative to the measured step: "contention" of ranks that compute at the same time, "communication", and "rest", which the
+    model does not explain.
     """
     rows = []
     for kind in ("weak", "strong"):
@@ -140,9 +154,9 @@ def check(calibration: Calibration, medians: dict[str, Parts], batch: int, ranks
             seconds = medians[f"{kind}, {count} ranks"]["step"]
             predicted = calibration.predict(count, local)
             alone = medians[f"alone, batch {batch}"]["step"] / batch * local
-            at_once = calibration.crowd[count]
+            contention = calibration.contention[count]
             usable = min(count, calibration.cores or count)
-            # A smaller share of images computes less per second by itself, before any other rank is there.
+            # A smaller local batch computes fewer images per second by itself, without any other rank.
             shrunk = medians[f"alone, batch {local}"]["step"] - alone
             rows.append(
                 {
@@ -157,9 +171,9 @@ def check(calibration: Calibration, medians: dict[str, Parts], batch: int, ranks
                     "efficiency": alone / seconds,
                     "efficiency_of_cores": alone / seconds * count / usable,
                     "loss_small_batch": shrunk / seconds,
-                    "loss_crowd": (at_once - 1) * (alone + shrunk) / seconds,
+                    "loss_contention": (contention - 1) * (alone + shrunk) / seconds,
                     "loss_communication": predicted.exposed / seconds,
-                    "loss_rest": (seconds - at_once * (alone + shrunk) - predicted.exposed) / seconds,
+                    "loss_rest": (seconds - contention * (alone + shrunk) - predicted.exposed) / seconds,
                 }
             )
     return rows

@@ -40,19 +40,19 @@ def draw(contents: dict[str, Any], file: Path) -> list[Path]:
 
 
 def _measured(rows: list[dict[str, Any]]) -> Figure:
-    """The seconds of each step in parts, beside the model's."""
+    """The seconds of each step by cause, beside the model's."""
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    parts = {
+    causes = {
         "one rank alone": lambda row: row["efficiency"],
-        "smaller share of images": lambda row: max(0.0, row["loss_small_batch"]),
-        "others computing": lambda row: max(0.0, row["loss_crowd"]),
+        "smaller local batch": lambda row: max(0.0, row["loss_small_batch"]),
+        "contention": lambda row: max(0.0, row["loss_contention"]),
         "messages": lambda row: max(0.0, row["loss_communication"]),
         "not explained": lambda row: max(0.0, row["loss_rest"]),
     }
     left = [0.0] * len(rows)
     places = list(range(len(rows)))[::-1]
-    for (name, part), (colour, _) in zip(parts.items(), STYLES):
-        widths = [part(row) * row["seconds"] * 1e3 for row in rows]
+    for (name, share), (colour, _) in zip(causes.items(), STYLES):
+        widths = [share(row) * row["seconds"] * 1e3 for row in rows]
         axes.barh(places, widths, left=left, color=colour, label=name, height=0.6)
         left = [start + width for start, width in zip(left, widths)]
     axes.plot([row["predicted_seconds"] * 1e3 for row in rows], places, "k|", markersize=26, label="the model")
@@ -62,11 +62,11 @@ def _measured(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _predicted(found: dict[str, Any], case: str) -> Figure:
+def _predicted(predicted: dict[str, Any], case: str) -> Figure:
     figure, grid = plt.subplots(2, 3, figsize=(11, 6.6), sharex=True, sharey=True, layout="constrained")
-    rows = [row for row in found["rows"] if row["case"] == case]
+    rows = [row for row in predicted["rows"] if row["case"] == case]
     for line, kind in zip(grid, ("weak", "strong")):
-        for axes, cluster in zip(line, found["clusters"]):
+        for axes, cluster in zip(line, predicted["clusters"]):
             for exchange, (colour, mark) in zip(dict.fromkeys(row["exchange"] for row in rows), STYLES):
                 points = [
                     (row["gpus"], row["efficiency"])
@@ -85,7 +85,9 @@ def _predicted(found: dict[str, Any], case: str) -> Figure:
     for axes in grid[1]:
         axes.set_xlabel("GPUs")
     grid[0][0].legend(fontsize=8)
-    figure.suptitle(f"Predicted: {case}, {found['device']['name']} at {found['device']['achieved']:.0%} of its peak")
+    figure.suptitle(
+        f"Predicted: {case}, {predicted['device']['name']} at {predicted['device']['achieved']:.0%} of its peak"
+    )
     return figure
 
 

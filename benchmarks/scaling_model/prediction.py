@@ -1,4 +1,4 @@
-"""What the model says of machines that are not at hand."""
+"""Predicted efficiency on machines that are not at hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.measurement.arithmetic import Layer
+from benchmarks.measurement.flops import Layer
 from benchmarks.scaling_model.device import Device, LayerSeconds, roofline
 from benchmarks.scaling_model.exchange import (
     Exchange,
@@ -39,6 +39,7 @@ class Case:
     measured_rate: float | None = None
 
     def layer_seconds(self, device: Device, batch: int) -> LayerSeconds:
+        """Of the roofline, scaled to the measured rate if there is one."""
         seconds = roofline(self.network, batch, device)
         if self.measured_rate is None:
             return seconds
@@ -47,6 +48,7 @@ class Case:
         return [(forward * measured / modelled, backward * measured / modelled) for forward, backward in seconds]
 
     def step(self, device: Device, batch: int, cluster: Cluster, devices: int, exchange: Exchange) -> Step:
+        """A step of `devices` devices with `batch` images each."""
         update = update_seconds(self.network, device)
         return step(self.network, self.layer_seconds(device, batch), update, batch, device, cluster, devices, exchange)
 
@@ -56,8 +58,8 @@ def predict(
 ) -> list[dict[str, Any]]:
     """A row for each case, scaling, cluster, communication and number of devices.
 
-    "efficiency" is images/s over so many times those of one device: with the same batch of its own in weak scaling, with the
-    whole batch (as if it had the memory) in strong, which so shows what a small share of the images costs too.
+    "efficiency" is images/s over the number of devices times those of one device: with the same local batch in weak scaling,
+    with the global batch (as if it had the memory) in strong scaling, which so includes the cost of a small local batch.
     """
     rows = []
     for case in cases:
@@ -69,8 +71,8 @@ def predict(
                         batch = case.batch if kind == "weak" else case.global_batch // count
                         if batch == 0:
                             continue
-                        found = case.step(device, batch, cluster, count, exchange)
-                        rate = count * batch / found.seconds
+                        modelled = case.step(device, batch, cluster, count, exchange)
+                        rate = count * batch / modelled.seconds
                         rows.append(
                             {
                                 "name": f"{case.name}, {kind}, {name}, {exchange.name}, {count} GPUs",
@@ -82,7 +84,7 @@ def predict(
                                 "local_batch": batch,
                                 "images_per_second": rate,
                                 "efficiency": rate / (count * single),
-                                **{f"{part}_seconds": seconds for part, seconds in asdict(found).items()},
+                                **{f"{name}_seconds": seconds for name, seconds in asdict(modelled).items()},
                             }
                         )
     return rows

@@ -1,4 +1,4 @@
-"""What others have measured, and what the model says to it. No figure here was fitted to the points it is held against."""
+"""Published measurements beside the model's predictions. Nothing here was fitted to the points it is compared with."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Point:
 
     @property
     def error(self) -> float:
+        """Of the prediction, relative."""
         return self.predicted / self.measured - 1
 
 
@@ -94,6 +95,7 @@ def simonyan_zisserman() -> Point:
 
 
 def points() -> list[Point]:
+    """All of them."""
     return [
         horovod(512, 0.68, "Sergeev & Del Balso 2018, arXiv 1802.05799; Horovod docs/benchmarks.rst: 128 hosts"),
         horovod(128, 0.79, "Horovod's README of 2017: 32 hosts"),

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.measurement.arithmetic import Layer
+from benchmarks.measurement.flops import Layer
 from benchmarks.scaling_model.device import Device, LayerSeconds
 from benchmarks.scaling_model.exchange import FLOAT, Exchange, Piece
 from benchmarks.scaling_model.link import Cluster
@@ -28,13 +28,13 @@ class Buckets:
 
 @dataclass(frozen=True)
 class Step:
-    """Where the seconds of a step go.
+    """The seconds of a step, by what they are spent on.
 
     Attributes:
         compute: forward, backward and update on the device.
-        work: making messages small and large again.
+        work: compressing and decompressing gradients.
         exposed: communication during which the device waits.
-        communication: all of it, hidden or not.
+        communication: all of it, overlapped or not.
     """
 
     compute: float
@@ -44,14 +44,15 @@ class Step:
 
     @property
     def seconds(self) -> float:
+        """Of the whole step."""
         return self.compute + self.work + self.exposed
 
 
 def fill(pieces: Sequence[Piece], limits: Buckets) -> list[list[Piece]]:
     """Buckets of gradients, in the order of the backward pass: the last module's last parameter first.
 
-    The first of a layer to come is its last parameter, as DDP assumes. What is cut over devices shares no bucket with what
-    is not.
+    The first of a layer to come is its last parameter, as DDP assumes. Parameters that are cut over devices share no bucket
+    with whole ones.
     """
     buckets: list[list[Piece]] = []
     current: list[Piece] = []
@@ -81,10 +82,10 @@ def step(
     """A step of `devices` devices.
 
     Args:
-        seconds: of each layer's forward and backward, on one device that is alone.
+        seconds: of each layer's forward and backward, on a single device.
         update: seconds of the optimizer.
         batch: images of one device.
-        device: for the work of compressing, which goes by its memory's bandwidth.
+        device: for the work of compressing, which its memory's bandwidth limits.
     """
     forward = sum(f for f, _ in seconds)
     backward = sum(b for _, b in seconds)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.measurement import baseline, measuring
+from benchmarks.measurement import baseline, rounds
 from vgg_ddp.errors import UserError
 
 TRIALS = 400
@@ -95,7 +95,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def test_files_are_compared_row_by_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"name": "a", **measuring.summary([100.0, 101.0, 99.0, 100.5, 99.5], reference=[1.0] * 5)}
+    row = {"name": "a", **rounds.summary([100.0, 101.0, 99.0, 100.5, 99.5], reference=[1.0] * 5)}
     other = {**row, "name": "b"}
     stored = write(tmp_path / "stored.json", [row, other])
     half = {**row, "all": [value / 2 for value in row["all"]]}

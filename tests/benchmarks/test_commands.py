@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.measurement.arithmetic import layers
+from benchmarks.measurement.flops import layers
 from benchmarks.measurement.two_hosts import why_not
 from vgg_ddp.model.network import vgg
 

@@ -32,7 +32,7 @@ def test_scaling_measures_checks_and_compares_with_itself(tmp_path: Path) -> Non
         assert parts["step"] == pytest.approx(parts["forward"] + parts["backward"] + parts["update"], rel=0.5)
         assert row["least"] <= row["images_per_second"] <= row["most"]
     for row in found["check"]:
-        lost = sum(row[key] for key in ("loss_small_batch", "loss_crowd", "loss_communication", "loss_rest"))
+        lost = sum(row[key] for key in ("loss_small_batch", "loss_contention", "loss_communication", "loss_rest"))
         assert row["efficiency"] + lost == pytest.approx(1.0)
         assert row["error"] == pytest.approx(row["predicted_seconds"] / row["seconds"] - 1)
     assert found["calibration"]["bandwidth"] > 0

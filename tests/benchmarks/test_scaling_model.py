@@ -221,7 +221,7 @@ def test_a_link_without_time_for_bytes_is_no_link() -> None:
         fit_link({1000: 1.0, 10_000_000: 1e-3}, "made up")
 
 
-def test_calibration_adds_crowd_and_messages_to_a_rank_alone() -> None:
+def test_calibration_adds_contention_and_messages_to_a_rank_alone() -> None:
     link = Link("made up", 1e9, (Protocol(0.0, 0.0, start=0.0),), "none")
     network = layers("A", True, "compact", 10, 32)
     parts = {"forward": 0.1, "backward": 0.2, "update": 0.05}
