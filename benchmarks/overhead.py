@@ -24,6 +24,7 @@ from benchmarks.measurement.device_speed import reference, wait_for
 from vgg_ddp.config import Config, load
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.ensure import ensure
+from vgg_ddp.data.settling import settle
 from vgg_ddp.distributed.memory import keep_freed_memory
 from vgg_ddp.distributed.world import World, joined
 from vgg_ddp.engines import Engine
@@ -62,13 +63,12 @@ class Timed:
 
 
 class Loop:
-    """The training loop of a configuration, whose precision is no longer auto, some steps at a time."""
+    """The training loop of a resolved configuration, some steps at a time."""
 
-    def __init__(self, config: Config, folder: Path, world: World) -> None:
+    def __init__(self, config: Config, dataset: Dataset, folder: Path, world: World) -> None:
         precision.set_arithmetic(config)
         run = RunDirectory(str(folder / "run"))
         run.checkpoints.mkdir(parents=True)
-        dataset = Dataset(ensure(config.data, print)[0])
         job = build_job(config, dataset, run, world)
         self._engine = Timed(job.engine, world.device)
         self._job: Job = dataclasses.replace(job, engine=self._engine)
@@ -94,11 +94,13 @@ class Loop:
 
 def measure(options: Namespace, config: Config, world: World) -> list[dict[str, Any]]:
     """One row: the share of the step outside the engine's calls, and the seconds of each."""
+    dataset = Dataset(ensure(config.data, print)[0])
+    config, _ = settle(config, dataset)
     config, _ = precision.resolve(config, world.device)
     machine_speed = reference(world.device)
     seconds, speed = [], []
     with tempfile.TemporaryDirectory() as place:
-        loop = Loop(config, Path(place), world)
+        loop = Loop(config, dataset, Path(place), world)
         loop.run(options.steps)
         for _ in range(options.rounds):
             speed.append(machine_speed())
