@@ -29,6 +29,8 @@ def check_training(config_path: str, overrides: Sequence[str]) -> ResolvedRun:
         UserError: what was asked for cannot be had here, or does not fit.
     """
     config = load(config_path, list(overrides))
+    if any(override.startswith("batch=") for override in overrides):
+        config = msgspec.structs.replace(config, min_steps_per_epoch=0)  # the batch that was asked for stays
     if config.nproc != "auto":
         config.local_batch(config.nproc)
     _check_installed(config)
@@ -95,15 +97,15 @@ def _check(config: Config, run: str, checkpoint: str = "") -> ResolvedRun:
 
     from vgg_ddp.data.dataset import Dataset
     from vgg_ddp.data.ensure import ensure
-    from vgg_ddp.data.sizes import settle
+    from vgg_ddp.data.settling import settle
     from vgg_ddp.run.console import box, say
 
     directory, fallbacks = ensure(config.data, say)
     if fallbacks:
         box("Other data than asked for", "\n".join(fallbacks))
-    data, choices = settle(config.data, Dataset(directory).split("train"))
+    config, choices = settle(config, Dataset(directory))
     return ResolvedRun(
-        config=msgspec.structs.replace(config, data=data),
+        config=config,
         run=run,
         checkpoint=checkpoint,
         dataset=str(directory),

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vgg_ddp.config import Config, dump, load
@@ -32,6 +32,7 @@ OTHER_VALUES: dict[str, Any] = {
     "memory_share": 0.5,
     "epochs": 2.5,
     "min_steps": 10,
+    "min_steps_per_epoch": 20,
     "precision": "fp16",
     "channels_last": False,
     "nproc": 3,
@@ -215,6 +216,7 @@ def test_dump_and_load_of_every_key_at_once(config_file: Path) -> None:
 printable = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Zl", "Zp"]), min_size=1)
 
 
+@settings(max_examples=20)  # each dumps and loads every key
 @given(directory=printable, rate=st.floats(0, exclude_min=True, allow_infinity=False), decay=st.floats(0, 1e300))
 @example(directory="1e3", rate=1e-5, decay=0.0)
 @example(directory="12e04", rate=0.1, decay=0.0)

@@ -154,6 +154,7 @@ class Geometry:
 
 def training_geometry(data: DataConfig, config: AugmentConfig, seed: int) -> Geometry:
     """The geometry of training images, drawn from streams of `seed`."""
+    assert config.flip != "auto", "settled against the data set first"
     fixed = None if data.shorter_side is None else [data.shorter_side] * 2
     resize, area = config.scale_jitter or fixed, config.random_resized_crop
     return Geometry(

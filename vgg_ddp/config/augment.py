@@ -14,8 +14,11 @@ class AugmentConfig(Group, frozen=True):
 
     crop_padding: Annotated[int, key("reflect-pad by this before the random crop, pixels", ge=0)] = 0
     flip: Annotated[
-        bool | Literal["alternating"],
-        key("flip left to right: with probability 1/2, or (alternating) each image in every second epoch"),
+        bool | Literal["alternating", "auto"],
+        key(
+            "flip left to right: with probability 1/2, or (alternating) each image in every second epoch; auto: alternating, "
+            "unless the data set is one of signs"
+        ),
     ] = False
     rotation: Annotated[float, key("rotate by a uniform angle up to this, degrees", ge=0, le=180)] = 0.0
     scale_jitter: Annotated[

@@ -159,6 +159,14 @@ class Config(Group, frozen=True):
     memory_share: Annotated[float, key("fit_memory may take this share of the memory that is free", gt=0, le=1)] = 0.8
     epochs: Annotated[float, key("passes over the training set; a fraction is allowed", gt=0)] = 100
     min_steps: Annotated[int, key("train at least this many steps, however small the data set", ge=0)] = 0
+    min_steps_per_epoch: Annotated[
+        int,
+        key(
+            "halve the batch, and the learning rate with it, until an epoch has this many steps (down to a batch of 16), "
+            "however small the data set; 0 is off",
+            ge=0,
+        ),
+    ] = 0
     precision: Annotated[
         Literal["auto", "fp32", "tf32", "bf16", "fp16"],
         key("arithmetic of the step; auto: bf16 where the device multiplies it, else fp16 on GPUs that do, else fp32"),

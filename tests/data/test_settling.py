@@ -1,0 +1,80 @@
+"""Keys that are left to the data set: sizes, mirroring, the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from vgg_ddp.config import Config
+from vgg_ddp.config.schema import AugmentConfig, DataConfig
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.settling import settle, settle_batch, settle_sizes
+
+
+class Shapes:
+    """A split of which only the heights and widths are known."""
+
+    def __init__(self, *shapes: tuple[int, int]) -> None:
+        self._shapes = np.array(shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def shapes(self, samples: np.ndarray) -> np.ndarray:
+        return self._shapes[samples]
+
+
+CASES = {
+    "images of the network's size": (DataConfig(), [(32, 32)], (32, None)),
+    "a little larger: a crop shows nearly all": (DataConfig(), [(40, 47)], (32, None)),
+    "much larger: seen whole": (DataConfig(), [(200, 300)], (32, 36)),
+    "one much larger": (DataConfig(), [(32, 32), (200, 300)], (32, 36)),
+    "smaller: enlarged": (DataConfig(), [(28, 28)], (32, 32)),
+    "photos at their own size": (DataConfig(photo_size=64), [(200, 300), (180, 200)], (64, 73)),
+    "photos a little larger than that": (DataConfig(photo_size=64), [(64, 80)], (64, None)),
+    "few photos among small images": (DataConfig(photo_size=64), [(32, 32), (32, 32), (200, 300)], (32, 36)),
+    "the paper's sizes": (DataConfig(image_size=224), [(500, 375)], (224, 256)),
+    "asked for: a number": (DataConfig(resize=48), [(200, 300)], (32, 48)),
+    "asked for: as they are": (DataConfig(resize=None), [(200, 300)], (32, None)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sizes_follow_the_images(name: str) -> None:
+    config, shapes, expected = CASES[name]
+    settled, choices = settle_sizes(config, Shapes(*shapes))  # type: ignore[arg-type]
+    assert (settled.image_size, settled.resize) == expected
+    assert settled.photo_size is None
+    changed = (settled.image_size != config.image_size) + (config.resize == "auto" and settled.resize is not None)
+    assert len(choices) == changed  # what was chosen is said
+    assert settle_sizes(settled, Shapes(*shapes)) == (settled, [])  # type: ignore[arg-type]
+
+
+def test_digits_are_not_mirrored_and_other_pictures_are(digits: Path, tmp_path: Path) -> None:
+    left_to_the_data = Config(augment=AugmentConfig(flip="auto"))
+    config, choices = settle(left_to_the_data, Dataset(digits))
+    assert config.augment.flip is False and len(choices) == 1
+    named_otherwise = Dataset(digits)
+    named_otherwise.record = msgspec.structs.replace(named_otherwise.record, name="cats and dogs")
+    config, choices = settle(left_to_the_data, named_otherwise)
+    assert config.augment.flip == "alternating" and choices == []
+    assert settle(Config(augment=AugmentConfig(flip=True)), Dataset(digits))[0].augment.flip is True
+
+
+@pytest.mark.parametrize(
+    ("images", "batch"), [(50_000, 256), (5120, 256), (5119, 128), (1438, 64), (640, 32), (300, 16), (40, 16)]
+)
+def test_small_sets_get_a_batch_and_a_rate_that_fit(images: int, batch: int) -> None:
+    config = Config(batch=256, min_steps_per_epoch=20, data=DataConfig(validation=0))
+    settled, choices = settle_batch(config, images)
+    assert settled.batch == batch
+    assert settled.optimizer.learning_rate == config.optimizer.learning_rate * batch / 256
+    assert len(choices) == (batch != 256)
+    assert settle_batch(settled, images) == (settled, [])
+
+
+def test_a_batch_that_was_asked_for_stays() -> None:
+    assert settle_batch(Config(batch=256), 300) == (Config(batch=256), [])

@@ -1,0 +1,84 @@
+"""Keys whose value follows from the data set: the size of images, whether they may be mirrored, and the batch."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from vgg_ddp.config import Config
+from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.data.dataset import Dataset, Split
+
+MUCH_LARGER = 1.5  # times the size that the network sees: a crop of that size would show a part of the picture only
+NOT_MIRRORED = ("digits",)  # data sets of signs, of which a mirrored one is another or none
+SMALLEST_BATCH = 16  # batch norm needs some images
+ROOM = (8, 7)  # resized side to crop, the paper's 256 to 224
+
+
+def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
+    """The configuration with values in place of what it leaves to the data set, and what was chosen, a line each."""
+    data, choices = settle_sizes(config.data, dataset.split("train"))
+    augment = config.augment
+    if augment.flip == "auto":
+        mirrored = dataset.name not in NOT_MIRRORED
+        augment = msgspec.structs.replace(augment, flip="alternating" if mirrored else False)
+        if not mirrored:
+            choices.append(f"augment.flip=false: mirrored, {dataset.name} mean something else")
+    config = msgspec.structs.replace(config, data=data, augment=augment)
+    config, more = settle_batch(config, dataset.record.splits["train"].count)
+    return config, choices + more
+
+
+def settle_batch(config: Config, images: int) -> tuple[Config, list[str]]:
+    """The configuration with a batch that `images` training images have enough of, and what was chosen.
+
+    Few steps of a large rate diverge where many would not. The rate goes down in proportion (Goyal et al., "Accurate,
+    large minibatch SGD", 2017, section 2.1).
+    """
+    trained_on = round(images * (1 - config.data.validation))
+    batch = config.batch
+    while trained_on < batch * config.min_steps_per_epoch and batch % 2 == 0 and batch // 2 >= SMALLEST_BATCH:
+        batch //= 2
+    config = msgspec.structs.replace(config, min_steps_per_epoch=0)
+    if batch == config.batch:
+        return config, []
+    rate = config.optimizer.learning_rate * batch / config.batch
+    optimizer = msgspec.structs.replace(config.optimizer, learning_rate=rate)
+    choice = (
+        f"batch={batch}, optimizer.learning_rate={rate:g}: {trained_on} training images are {trained_on // batch} steps"
+    )
+    return msgspec.structs.replace(config, batch=batch, optimizer=optimizer), [choice]
+
+
+def settle_sizes(config: DataConfig, split: Split) -> tuple[DataConfig, list[str]]:
+    """The configuration with numbers for `resize: auto` and `photo_size`, and what was chosen, a line each.
+
+    Images that are much larger than the network's input are shown to it whole, resized, not in crops of themselves; images
+    that are smaller are enlarged.
+    """
+    shapes = split.shapes(np.arange(len(split)))
+    shorter = shapes.min(axis=1)
+    choices = []
+    size = config.image_size
+    if config.photo_size is not None:
+        if np.median(shorter) >= config.photo_size:
+            size = config.photo_size
+            choices.append(f"data.image_size={size}: half of the images have {int(np.median(shorter))} pixels or more")
+        config = msgspec.structs.replace(config, image_size=size, photo_size=None)
+    if config.resize != "auto":
+        return config, choices
+    resize = None
+    if shorter.max() >= MUCH_LARGER * size:
+        resize = size * ROOM[0] // ROOM[1]
+    elif shorter.min() < size:
+        resize = size
+    if resize is not None:
+        choices.append(
+            f"data.resize={resize}: images of {_range(shorter)} pixels, of which the network sees {size} x {size}"
+        )
+    return msgspec.structs.replace(config, resize=resize), choices
+
+
+def _range(sides: np.ndarray) -> str:
+    low, high = int(sides.min()), int(sides.max())
+    return f"{low}" if low == high else f"{low} to {high}"
