@@ -9,6 +9,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import msgspec
@@ -67,7 +68,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tests")
 
 
-STARTING = {"launch", "train", "start_with"}  # fixtures that start processes
+STARTING = {"launch", "train", "start_with", "runs"}  # fixtures of tests that start processes
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -153,6 +154,7 @@ def recipe(disk: Path, few_digits: Path) -> Path:
         "schedule": {"name": "constant"},
         "checkpoint": {"keep": 1},
         "log": {"every_steps": 1},
+        "tracking": {"finish_seconds": 300.0},
     }
     path.write_text(yaml.safe_dump(settings))
     return path
@@ -168,11 +170,11 @@ def runs(disk: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def launch(runs: Path, recipe: Path) -> Callable[..., Ranks]:
-    """Starts a training: `launch(name, *words, size=1)`, into the folder `name`."""
+    """Starts a training: `launch(name, *words, size=1, pause=None)`, into the folder `name`; for `pause` see `start`."""
 
-    def begin(name: str, *words: str, size: int = 1) -> Ranks:
+    def begin(name: str, *words: str, size: int = 1, pause: dict[str, Any] | None = None) -> Ranks:
         arguments = [str(recipe), f"run.dir={runs / name}", f"nproc={size}", *words]
-        return start("vgg_ddp.train", arguments, size, runs / f"{name} output")
+        return start("vgg_ddp.train", arguments, size, runs / f"{name} output", pause)
 
     return begin
 

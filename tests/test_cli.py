@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.rank_processes import vgg_ddp
+
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "configs" / "quickstart.yaml")
-
-
-def vgg_ddp(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vgg_ddp", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +81,8 @@ def test_a_truncated_archive_leaves_nothing_prepared(tmp_path: Path) -> None:
 def test_two_ranks_tell_a_mistake_once(tmp_path: Path) -> None:
     """One that only the ranks can find: fewer training images than one batch."""
     words = ["data.source=digits", "batch=4096", "nproc=2", "run.dir=run"]
-    done = vgg_ddp("train", CONFIG, *words, folder=tmp_path)
+    command = [sys.executable, "-m", "vgg_ddp", "train", CONFIG, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert done.stderr.count("fewer than one batch of 4096") == 1
     assert "Traceback" not in done.stderr
@@ -100,7 +100,8 @@ def test_a_run_directory_is_not_used_twice(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     small = ["data.source=digits", "batch=32", "epochs=0.01", "min_steps=1", "nproc=1", "run.dir=run"]
-    assert vgg_ddp("train", CONFIG, *small, folder=tmp_path).returncode == 0
+    done = vgg_ddp("train", CONFIG, *small, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
     for words in (["train", CONFIG, *small, "resume=auto", "network=vgg13"], ["evaluate", "run", "network=vgg13"]):
         done = vgg_ddp(*words, folder=tmp_path)
         assert done.returncode == 2

@@ -1,6 +1,6 @@
 """Every command in the README and on its pages runs.
 
-Long ones are cut short by words added at their end, and eight GPUs become two ranks.
+Long ones are cut short by overrides added at their end, and eight GPUs become two ranks.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +16,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.pictures import encode, smooth, write_folder
+from tests.support.ports import free_port
+from tests.support.rank_processes import vgg_ddp
+
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-SMALL = ["data.source=digits", "batch=32", "nproc=2", "epochs=0.05", "data.validation=0.05", "evaluate.checkpoint=last"]
+SMALL = ["data.source=digits", "batch=32", "epochs=0.05", "data.validation=0.05", "evaluate.checkpoint=last"]
 
 
 def commands(page: str = "README.md") -> list[str]:
@@ -64,8 +67,9 @@ def test_vgg_ddp_commands_run_in_their_order(page: str, folder: Path) -> None:
     for line in of("vgg-ddp", page):
         words = shlex.split(line)
         if words[1] == "train" and "--help" not in words:
-            words += SMALL
-        run(words, folder)
+            words += [*SMALL, "nproc=2" if "nproc" in line else "nproc=1"]
+        done = vgg_ddp(*words[1:], folder=folder)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         run_folder = next((folder / word.partition("=")[2] for word in words if word.startswith("run.dir=")), None)
         assert run_folder is None or (run_folder / "report/index.html").is_file()
         if "--images" in words:
@@ -85,11 +89,8 @@ def test_launchers_print(line: str, folder: Path) -> None:
 
 def test_training_on_two_hosts_runs(folder: Path) -> None:
     (line,) = [line for line in of("python -m launch") if not any(word in line for word in PRINTED)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    line = line.replace("HOST:29500", f"127.0.0.1:{port}").replace("--nproc 8", "--nproc 1")
-    words = [sys.executable, *shlex.split(line)[1:], *SMALL]
+    line = line.replace("HOST:29500", f"127.0.0.1:{free_port()}").replace("--nproc 8", "--nproc 1")
+    words = [sys.executable, *shlex.split(line)[1:], *SMALL, "nproc=1"]
     hosts = [
         subprocess.Popen([*words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(2)
@@ -109,7 +110,7 @@ def test_make_train_runs(line: str, tmp_path: Path) -> None:
     if not (ROOT / ".venv/installed").is_file():
         pytest.skip("make has not made .venv here")
     words = [word for word in shlex.split(line) if not word.startswith(("DATA=", "ARGS="))]
-    extra = [*SMALL, "epochs=0.05", f"data.directory={tmp_path}/datasets"]
+    extra = [*SMALL, "nproc=1", f"data.directory={tmp_path}/datasets"]
     run([*words, "DATA=digits", f"RUN={tmp_path}/run", f"ARGS={' '.join(extra)}"], ROOT)
     assert (tmp_path / "run/report/index.html").is_file()
     assert (tmp_path / "run/evaluation/summary.json").is_file()

@@ -15,6 +15,8 @@ from benchmarks.scaling_model.network import layers, training_flops
 from vgg_ddp.config import Config
 from vgg_ddp.config.schema import DataConfig
 
+pytestmark = pytest.mark.host
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

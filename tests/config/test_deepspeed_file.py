@@ -11,7 +11,7 @@ import pytest
 
 from vgg_ddp.config import Config
 from vgg_ddp.config.deepspeed import DeepSpeedConfig
-from vgg_ddp.config.deepspeed_file import OURS, REMOVED, UNSUPPORTED, derive
+from vgg_ddp.config.deepspeed_file import DERIVED, REMOVED, UNSUPPORTED, derive
 from vgg_ddp.config.optimizer import OptimizerConfig
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 
@@ -57,13 +57,13 @@ def in_file(key: str) -> str:
     return json.dumps(content)
 
 
-@pytest.mark.parametrize("key", [*OURS, *REMOVED, *UNSUPPORTED])
+@pytest.mark.parametrize("key", [*DERIVED, *REMOVED, *UNSUPPORTED])
 def test_a_key_that_is_not_the_file_s_is_refused_by_name(key: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         derived(tmp_path / "more.json", in_file(key))
     message = str(caught.value)
     assert f"'{key}'" in message and str(tmp_path / "more.json") in message and "\n" not in message
-    assert OURS.get(key, "leave it out") in message
+    assert DERIVED.get(key, "leave it out") in message
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import pytest
 
 from vgg_ddp.distributed import launcher
 
+pytestmark = pytest.mark.processes
+
 
 def test_as_many_ranks_as_asked_for() -> None:
     assert launcher.ranks_of_this_host(3) == 3

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.support.ports import free_port
 from tests.support.rank_processes import Ranks, Train
 from vgg_ddp import engines
 from vgg_ddp.config import Config
@@ -186,12 +186,6 @@ def test_fp16_skips_a_step_that_overflows_on_every_rank_and_halves_the_scale(sta
     assert (kept, unmoved) == (True, False)
     assert scales == [32768.0, 32768.0]
     assert 0 < size < 0.02  # the learning rate times a norm that is clipped to 1, with Nesterov momentum
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def test_starts_under_the_deepspeed_launcher(ddp: Path, recipe: Path, runs: Path) -> None:

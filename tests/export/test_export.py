@@ -32,7 +32,12 @@ SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt
 @pytest.fixture(scope="module")
 def run(train: Train, digits: Path) -> Iterator[Path]:
     """Some steps on all digits, which teach it many of them."""
-    words = ("min_steps=48", "batch=32", "data.image_size=32", f"data.source={digits}", "precision=bf16", "threads=2")
+    words = (
+        "min_steps=48",
+        "batch=32",
+        "data.image_size=32",
+        f"data.source={digits}",
+    )
     run = train("exported", *words, "optimizer.learning_rate=0.02")
     assert json.loads((run / "evaluation/summary.json").read_text())["accuracy"] > 0.5
     yield run

@@ -17,6 +17,8 @@ from launch.registry import LAUNCHERS
 from tests.launch.conftest import ENVIRONMENT, launch
 from vgg_ddp.errors import EXIT_USER_ERROR
 
+pytestmark = pytest.mark.processes
+
 REQUIRED = {"kubernetes": ["--image", "here/vgg:1"]}
 
 

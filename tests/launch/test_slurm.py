@@ -46,6 +46,7 @@ def finished(cluster: Cluster, job: str) -> bool:
     return cluster.state(job)["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
+@pytest.mark.host
 def test_a_preempted_job_is_queued_again_and_ends_with_the_same_weights(
     cluster: Cluster, config: Path, undisturbed: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_a_preempted_job_is_queued_again_and_ends_with_the_same_weights(
     assert_same_weights(run, undisturbed)
 
 
+@pytest.mark.host
 def test_a_job_whose_node_fails_is_queued_again_and_goes_on_from_its_checkpoint(
     cluster: Cluster, config: Path, undisturbed: Path
 ) -> None:

@@ -17,8 +17,11 @@ import pytest
 from benchmarks.measurement.two_hosts import Host, Hosts, limit, two_hosts, why_not
 from tests.launch.conftest import ENVIRONMENT, LAUNCH, ROOT, assert_same_weights, steps_logged
 from tests.launch.conftest import launch as launch_here
+from tests.support.ports import free_port
 from tests.support.slurm_cluster import wait_until
 from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
+
+pytestmark = pytest.mark.host
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +122,7 @@ def test_deepspeed_s_launcher_on_two_hosts_comes_to_the_same_weights_as_on_one(
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     one = place / "deepspeed on one host"
     few = "min_steps=4"
-    options = ["--nproc", "2", "--master-port", str(next(PORTS))]
+    options = ["--nproc", "2", "--master-port", str(free_port())]
     done = launch_here("deepspeed", str(config), *options, few, f"run.dir={one}")
     assert done.returncode == 0, done.stderr
     hostfile = place / "hosts"

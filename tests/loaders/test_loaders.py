@@ -22,6 +22,7 @@ from PIL import Image
 
 from tests.support.cifar_archives import binary_files10, random_part
 from tests.support.pictures import encode, jpegs, noise, oriented, png16, smooth, write_folder, write_tar
+from tests.support.rank_processes import apart
 from vgg_ddp.augment.geometry import Geometry, evaluation_geometry, training_geometry
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.schema import DataConfig
@@ -425,9 +426,16 @@ DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 }
 
 
+# DALI's decoder is native code and may end the process on damaged input: these tests run in processes of their own.
+
+
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_damaged_sample_is_named_or_gives_the_same_pixels_with_every_loader(tmp_path: Path, kind: str) -> None:
     """Few decoders notice a changed pixel; what must not be is that the loaders differ, or fail in another way."""
+    apart(check_damage, tmp_path, kind)
+
+
+def check_damage(tmp_path: Path, kind: str) -> None:
     encoding, change = DAMAGES[kind]
     files = {key: encode(noise(32, 32, i), encoding) for i, key in enumerate(jpegs(COUNTS))}
     dataset = make(write_folder(tmp_path / "source", files), tmp_path / "dataset")
@@ -453,6 +461,10 @@ def test_a_damaged_sample_is_named_or_gives_the_same_pixels_with_every_loader(tm
 
 
 def test_the_batches_before_a_damaged_sample_are_served(tmp_path: Path, loader_name: str) -> None:
+    apart(check_batches_before_damage, tmp_path, loader_name)
+
+
+def check_batches_before_damage(tmp_path: Path, loader_name: str) -> None:
     dataset = make(write_folder(tmp_path / "source", jpegs(COUNTS)), tmp_path / "dataset")
     split = dataset.split("train")
     assert isinstance(split, EncodedSplit)

@@ -13,11 +13,12 @@ from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.order import Order, Slice, evaluation_slices
 from vgg_ddp.distributed.world import World, joined
 from vgg_ddp.loaders import build
 from vgg_ddp.loaders.resident import resident_pixels
+
+pytestmark = pytest.mark.processes
 
 SHARDED = DataConfig(residency="sharded")
 GEOMETRIES = {
@@ -50,11 +51,10 @@ def serve(directory: str, output: str) -> int:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_sharded_ranks_make_the_batches_of_one_with_all_pixels(tmp_path: Path, size: int) -> None:
-    directory, _ = ensure(DataConfig(source="digits", directory=str(tmp_path)), lambda line: None)
-    ranks = Ranks(serve, (str(directory), str(tmp_path)), size, tmp_path / "output")
+def test_sharded_ranks_make_the_batches_of_one_with_all_pixels(digits: Path, tmp_path: Path, size: int) -> None:
+    ranks = Ranks(serve, (str(digits), str(tmp_path)), size, tmp_path / "output")
     assert ranks.wait() == [0] * size, ranks.stderr
-    split = Dataset(directory).split("train")
+    split = Dataset(digits).split("train")
     alone = World(0, 1, 0, 1, torch.device("cpu"))
     kept = 0
     for rank in range(size):

@@ -22,7 +22,10 @@ from vgg_ddp.report.image_answers import Answer
 from vgg_ddp.report.page import SECTIONS
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; apt-get install chromium")
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; apt-get install chromium"),
+]
 
 # 300 characters, quotes, markup, a text-direction override, and a script that runs from right to left.
 HOSTILE = [

@@ -227,6 +227,7 @@ def test_read_newest_of_nothing_is_none_and_of_ruins_is_refused(tmp_path: Path) 
         checkpoint.read_newest(tmp_path)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("keep", "same_step"), [(1, False), (2, False), (1, True)])
 def test_a_killed_writer_leaves_whole_checkpoints_and_the_last_one_it_finished(
     keep: int, same_step: bool, quick_disk: Path, tmp_path: Path

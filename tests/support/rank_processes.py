@@ -1,7 +1,7 @@
-"""Starts real ranks quickly: processes forked from one that has imported everything, with torchrun's environment.
+"""Starts real ranks and commands quickly: processes forked from one that has imported everything.
 
-A rank forked here runs the same `main` as under torchrun, over gloo, with its own signals, exit code and output; what it
-saves is the seconds that importing torch takes in each.
+A rank forked here has torchrun's environment and runs the same `main` as under torchrun, over gloo, with its own signals,
+exit code and output; what it saves is the seconds that importing torch takes in each.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,10 @@ _context.set_forkserver_preload(
         "torch._dynamo",  # which torch imports with the first DistributedDataParallel
         "vgg_ddp.loaders.dali",
         "vgg_ddp.loaders.torch_loader",
+        "vgg_ddp.cli",
+        "vgg_ddp.data.prepare",
+        "vgg_ddp.evaluate",
+        "vgg_ddp.report",
         "pytest",
     ]
 )
@@ -74,6 +82,11 @@ class Ranks:
     def send(self, number: int, rank: int = 0) -> None:
         os.kill(self.processes[rank].pid, number)  # type: ignore[arg-type]
 
+    def paused(self) -> bool:
+        """Whether rank 0 has come to the row that it was to pause after (see `start`)."""
+        stat = Path(f"/proc/{self.processes[0].pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "T"
+
     def alive(self) -> bool:
         return all(process.is_alive() for process in self.processes)
 
@@ -90,13 +103,62 @@ class Ranks:
         return "".join(file.read_text() for file in files if file.exists())
 
 
-def start(module: str, arguments: list[str], size: int, output: Path) -> Ranks:
-    """`torchrun --nproc-per-node SIZE -m MODULE ARGUMENTS`, forked."""
-    return Ranks(_main, (module, arguments), size, output)
+def start(module: str, arguments: list[str], size: int, output: Path, pause: dict[str, Any] | None = None) -> Ranks:
+    """`torchrun --nproc-per-node SIZE -m MODULE ARGUMENTS`, forked.
+
+    Rank 0 stops, as by Ctrl-Z, once it has logged a row of metrics with the values of `pause`, until it gets SIGCONT.
+    """
+    return Ranks(_main, (module, arguments, pause), size, output)
 
 
-def _main(module: str, arguments: list[str]) -> int:
+def step(number: int) -> dict[str, Any]:
+    """What the row of a step has, to pause after it."""
+    return {"scope": "steps", "step": number}
+
+
+def vgg_ddp(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`vgg-ddp ARGUMENTS` in `folder`, forked, to its end."""
+    with tempfile.TemporaryDirectory() as place:
+        output = Path(place) / "command"
+        process = _context.Process(target=_enter, args=(_command, (arguments, folder), {}, output))
+        process.start()
+        process.join(TIMEOUT)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        out, err = (output.with_suffix(f".{kind}").read_text() for kind in ("out", "err"))
+    return subprocess.CompletedProcess(["vgg-ddp", *arguments], process.exitcode or 0, out, err)
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function(*arguments)` returns or raises, in a process of its own: its end is a BrokenProcessPool here."""
+    with ProcessPoolExecutor(1, mp_context=_context) as process:
+        return process.submit(function, *arguments).result(TIMEOUT)
+
+
+def _command(arguments: tuple[str, ...], folder: Path) -> None:
+    os.chdir(folder)
+    sys.argv = ["vgg-ddp", *arguments]
+    importlib.import_module("vgg_ddp.cli").main(arguments)
+
+
+def _main(module: str, arguments: list[str], pause: dict[str, Any] | None) -> int:
+    if pause:
+        _pause_after(pause)
     return int(importlib.import_module(module).main(arguments))
+
+
+def _pause_after(values: dict[str, Any]) -> None:
+    from vgg_ddp.run.metrics_log import MetricsLog
+
+    write = MetricsLog.write
+
+    def write_and_pause(log: MetricsLog, row: dict[str, Any]) -> None:
+        write(log, row)
+        if values.items() <= row.items():
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    MetricsLog.write = write_and_pause  # type: ignore[method-assign]
 
 
 def _enter(function: Callable[..., Any], arguments: tuple[Any, ...], environment: dict[str, str], output: Path) -> None:

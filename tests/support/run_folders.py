@@ -48,10 +48,11 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().flatten().view(torch.uint8)
 
 
-def stop(ranks: Ranks, run: Path, step: int, rank: int = 0, number: int = signal.SIGTERM) -> None:
-    """Signal a rank once the run has taken `step` steps."""
-    wait_until(lambda: any(row["step"] >= step for row in metrics(run)), ranks)
+def stop(ranks: Ranks, rank: int = 0, number: int = signal.SIGTERM) -> None:
+    """Signal a rank of a training that was started with a pause, where it pauses; it ends with a checkpoint."""
+    wait_until(ranks.paused, ranks)
     ranks.send(number, rank)
+    ranks.send(signal.SIGCONT)
     codes = ranks.wait()
     assert codes == [EXIT_STOPPED] * len(codes), ranks.stderr
 

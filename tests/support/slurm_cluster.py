@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.ports import free_port
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 CONFIGURATION = """\
 ClusterName=test
@@ -134,7 +136,7 @@ def slurm_cluster(folder: Path) -> Iterator[Cluster]:
     key = folder / "munge.key"
     key.touch(0o600)
     key.write_bytes(os.urandom(1024))
-    ports = free_ports(3)
+    ports = [free_port() for _ in range(3)]
     configuration = folder / "slurm.conf"
     configuration.write_text(CONFIGURATION.format(host=socket.gethostname(), folder=folder, ports=ports))
     cluster = Cluster(folder, {**os.environ, "SLURM_CONF": str(configuration)}, {})
@@ -151,12 +153,6 @@ def why_not() -> str | None:
         return "a Slurm cluster of its own needs root"
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     return f"not installed: {', '.join(missing)} (Debian: slurm-wlm, munge)" if missing else None
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from tests.support.rank_processes import Ranks
-from vgg_ddp.run.metrics_log import read_metrics
 
 Start = Callable[..., Ranks]
 
@@ -43,11 +42,6 @@ def history(records: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 def latest(run: Path) -> str:
     return (run / "checkpoints/latest").read_text()
-
-
-def steps_taken(run: Path) -> int:
-    path = run / "metrics.jsonl"
-    return max((row["step"] for row in read_metrics(path)), default=0) if path.exists() else 0
 
 
 def wait_until_gone(run: Path) -> None:

@@ -14,20 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.rank_processes import Ranks, Train, wait_until
+from tests.support.rank_processes import Train, step, wait_until
+from tests.support.run_folders import stop
 from tests.trackers.conftest import (
     Start,
     history,
     latest,
     status,
-    steps_taken,
     wait_until_gone,
     wandb_records,
     wandb_segments,
 )
 from vgg_ddp.config import load
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.errors import EXIT_STOPPED
 from vgg_ddp.run.metrics_log import read_metrics
 from vgg_ddp.trackers import dashboard, named
 
@@ -182,8 +181,7 @@ def test_the_dashboard_names_what_training_logs(records: list[dict[str, Any]], f
 
 def test_a_stopped_training_goes_on_in_the_same_run(launch: Any, runs: Path) -> None:
     run = runs / "stopped"
-    ranks = launch("stopped", *WORDS, *TWO_EPOCHS, "evaluate.batch=1")
-    stop_at(ranks, run, 8)
+    stop(launch("stopped", *WORDS, *TWO_EPOCHS, pause=step(9)))
     assert launch("stopped", *WORDS, *TWO_EPOCHS, "resume=auto").wait() == [0]
     first, second = (wandb_records(segment) for segment in wandb_segments(run))
     ids = {record["run"]["run_id"] for part in (first, second) for record in part if record["type"] == "run"}
@@ -198,8 +196,8 @@ def test_a_killed_training_goes_on_in_the_same_run(launch: Any, runs: Path) -> N
     """It takes again the steps after its last checkpoint; they are not logged twice."""
     run = runs / "killed"
     words = (*WORDS, *TWO_EPOCHS, "checkpoint.every_steps=3")
-    ranks = launch("killed", *words)
-    wait_until(lambda: steps_taken(run) >= 8, ranks)
+    ranks = launch("killed", *words, pause=step(8))
+    wait_until(ranks.paused, ranks)
     ranks.send(9)
     assert ranks.wait() == [-9]
     wait_until_gone(run)
@@ -245,9 +243,3 @@ def summary_of(records: list[dict[str, Any]]) -> dict[str, Any]:
         if record["type"] == "summary":
             merged |= record["summary"].get("update", {})
     return merged
-
-
-def stop_at(ranks: Ranks, run: Path, step: int) -> None:
-    wait_until(lambda: steps_taken(run) >= step, ranks)
-    ranks.send(15)
-    assert ranks.wait() == [EXIT_STOPPED], ranks.stderr

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import msgspec
 import pytest
 import torch
 
+from tests.support.rank_processes import apart
 from vgg_ddp.config import Config, dump
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.schema import DataConfig
@@ -52,8 +51,7 @@ def test_the_largest_that_fits_is_found_and_tried(limit: int) -> None:
 
 def fit(config: Config, run: Path, room: float) -> tuple[Config, dict[str, Any]]:
     """With `room` bytes to be had; in a process of its own: one that has held more before has that memory still."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(fit_here, config, run, room).result()
+    return apart(fit_here, config, run, room)
 
 
 def fit_here(config: Config, run: Path, room: float) -> tuple[Config, dict[str, Any]]:

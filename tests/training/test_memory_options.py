@@ -12,7 +12,7 @@ import yaml
 from tests.support.rank_processes import Train
 from tests.support.run_folders import assert_same_bits, metrics, state
 
-WORDS = ("min_steps=4", "precision=bf16")
+WORDS = ("min_steps=4",)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_the_trials_of_fit_memory_leave_no_trace_and_a_continued_run_keeps_its_n
         assert_same_bits(run, plain, name)
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "accumulation": 2}))
-    words = ("min_steps=6", "precision=bf16", "fit_memory=true", "memory_share=0.5", "resume=auto")
+    words = ("min_steps=6", "fit_memory=true", "memory_share=0.5", "resume=auto")
     again = train("fitted", *words, size=2)
     assert state(again)["step"] == 6
     assert yaml.safe_load((again / "config.yaml").read_text())["accumulation"] == 2

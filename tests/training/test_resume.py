@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.support.rank_processes import Launch, Train, wait_until
+from tests.support.rank_processes import Launch, Train, step, wait_until
 from tests.support.run_folders import assert_undisturbed, metrics, state, stop
 
-# Two epochs of 8 steps, of averaged weights; 30 images are held out, evaluated one by one, so that it takes a moment.
-TWO_EPOCHS = ("data.validation=0.2", "min_steps=16", "ema=0.9", "evaluate.batch=1", "evaluate.checkpoint=best")
+# Two epochs of 8 steps, of averaged weights; 30 images are held out.
+TWO_EPOCHS = ("data.validation=0.2", "min_steps=16", "ema=0.9", "evaluate.checkpoint=best")
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +30,10 @@ def test_the_log_has_each_step_epoch_and_validation_once(whole: Path) -> None:
 
 @pytest.fixture(scope="module")
 def stopped(launch: Launch, runs: Path) -> Path:
-    """The same, stopped at some step."""
+    """The same, stopped in its first epoch."""
     run = runs / "stopped"
-    stop(launch("stopped", *TWO_EPOCHS), run, random.Random("two epochs").randrange(1, 14))
-    assert 0 < state(run)["step"] < 16
+    stop(launch("stopped", *TWO_EPOCHS, pause=step(6)))
+    assert state(run)["step"] == 6
     return run
 
 
@@ -52,15 +51,11 @@ def test_killed_between_saving_an_epoch_s_last_step_and_its_validation(
 ) -> None:
     """What that epoch's end had logged already is not logged twice, and what it had not done yet is done."""
     run = runs / f"killed in {epoch}"
-    ranks = launch(run.name, *TWO_EPOCHS, "checkpoint.every_steps=8")
-
-    def ends() -> list[str]:
-        return [row["split"] for row in metrics(run) if row["scope"] == "epoch" and row["step"] == 8 * epoch]
-
-    wait_until(lambda: bool(ends()), ranks)
+    end = {"scope": "epoch", "split": "train", "step": 8 * epoch}
+    ranks = launch(run.name, *TWO_EPOCHS, "checkpoint.every_steps=8", pause=end)
+    wait_until(ranks.paused, ranks)
     ranks.send(signal.SIGKILL)
     assert ranks.wait() == [-signal.SIGKILL]
-    assert ends() == ["train"]
     assert (state(run)["step"], state(run)["step_in_epoch"]) == (8 * epoch, 8)
     assert_undisturbed(train(run.name, *TWO_EPOCHS, "resume=auto"), whole)
 
@@ -69,7 +64,7 @@ def test_dropout_goes_on_as_if_nothing_had_been(launch: Launch, train: Train, ru
     words = ("model.head=paper", "data.image_size=32", "batch=4", "min_steps=6")
     expected = train("dropout", *words)
     assert "dropout: 0.5" in (expected / "config.yaml").read_text()
-    stop(launch("dropout stopped", *words), runs / "dropout stopped", random.Random("dropout").randrange(1, 4))
+    stop(launch("dropout stopped", *words, pause=step(2)))
     assert_undisturbed(train("dropout stopped", *words, "resume=auto"), expected)
     for name in ("dropout", "dropout stopped"):  # 450 MB
         shutil.rmtree(runs / name)
@@ -79,7 +74,7 @@ def test_two_ranks_of_which_one_is_told_to_stop(launch: Launch, train: Train, ru
     words = ("model.batch_norm=false", "min_steps=8", "checkpoint.every_steps=3")
     expected = train("two", *words, size=2)
     run = runs / "two stopped"
-    stop(launch(run.name, *words, size=2), run, random.Random("two ranks").randrange(1, 5), rank=1)
+    stop(launch(run.name, *words, size=2, pause=step(4)), rank=1)
     shutil.copytree(run, runs / "two then one")
     assert_undisturbed(train(run.name, *words, "resume=auto", size=2), expected)
     # A checkpoint of two ranks loads into one as well, and without batch norm the steps are the same but for rounding.
@@ -92,7 +87,7 @@ def test_two_ranks_of_which_one_is_told_to_stop(launch: Launch, train: Train, ru
 def test_each_signal_of_a_scheduler_or_a_person_stops_with_a_checkpoint(launch: Launch, runs: Path) -> None:
     for number in (signal.SIGUSR1, signal.SIGINT):
         run = runs / f"signal {number}"
-        ranks = launch(run.name, "min_steps=500")
-        stop(ranks, run, 1, number=number)
+        ranks = launch(run.name, "min_steps=20", pause=step(2))
+        stop(ranks, number=number)
         assert ranks.stdout.count("stopped on request") == 1
-        assert state(run)["step"] == max(row["step"] for row in metrics(run))
+        assert state(run)["step"] == max(row["step"] for row in metrics(run)) < 20

@@ -1,0 +1,19 @@
+"""Ports of this host that are free, and that nothing takes before a test does."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+
+# Below the ports that the kernel gives to connections and to servers that ask for any; workers begin at others.
+_candidates = itertools.count(15000 + os.getpid() % 15000)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on; each call gives another."""
+    for port in _candidates:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise AssertionError  # not reached: the candidates do not end
