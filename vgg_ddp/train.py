@@ -181,28 +181,10 @@ def run(resolved: ResolvedRun, world: World) -> None:
         progress.close()
         peak = memory.peak_bytes(world)
         if world.is_main:
-            directory.write_json(directory.summary, summary(job, state, peak))
+            directory.write_json(directory.summary, environment.summary(job, state, peak))
         evaluate.evaluate_and_report(
             config, dataset, directory, chosen_checkpoint(directory, config.evaluate.checkpoint), world
         )
-
-
-def summary(job: Job, state: State, peak_memory_bytes: int) -> dict[str, object]:
-    """RUN/summary.json. Seconds include validation and saving; goodput is the share of them spent in steps."""
-    images = state.step * job.config.batch
-    return {
-        "train_seconds": state.seconds,
-        "images_per_second": images / state.step_seconds,
-        "data_wait_share": state.wait_seconds / state.step_seconds,
-        "peak_memory_bytes": peak_memory_bytes,
-        "steps": state.step,
-        "epochs": state.step / job.data.order.steps_per_epoch,
-        "goodput": state.step_seconds / state.seconds,
-        "best_validation_accuracy": state.best_accuracy if state.best_accuracy >= 0 else None,
-        "best_validation_epoch": state.best_epoch if state.best_accuracy >= 0 else None,
-        "world_size": job.world.size,
-        "loader": job.data.loader.name,
-    }
 
 
 def main(arguments: list[str]) -> int:

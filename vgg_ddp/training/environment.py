@@ -1,4 +1,4 @@
-"""What a run ran on: versions, devices, code, command. Written to RUN/environment.json."""
+"""What a run ran on (RUN/environment.json: versions, devices, code, command), and what it came to (RUN/summary.json)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 
 import vgg_ddp
 from vgg_ddp.config import Config
+from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.resolved import ResolvedRun
 from vgg_ddp.training.job import Job
 
@@ -62,6 +63,24 @@ def describe(job: Job, resolved: ResolvedRun, precision_reason: str) -> dict[str
         "data": job.data.dataset.name,
         "data_sha256": job.data.dataset.sha256,
         "loader": f"{job.data.loader.name}: {job.data.loader.reason}",
+    }
+
+
+def summary(job: Job, state: State, peak_memory_bytes: int) -> dict[str, object]:
+    """RUN/summary.json. Seconds include validation and saving; goodput is the share of them spent in steps."""
+    images = state.step * job.config.batch
+    return {
+        "train_seconds": state.seconds,
+        "images_per_second": images / state.step_seconds,
+        "data_wait_share": state.wait_seconds / state.step_seconds,
+        "peak_memory_bytes": peak_memory_bytes,
+        "steps": state.step,
+        "epochs": state.step / job.data.order.steps_per_epoch,
+        "goodput": state.step_seconds / state.seconds,
+        "best_validation_accuracy": state.best_accuracy if state.best_accuracy >= 0 else None,
+        "best_validation_epoch": state.best_epoch if state.best_accuracy >= 0 else None,
+        "world_size": job.world.size,
+        "loader": job.data.loader.name,
     }
 
 
