@@ -1,3 +1,5 @@
+"""Entry point of `python -m vgg_ddp`: the command `vgg-ddp`."""
+
 from vgg_ddp.cli import main
 
 if __name__ == "__main__":

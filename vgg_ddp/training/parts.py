@@ -113,6 +113,7 @@ def load_weights(network: VGG, files: checkpoint.Files, where: Path) -> None:
 
 
 def build_preprocess(config: Config, dataset: Dataset, device: torch.device) -> Preprocess:
+    """Normalisation by the data set's own mean and standard deviation."""
     return Preprocess(dataset.record.mean, dataset.record.std, config.channels_last).to(device)
 
 
