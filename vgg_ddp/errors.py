@@ -1,4 +1,4 @@
-"""What a user can get wrong, and the exit codes of every command."""
+"""The errors that are shown to the user, and the exit codes of every command."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ EXIT_STOPPED = 75  # stopped on request with a checkpoint saved (EX_TEMPFAIL: tr
 
 
 class UserError(Exception):
-    """A mistake of the user's: one line that says what is wrong, where, and what to do.
+    """An error that the user can correct: one line that says what is wrong, where, and what to do.
 
-    The entry points print it without a traceback, once for all ranks, and exit with `EXIT_USER_ERROR`.
+    The commands print it without a traceback, once for all ranks, and exit with `EXIT_USER_ERROR`.
     """
 
     def __init__(self, message: str) -> None:

@@ -28,13 +28,24 @@ def test_numa_nodes_are_those_of_the_kernel() -> None:
 
 @pytest.mark.parametrize(("codes", "code"), [([2, 1], 2), ([75, 75], 75), ([1, -9], 1)])
 def test_our_exit_codes_pass_through(tmp_path: Path, codes: list[int], code: int) -> None:
-    """Real ranks that end with the given codes (negative: by that signal)."""
+    """Real ranks that end with the given codes (negative: by that signal), each after the one before it."""
     (tmp_path / "ending.py").write_text(
         textwrap.dedent(f"""
-        import os, sys, time
-        code = {codes}[int(os.environ["RANK"])]
+        import os, pathlib, sys, time
+        rank = int(os.environ["RANK"])
+        code = {codes}[rank]
+
+        def has_ended(rank):
+            try:
+                stat = pathlib.Path("/proc", pathlib.Path(f"pid {{rank}}").resolve().name, "stat").read_text()
+            except FileNotFoundError:
+                return pathlib.Path(f"pid {{rank}}").is_symlink()
+            return stat.rsplit(")", 1)[1].split()[0] == "Z"
+
         if __name__ == "__main__":
-            time.sleep(0.3 if code > 2 else 0)
+            os.symlink(str(os.getpid()), f"pid {{rank}}")
+            while rank and not has_ended(rank - 1):
+                time.sleep(0.01)
             os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)
         """)
     )

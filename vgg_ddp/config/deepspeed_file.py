@@ -10,7 +10,7 @@ from typing import Any
 from vgg_ddp.config.schema import Config
 from vgg_ddp.errors import UserError
 
-OURS = {
+DERIVED = {
     "train_batch_size": "batch",
     "train_micro_batch_size_per_gpu": "batch and accumulation",
     "gradient_accumulation_steps": "accumulation",
@@ -26,7 +26,7 @@ OURS = {
     "zero_allow_untested_optimizer": "optimizer",
     "zero_optimization.stage": "deepspeed.stage",
 }
-"""Keys that are derived, and ours that decides each."""
+"""Keys of DeepSpeed that are derived, and the key of ours that decides each."""
 
 REMOVED = (
     "amp",
@@ -109,8 +109,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(zero, dict):
         raise UserError(f"deepspeed.config: {path} and its zero_optimization must be JSON objects, {{...}}")
     for key in (*found, *(f"zero_optimization.{name}" for name in zero)):
-        if key in OURS:
-            raise UserError(f"deepspeed.config: {path} sets '{key}'; leave it out, {OURS[key]} decides it")
+        if key in DERIVED:
+            raise UserError(f"deepspeed.config: {path} sets '{key}'; leave it out, {DERIVED[key]} decides it")
         if key in REMOVED:
             raise UserError(f"deepspeed.config: {path} sets '{key}', which DeepSpeed has removed; leave it out")
         if key in UNSUPPORTED:

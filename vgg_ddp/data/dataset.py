@@ -21,16 +21,20 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vgg_ddp.errors import UserError
 
 FORMAT_VERSION = 2
-SMALL = 8192  # bytes of an image file that is copied rather than pointed to
+SMALL = 8192  # bytes: batches of image files up to this size are copied into one array
 
 
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of a dataset: its name in the dataset's directory, size and hash."""
+
     name: str
     bytes: int
     sha256: str
 
 
 class SplitRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A split: its images, in all and of each class, and its files."""
+
     count: int
     class_counts: list[int]
     files: list[FileRecord]
@@ -85,10 +89,12 @@ class Dataset:
 
     @property
     def name(self) -> str:
+        """What the dataset is called, e.g. "CIFAR-10"."""
         return self.record.name
 
     @property
     def classes(self) -> list[str]:
+        """The names of the classes, by label."""
         return self.record.classes
 
     @cached_property
@@ -98,7 +104,7 @@ class Dataset:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
-        """The split called `name`: the same object each time, so that what is made from it once is kept."""
+        """The split called `name`: the same object each time, so that its decoded pixels can be cached by it."""
         if name not in self._splits:
             self._splits[name] = EncodedSplit(self, name) if self.record.storage == "encoded" else RawSplit(self, name)
         return self._splits[name]
@@ -137,18 +143,19 @@ class RawSplit:
 
     @property
     def decoded_bytes(self) -> int | None:
-        """What all pixels take, decoded."""
+        """Bytes of all images, decoded."""
         return self.images.nbytes
 
     def shapes(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Heights and widths of the samples, [n, 2]."""
+        """Heights and widths of the samples, int64 [n, 2]."""
         return np.broadcast_to(np.array(self.images.shape[1:3]), (len(samples), 2))
 
     def decode(self, index: int) -> NDArray[np.uint8]:
-        """The pixels of one sample, height x width x 3."""
+        """The pixels of one sample, uint8 height x width x 3."""
         return np.asarray(self.images[index])
 
     def key(self, index: int) -> str:
+        """A name for the sample in messages."""
         return f"{self.name}/{index}"
 
 
@@ -177,11 +184,11 @@ class EncodedSplit:
 
     @property
     def decoded_bytes(self) -> int | None:
-        """What all pixels take, decoded; None where images differ in size."""
+        """Bytes of all images, decoded; None where they differ in size."""
         return None if self.uniform_shape is None else int(3 * self._shapes.prod(axis=1).sum())
 
     def shapes(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Heights and widths of the samples, [n, 2]."""
+        """Heights and widths of the samples, int64 [n, 2]."""
         return self._shapes[samples]
 
     def encoded(self, index: int) -> NDArray[np.uint8]:
@@ -206,7 +213,7 @@ class EncodedSplit:
         return rows
 
     def decode(self, index: int) -> NDArray[np.uint8]:
-        """The pixels of one sample, height x width x 3, decoded by Pillow (libjpeg-turbo).
+        """The pixels of one sample, uint8 height x width x 3, decoded by Pillow (libjpeg-turbo).
 
         Raises:
             UserError: naming a sample that cannot be decoded.
@@ -227,7 +234,11 @@ Split = RawSplit | EncodedSplit
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """The RGB pixels of a JPEG or PNG file, height x width x 3. Raises whatever Pillow raises for a broken one."""
+    """The RGB pixels of a JPEG, PNG or JPEG 2000 file, uint8 height x width x 3, upright as its EXIF data says.
+
+    Raises:
+        Exception: whatever Pillow raises for a broken file.
+    """
     try:
         opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "JPEG2000"))
     except UnidentifiedImageError:
@@ -243,6 +254,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
 
 
 def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -11,7 +11,10 @@ PIXELS_AT_ONCE = 2**20
 
 
 class Moments:
-    """Mean, deviation and covariance of the channels over all pixels, in units of 0 to 255. Sums are whole numbers: exact."""
+    """Mean, standard deviation and covariance of the channels over all pixels, in units of 0 to 255.
+
+    The sums are integers, so the order of the images makes no difference. Threads may share it.
+    """
 
     def __init__(self) -> None:
         self._count = 0
@@ -20,13 +23,13 @@ class Moments:
         self._lock = threading.Lock()
 
     def add(self, pixels: NDArray[np.uint8]) -> None:
-        """Take in images of any leading shape with three channels last."""
+        """Add images, uint8 [..., 3]."""
         flat = pixels.reshape(-1, 3)
         total = flat.sum(axis=0, dtype=np.int64)
         products = np.zeros((3, 3), dtype=np.int64)
         for start in range(0, len(flat), PIXELS_AT_ONCE):  # whole numbers below 2^53 are exact in float64, and fast
-            part = flat[start : start + PIXELS_AT_ONCE].astype(np.float64)
-            products += (part.T @ part).astype(np.int64)
+            chunk = flat[start : start + PIXELS_AT_ONCE].astype(np.float64)
+            products += (chunk.T @ chunk).astype(np.int64)
         with self._lock:
             self._count += len(flat)
             self._sum += total
@@ -34,13 +37,16 @@ class Moments:
 
     @property
     def mean(self) -> list[float]:
+        """Of each channel."""
         return (self._sum / self._count).tolist()
 
     @property
     def covariance(self) -> list[list[float]]:
+        """Of the channels, 3 x 3."""
         mean = self._sum / self._count
         return (self._products / self._count - np.outer(mean, mean)).tolist()
 
     @property
     def std(self) -> list[float]:
-        return np.sqrt(np.maximum(np.diag(self.covariance), 1e-6)).tolist()  # a channel that never varies
+        """Of each channel; at least 0.001."""
+        return np.sqrt(np.maximum(np.diag(self.covariance), 1e-6)).tolist()  # not 0 for a constant channel

@@ -45,7 +45,7 @@ class Storage:
 
 
 class Difference:
-    """How far decoded pixels are from those that were encoded, in levels of 255, over all images. Safe to share by threads."""
+    """How far decoded pixels are from those that were encoded, in levels of 255, over all images. Threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -53,6 +53,7 @@ class Difference:
         self._count = self._sum = self._squares = self._largest = 0
 
     def add(self, pixels: NDArray[np.uint8], data: bytes) -> None:
+        """Add an image, uint8 height x width x 3, and the file that it was encoded into."""
         apart = np.abs(pixels.astype(np.int64) - decode_image(data))
         with self._lock:
             self.images += 1

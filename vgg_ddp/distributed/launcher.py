@@ -1,4 +1,4 @@
-"""Starts the ranks of one host and waits for them."""
+"""Starts the ranks of one host and waits for them to end."""
 
 from __future__ import annotations
 
@@ -28,22 +28,21 @@ def numa_nodes() -> int:
 
 def _cpus(text: str) -> set[int]:
     """A kernel list such as "0-3,8" as numbers."""
-    ranges = [part.split("-") for part in text.strip().split(",") if part]
+    ranges = [item.split("-") for item in text.strip().split(",") if item]
     return {cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1)}
 
 
 def start(module: str, arguments: list[str], ranks: int) -> int:
     """Run `module`'s main with `arguments` on `ranks` ranks of this host; the exit code.
 
-    A single rank runs in this process. Several are started by torchrun's elastic agent; when one fails, the others are
-    ended, and its exit code is returned if it is one of ours.
+    A single rank runs in this process. Several run under `vgg_ddp.distributed.supervisor`, which ends all when one fails.
     """
     if ranks == 1:
         return int(importlib.import_module(module).main(arguments))
-    return _start_agent(module, arguments, ranks)
+    return _start_supervised(module, arguments, ranks)
 
 
-def _start_agent(module: str, arguments: list[str], ranks: int) -> int:
+def _start_supervised(module: str, arguments: list[str], ranks: int) -> int:
     from torch.distributed.launcher.api import LaunchConfig
 
     from vgg_ddp.distributed import supervisor

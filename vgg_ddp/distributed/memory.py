@@ -1,4 +1,4 @@
-"""How much memory a rank uses, and how the C library keeps it."""
+"""How much memory a rank uses and may use, and glibc's settings for it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vgg_ddp.distributed.world import World
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep freed blocks instead of giving them back to the kernel.
+    """Have glibc keep freed blocks instead of returning them to the kernel.
 
-    Every step frees and takes the same large activations; given back, each comes again page by page: 85,000 page faults
-    in a VGG-11 step of 256 images, none with this.
+    Every step frees and allocates the same large activations; without this, a VGG-11 step of 256 images costs 85,000 page
+    faults, with it none.
     """
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
     try:
@@ -29,14 +29,14 @@ def keep_freed_memory() -> None:
 
 
 def used_bytes(device: torch.device) -> int:
-    """What this rank uses now: on its GPU, or resident in RAM without one."""
+    """Bytes that this rank uses now: allocated on its GPU, or, without one, its resident set in RAM."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def own_peak_bytes(device: torch.device) -> int:
-    """The most that this rank has used since it began, or since `forget_peak`."""
+    """The largest `used_bytes` of this rank since its start, or since `reset_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -45,23 +45,23 @@ def own_peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
 
 
-def forget_peak(device: torch.device) -> None:
-    """Let `own_peak_bytes` begin anew, where the system can."""
+def reset_peak(device: torch.device) -> None:
+    """Start `own_peak_bytes` again from the present use, where the system allows it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with contextlib.suppress(OSError):  # not allowed here: what is larger than all before shows all the same
+        with contextlib.suppress(OSError):  # not allowed here: only a new maximum is seen then
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes(world: World) -> int:
-    """The most that any rank has used so far, known on rank 0. All ranks together."""
+    """The largest `own_peak_bytes` of all ranks, on rank 0 (elsewhere this rank's own). A collective call."""
     peak = own_peak_bytes(world.device)
-    return max((int(part) for part in world.gather(str(peak).encode())), default=peak)
+    return max((int(text) for text in world.gather(str(peak).encode())), default=peak)
 
 
 def total_bytes(world: World) -> int:
-    """The memory of this rank's device; without a GPU, its share of the host's RAM (of the control group's, if less)."""
+    """Bytes of this rank's GPU; without one, the host's RAM (or the control group's limit) divided by the local ranks."""
     if world.device.type == "cuda":
         return torch.cuda.get_device_properties(world.device).total_memory
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -72,7 +72,7 @@ def total_bytes(world: World) -> int:
 
 
 def available_bytes(world: World) -> int:
-    """What this rank can still take of its device; without a GPU, its share of what is free on the host."""
+    """Bytes that this rank can still allocate: on its GPU; without one, what is free on the host divided by the local ranks."""
     if world.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(world.device)
         return free + torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)

@@ -1,4 +1,4 @@
-"""What every rank does first and last: join the others, and tell once what ended it."""
+"""The start and the end of a rank's process: joins the other ranks, reports an error once, chooses the exit code."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from vgg_ddp.distributed.memory import keep_freed_memory
-from vgg_ddp.distributed.world import AgreedError, ToldError, World, joined
+from vgg_ddp.distributed.world import ReportedElsewhere, SharedUserError, World, joined
 from vgg_ddp.errors import EXIT_LOST_RANK, EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError
 
 
 def run(body: Callable[[World], None]) -> int:
-    """Run `body` as one of the ranks; the exit code. Anything but a user's mistake or a requested stop is raised."""
+    """Run `body` as one of the ranks; the exit code. Errors that are none of the user's, nor a requested stop, are raised."""
     keep_freed_memory()
     try:
         return _run(body)
     finally:
-        gc.collect()  # ends gloo's threads: one that still runs when the interpreter ends would abort the process
+        gc.collect()  # ends gloo's threads: one that still runs at the interpreter's end aborts the process
 
 
 def _run(body: Callable[[World], None]) -> int:
     rank = int(os.environ.get("RANK", 0))
     try:
         with joined() as world:
-            _tell_others(world, body)
-    except ToldError:
+            _run_reporting(world, body)
+    except ReportedElsewhere:
         return EXIT_USER_ERROR
     except UserError as error:
-        if rank == 0 or not isinstance(error, AgreedError):
+        if rank == 0 or not isinstance(error, SharedUserError):
             print(f"vgg-ddp: {error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
     except StoppedOnRequest:
@@ -49,34 +49,33 @@ def _run(body: Callable[[World], None]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with `code`, whatever libraries' threads do: all is written and closed by now.
+    """End this process with `code` at once, without Python's own shutdown; all files are written and closed by now.
 
-    Seen once in some dozens of starts: a thread that still ran while Python tore the process down aborted it, and a rank
-    that had done its work ended with a signal.
+    Otherwise, once in some dozens of starts, a library's thread that still ran during the shutdown aborted the process, and
+    a rank that had done its work ended with a signal.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _tell_others(world: World, body: Callable[[World], None]) -> None:
-    """Run `body`; a mistake that only this rank has met is told by this rank, and the others end without a word."""
+def _run_reporting(world: World, body: Callable[[World], None]) -> None:
+    """Run `body`; tell the other ranks if this one is about to report an error, so that they end silently."""
     try:
         body(world)
-    except AgreedError:
+    except SharedUserError:
         raise
     except UserError:
-        world.tell_failure()
+        world.announce_failure()
         raise
     except RuntimeError as error:
-        if _is_lost_connection(error) and world.failure_is_told():
-            raise ToldError from None
+        if _is_lost_connection(error) and world.failure_announced():
+            raise ReportedElsewhere from None
         raise
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    """Whether gloo or NCCL says that another rank closed its connection: what went wrong is told there."""
+    """Whether gloo or NCCL says that another rank closed its connection: that rank reports the cause."""
     text = str(error).lower()
-    return any(
-        words in text for words in ("connection closed by peer", "connection reset by peer", "remote process exited")
-    )
+    messages = ("connection closed by peer", "connection reset by peer", "remote process exited")
+    return any(message in text for message in messages)

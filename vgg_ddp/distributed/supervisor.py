@@ -1,7 +1,8 @@
-"""Torchrun's elastic agent with the manners of this project: it starts this host's ranks, and sees to it that they end.
+"""The supervisor of the ranks of one host: starts them with torchrun's elastic agent, and makes sure that they end.
 
-Signals are read from a pipe by a thread of their own (`signal.set_wakeup_fd`), since the agent may be waiting inside the
-C++ of a store, where Python's handlers do not run.
+It passes signals on to the ranks, ends the ranks of all hosts when one fails, and kills those that do not end in time. A
+thread of its own reads the signals from a pipe (`signal.set_wakeup_fd`): the main thread may be waiting in the C++ code of
+a store, where Python's signal handlers do not run.
 """
 
 from __future__ import annotations
@@ -26,37 +27,37 @@ if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-OTHERS_LEAVE_WITHIN = 3.0  # seconds that the host of the store waits for the others to read their last from it
-LEAVE_AFTER_GRACE = 0.6  # seconds that it waits at most beyond the time that ranks have to end after a signal
-OURS = (EXIT_USER_ERROR, EXIT_STOPPED)
-ENDING, LEFT = "agent/ending", "agent/left"
+LEAVE_TIMEOUT = 3.0  # seconds that a supervisor waits at the end until those of the other hosts are done with the store
+LEAVE_TIMEOUT_AFTER_GRACE = 0.6  # seconds that it waits at most beyond the grace period of the ranks
+RETURNED_CODES = (EXIT_USER_ERROR, EXIT_STOPPED)  # exit codes of ranks that a launch ends with too; any other becomes 1
+ENDING, LEFT = "agent/ending", "agent/left"  # keys in the store: the exit code of a host that ends; how many have left
 
 
 class _Interrupted(Exception):
-    """A signal came while no rank was running."""
+    """A signal arrived while no rank was running."""
 
 
-def run(config: LaunchConfig, words: list[str], grace: float | None = None, store: Store | None = None) -> int:
-    """Run `words` (a program and its arguments) on the ranks of this host; the exit code.
+def run(config: LaunchConfig, command: list[str], grace: float | None = None, store: Store | None = None) -> int:
+    """Run `command` (a program and its arguments) on the ranks of this host; the exit code.
 
     SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a closing terminal) ask the ranks to save and end, on every host; SIGUSR1 is
-    passed on. When a rank fails, the others are ended, and its exit code is returned if it is one of ours.
+    passed on. When a rank fails, the others are ended, and its exit code is returned if it is one of `RETURNED_CODES`, else 1.
 
     Args:
-        grace: seconds that ranks have to end after a signal before they are killed; None waits for as long as they take.
-        store: one that the agents of all hosts share; None for a single host.
+        grace: seconds that ranks have to end after a signal before they are killed; None: no limit.
+        store: a key-value store that the supervisors of all hosts share; None for a single host.
     """
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
-    config.signals_to_handle = "SIGQUIT"  # the rest are handled here
-    watch = _Watch(grace, store, config.max_nodes)
-    with watch.watching():
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # ranks print their own errors
+    config.signals_to_handle = "SIGQUIT"  # the supervisor handles the rest
+    watch = _SignalThread(grace, store, config.max_nodes)
+    with watch.running():
         try:
-            elastic_launch(config, words[0])(*words[1:])
+            elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
             code = exit_code([failure.exitcode for failure in error.failures.values()])
             return watch.failed(code)
@@ -72,39 +73,40 @@ def run(config: LaunchConfig, words: list[str], grace: float | None = None, stor
 
 def exit_code(codes: list[int]) -> int:
     """The exit code of a launch whose ranks ended with `codes`."""
-    return next((ours for ours in OURS if ours in codes), 1)
+    return next((code for code in RETURNED_CODES if code in codes), 1)
 
 
 def children() -> list[int]:
-    """The processes that this one has started and that still run."""
-    found = []
+    """The process ids of this process's children."""
+    pids: list[int] = []
     for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a thread that has ended meanwhile
-            found += [int(pid) for pid in (task / "children").read_text().split()]
-    return found
+        with contextlib.suppress(FileNotFoundError):  # the thread has just ended
+            pids += [int(pid) for pid in (task / "children").read_text().split()]
+    return pids
 
 
-class _Watch:
-    """A thread that passes signals on, hears of other hosts that end, and kills ranks that take too long."""
+class _SignalThread:
+    """Passes signals on to the ranks, ends them when another host ends, and kills those that exceed the grace period."""
 
     def __init__(self, grace: float | None, store: Store | None, hosts: int) -> None:
         self._grace, self._hosts = grace, hosts
-        self._store = store.clone() if store is not None else None  # a connection of the thread's own
+        self._store = store.clone() if store is not None else None  # a connection for this thread
         self._deadline: float | None = None
         self._finished = False
         self._ending_elsewhere = 0
         self.signal = 0
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
+        """Handle signals inside the context."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         before = {}
         for number in (*ENDING_SIGNALS, signal.SIGUSR1):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            if signal.getsignal(number) != signal.SIG_IGN:  # ignored signals, as under nohup, stay ignored
                 before[number] = signal.signal(number, self._in_main_thread)
         previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        thread = threading.Thread(target=self._watch, args=(reader,), daemon=True)
+        thread = threading.Thread(target=self._loop, args=(reader,), daemon=True)
         thread.start()
         try:
             yield
@@ -123,7 +125,7 @@ class _Watch:
             self.signal = number
             raise _Interrupted
 
-    def _watch(self, reader: int) -> None:
+    def _loop(self, reader: int) -> None:
         while not self._finished:
             if select.select([reader], [], [], 0.1)[0]:
                 for number in os.read(reader, 64):
@@ -144,13 +146,13 @@ class _Watch:
             self._end_ranks()
 
     def failed(self, code: int) -> int:
-        """Have the other hosts end too; the code to exit with: `code`, or the one that another host ends with."""
+        """End the ranks of the other hosts too; the exit code: that of a host that ended before with one of ours, or `code`."""
         self._tell_others(code)
-        return self._ending_elsewhere if code == 1 and self._ending_elsewhere in OURS else code
+        return self._ending_elsewhere if code == 1 and self._ending_elsewhere in RETURNED_CODES else code
 
     def _tell_others(self, code: int) -> None:
         if self._store is not None:
-            with contextlib.suppress(RuntimeError):  # its host is gone already
+            with contextlib.suppress(RuntimeError):  # the host of the store is gone
                 self._store.compare_set(ENDING, "", str(code))
 
     def _others_end(self) -> bool:
@@ -159,23 +161,23 @@ class _Watch:
             if not self._store.check([ENDING]):
                 return False
             self._ending_elsewhere = int(self._store.get(ENDING))
-        except RuntimeError:  # the host of the store is gone: its ranks are, or will be
+        except RuntimeError:  # the host of the store is gone, so its ranks have ended or will
             self._store = None
         return True
 
     def _end_ranks(self) -> None:
         if self._grace is not None:
             self._deadline = time.monotonic() + self._grace
-        _send(signal.SIGTERM)  # of SIGINT, a rank that is still starting would make a traceback
+        _send(signal.SIGTERM)  # a rank that is still importing would print a traceback on SIGINT
 
     def _kill(self) -> None:
-        """Kill the ranks and their workers; and this process, if it does not end then."""
+        """Kill the ranks and their workers; and this process too, if it does not end within half a second."""
         if children():
             seconds = f" in {self._grace:g} s" if self._grace is not None else ""
             print(f"vgg-ddp: the ranks here did not end{seconds}: killed", file=sys.stderr, flush=True)
         for pid in children():
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)  # the agent starts each rank in a session of its own
+                os.killpg(pid, signal.SIGKILL)  # the agent starts each rank as the leader of a session
         deadline = time.monotonic() + 0.5
         while not self._finished and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -183,14 +185,14 @@ class _Watch:
             os._exit(128 + (self.signal or signal.SIGTERM))
 
     def _leave(self) -> None:
-        """Let the other hosts read their last from the store before this process, which may be its host, ends."""
+        """Wait until the other hosts have left too: this process may be serving the store that they still read."""
         if self._store is None:
             return
         with contextlib.suppress(RuntimeError):
             left = self._store.add(LEFT, 1)
-            deadline = time.monotonic() + OTHERS_LEAVE_WITHIN
-            if self._deadline is not None:  # after a signal: whoever is not gone soon after it is killed there
-                deadline = min(deadline, self._deadline + LEAVE_AFTER_GRACE)
+            deadline = time.monotonic() + LEAVE_TIMEOUT
+            if self._deadline is not None:  # the other hosts kill their ranks at the end of the grace period
+                deadline = min(deadline, self._deadline + LEAVE_TIMEOUT_AFTER_GRACE)
             while left < self._hosts and time.monotonic() < deadline:
                 time.sleep(0.05)
                 left = self._store.add(LEFT, 0)

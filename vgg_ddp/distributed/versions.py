@@ -1,4 +1,4 @@
-"""What must be the same on all ranks: the code and torch."""
+"""The versions that must be the same on all ranks: the code and torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import vgg_ddp
 
 
 def encoded() -> str:
-    """The versions of this process."""
+    """The versions of this process, as JSON."""
     return json.dumps(_versions())
 
 
 def difference(theirs: str | bytes) -> str:
-    """What is another version here than in the process that `theirs` comes from, in words; empty where all is the same."""
+    """How the versions here differ from `theirs`, rank 0's `encoded()`, for an error message; empty where they agree."""
     ours, others = _versions(), json.loads(theirs)
     different = [name for name in ours if ours[name] != others.get(name)]
     return " and ".join(f"{name} {ours[name]} where rank 0 has {others.get(name)}" for name in different)

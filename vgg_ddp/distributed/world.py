@@ -1,7 +1,7 @@
-"""The ranks of a run: who this process is, and the few things that ranks say to one another outside of the step.
+"""The ranks of a run: which of them this process is, and what they exchange outside of the training step.
 
-Set up once, passed down, never asked for again. Every collective here is over CPU memory (gloo), carries plain bytes or
-numbers, and is a no-op for a single rank.
+A `World` is made once and passed down. Its collectives run over CPU memory (gloo), carry bytes or numbers, and do nothing for
+a single rank. Every rank must call them, in the same order.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from torch.distributed.rendezvous import rendezvous
 from vgg_ddp.distributed import versions
 from vgg_ddp.errors import UserError
 
-FAILURE = "failure"  # the store's key: the rank that told the user what went wrong
+FAILURE = "failure"  # key in the store: the rank that has reported an error to the user
 
 
-class AgreedError(UserError):
-    """A user's mistake that every rank knows of, so that one of them can tell it."""
+class SharedUserError(UserError):
+    """A `UserError` that every rank raises, so that rank 0 alone prints it."""
 
 
-class ToldError(Exception):
-    """Another rank met a user's mistake, has told it, and ended: this one ends without a word."""
+class ReportedElsewhere(Exception):
+    """Another rank has ended and reported its `UserError` to the user: this rank ends silently."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class World:
     """This process among the ranks.
 
     Attributes:
-        rank, size: this process and how many there are, over all hosts.
+        rank, size: the number of this process, and how many there are on all hosts.
         local_rank, local_size: the same on this host.
-        device: what this rank computes on.
-        store: keys and values that the ranks share; None for a single rank.
+        device: the GPU or CPU that this rank computes on.
+        store: a key-value store that the ranks share; None for a single rank.
     """
 
     rank: int
@@ -56,17 +56,19 @@ class World:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0, which prints and writes files."""
         return self.rank == 0
 
     def use_threads(self, threads: int | Literal["auto"]) -> None:
-        """Set the CPU threads of this rank: `threads`, or its share of the cores that this process may use."""
+        """Set the CPU threads of this rank to `threads`; "auto" is `share_of_cores`."""
         torch.set_num_threads(self.share_of_cores() if threads == "auto" else threads)
 
     def share_of_cores(self) -> int:
-        """The cores of this host for each of its ranks."""
+        """CPU cores that this process may use, divided by the ranks of this host; at least 1."""
         return max(1, len(os.sched_getaffinity(0)) // self.local_size)
 
     def barrier(self) -> None:
+        """Wait until every rank is here."""
         if self.size > 1:
             self.sum(torch.zeros(1))
 
@@ -86,7 +88,7 @@ class World:
         padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else padded[:0]
         received = [torch.empty_like(padded) for _ in range(self.size)] if self.is_main else None
         dist.gather(padded, received)
-        return [part[: int(n)].numpy().tobytes() for part, n in zip(received or [], lengths)]
+        return [buffer[: int(n)].numpy().tobytes() for buffer, n in zip(received or [], lengths)]
 
     def broadcast(self, data: bytes) -> bytes:
         """Rank 0's bytes, on every rank. What the other ranks pass is ignored."""
@@ -102,7 +104,11 @@ class World:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """A `UserError` that any rank raises inside is raised by every rank: the one of the lowest rank."""
+        """Make a `UserError` of one rank an error of all: every rank raises that of the lowest rank.
+
+        Raises:
+            SharedUserError: on every rank, if any raised a `UserError` inside.
+        """
         message = ""
         try:
             yield
@@ -111,16 +117,16 @@ class World:
         messages = [m.decode() for m in self.gather(message.encode())]
         first = self.broadcast(next((m for m in messages if m), "").encode()).decode()
         if first:
-            raise AgreedError(first)
+            raise SharedUserError(first)
 
-    def tell_failure(self) -> None:
-        """Have the other ranks know, when they lose this one, that it has told the user what went wrong."""
+    def announce_failure(self) -> None:
+        """Let the other ranks know that this one reports an error and ends."""
         if self.store is not None:
-            with contextlib.suppress(RuntimeError):  # the store's process is gone
+            with contextlib.suppress(RuntimeError):  # the process that serves the store is gone
                 self.store.set(FAILURE, str(self.rank))
 
-    def failure_is_told(self) -> bool:
-        """Whether a rank has told the user what went wrong and ended."""
+    def failure_announced(self) -> bool:
+        """Whether another rank has reported an error and ended."""
         if self.store is None:
             return False
         try:
@@ -136,7 +142,7 @@ def device_of(local_rank: int) -> torch.device:
 
 @contextlib.contextmanager
 def joined(timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
-    """Join the ranks that torchrun's or deepspeed's environment names, or be the only one; leave them at the end.
+    """Join the ranks that the environment of torchrun or DeepSpeed describes, or be a single rank; leave them at the end.
 
     Raises:
         UserError: more ranks on this host than GPUs, other versions than rank 0's, or ranks that do not reach each other.
@@ -166,19 +172,24 @@ def joined(timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
 
 
 def _same_versions(world: World, timeout: timedelta) -> None:
-    """Refuse to compute with another version of the code or of torch than rank 0's, before ranks wait for one another."""
+    """Check that the code and torch are those of rank 0, before any collective call.
+
+    Raises:
+        UserError: they are not, or ranks are missing after `timeout`.
+        ReportedElsewhere: another rank has reported such an error.
+    """
     assert world.store is not None
     if world.is_main:
         world.store.set("versions", versions.encoded())
     difference = versions.difference(world.store.get("versions"))
     if difference:
-        world.tell_failure()
+        world.announce_failure()
         raise UserError(f"rank {world.rank} on {socket.gethostname()} has {difference}; install the same on every host")
     deadline = time.monotonic() + timeout.total_seconds()
     checked = world.store.add("checked", 1)
     while checked < world.size:
-        if world.failure_is_told():
-            raise ToldError
+        if world.failure_announced():
+            raise ReportedElsewhere
         if time.monotonic() > deadline:
             raise UserError(f"{checked} of {world.size} ranks arrived within {timeout.total_seconds():g} s")
         time.sleep(0.02)
@@ -190,9 +201,9 @@ def _connect(world: World, store: Store, timeout: timedelta) -> None:
     try:
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
-        if world.failure_is_told():
-            raise ToldError from None
-        world.tell_failure()
+        if world.failure_announced():
+            raise ReportedElsewhere from None
+        world.announce_failure()
         interface = os.environ.get("GLOO_SOCKET_IFNAME", "the one of this host's name")
         raise UserError(
             f"rank {world.rank} on {socket.gethostname()} cannot connect to the others by the network interface "
@@ -201,7 +212,7 @@ def _connect(world: World, store: Store, timeout: timedelta) -> None:
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to end this rank when its launcher dies: one killed by SIGKILL cannot do it itself."""
+    """Ask the kernel to kill this rank when its parent process dies: a supervisor killed by SIGKILL cannot."""
     PR_SET_PDEATHSIG = 1
-    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
+    with contextlib.suppress(OSError, AttributeError):  # only Linux has it
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,1 @@
+"""What makes a step: optimizers, learning-rate schedules, losses, precision, averaged weights."""

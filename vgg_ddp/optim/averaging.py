@@ -1,4 +1,4 @@
-"""Averaged weights: what is evaluated in place of the last step's."""
+"""Averaged weights (exponential moving average), which are evaluated in place of the last step's."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Average:
     """
 
     def __init__(self, source: Callable[[], nn.Module], decay: float) -> None:
-        """`source` gives the network as it is; all ranks call together, here, in `update` and for `network`."""
+        """`source` gives the current network. It may be a collective call: here, in `update` and for `network`."""
         self.decay = decay
         self._source = source
         self._average = copy.deepcopy(source()).requires_grad_(False) if decay else None
-        self._averaged: nn.Module | None = None  # what `_pairs` were made for
+        self._averaged: nn.Module | None = None  # the network that `_pairs` belong to
         self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @property
@@ -31,7 +31,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the network's values after global step `step` (from 0)."""
+        """Update the average after global step `step` (from 0)."""
         if self._average is None:
             return
         network = self._source()

@@ -26,6 +26,7 @@ class Lars(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update the parameters that have gradients; a closure is not supported."""
         assert closure is None
         for group in self.param_groups:
             parameters, gradients = _with_gradients(group)
@@ -35,11 +36,11 @@ class Lars(torch.optim.Optimizer):
             decay = group["weight_decay"]
             rates: list[Tensor] | float = group["lr"]
             if group["adapt"]:
-                sizes = torch._foreach_norm(parameters)
-                steepness = torch._foreach_norm(gradients)
+                weight_norms = torch._foreach_norm(parameters)
+                gradient_norms = torch._foreach_norm(gradients)
                 ratios = [
                     torch.where((w > 0) & (g > 0), group["trust"] * w / (g + decay * w + group["eps"]), 1.0)
-                    for w, g in zip(sizes, steepness, strict=True)
+                    for w, g in zip(weight_norms, gradient_norms, strict=True)
                 ]
                 rates = [group["lr"] * ratio for ratio in ratios]
             changes = torch._foreach_add(gradients, parameters, alpha=decay)
@@ -61,6 +62,7 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update the parameters that have gradients; a closure is not supported."""
         assert closure is None
         for group in self.param_groups:
             parameters, gradients = _with_gradients(group)
@@ -80,8 +82,9 @@ class Lamb(torch.optim.Optimizer):
             torch._foreach_div_(updates, divisors)
             torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
             if group["adapt"]:
-                sizes, lengths = torch._foreach_norm(parameters), torch._foreach_norm(updates)
-                ratios = [torch.where((w > 0) & (u > 0), w / u, 1.0) for w, u in zip(sizes, lengths, strict=True)]
+                weight_norms, update_norms = torch._foreach_norm(parameters), torch._foreach_norm(updates)
+                norms = zip(weight_norms, update_norms, strict=True)
+                ratios = [torch.where((w > 0) & (u > 0), w / u, 1.0) for w, u in norms]
                 torch._foreach_mul_(updates, ratios)
             torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 

@@ -16,10 +16,10 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 def build(config: LossConfig, device: torch.device) -> Criterion:
     """Cross entropy with label smoothing, averaged over the images.
 
-    It takes logits [n, classes] and labels [n], or shares [n, classes] of mixed images, and gives a scalar.
+    It maps logits [n, classes] and targets to a scalar; targets are labels, int64 [n], or float [n, classes] of mixed images.
 
     Raises:
-        UserError: apex is asked for and cannot be had.
+        UserError: apex is asked for and cannot be used here.
     """
     plain = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     if not nvidia_apex.chosen(config.implementation, "loss.implementation", device, nvidia_apex.has_xentropy()):
@@ -27,9 +27,9 @@ def build(config: LossConfig, device: torch.device) -> Criterion:
     from apex.contrib.xentropy import SoftmaxCrossEntropyLoss
 
     def fused(logits: Tensor, labels: Tensor) -> Tensor:
-        if labels.is_floating_point():  # apex has labels alone
+        if labels.is_floating_point():  # apex takes only labels
             return plain(logits, labels)
-        no_label = -100  # one that no image has: apex leaves it out, and unless told otherwise it leaves out class 0
+        no_label = -100  # no image has it; apex ignores targets of this label, by default those of class 0
         half = logits.dtype != torch.float32
         return SoftmaxCrossEntropyLoss.apply(logits, labels, config.label_smoothing, no_label, half).mean()
 

@@ -1,6 +1,6 @@
-"""NVIDIA's apex: whether it is here, compiled, and to be used. Found out from files: importing it may fail.
+"""NVIDIA's apex: whether it is installed, compiled, and to be used. It is not imported for that, which may fail.
 
-What is left of it for this project: `apex.optimizers.FusedSGD`, `FusedLAMB` and `apex.contrib.xentropy`, all for GPUs.
+This project uses `apex.optimizers.FusedSGD`, `FusedLAMB` and `apex.contrib.xentropy`, all for GPUs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Status = Literal["absent", "unrelated", "not compiled", "compiled"]
 
 
 def status() -> Status:
-    """What the module named `apex` is: NVIDIA's with or without its compiled part, another package, or not there."""
+    """What the module named `apex` is: NVIDIA's with or without compiled extensions, another package, or absent."""
     if importlib.util.find_spec("apex") is None:
         return "absent"
     if not any((folder / "optimizers" / "fused_sgd.py").is_file() for folder in _folders()):
@@ -37,7 +37,7 @@ def _folders() -> list[Path]:
 
 
 def has_xentropy() -> bool:
-    """Whether a compiled apex has its cross entropy as well, which is built by an option of its own."""
+    """Whether apex's fused cross entropy is built, for which apex has a separate build option."""
     inside = any(any(folder.glob("contrib/xentropy/xentropy_cuda*.so")) for folder in _folders())
     return inside or importlib.util.find_spec("xentropy_cuda") is not None
 
@@ -45,7 +45,7 @@ def has_xentropy() -> bool:
 MEANINGS: dict[Status, str] = {
     "absent": "NVIDIA's apex is not installed",
     "unrelated": "the installed package named apex is not NVIDIA's; uninstall it",
-    "not compiled": "the installed apex is NVIDIA's without its compiled part (amp_C)",
+    "not compiled": "the installed apex is NVIDIA's without its compiled extensions (amp_C)",
 }
 
 
@@ -53,16 +53,16 @@ def chosen(implementation: str, key: str, device: torch.device, built: bool = Tr
     """Whether apex is to be used where `key` is `implementation` ("auto", "torch" or "apex").
 
     Args:
-        built: whether the part that is wanted was built with it.
+        built: whether the extension that is needed was built.
 
     Raises:
         UserError: apex is asked for and is not there, not compiled, or there is no GPU.
     """
     if implementation == "torch":
         return False
-    found = status()
-    usable = found == "compiled" and built and device.type == "cuda"
+    present = status()
+    usable = present == "compiled" and built and device.type == "cuda"
     if implementation == "apex" and not usable:
-        reason = MEANINGS.get(found) or ("apex was built without this part" if not built else "apex needs a GPU")
+        reason = MEANINGS.get(present) or ("apex was built without this extension" if not built else "apex needs a GPU")
         raise UserError(f"{key}=apex cannot be had: {reason}; set {key}=torch, or build it: {BUILD}")
     return usable

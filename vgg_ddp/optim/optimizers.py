@@ -61,10 +61,10 @@ def build(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.
 
 
 def _with_momenta(sgd: torch.optim.SGD) -> torch.optim.SGD:
-    """Momenta of zero from the start, which give the same steps.
+    """Make its momentum buffers at once, of zeros, which gives the same steps.
 
-    Left to itself, the fused rule takes memory as it comes for them in its first step; where fp16 overflows in it, nothing is
-    written there, and the next step goes on from whatever it holds.
+    Otherwise the fused kernel allocates them uninitialised in its first step; if fp16 overflows in that step, it writes
+    nothing there, and the next step uses what the memory held before.
     """
     for group in sgd.param_groups:
         for parameter in group["params"]:
@@ -83,17 +83,19 @@ def _apex(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
 
 
 def group_values(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What an optimizer counts for all parameters together: LAMB's steps."""
+    """The state that an optimizer keeps for all parameters together, for a checkpoint: LAMB's step count."""
     group = optimizer.param_groups[0]
     return {"optimizer_step": group["step"]} if "step" in group else {}
 
 
 def load_group_values(optimizer: torch.optim.Optimizer, values: dict[str, Any]) -> None:
+    """Set what `group_values` gave."""
     for group in optimizer.param_groups:
         if "optimizer_step" in values:
             group["step"] = values["optimizer_step"]

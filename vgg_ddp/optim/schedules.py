@@ -1,6 +1,6 @@
 """Learning-rate schedules: pure functions from the step to a factor of the peak learning rate.
 
-A schedule is one function and its line in `SCHEDULES`. All durations are steps here; epochs end at `build`.
+A schedule is one function and its line in `SCHEDULES`. Steps count from 0 over the whole training.
 """
 
 from __future__ import annotations
