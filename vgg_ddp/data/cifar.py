@@ -27,7 +27,7 @@ GROUPS_CIFAR10 = {
 
 @dataclass(frozen=True)
 class Layout:
-    """One of the four archives: its folder, its files, and what is called what in them."""
+    """One of the four archives: its folder, its files, and the keys in them."""
 
     name: str
     folder: str
@@ -121,7 +121,7 @@ def _python(data: bytes, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 class _ArrayRecord:
-    """What the pickle of an array says, without building one: shape, type and bytes."""
+    """The content of a pickled array, without building one: shape, type and bytes."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, self.shape, self.dtype, self.fortran, self.data = state
@@ -138,7 +138,7 @@ class _ArrayRecord:
 
 
 class _TypeRecord:
-    """What the pickle of an array's type says."""
+    """The content of a pickled array type."""
 
     def __init__(self, code: bytes | str = b"", *rest: object) -> None:
         self.code = code
@@ -165,7 +165,7 @@ _BUILDERS = {
 
 
 class _PlainReader(pickle.Unpickler):
-    """Builds plain values. A name outside of the list above ends the reading before anything is called."""
+    """Builds plain values. A name that is not in `_BUILDERS` raises before anything is called."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:

@@ -1,7 +1,7 @@
-"""Fetches the official CIFAR archives: whole, checked, resumable, once for all processes of a host.
+"""Downloads the official CIFAR archives: resumable, checked by size and SHA-256, once for all processes of a host.
 
-A mirror may break off, stall, ignore what is asked of it, or send something else. What it sends grows in `<name>.part`
-until size and sha256 agree; only then does the file get its name.
+A mirror may break off, stall, ignore a range request, or send something else. What it sends is appended to `<name>.part`;
+the file is renamed once size and SHA-256 are right.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def fetch(
     """
     target, part_path = directory / archive.name, directory / f"{archive.name}.part"
     try:
-        if _is_there(target, archive):  # asked before the lock too: a read-only directory may hold the archive
+        if _is_there(target, archive):  # before the lock too: the directory may be read-only
             return target
         directory.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(directory / f"{archive.name}.lock")
@@ -105,7 +105,7 @@ def fetch(
                     _Download(archive, part, connect_seconds, stall_seconds, attempts, report).run()
                 os.replace(part_path, target)
                 sync_directory(directory)
-    except OSError as error:  # the disk's: those of the network end in _Download
+    except OSError as error:  # of the disk: _Download handles those of the network
         raise UserError(
             f"cannot keep {archive.name} in {directory}: {error.filename or part_path}: {error.strerror or error}; "
             "set data.directory to one that can be written and has room"
@@ -135,9 +135,9 @@ def _sha256_of(file: BinaryIO) -> hashlib._Hash:
 
 
 class _Part:
-    """The unfinished file, hashed as it grows.
+    """The unfinished file, hashed as it is written.
 
-    The first `inherited` bytes came before the present mirror's, and are kept when that mirror turns out to lie.
+    The first `inherited` bytes came before the present mirror's, and are kept when that mirror sends something else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -147,7 +147,7 @@ class _Part:
         self.cut(self.inherited)
 
     def cut(self, size: int) -> None:
-        """Keeps the first `size` bytes."""
+        """Keep the first `size` bytes."""
         self._file.truncate(size)
         self._file.seek(0)
         self.sha256 = _sha256_of(self._file)
@@ -172,8 +172,8 @@ class _Failure(Exception):
     """A mirror broke off, stalled or could not be reached: worth another attempt."""
 
 
-class _Lie(Exception):
-    """A mirror sends something else: none of its bytes are kept, and the next mirror has its turn."""
+class _WrongContent(Exception):
+    """A mirror sends something else: its bytes are dropped, and the next mirror is tried."""
 
 
 def _opener(stall_seconds: float) -> urllib.request.OpenerDirector:
@@ -207,7 +207,11 @@ class _Download:
     report: Callable[[str], None]
 
     def run(self) -> None:
-        """Fills the part, to the disk. Raises UserError when no mirror gives the file."""
+        """Complete the part and sync it to disk.
+
+        Raises:
+            UserError: no mirror gives the file.
+        """
         archive, part, failures = self.archive, self.part, []
         if part.size > archive.bytes:
             part.cut(0)
@@ -217,8 +221,8 @@ class _Download:
             try:
                 self._from_mirror(url)
                 return part.sync()
-            except (_Failure, _Lie) as failure:
-                if isinstance(failure, _Lie):
+            except (_Failure, _WrongContent) as failure:
+                if isinstance(failure, _WrongContent):
                     part.cut(part.inherited)
                 failures.append(f"{url}: {failure}")
         kept = f"run again to go on from {_mb(part.size)} of {_mb(archive.bytes)} MB, or " if part.size else ""
@@ -247,7 +251,7 @@ class _Download:
             return
         self.part.cut(0)
         if not inherited:
-            raise _Lie(f"sent other bytes (sha256 {found})")
+            raise _WrongContent(f"sent other bytes (sha256 {found})")
         self._from_mirror(url)  # once more, from zero: the wrong bytes may be another mirror's or an old part's
 
     def _receive(self, url: str) -> None:
@@ -263,7 +267,7 @@ class _Download:
                 if not block:
                     break
                 if part.size + len(block) > archive.bytes:
-                    raise _Lie(f"sent more than {archive.bytes} bytes")
+                    raise _WrongContent(f"sent more than {archive.bytes} bytes")
                 part.append(block)
                 seconds = time.monotonic() - told_at
                 if seconds >= _REPORT_SECONDS:
@@ -272,7 +276,7 @@ class _Download:
                     told, told_at = part.size, time.monotonic()
             if part.size < archive.bytes:
                 if response.chunked:  # a chunked body that breaks off raises in read1: this one ended in order
-                    raise _Lie(f"sent {part.size} bytes, not {archive.bytes}")
+                    raise _WrongContent(f"sent {part.size} bytes, not {archive.bytes}")
                 raise _Failure(f"broke off at {part.size} of {archive.bytes} bytes")
 
     def _ask(self, url: str, offset: int) -> http.client.HTTPResponse:
@@ -289,25 +293,25 @@ class _Download:
             raise _Failure(f"HTTP {error.code}") from error
 
     def _agree(self, response: http.client.HTTPResponse) -> None:
-        """Holds the headers of an answer against what was asked; empties the part when the file comes from its start."""
+        """Check the headers of a response against the request; empty the part when the mirror sends the file from its start."""
         start, total = 0, response.length
         if response.status == 206:
             said = re.match(r"bytes (\d+)-\d+/(\d+|\*)$", response.headers.get("Content-Range", ""))
             if said is None or int(said[1]) != self.part.size:
-                raise _Lie("sent another range than it was asked for")
+                raise _WrongContent("sent another range than it was asked for")
             start, total = self.part.size, None if said[2] == "*" else int(said[2])
         elif response.status != 200:
             raise _Failure(f"HTTP {response.status}")
         if total is not None and total != self.archive.bytes:
-            raise _Lie(f"offers {total} bytes, not {self.archive.bytes}")
+            raise _WrongContent(f"offers {total} bytes, not {self.archive.bytes}")
         if start + (response.length or 0) > self.archive.bytes:
-            raise _Lie(f"offers more than {self.archive.bytes} bytes")
+            raise _WrongContent(f"offers more than {self.archive.bytes} bytes")
         if start == 0:  # only now that the size is right: a login page in the file's place must not cost the progress
             self.part.cut(0)
 
     @contextmanager
     def _network_failures(self) -> Iterator[None]:
-        """Turns the network's errors, HTTP's status apart, into `_Failure`, so that every OSError left is the disk's."""
+        """Turn network errors, except HTTP status codes, into `_Failure`, so that any other OSError is of the disk."""
         try:
             yield
         except urllib.error.HTTPError:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from vgg_ddp.data.dataset import decode_image
 
-TINY = 8  # pixels: a shorter side below this is worth a word
-HUGE = 20e6  # pixels
+TINY = 8  # pixels: a shorter side below this is unusual
+HUGE = 20e6  # pixels: an image of more is unusual
 EXTENSIONS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
 MODES = {
     "L": "is greyscale",
@@ -33,12 +33,12 @@ MODES = {
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is to say of one image.
+    """The findings on one image.
 
     Attributes:
-        pixels: its RGB pixels, height x width x 3; None if it cannot be read.
-        unreadable: why not.
-        unusual: what is out of the ordinary about one that can be: it is converted to 8-bit RGB when it is decoded.
+        pixels: its RGB pixels, uint8 height x width x 3; None if it cannot be read.
+        unreadable: why it cannot be read; empty if it can.
+        unusual: what is unusual about an image that can be read; it is converted to 8-bit RGB when it is decoded.
     """
 
     pixels: NDArray[np.uint8] | None
@@ -47,7 +47,7 @@ class Inspection:
 
 
 def inspect(key: str, data: bytes) -> Inspection:
-    """Decode an image file, strictly: what a decoder would pass over with a warning counts as damage."""
+    """Decode an image file strictly: damage that a decoder would ignore or warn of makes it unreadable."""
     if not data:
         return Inspection(None, "the file is empty")
     try:

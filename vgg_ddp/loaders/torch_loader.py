@@ -1,4 +1,4 @@
-"""The reference: a plain PyTorch DataLoader over Pillow and torchvision."""
+"""The torch loader, the reference for the others: a plain PyTorch DataLoader over Pillow and torchvision."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class TorchLoader:
     def _start(self) -> Iterator[Item]:
         """Begin a stream; the first one forks the workers.
 
-        A worker must never collect garbage of its parent's: to destroy the copy of something that owns threads, a DALI
-        pipeline for one, waits for threads that a fork leaves behind.
+        Its workers must not collect garbage of their parent: the destructor of an object that owns threads, such as a DALI
+        pipeline, would wait for threads that do not exist after a fork.
         """
         if self._started:
             return iter(self._loader)
@@ -71,7 +71,7 @@ class TorchLoader:
 
 
 class _Slices:
-    """What the DataLoader asks its workers for: the slices of the stream at hand."""
+    """The DataLoader's sampler: the slices of the present stream."""
 
     slices: Iterable[Slice] = ()
 
@@ -80,7 +80,7 @@ class _Slices:
 
 
 class _Batches(Dataset[Item]):
-    """From a slice to its augmented images, labels, itself, and what was wrong with a sample."""
+    """Maps a slice to its augmented images, its labels, itself, and the message of a `UserError` (empty: none)."""
 
     def __init__(self, split: Split, geometry: Geometry) -> None:
         self._split, self._geometry = split, geometry
@@ -88,7 +88,7 @@ class _Batches(Dataset[Item]):
     def __getitem__(self, piece: Slice) -> Item:
         try:
             images = self._images(piece)
-        except UserError as error:  # the DataLoader would wrap it in a traceback of its own
+        except UserError as error:  # which the DataLoader would wrap in a traceback
             return torch.empty(0), torch.empty(0), piece, str(error)
         return images, torch.from_numpy(self._split.labels[piece.samples]), piece, ""
 
@@ -129,7 +129,7 @@ class _Batches(Dataset[Item]):
 
 
 def _start_worker(worker: int) -> None:
-    """A worker ends with its rank, which alone decides what a signal means."""
+    """Leave signals to the rank: ignore Ctrl-C, and let SIGTERM end the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
