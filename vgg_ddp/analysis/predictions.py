@@ -26,19 +26,23 @@ class Predictions:
 
     @property
     def prediction(self) -> NDArray[np.int64]:
+        """The class with the largest logit, [n]."""
         return self.logits.argmax(axis=1)
 
     @property
     def log_probabilities(self) -> NDArray[np.float64]:
+        """The logarithm of the softmax of the logits, [n, classes]."""
         shifted = self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
+        """The softmax of the logits, [n, classes]."""
         return np.exp(self.log_probabilities).astype(np.float32)
 
 
 def accuracy(predictions: Predictions) -> float:
+    """Share of images whose class has the largest logit."""
     return float((predictions.prediction == predictions.label).mean())
 
 

@@ -20,7 +20,7 @@ from vgg_ddp.data.order import evaluation_slices
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.export.card import write_card
-from vgg_ddp.export.formats import FORMATS, Classifier, Contents
+from vgg_ddp.export.formats import FORMATS, Classifier, Contents, logits
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.directory import chosen_checkpoint, find_run
 from vgg_ddp.run.files import sync_directory
@@ -40,7 +40,7 @@ class Export:
     largest_difference: float
 
 
-def export(target: Path, format_name: str, out: Path | None, words: list[str]) -> Export:
+def export(target: Path, format_name: str, out: Path | None, overrides: list[str]) -> Export:
     """Write the network of a run or checkpoint to `out` (RUN/export/model.* by default), and RUN/model_card.md.
 
     Raises:
@@ -48,7 +48,7 @@ def export(target: Path, format_name: str, out: Path | None, words: list[str]) -
         RuntimeError: what was written does not answer as the original does; it is removed again.
     """
     run, folder = find_run(target)
-    config = load(run.config, words)
+    config = load(run.config, overrides)
     folder = folder or chosen_checkpoint(run, config.evaluate.checkpoint)
     files = checkpoint.read(folder)
     dataset = Dataset(ensure(config.data, lambda text: None)[0])
@@ -85,7 +85,7 @@ def export(target: Path, format_name: str, out: Path | None, words: list[str]) -
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
             form.write(aside, classifier, contents)
-            difference = check(form.answers(aside, contents, images), answers(classifier, images))
+            difference = check(form.answers(aside, contents, images), logits(classifier, images))
             with aside.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(aside, out)
@@ -103,12 +103,6 @@ def test_images(config: Config, dataset: Dataset) -> Tensor:
     loader = parts.evaluation_loader(config, dataset, "test", World(0, 1, 0, 1, torch.device("cpu")))
     slices = evaluation_slices(samples, config.evaluate.batch, 0, 1)
     return torch.cat([batch.images for batch in loader.stream(slices)])
-
-
-@torch.no_grad()
-def answers(classifier: Classifier, images: Tensor) -> Tensor:
-    """The logits of the original, in fp32: [n, classes]."""
-    return torch.cat([classifier(part) for part in images.split(250)])
 
 
 def check(found: Tensor, expected: Tensor) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset, file_sha256
 from vgg_ddp.export.formats import Contents
 from vgg_ddp.run.directory import RunDirectory
-from vgg_ddp.run.files import replace_file
+from vgg_ddp.run.files import read_json, replace_file
 
 
 def write_card(
@@ -28,7 +27,7 @@ def write_card(
         autoescape=False,  # Markdown; `shown` escapes what others have written
     )
     templates.filters["shown"] = shown
-    evaluation = _read(run.evaluation / "summary.json")
+    evaluation = read_json(run.evaluation / "summary.json")
     if evaluation and evaluation["checkpoint_sha256"] != contents.checkpoint_sha256:
         evaluation = None  # of another checkpoint
     text = templates.get_template("card.md.j2").render(
@@ -39,8 +38,8 @@ def write_card(
         exported_sha256=file_sha256(exported),
         format_name=format_name,
         evaluation=evaluation,
-        training=_read(run.summary),
-        environment=_read(run.environment),
+        training=read_json(run.summary),
+        environment=read_json(run.environment),
         worst=_worst(evaluation) if evaluation else None,
     )
     card = run.path / "model_card.md"
@@ -52,10 +51,6 @@ def shown(text: object) -> str:
     """Text that others wrote, such as a class's name, so that Markdown shows it as it is: on one line, without markup."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
     return "".join(f"\\{letter}" if letter in "\\`*_{}[]()<>#+!|~&" else letter for letter in line)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _worst(evaluation: dict[str, Any]) -> tuple[dict[str, Any], str, int] | None:

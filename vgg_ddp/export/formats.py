@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from vgg_ddp.model.network import vgg
 from vgg_ddp.model.preprocess import Preprocess
 
+IMAGES_AT_ONCE = 250  # that are answered to in a check
+
 
 class Contents(msgspec.Struct, frozen=True):
     """What an exported file says about itself, in its metadata: each value as JSON under the name of its field.
@@ -45,6 +47,7 @@ class Contents(msgspec.Struct, frozen=True):
     vgg_ddp: str
 
     def metadata(self) -> dict[str, str]:
+        """The fields as safetensors, ONNX and torch.export take them: names and JSON."""
         return {name: json.dumps(value) for name, value in msgspec.structs.asdict(self).items()}
 
 
@@ -56,7 +59,14 @@ class Classifier(nn.Module):
         self.preprocess, self.network = preprocess, network
 
     def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
         return self.network(self.preprocess(images))
+
+
+@torch.no_grad()
+def logits(classifier: nn.Module, images: Tensor) -> Tensor:
+    """What `classifier` answers to `images`, uint8 [n, size, size, 3], in groups of `IMAGES_AT_ONCE`: [n, classes]."""
+    return torch.cat([classifier(few) for few in images.split(IMAGES_AT_ONCE)])
 
 
 @dataclass(frozen=True)
@@ -74,16 +84,14 @@ def write_safetensors(path: Path, classifier: Classifier, contents: Contents) ->
     safetensors.torch.save_file(weights, path, metadata=contents.metadata())
 
 
-@torch.no_grad()
 def safetensors_answers(path: Path, contents: Contents, images: Tensor) -> Tensor:
-    """Everything is taken from the file: the network is built anew from its metadata."""
+    """The logits of a network that is built anew from the file alone, its metadata included."""
     with safetensors.safe_open(path, framework="pt") as file:
         about = {name: json.loads(value) for name, value in file.metadata().items()}
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is no dictionary)
     network = vgg(about["network"], about["batch_norm"], about["head"], len(about["labels"]), about["image_size"])
     network.load_state_dict(weights)
-    classifier = Classifier(Preprocess(about["mean"], about["std"], channels_last=False), network).eval()
-    return torch.cat([classifier(part) for part in images.split(250)])
+    return logits(Classifier(Preprocess(about["mean"], about["std"], channels_last=False), network).eval(), images)
 
 
 def _example(contents: Contents) -> Tensor:
@@ -95,6 +103,7 @@ def _dynamic_shapes() -> tuple[dict[int, Any]]:
 
 
 def write_onnx(path: Path, classifier: Classifier, contents: Contents) -> None:
+    """An ONNX graph from pixels to logits, for any number of images, with `contents` in its metadata."""
     program = torch.onnx.export(
         classifier,
         (_example(contents),),
@@ -110,27 +119,37 @@ def write_onnx(path: Path, classifier: Classifier, contents: Contents) -> None:
 
 
 def onnx_answers(path: Path, contents: Contents, images: Tensor) -> Tensor:
+    """The logits of ONNX Runtime on the CPU.
+
+    Raises:
+        RuntimeError: the file does not hold `contents`.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     if session.get_modelmeta().custom_metadata_map != contents.metadata():
         raise RuntimeError("the ONNX file does not hold the labels and the normalisation")
-    parts = [session.run(["logits"], {"images": part.numpy()})[0] for part in images.split(250)]
-    return torch.cat([torch.from_numpy(part) for part in parts])
+    answers = [session.run(["logits"], {"images": few.numpy()})[0] for few in images.split(IMAGES_AT_ONCE)]
+    return torch.cat([torch.from_numpy(few) for few in answers])
 
 
 def write_torch_export(path: Path, classifier: Classifier, contents: Contents) -> None:
+    """A program of torch.export from pixels to logits, for any number of images, with `contents` beside it."""
     program = torch.export.export(classifier, (_example(contents),), dynamic_shapes=_dynamic_shapes())
     torch.export.save(program, path, extra_files=contents.metadata())
 
 
-@torch.no_grad()
 def torch_export_answers(path: Path, contents: Contents, images: Tensor) -> Tensor:
+    """The logits of the exported program.
+
+    Raises:
+        RuntimeError: the file does not hold `contents`.
+    """
     about: dict[str, Any] = dict.fromkeys(contents.metadata(), "")
     classifier = torch.export.load(path, extra_files=about).module()
     if about != contents.metadata():
         raise RuntimeError("the exported program does not hold the labels and the normalisation")
-    return torch.cat([classifier(part) for part in images.split(250)])
+    return logits(classifier, images)
 
 
 FORMATS = {

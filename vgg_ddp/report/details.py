@@ -44,7 +44,7 @@ def describe(evaluation: Evaluation, split: Split | None) -> tuple[dict[str, Any
         samples = evaluation.sample_index[chosen]
         side = thumbnails.side_of(len(chosen), int(split.shapes(samples).min(axis=1).max()))
         squares = [thumbnails.square(split.decode(int(sample)), side) for sample in samples]
-        drawn = thumbnails.sheets(squares, side).sheets
+        drawn = thumbnails.sheets(squares, side)
     data = {
         "dataset": evaluation.dataset,
         "split": evaluation.split,

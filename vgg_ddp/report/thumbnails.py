@@ -6,7 +6,6 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,28 +22,26 @@ LARGEST_SINGLE = 256  # pixels; larger single pictures are shrunk to it
 SMOOTH_ABOVE = 64  # pixels; larger pictures are smoothed when enlarged
 
 
-@dataclass(frozen=True)
-class Sheets:
-    """Squares of one size on JPEG sheets of `SHEET` x `SHEET`, in base64, in reading order."""
-
-    side: int
-    sheets: list[str]
-
-
 def png(pixels: Pixels) -> str:
     """A data URL of an image [height, width, 3], shrunk to `LARGEST_SINGLE` pixels if it is larger."""
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((LARGEST_SINGLE, LARGEST_SINGLE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    picture.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    _shrunk(pixels).save(file, "PNG")
+    return _data_url("png", file.getvalue())
 
 
 def jpeg(pixels: Pixels) -> str:
-    """A data URL of an image [height, width, 3] as JPEG, shrunk to `LARGEST_SINGLE` pixels if it is larger."""
+    """`png` as JPEG."""
+    return _data_url("jpeg", _jpeg(_shrunk(pixels), QUALITIES[0]))
+
+
+def _shrunk(pixels: Pixels) -> Image.Image:
     picture = Image.fromarray(pixels)
     picture.thumbnail((LARGEST_SINGLE, LARGEST_SINGLE), Image.Resampling.LANCZOS)
-    return "data:image/jpeg;base64," + base64.b64encode(_jpeg(picture, QUALITIES[0])).decode()
+    return picture
+
+
+def _data_url(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def pixelated(pixels: Pixels) -> bool:
@@ -69,21 +66,21 @@ def square(pixels: Pixels, side: int) -> Pixels:
     return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))
 
 
-def sheets(squares: Sequence[Pixels], side: int) -> Sheets:
-    """All squares on sheets, in the best quality that fits `MOST_BYTES`."""
+def sheets(squares: Sequence[Pixels], side: int) -> list[str]:
+    """Squares in reading order on JPEG sheets of `SHEET` x `SHEET`, in base64, in the best quality that fits `MOST_BYTES`."""
     drawn = []
     for start in range(0, len(squares), SHEET * SHEET):
-        part = np.stack(squares[start : start + SHEET * SHEET])
-        rows = -(-len(part) // SHEET)
+        chunk = np.stack(squares[start : start + SHEET * SHEET])
+        rows = -(-len(chunk) // SHEET)
         full = np.zeros((rows * SHEET, side, side, 3), dtype=np.uint8)
-        full[: len(part)] = part
+        full[: len(chunk)] = chunk
         sheet = full.reshape(rows, SHEET, side, side, 3).swapaxes(1, 2).reshape(rows * side, SHEET * side, 3)
         drawn.append(Image.fromarray(sheet))
     for quality in QUALITIES:
         encoded = [_jpeg(sheet, quality) for sheet in drawn]
         if sum(map(len, encoded)) <= MOST_BYTES:
             break
-    return Sheets(side, [base64.b64encode(data).decode() for data in encoded])
+    return [base64.b64encode(data).decode() for data in encoded]
 
 
 def _jpeg(picture: Image.Image, quality: int) -> bytes:

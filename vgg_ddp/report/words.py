@@ -126,9 +126,9 @@ def named(name: str) -> str:
     return f"{'an' if vowel or _SOUNDS_LIKE_AN.match(name) else 'a'} {name}"
 
 
-def listed(parts: list[str], last: str = "and") -> str:
-    """`parts` joined by commas, the last by `last`."""
-    return f"{', '.join(parts[:-1])} {last} {parts[-1]}" if len(parts) > 1 else "".join(parts)
+def listed(names: list[str], last: str = "and") -> str:
+    """`names` joined by commas, the last by `last`."""
+    return f"{', '.join(names[:-1])} {last} {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 def overall_sentence(network: str, dataset: str, split: str, confusion: Counts) -> str:
@@ -258,22 +258,14 @@ def doubtful_sentence(count: int, split: str) -> str:
 def duplicates_sentence(found: dict[str, dict[str, Any]]) -> str:
     """How many test images have a near-duplicate, where, and how many were looked at."""
     said = []
-    for other, name in (("train", "training"), ("test", "test")):
-        part = found[other]
-        looked = "" if part["looked_at"] == part["of"] else f" (of {number(part['looked_at'])} that were looked at)"
-        count = (
-            "No test image has"
-            if part["test_images"] == 0
-            else f"{images_of(part['test_images'], 'test')} {have(part['test_images'])}"
-        )
-        again = "another" if other == "test" else "a"
-        labels = f", {number(part['other_labels'])} under another label" if part["other_labels"] else ""
-        said.append(f"{count} a near-duplicate in {again} {name} image{looked}{labels}.")
+    for other, where in (("train", "a near-duplicate in a training"), ("test", "a near-duplicate in another test")):
+        split = found[other]
+        looked = "" if split["looked_at"] == split["of"] else f" (of {number(split['looked_at'])} that were looked at)"
+        have = "has" if split["test_images"] == 1 else "have"
+        count = f"{images_of(split['test_images'], 'test')} {have}" if split["test_images"] else "No test image has"
+        labels = f", {number(split['other_labels'])} under another label" if split["other_labels"] else ""
+        said.append(f"{count} {where} image{looked}{labels}.")
     return f"{' '.join(said)} Found by perceptual hash; a network that has seen the double in training has it easier."
-
-
-def have(count: int) -> str:
-    return "has" if count == 1 else "have"
 
 
 def sureness_sentence(confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> str:

@@ -1,0 +1,1 @@
+"""A run's folder: its names and lock, checkpoints, metrics log, and what is printed while it runs."""

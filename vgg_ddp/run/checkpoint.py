@@ -103,6 +103,7 @@ def write(directory: Path, files: Files, step: int) -> Path:
 
 
 def mark_best(directory: Path, checkpoint: Path) -> None:
+    """Point `best` in RUN/checkpoints at `checkpoint`."""
     replace_file(directory / "best", checkpoint.name.encode())
 
 
@@ -116,7 +117,7 @@ def prune(directory: Path, keep: int) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint if it is there: out of its name first, so that a crash never leaves a part of it under it."""
+    """Remove a checkpoint if it is there: renamed first, so that a crash never leaves an incomplete one under its name."""
     aside = folder.with_name(f".removing-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     if folder.exists():
@@ -166,7 +167,11 @@ def read_newest(directory: Path) -> tuple[Path, Files, list[str]] | None:
 
 
 def tensors(files: Files, name: str) -> dict[str, Tensor]:
-    """The tensors in one of the files of a checkpoint."""
+    """The tensors in the file `name` of a checkpoint.
+
+    Raises:
+        UserError: it is missing or cannot be read.
+    """
     try:
         return safetensors.torch.load(files[name])
     except (SafetensorError, KeyError) as error:
@@ -174,6 +179,11 @@ def tensors(files: Files, name: str) -> dict[str, Tensor]:
 
 
 def state(files: Files) -> State:
+    """The state in a checkpoint's files.
+
+    Raises:
+        UserError: it is missing or cannot be decoded.
+    """
     try:
         return msgspec.json.decode(files["state.json"], type=State)
     except (msgspec.DecodeError, KeyError) as error:
@@ -195,4 +205,5 @@ def pack(files: Files) -> bytes:
 
 
 def unpack(data: bytes) -> Files:
+    """The files that `pack` made `data` of."""
     return msgspec.msgpack.decode(data, type=Files)

@@ -17,6 +17,7 @@ _console = Console(highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
+    """Print a line."""
     _console.print(Text(text))
 
 
@@ -63,6 +64,7 @@ class TrainingProgress:
             say(f"step {row['step']} of {self._total}  {text}  {seconds_left:.0f} s left")
 
     def close(self) -> None:
+        """Take the progress bar away."""
         if self._bar is not None:
             self._bar.stop()
 

@@ -71,6 +71,7 @@ class RunDirectory:
             raise UserError(f"{error.filename or self.path} cannot be written: {error.strerror}") from None
 
     def write_json(self, path: Path, value: Any) -> None:
+        """Replace the file `path`, whose folder is made where it is not there."""
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
 

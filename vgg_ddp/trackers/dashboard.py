@@ -13,6 +13,8 @@ DEFINITION = Path(__file__).with_name("dashboard.yaml")
 
 
 class Panel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    """What every panel has; its kind is the tag in dashboard.yaml."""
+
     title: str
 
 
@@ -48,15 +50,21 @@ class Media(Panel, frozen=True, tag="media"):
 
 
 class Table(Panel, frozen=True, tag="table"):
+    """A table that was logged."""
+
     metric: str
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Panels under a title."""
+
     title: str
     panels: list[Line | LinesMatching | Bar | Scatter | Media | Table]
 
 
 class Dashboard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole of dashboard.yaml."""
+
     sections: list[Section]
 
 
