@@ -52,8 +52,8 @@ def find(small: NDArray[np.uint8], others: NDArray[np.uint8]) -> list[Pair]:
         alike = np.bitwise_count(ours[start : start + _ROWS, None] ^ theirs) <= MOST_BITS
         i, j = np.nonzero(alike)
         i += start
-        for part in range(0, len(i), _CANDIDATES):
-            first, second = i[part : part + _CANDIDATES], j[part : part + _CANDIDATES]
+        for candidate in range(0, len(i), _CANDIDATES):
+            first, second = (positions[candidate : candidate + _CANDIDATES] for positions in (i, j))
             correlation = (_standard(small[first]) * _standard(others[second])).sum(axis=1)
             kept = correlation >= LEAST_CORRELATION
             pairs += zip(first[kept].tolist(), second[kept].tolist(), correlation[kept].tolist())

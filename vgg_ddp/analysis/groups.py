@@ -47,7 +47,7 @@ def _modularity(closeness: NDArray[np.float64], cut: NDArray[np.int32]) -> float
 
 
 def name_found(members: list[list[int]], classes: list[str]) -> dict[str, list[str]]:
-    """Groups that were found, by a name made of their first members."""
+    """Groups from `find`, each by a name made of its first members."""
     named: dict[str, list[str]] = {}
     for group in members:
         names = [classes[k] for k in group]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,17 +55,10 @@ def compare_classes(
 
     The correction is Benjamini and Hochberg's (1995): of the classes called different, 5 % are so by chance.
     """
-    found = [
+    differences = [
         compare(first_right[label == k], second_right[label == k]) if (label == k).any() else None
         for k in range(classes)
     ]
-    judged = [one for one in found if one is not None]
-    corrected = iter(false_discovery_control([one.p_value for one in judged])) if judged else iter(())
-    return [
-        None
-        if one is None
-        else Difference(
-            one.images, one.only_first, one.only_second, one.difference, one.interval, float(next(corrected))
-        )
-        for one in found
-    ]
+    p_values = [tested.p_value for tested in differences if tested is not None]
+    corrected = iter(false_discovery_control(p_values)) if p_values else iter(())
+    return [tested and replace(tested, p_value=float(next(corrected))) for tested in differences]

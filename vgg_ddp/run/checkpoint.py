@@ -38,7 +38,7 @@ class State(msgspec.Struct, kw_only=True):
         seconds: training seconds so far, evaluation on the validation split included.
         step_seconds, wait_seconds: of which in steps, and waiting for data.
         engine: the engine's values that are not tensors.
-        identity: what a continued run must share with this one, by config key.
+        identity: values by configuration key that must be the same in a resumed run.
         tracker_run_ids: the ids under which trackers know this run.
     """
 

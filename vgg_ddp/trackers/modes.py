@@ -1,4 +1,4 @@
-"""Which trackers a machine can have, found out without importing them."""
+"""Whether W&B and TensorBoard can be used here, told without importing them."""
 
 from __future__ import annotations
 
