@@ -148,7 +148,7 @@ def recipe(disk: Path, few_digits: Path) -> Path:
         "threads": 1,
         "precision": "fp32",
         "loader": "torch",
-        "data": {"source": str(few_digits), "image_size": 16, "validation": 0, "workers": 0},
+        "data": {"source": str(few_digits), "image_size": 16, "resize": None, "validation": 0, "workers": 0},
         "augment": {"flip": True},
         "optimizer": {"learning_rate": 0.01},
         "schedule": {"name": "constant"},
