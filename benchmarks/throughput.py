@@ -42,6 +42,7 @@ from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.order import Order
 from vgg_ddp.distributed.memory import keep_freed_memory, peak_bytes
 from vgg_ddp.distributed.world import World, joined
+from vgg_ddp.loaders.choice import choose
 from vgg_ddp.training import parts
 
 matplotlib.use("Agg")
@@ -176,7 +177,7 @@ def loaded(cell: Cell, world: World, directory: Path, loader: str) -> Batches:
     """Batches of a prepared data set by one of the loaders, epoch after epoch."""
     config = cell.config(world)
     split = Dataset(directory).split("train")
-    choice = loaders.choose(loader, split, config.data, world)
+    choice = choose(loader, split, config.data, world)
     geometry = training_geometry(config.data, config.augment, 0)
     built = loaders.build(choice.name, split, geometry, config.data, world, cell.batch)
     order = Order(0, np.arange(len(split)), config.batch)

@@ -28,10 +28,11 @@ from tests.support.cifar_archives import binary_files100
 from tests.support.pictures import encode, jpegs, noise, oriented, png16, smooth, write_folder, write_tar
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data import download
-from vgg_ddp.data.dataset import Dataset, EncodedSplit, RawSplit, decode_image
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.download import ARCHIVES
 from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.prepare import prepare
+from vgg_ddp.data.splits import EncodedSplit, RawSplit, decode_image
 from vgg_ddp.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("small_heap")

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from tests.support.rank_processes import start
-from vgg_ddp.data.dataset import Dataset, EncodedSplit
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.prepare import prepare
+from vgg_ddp.data.splits import EncodedSplit
 from vgg_ddp.data.storage import Storage
 from vgg_ddp.distributed.versions import difference, encoded
 from vgg_ddp.errors import EXIT_USER_ERROR

@@ -26,13 +26,15 @@ from tests.support.rank_processes import apart
 from vgg_ddp.augment.geometry import Geometry, evaluation_geometry, training_geometry
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.schema import DataConfig
-from vgg_ddp.data.dataset import Dataset, EncodedSplit, RawSplit, Split
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order, Slice, evaluation_slices
 from vgg_ddp.data.prepare import prepare
+from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split
 from vgg_ddp.data.storage import Storage
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.loaders import Batch, Loader, build, choose
+from vgg_ddp.loaders import Batch, Loader, build
+from vgg_ddp.loaders.choice import choose
 from vgg_ddp.loaders.resident import resident_pixels
 from vgg_ddp.randomness import random_words, uniform
 

@@ -10,7 +10,8 @@ import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from vgg_ddp.analysis import duplicates
-from vgg_ddp.data.dataset import Dataset, EncodedSplit, Split
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.splits import EncodedSplit, Split
 
 MOST_PIXELS = 60_000_000  # to decode of a split: 58,000 images of 32 x 32, some seconds on one core
 MOST_PAIRS = 24  # to name

@@ -11,7 +11,7 @@ import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import Image
 
-from vgg_ddp.data.dataset import decode_image
+from vgg_ddp.data.splits import decode_image
 
 TINY = 8  # pixels: a shorter side below this is unusual
 HUGE = 20e6  # pixels: an image of more is unusual

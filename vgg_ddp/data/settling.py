@@ -7,7 +7,8 @@ import numpy as np
 
 from vgg_ddp.config import Config
 from vgg_ddp.config.schema import DataConfig
-from vgg_ddp.data.dataset import Dataset, Split
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.splits import Split
 
 MUCH_LARGER = 1.5  # times the size that the network sees: a crop of that size would show a part of the picture only
 NOT_MIRRORED = ("digits",)  # data sets of signs, of which a mirrored one is another or none

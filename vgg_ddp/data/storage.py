@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vgg_ddp.data.dataset import decode_image
+from vgg_ddp.data.splits import decode_image
 
 Kind = Literal["original", "raw", "jpeg", "jpeg2000"]
 CHROMA = ("4:4:4", "4:2:2", "4:2:0")

@@ -15,8 +15,9 @@ from vgg_ddp.augment.geometry import Geometry
 from vgg_ddp.augment.pixels import resample
 from vgg_ddp.config import Config
 from vgg_ddp.config.schema import DataConfig
-from vgg_ddp.data.dataset import Dataset, decode_image
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Slice
+from vgg_ddp.data.splits import decode_image
 from vgg_ddp.evaluation.image_files import find_images
 from vgg_ddp.optim import precision
 from vgg_ddp.run import checkpoint

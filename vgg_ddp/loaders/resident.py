@@ -18,15 +18,15 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vgg_ddp import loaders
 from vgg_ddp.augment.geometry import Geometry
 from vgg_ddp.augment.pixels import finish, resample_batch, rotate, take
 from vgg_ddp.config.schema import DataConfig
-from vgg_ddp.data.dataset import EncodedSplit, RawSplit, Split
 from vgg_ddp.data.order import Slice
+from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch
+from vgg_ddp.loaders.choice import dali_is_installed
 
 
 class ResidentLoader:
@@ -121,7 +121,7 @@ def _decoded(split: Split, samples: NDArray[np.int64], config: DataConfig, world
             return pixels
         return pixels[torch.from_numpy(samples)].to(world.device)
     pixels = torch.empty((len(samples), *split.uniform_shape, 3), dtype=torch.uint8, device=world.device)  # type: ignore[misc]
-    decode = _by_dali if loaders.dali_is_installed() else _by_pillow
+    decode = _by_dali if dali_is_installed() else _by_pillow
     for start, images in decode(split, samples, world):
         pixels[start : start + len(images)] = images
     return pixels

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from vgg_ddp.augment.geometry import Geometry
-from vgg_ddp.data.dataset import Split
 from vgg_ddp.data.order import Slice
+from vgg_ddp.data.splits import Split
 from vgg_ddp.distributed.world import World
 from vgg_ddp.loaders import Batch
 

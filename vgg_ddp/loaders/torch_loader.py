@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from vgg_ddp.augment.geometry import Geometry
 from vgg_ddp.augment.pixels import finish, resample
 from vgg_ddp.config.schema import DataConfig
-from vgg_ddp.data.dataset import RawSplit, Split
 from vgg_ddp.data.order import Slice
+from vgg_ddp.data.splits import RawSplit, Split
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch
 

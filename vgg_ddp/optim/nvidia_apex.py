@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from vgg_ddp.config.optimizer import OptimizerConfig
 from vgg_ddp.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,3 +67,14 @@ def chosen(implementation: str, key: str, device: torch.device, built: bool = Tr
         reason = MEANINGS.get(present) or ("apex was built without this extension" if not built else "apex needs a GPU")
         raise UserError(f"{key}=apex cannot be had: {reason}; set {key}=torch, or build it: {BUILD}")
     return usable
+
+
+def optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """FusedSGD or FusedLAMB over groups of parameters, as `config.name` says; `chosen` comes first."""
+    from apex.optimizers import FusedLAMB, FusedSGD
+
+    if config.name == "sgd":
+        return FusedSGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov)
+    betas = (config.beta1, config.beta2)
+    no_clipping = float("inf")  # clipping is the engine's; apex clips to 1 unless told otherwise
+    return FusedLAMB(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, max_grad_norm=no_clipping)

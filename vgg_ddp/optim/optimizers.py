@@ -48,7 +48,7 @@ def build(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.
     rate, betas = config.learning_rate, (config.beta1, config.beta2)
     device = groups[0]["params"][0].device
     if config.name in ("sgd", "lamb") and nvidia_apex.chosen(config.implementation, "optimizer.implementation", device):
-        return _apex(groups, config)
+        return nvidia_apex.optimizer(groups, config)
     if config.name == "sgd":
         sgd = torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=True)
         return _with_momenta(sgd) if config.momentum else sgd
@@ -70,16 +70,6 @@ def _with_momenta(sgd: torch.optim.SGD) -> torch.optim.SGD:
         for parameter in group["params"]:
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
     return sgd
-
-
-def _apex(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
-    from apex.optimizers import FusedLAMB, FusedSGD
-
-    if config.name == "sgd":
-        return FusedSGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov)
-    betas = (config.beta1, config.beta2)
-    no_clipping = float("inf")  # clipping is the engine's; apex clips to 1 unless told otherwise
-    return FusedLAMB(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, max_grad_norm=no_clipping)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

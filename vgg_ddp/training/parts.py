@@ -18,6 +18,7 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order, stratified_split
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
+from vgg_ddp.loaders.choice import Choice, choose
 from vgg_ddp.model import VGG, initialize, vgg
 from vgg_ddp.model.convolution import Convolution, CpuConvolution
 from vgg_ddp.model.preprocess import Preprocess
@@ -40,7 +41,7 @@ class Data:
     validation: NDArray[np.int64]
     train_loader: loaders.Loader
     validation_loader: loaders.Loader
-    loader: loaders.Choice
+    loader: Choice
 
 
 def build_data(config: Config, dataset: Dataset, world: World) -> Data:
@@ -57,7 +58,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
         raise UserError(
             f"{dataset.name} has {len(train)} images to train on, fewer than one batch of {config.batch}; use a smaller batch"
         )
-    choice = loaders.choose(config.loader, split, config.data, world)
+    choice = choose(config.loader, split, config.data, world)
     geometry = training_geometry(config.data, config.augment, config.seed)
     return Data(
         dataset,
@@ -72,9 +73,9 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
 def evaluation_loader(config: Config, dataset: Dataset, split: str, world: World) -> loaders.Loader:
     """A loader of a split's images as they are: resized and centre-cropped, in batches of `evaluate.batch`."""
     images, geometry = dataset.split(split), evaluation_geometry(config.data)
-    name = loaders.choose(config.loader, images, config.data, world).name
+    name = choose(config.loader, images, config.data, world).name
     if name == "synthetic":  # which trains on noise; what it learned is measured on the images
-        name = loaders.choose("auto", images, config.data, world).name
+        name = choose("auto", images, config.data, world).name
     return loaders.build(name, images, geometry, config.data, world, config.evaluate.batch)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg_ddp.analysis.confusions import worst_class
-from vgg_ddp.data.dataset import Split
+from vgg_ddp.data.splits import Split
 from vgg_ddp.report import thumbnails, words
 from vgg_ddp.report.reading import Evaluation
 
