@@ -12,6 +12,7 @@ import shutil
 import sys
 from typing import NoReturn
 
+from vgg_ddp import preflight
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.launcher import numa_nodes
 from vgg_ddp.errors import UserError
@@ -91,12 +92,7 @@ def torchrun_arguments(plan: Plan, endpoint: str, launch_id: str, address: str, 
 def _run(
     options: argparse.Namespace, plan: Plan, arguments: list[str], endpoint: str, interface: str | None, address: str
 ) -> NoReturn:
-    from vgg_ddp.data.ensure import ensure
-    from vgg_ddp.run.console import box, say
-
-    _, fallbacks = ensure(plan.config.data, say)  # before the hosts meet: a long download keeps no rank waiting
-    if fallbacks:
-        box("Training on other data than asked for", "\n".join(fallbacks))
+    preflight.prepare_data(plan.config)  # before the hosts meet: a long download keeps no rank waiting
 
     from torch.distributed import run as torchrun
 

@@ -81,6 +81,21 @@ def on_ranks(arguments: list[str], world: World, check: Callable[[str, list[str]
     return resolved
 
 
+def prepare_data(config: Config) -> tuple[Path, list[str]]:
+    """The folder of the prepared data set, prepared now where it is not there yet, and the fallbacks taken, which are shown.
+
+    Raises:
+        UserError: the source cannot be had or is not what it should be.
+    """
+    from vgg_ddp.data.ensure import ensure
+    from vgg_ddp.run.console import box, say
+
+    directory, fallbacks = ensure(config.data, say)
+    if fallbacks:
+        box("Other data than asked for", "\n".join(fallbacks))
+    return directory, fallbacks
+
+
 def _check_installed(config: Config) -> None:
     if config.loader == "dali" and not (importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")):
         raise UserError("loader=dali needs NVIDIA DALI; pip install 'vgg_ddp[dali]', or use loader=torch")
@@ -96,13 +111,9 @@ def _check(config: Config, run: str, checkpoint: str = "") -> ResolvedRun:
     trackers = wanted(config.tracking)
 
     from vgg_ddp.data.dataset import Dataset
-    from vgg_ddp.data.ensure import ensure
     from vgg_ddp.data.settling import settle
-    from vgg_ddp.run.console import box, say
 
-    directory, fallbacks = ensure(config.data, say)
-    if fallbacks:
-        box("Other data than asked for", "\n".join(fallbacks))
+    directory, fallbacks = prepare_data(config)
     config, choices = settle(config, Dataset(directory))
     return ResolvedRun(
         config=config,
