@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,3 +104,13 @@ def test_training_imports_no_report_tracker_or_benchmark() -> None:
     assert "vgg_ddp.train" in names
     unwanted = ("vgg_ddp.report", "vgg_ddp.trackers", "vgg_ddp.export", "benchmarks", "launch", "matplotlib", "jinja2")
     assert [name for name in names if name.startswith(unwanted)] == []
+
+
+def test_the_page_on_architecture_has_a_line_for_each_file() -> None:
+    """Except for `__init__` and `__main__`, most of which only name what a package is."""
+    lines = re.findall(r"^\| `([a-z_/]+\.py)` \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    named = {line.rsplit("/", 1)[-1] for line in lines}
+    folders = [ROOT / "vgg_ddp", ROOT / "launch", ROOT / "benchmarks"]
+    files = {path.name for folder in folders for path in folder.rglob("*.py")}
+    assert named <= files
+    assert {name for name in files - named if not name.startswith("__")} == set()
