@@ -33,18 +33,18 @@ def run(name: str, *options: object) -> tuple[str, list[dict[str, Any]]]:
 
 
 def test_throughput_has_a_row_a_cell_the_plain_loop_and_the_peak(tmp_path: Path) -> None:
-    cells = ["--networks", "vgg11", "--batches", 2, "--precisions", "bf16", "fp32", "--steps", 1, "--rounds", 2]
+    cells = ["--networks", "vgg11", "--batches", 2, "--precisions", "tf32", "fp32", "--steps", 1, "--rounds", 2]
     files = ["--json", tmp_path / "out.json", "--roofline", tmp_path / "roof.png", "--profile", tmp_path / "profile"]
     output, rows = run("throughput", *cells, "--data", "digits", *files)
     by_name = {row["name"]: row for row in rows}
-    cell = by_name["vgg11 32px 2 bf16 channels_last"]
+    cell = by_name["vgg11 32px 2 tf32 channels_last"]
     assert set(by_name) == {
-        "vgg11 32px 2 bf16 channels_last",
-        "vgg11 32px 2 bf16 channels_last from auto",
+        "vgg11 32px 2 tf32 channels_last",
+        "vgg11 32px 2 tf32 channels_last from auto",
         "vgg11 32px 2 fp32 channels_last",
         "vgg11 32px 2 fp32 channels_last from auto",
         "plain vgg11 32px 2 fp32",
-        "matrix product bf16",
+        "matrix product tf32",
         "matrix product fp32",
         "copy",
     }
@@ -53,7 +53,7 @@ def test_throughput_has_a_row_a_cell_the_plain_loop_and_the_peak(tmp_path: Path)
     assert set(cell["seconds"]) == {"data_wait", "forward", "backward", "update"}
     assert min(cell["seconds"].values()) >= 0
     assert cell["seconds"]["forward"] > 0 < cell["seconds"]["backward"]
-    flop_per_second = cell["mfu"] * by_name["matrix product bf16"]["flop_per_second"]
+    flop_per_second = cell["mfu"] * by_name["matrix product tf32"]["flop_per_second"]
     assert flop_per_second / cell["images_per_second"] == pytest.approx(6 * 0.153e9, rel=0.02)
     assert (tmp_path / "roof.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "profile" / "trace.json").read_text())["traceEvents"]
