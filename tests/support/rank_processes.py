@@ -38,6 +38,7 @@ _context.set_forkserver_preload(
         "vgg_ddp.evaluate",
         "vgg_ddp.report",
         "pytest",
+        "tests.support.warm",
     ]
 )
 
