@@ -166,9 +166,14 @@ def joined(timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
         _connect(world, store, timeout)
     try:
         yield world
-    finally:
-        if dist.is_initialized():
+    except BaseException:
+        # NCCL's communicators wait for the other ranks when they are destroyed: a rank that fails ends without, so that its
+        # error is printed and the others lose the connection.
+        if device.type == "cpu" and dist.is_initialized():
             dist.destroy_process_group()
+        raise
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _same_versions(world: World, timeout: timedelta) -> None:
