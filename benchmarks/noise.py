@@ -29,6 +29,7 @@ import matplotlib
 
 from benchmarks.measurement import baseline, command
 from benchmarks.measurement.rounds import median_interval
+from vgg_ddp import cores
 from vgg_ddp.errors import UserError
 
 matplotlib.use("Agg")
@@ -130,7 +131,7 @@ def main() -> None:
     """Measure, print and keep the rows."""
     prog = "python -m benchmarks.noise"
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").splitlines()[0])
-    parser.set_defaults(prog=prog, threads=command.cores())
+    parser.set_defaults(prog=prog, threads=cores.usable())
     parser.add_argument("--runs", type=int, default=21, help="runs of the benchmark, 4 or more (default: 21)")
     parser.add_argument("--json", type=Path, help="write the rows to this file, and a picture beside it")
     parser.add_argument(

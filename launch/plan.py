@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vgg_ddp import cores
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.launcher import ranks_of_this_host
 from vgg_ddp.errors import UserError
@@ -81,7 +81,7 @@ def environment(ranks_per_node: int, config: Config, interface: str | None) -> d
     """The environment variables of the ranks, for a host with as many cores as this one."""
     threads = config.threads
     if threads == "auto":
-        threads = max(1, len(os.sched_getaffinity(0)) // ranks_per_node)
+        threads = max(1, cores.usable() // ranks_per_node)
     return {"OMP_NUM_THREADS": str(threads), **interface_variables(interface)}
 
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [
     "errors",
     "randomness",
+    "cores",
     "config",
     "run",
     "data",

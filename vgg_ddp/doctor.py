@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 
+from vgg_ddp import cores
 from vgg_ddp.errors import EXIT_OK, EXIT_USER_ERROR
 from vgg_ddp.optim import nvidia_apex
 
@@ -33,7 +33,7 @@ OPTIONAL = {
 def examine() -> int:
     """Print a line for each thing; the exit code says whether training can start."""
     free = shutil.disk_usage(".").free / 1e9
-    print(f"ok    Python {platform.python_version()}, {len(os.sched_getaffinity(0))} cores, {free:.0f} GB free here")
+    print(f"ok    Python {platform.python_version()}, {cores.usable()} cores, {free:.0f} GB free here")
     missing = [name for name in REQUIRED if not _found(f"lacks {name}: pip install {name}", name)]
     _found("lacks NVIDIA DALI: images are loaded by the torch loader; pip install 'vgg_ddp[dali]'", *DALI)
     for name, use in OPTIONAL.items():

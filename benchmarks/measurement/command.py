@@ -15,16 +15,12 @@ from typing import Any, NoReturn
 import torch
 
 from benchmarks.measurement import baseline, pictures
+from vgg_ddp import cores
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 from vgg_ddp.training.environment import commit, devices
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 PRECISION_HELP = "(default: auto, the fastest of the device)"
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def parser(name: str, description: str | None, threads: int | None = None) -> ArgumentParser:
@@ -39,7 +35,7 @@ def parser(name: str, description: str | None, threads: int | None = None) -> Ar
     parser.set_defaults(prog=prog, threads=threads)
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
     if threads is None:
-        parser.add_argument("--threads", type=int, default=cores(), help="CPU threads (default: all cores)")
+        parser.add_argument("--threads", type=int, default=cores.usable(), help="CPU threads (default: all cores)")
     parser.add_argument("--json", type=Path, help="write the rows to this file, and pictures beside it")
     baseline.add_options(parser)
     return parser
@@ -83,7 +79,7 @@ def machine(threads: int) -> dict[str, Any]:
     return {
         "devices": devices(),
         "threads": threads,
-        "cores": cores(),
+        "cores": cores.usable(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from benchmarks.measurement import rounds
-from benchmarks.measurement.command import cores
 from benchmarks.measurement.device_speed import DTYPES, chosen_precision, copy, matrix_product
 from benchmarks.measurement.ranks import AllReduces, Group, PhaseSeconds, Reference, TrainingSteps, groups
 from benchmarks.scaling_model.calibration import Calibration, fit_link
 from benchmarks.scaling_model.device import Device
 from benchmarks.scaling_model.network import layers
+from vgg_ddp import cores
 from vgg_ddp.config import Config
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.distributed.world import device_of
@@ -128,7 +128,7 @@ def calibrate(
         {local: medians[f"alone, batch {local}"] for local in (options.batch, options.batch // ranks[-1])},
         {count: medians[f"apart, {count} ranks"]["step"] / alone for count in ranks[1:]},
         fit_link(all_reduce_seconds, "between two ranks here"),
-        None if device.type == "cuda" else cores(),
+        None if device.type == "cuda" else cores.usable(),
     )
 
 

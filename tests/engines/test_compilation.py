@@ -52,7 +52,9 @@ def losses(network: nn.Module, train: nn.Module) -> list[float]:
 def test_compiled_has_the_losses_statistics_and_names_of_eager(name: str) -> None:
     torch.compiler.reset()
     eager, network = small_network(), small_network()
-    assert losses(network, compilations(network, ALONE.device)[name]()) == pytest.approx(losses(eager, eager), rel=2e-3)
+    assert losses(network, compilations(network, ALONE.device, 1)[name]()) == pytest.approx(
+        losses(eager, eager), rel=2e-3
+    )
     assert list(network.state_dict()) == list(eager.state_dict())
     assert network.features[1].num_batches_tracked == 3
     assert all(torch.isfinite(value).all() for value in network.state_dict().values())
@@ -109,7 +111,9 @@ def test_without_a_compiler_auto_is_eager_and_says_so(tmp_path: Path, monkeypatc
     engine.backward(loss)
     network = small_network()
     with pytest.raises(UserError, match=r"compile=true: torch.compile fails here .*; set compile=false"):
-        compiled(network, True, lambda: lambda candidate: candidate(torch.randn(4, 3, 16, 16)).sum().backward(), ALONE)
+        compiled(
+            network, True, 1, lambda: lambda candidate: candidate(torch.randn(4, 3, 16, 16)).sum().backward(), ALONE
+        )
 
 
 def choose_with_local_sgd(output: Path) -> int:
@@ -143,3 +147,10 @@ def test_ranks_of_local_sgd_choose_together_by_trials_of_their_own_micro_batch(r
     assert second == [first, sizes]
     assert first["seconds"].keys() == {EAGER, "whole", "stages"}
     assert sizes == [6]
+
+
+def test_no_cuda_graph_where_micro_batches_accumulate() -> None:
+    """Each pass of a graph overwrites what the one before it left."""
+    network, gpu = vgg("A", True, "compact", 10, 16), torch.device("cuda", 0)
+    assert "whole, CUDA graphs" in compilations(network, gpu, 1)
+    assert compilations(network, gpu, 2).keys() == compilations(network, ALONE.device, 2).keys()

@@ -94,6 +94,11 @@ def test_the_train_job_is_of_the_published_schema(config: Path) -> None:
     trainer = job.spec.trainer
     assert (trainer.num_nodes, trainer.num_proc_per_node, trainer.image) == (4, 2, "here/vgg:1")
     assert trainer.args == ["vgg_ddp.train", str(config), "batch=64", "resume=auto"]
+    (job_patch,) = job.spec.runtime_patches[0].training_runtime_spec.template.spec.replicated_jobs
+    pod = job_patch.template.spec.template.spec
+    (mount,) = pod.containers[0].volume_mounts
+    assert (mount.mount_path, pod.volumes[0].empty_dir.medium) == ("/dev/shm", "Memory")  # 64 MiB without it
+    assert mount.name == pod.volumes[0].name
     assert done.stdout.startswith("# batch 64 = 4 nodes x 2 ranks x 8 images x 1 accumulated\n")
 
 

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vgg_ddp import cores
 from vgg_ddp.data.cifar import Pixels
 from vgg_ddp.data.dataset import Dataset, DatasetRecord, FileRecord, SplitRecord, file_sha256
 from vgg_ddp.data.inspection import Inspection, inspect
@@ -303,7 +304,7 @@ def _in_order(
 ) -> Iterator[tuple[Image, Inspection]]:
     """`work` on each image, on all cores; the results in the images' order."""
     waiting: deque[Future[tuple[Image, Inspection]]] = deque()
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores.usable()) as pool:
         for image in images:
             waiting.append(pool.submit(work, image))
             if len(waiting) > 256:  # bounds the memory

@@ -9,6 +9,8 @@ import uuid
 from pathlib import Path
 from typing import Literal
 
+from vgg_ddp import cores
+
 
 def ranks_of_this_host(asked: int | Literal["auto"]) -> int:
     """How many ranks to start: as asked, or one per GPU, or one per NUMA node where there is no GPU."""
@@ -47,7 +49,7 @@ def _start_supervised(module: str, arguments: list[str], ranks: int) -> int:
 
     from vgg_ddp.distributed import supervisor
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores.usable() // ranks)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

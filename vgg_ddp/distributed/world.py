@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from vgg_ddp import cores
 from vgg_ddp.distributed import versions
 from vgg_ddp.errors import UserError
 
@@ -65,7 +66,7 @@ class World:
 
     def share_of_cores(self) -> int:
         """CPU cores that this process may use, divided by the ranks of this host; at least 1."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+        return max(1, cores.usable() // self.local_size)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -166,9 +167,14 @@ def joined(timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
         _connect(world, store, timeout)
     try:
         yield world
-    finally:
-        if dist.is_initialized():
+    except BaseException:
+        # NCCL's communicators wait for the other ranks when they are destroyed: a rank that fails ends without, so that its
+        # error is printed and the others lose the connection.
+        if device.type == "cpu" and dist.is_initialized():
             dist.destroy_process_group()
+        raise
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _same_versions(world: World, timeout: timedelta) -> None:

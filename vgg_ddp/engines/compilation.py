@@ -41,20 +41,28 @@ def _compiled(network: nn.Module, **options: Any) -> Any:
     return torch.compile(network, **options)
 
 
-def compilations(network: VGG, device: torch.device) -> dict[str, Callable[[], nn.Module]]:
-    """By name, what builds each compiled form of a network, and eager. CUDA graphs are untested on a GPU."""
+def compilations(network: VGG, device: torch.device, accumulation: int) -> dict[str, Callable[[], nn.Module]]:
+    """By name, what builds each compiled form of a network, and eager. CUDA graphs are untested on a GPU.
+
+    A CUDA graph writes each pass into the memory of the one before, so none is tried where gradients of several
+    micro-batches are accumulated.
+    """
     forms: dict[str, Callable[[], nn.Module]] = {
         EAGER: lambda: network,
         "whole": partial(_compiled, network),
         "stages": partial(CompiledStages, network),
     }
-    if device.type == "cuda":
+    if device.type == "cuda" and accumulation == 1:
         forms["whole, CUDA graphs"] = partial(_compiled, network, mode="reduce-overhead")
     return forms
 
 
 def compiled(
-    network: nn.Module, wanted: bool | Literal["stages", "auto"], trial: Callable[[], Trial], world: World
+    network: nn.Module,
+    wanted: bool | Literal["stages", "auto"],
+    accumulation: int,
+    trial: Callable[[], Trial],
+    world: World,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network as the key `compile` asks for it (false: itself), and what was measured, by config key.
 
@@ -66,7 +74,7 @@ def compiled(
     if wanted is False:
         return network, {}
     assert isinstance(network, VGG)
-    forms = compilations(network, world.device)
+    forms = compilations(network, world.device, accumulation)
     if wanted == "auto":
         choice, seconds, problems = quickest(forms, trial(), network, world, may_fail=True)
         if seconds[choice] > (1 - WORTH_IT) * seconds[EAGER]:

@@ -48,7 +48,7 @@ class DdpEngine:
         self.optimizer = optimizers.build(self._parameters.values(), config.optimizer)
         self._clip_gradients = self._clipping(config.optimizer.clip_norm)
         trial = partial(of_noise, config, micro_batch, self._criterion, self._autocast, world.device)
-        network, measured = compiled(network, config.compile, trial, world)
+        network, measured = compiled(network, config.compile, config.accumulation, trial, world)
         self._reduction = NoReduction(network)
         if reduce_gradients:
             self._reduction = DdpReduction(network, self._parameters, config, trial, world)

@@ -142,7 +142,8 @@ def decode(
 @pipeline_def  # type: ignore[untyped-decorator]
 def _decoding(fetch: Any, decoder: str) -> Any:
     data = fn.external_source(source=fetch, batch=True, dtype=types.UINT8, ndim=1)
-    return fn.decoders.image(data, device=decoder, output_type=types.RGB)
+    # Fancy: a GPU interpolates subsampled chroma (4:2:0) as libjpeg-turbo does on a CPU.
+    return fn.decoders.image(data, device=decoder, output_type=types.RGB, jpeg_fancy_upsampling=True)
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
@@ -159,9 +160,11 @@ def _pipeline(fetch: Any, split: Split, geometry: Geometry, on_gpu: bool) -> Any
     whole = split.uniform_shape == (geometry.size, geometry.size) and not geometry.resamples
     device = "mixed" if on_gpu else "cpu"
     if encoded and whole:
-        images = fn.decoders.image(data, device=device, output_type=types.RGB)
+        images = fn.decoders.image(data, device=device, output_type=types.RGB, jpeg_fancy_upsampling=True)
     elif encoded:
-        images = fn.decoders.image_slice(data, anchor, shape, axes=[0, 1], device=device, output_type=types.RGB)
+        images = fn.decoders.image_slice(
+            data, anchor, shape, axes=[0, 1], device=device, output_type=types.RGB, jpeg_fancy_upsampling=True
+        )
     else:
         images = data.gpu() if on_gpu else data
         images = images if whole else fn.slice(images, anchor, shape, axes=[0, 1])

@@ -30,7 +30,9 @@ def build(config: LossConfig, device: torch.device) -> Criterion:
         if labels.is_floating_point():  # apex takes only labels
             return plain(logits, labels)
         no_label = -100  # no image has it; apex ignores targets of this label, by default those of class 0
-        half = logits.dtype != torch.float32
+        if logits.dtype == torch.bfloat16:  # apex's kernel takes float16 and float32 alone
+            logits = logits.float()
+        half = logits.dtype == torch.float16
         return SoftmaxCrossEntropyLoss.apply(logits, labels, config.label_smoothing, no_label, half).mean()
 
     return fused

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 import vgg_ddp
+from vgg_ddp import cores
 from vgg_ddp.config import Config
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.resolved import ResolvedRun
@@ -49,7 +49,7 @@ def describe(job: Job, resolved: ResolvedRun, precision_reason: str) -> dict[str
         "devices": devices(),
         "host": {
             "system": platform.platform(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": cores.usable(),
             "threads": torch.get_num_threads(),
         },
         "commit": commit(),

@@ -1,0 +1,47 @@
+"""How many cores this process may use: its affinity mask says which, a control group's CPU quota how much of them.
+
+More threads than the quota are worse than fewer: they spend it early in each period, and all of them then wait for the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+
+def usable(root: Path = Path("/")) -> int:
+    """Whole cores that this process may use, at least 1.
+
+    Args:
+        root: where /proc and /sys are.
+    """
+    return max(1, math.floor(min([len(os.sched_getaffinity(0)), *_quotas(root)])))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The CPU quotas of this process's control groups and of those above them, in cores (cgroups v1 and v2).
+
+    In a container the groups may be named as the host knows them; what is mounted is then the container's own.
+    """
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            mounts = {"": "", "cpu": "cpu", "cpu,cpuacct": "cpu,cpuacct", "cpuacct,cpu": "cpu,cpuacct"}
+            if controllers in mounts:
+                group = PurePosixPath(name.lstrip("/"))
+                for folder in (group, *group.parents):
+                    yield from _quota(root / "sys/fs/cgroup" / mounts[controllers] / folder)
+
+
+def _quota(folder: Path) -> Iterator[float]:
+    """The quota of one control group, if it has one."""
+    with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no quota
+        quota, period = (folder / "cpu.max").read_text().split()
+        yield int(quota) / int(period)
+    with contextlib.suppress(OSError):
+        quota = (folder / "cpu.cfs_quota_us").read_text()
+        if int(quota) > 0:  # -1: no quota
+            yield int(quota) / int((folder / "cpu.cfs_period_us").read_text())
