@@ -8,5 +8,7 @@ from vgg_ddp.config import Config
 from vgg_ddp.trackers import follow
 
 msgspec.convert({}, Config)  # evaluates the annotations of every key
-follow.SECONDS_BEFORE_THE_END = 300.0  # a tracker on a busy machine; a test that is about being late sets finish_seconds
+follow.SECONDS_BEFORE_THE_END = (
+    300.0  # a tracker on a busy machine; a test that is about being late sets finish_seconds
+)
 gc.freeze()  # what all share is not looked at again by those that collect garbage
