@@ -14,7 +14,7 @@ import pytest
 from benchmarks.measurement import baseline, rounds
 from vgg_ddp.errors import UserError
 
-TRIALS = 400
+TRIALS = 200
 
 
 def simulated(

@@ -22,6 +22,8 @@ from vgg_ddp.engines.trials import quickest
 from vgg_ddp.errors import UserError
 from vgg_ddp.model import VGG, initialize, vgg
 
+pytestmark = pytest.mark.processes
+
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 

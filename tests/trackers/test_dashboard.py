@@ -88,6 +88,7 @@ def test_every_parameter_of_the_sweep_is_a_key(end: int) -> None:
         assert getattr(getattr(config, group), name) == value
 
 
+@pytest.mark.processes
 def test_a_run_of_the_sweep_trains(tmp_path: Path) -> None:
     """The agent's command and variables; offline, on few digits. The metric that the sweep looks at is logged."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")

@@ -21,6 +21,8 @@ from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.training.fitting import _tries, fitted
 from vgg_ddp.training.parts import build_network
 
+pytestmark = pytest.mark.processes
+
 GIBIBYTE = 2**30
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 CONFIG = Config(network="vgg11", batch=96, fit_memory=True, data=DataConfig(image_size=32), precision="fp32")
