@@ -69,9 +69,9 @@ def on_ranks(arguments: list[str], world: World, check: Callable[[str, list[str]
     """
     if (handed := ResolvedRun.of_argument(arguments[0])) is not None:
         return handed
-    overrides = [word for word in arguments[1:] if not word.startswith("--local_rank=")]  # deepspeed's launcher adds it
+    path, *overrides = (word for word in arguments if not word.startswith("--local_rank="))  # of deepspeed's launcher
     with world.together():
-        found = msgspec.json.encode(check(arguments[0], overrides)) if world.is_main else b""
+        found = msgspec.json.encode(check(path, overrides)) if world.is_main else b""
     resolved = msgspec.json.decode(world.broadcast(found), type=ResolvedRun)
     with world.together():  # hosts that do not share a disk prepare the data set each for itself
         if world.local_rank == 0 and not world.is_main:
