@@ -32,7 +32,7 @@ def test_the_digits_are_learned_without_warning_signs(digits: Path, tmp_path: Pa
     run = tmp_path / "run"
     assert trained(run, f"data.source={digits}") >= 0.95
     config = load(run / "config.yaml")
-    assert (config.batch, config.augment.flip) == (64, False)
+    assert (config.batch, config.augment.flip) == (32, False)
     chance = math.log(10)
     epochs = {split: [row["loss"] for row in read_metrics(run / "metrics.jsonl") if
                       row["split"] == split and row["scope"] == "epoch"] for split in ("train", "validation")}  # fmt: skip
