@@ -37,6 +37,9 @@ _context.set_forkserver_preload(
         "vgg_ddp.data.prepare",
         "vgg_ddp.evaluate",
         "vgg_ddp.report",
+        "scipy.cluster.hierarchy",
+        "scipy.stats",
+        "sklearn.metrics",
         "pytest",
         "tests.support.warm",
     ]

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 from vgg_ddp.analysis.intervals import wilson
 from vgg_ddp.analysis.predictions import Predictions, loss
@@ -54,6 +53,8 @@ def fit_temperature(validation: Predictions) -> float:
 
     def loss_at(log_temperature: float) -> float:
         return loss(at_temperature(validation, float(np.exp(log_temperature))))
+
+    from scipy.optimize import minimize_scalar  # slow to import
 
     found = minimize_scalar(loss_at, bounds=(-np.log(HOTTEST), np.log(HOTTEST)), method="bounded")
     return float(np.exp(found.x))

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.fft import dctn
 
 SIDE = 32  # pixels of the small grey pictures that are hashed
 MOST_BITS = 10  # of 64 that near-duplicates may differ in
@@ -35,6 +34,8 @@ def perceptual_hash(small: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
     Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", section 3.2.1; as ImageHash's `phash`.
     """
+    from scipy.fft import dctn  # slow to import
+
     low = dctn(small.astype(np.float64), axes=(1, 2))[:, :8, :8].reshape(len(small), 64)
     return low > np.median(low, axis=1, keepdims=True)
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 
 from vgg_ddp.analysis.confusions import Counts
 from vgg_ddp.analysis.intervals import wilson
@@ -28,6 +26,9 @@ def find(confusion: Counts) -> list[list[int]]:
         return []
     distance = 1 - closeness / closeness.max()
     np.fill_diagonal(distance, 0.0)
+    from scipy.cluster.hierarchy import fcluster, linkage  # slow to import
+    from scipy.spatial.distance import squareform
+
     tree = linkage(squareform(distance, checks=False), method="average")
     cuts = [fcluster(tree, count, criterion="maxclust") for count in range(2, len(confusion))]
     best = max(cuts, key=lambda cut: _modularity(closeness, cut))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from scipy.stats import binomtest
-
 LEVEL = 0.95
 
 Interval = tuple[float, float]
@@ -13,6 +11,8 @@ def wilson(count: int, total: int) -> Interval | None:
     """Wilson's score interval of `count` out of `total` (Wilson 1927); None of none."""
     if total == 0:
         return None
+    from scipy.stats import binomtest  # slow to import
+
     low, high = binomtest(count, total).proportion_ci(LEVEL, method="wilson")
     return float(low), float(high)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,8 @@ def summarize(predictions: Predictions, classes: list[str]) -> dict[str, Any]:
     Rows of the confusion matrix are true classes, columns predicted ones. A ratio without a denominator (a class without
     images, or never predicted) is null.
     """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # slow to import
+
     numbers = np.arange(len(classes))
     confusion = confusion_matrix(predictions.label, predictions.prediction, labels=numbers)
     precision, recall, f1, support = precision_recall_fscore_support(

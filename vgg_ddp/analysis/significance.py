@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, false_discovery_control
 
 DRAWS = 10_000  # of the bootstrap
 CHANCE = 0.05  # below this p-value a difference is called more than chance
@@ -44,6 +43,8 @@ def compare(first_right: NDArray[np.bool_], second_right: NDArray[np.bool_]) -> 
     drawn = np.random.default_rng(0).multinomial(images, shares, size=DRAWS)
     low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / images, [0.025, 0.975])
     apart = only_first + only_second
+    from scipy.stats import binomtest  # slow to import
+
     p_value = float(binomtest(only_second, apart, 0.5).pvalue) if apart else 1.0
     return Difference(images, only_first, only_second, (only_second - only_first) / images, (low, high), p_value)
 
@@ -60,5 +61,7 @@ def compare_classes(
         for k in range(classes)
     ]
     p_values = [tested.p_value for tested in differences if tested is not None]
+    from scipy.stats import false_discovery_control  # slow to import
+
     corrected = iter(false_discovery_control(p_values)) if p_values else iter(())
     return [tested and replace(tested, p_value=float(next(corrected))) for tested in differences]
