@@ -14,7 +14,7 @@ ARGS   ?=
 BIN := .venv/bin
 
 # Two workers; a file's tests share what they set up, so each file goes to one worker.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: train test test-quick check setup clean
 

@@ -73,15 +73,10 @@ STARTING = {"launch", "train", "start_with", "runs"}  # fixtures of tests that s
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts processes; give each worker whole files, and one worker all tests of the host.
-
-    What takes minutes goes first, so that no worker is left with it at the end.
-    """
+    """Mark what starts processes; what takes minutes goes first, so that no worker is left with it at the end."""
     for item in items:
         if not STARTING.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("processes")
-        alone = item.get_closest_marker("host") is not None
-        item.add_marker(pytest.mark.xdist_group("host" if alone else item.path.stem))
     long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("host")}
     items.sort(key=lambda item: item.path not in long)
 
