@@ -66,7 +66,6 @@ class Loop:
     """The training loop of a resolved configuration, some steps at a time."""
 
     def __init__(self, config: Config, dataset: Dataset, folder: Path, world: World) -> None:
-        precision.set_arithmetic(config)
         run = RunDirectory(str(folder / "run"))
         run.checkpoints.mkdir(parents=True)
         job = build_job(config, dataset, run, world)
@@ -96,7 +95,7 @@ def measure(options: Namespace, config: Config, world: World) -> list[dict[str, 
     """One row: the share of the step outside the engine's calls, and the seconds of each."""
     dataset = Dataset(ensure(config.data, print)[0])
     config, _ = settle(config, dataset)
-    config, _ = precision.resolve(config, world.device)
+    config, _ = precision.set_arithmetic(config, world.device)
     machine_speed = reference(world.device)
     seconds, speed = [], []
     with tempfile.TemporaryDirectory() as place:

@@ -28,7 +28,7 @@ import torchvision
 from torch import nn
 
 from benchmarks.measurement import command, rounds
-from benchmarks.measurement.device_speed import DTYPES, Peak, chosen_precision, reference, wait_for
+from benchmarks.measurement.device_speed import DTYPES, chosen_precision, copy, matrix_product, reference, wait_for
 from benchmarks.measurement.energy import meter as energy_meter
 from benchmarks.measurement.flops import flop_per_image, layers
 from benchmarks.measurement.step import CLASSES, PHASES, TrainingStep, noise
@@ -229,9 +229,8 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
             name = f"plain {cell.network} {cell.image_size}px {cell.batch} fp32"
             sides[name] = lambda cell=cell, plain=plain: cell.batch * options.steps / plain.run(options.steps)  # type: ignore[misc]
     for precision in dict.fromkeys(cell.precision for cell in cells):
-        peak = Peak(precision, world.device)
-        sides[f"matrix product {precision}"] = peak.product
-    sides["copy"] = peak.copy
+        sides[f"matrix product {precision}"] = matrix_product(world.device, precision)
+    sides["copy"] = copy(world.device)
     sides[rounds.REFERENCE] = reference(world.device)
     rates = rounds.in_turns(sides, options.rounds)
     speed = rates.pop(rounds.REFERENCE)
@@ -269,19 +268,19 @@ def draw_roofline(path: Path, rows: list[dict[str, Any]]) -> None:
     """Each layer of the first cell where its arithmetic per byte puts it under the measured peaks."""
     row = next(row for row in rows if "network" in row)
     product = next(r for r in rows if r["name"] == f"matrix product {row['precision']}")["flop_per_second"]
-    copy = next(r for r in rows if r["name"] == "copy")["bytes_per_second"]
+    copied = next(r for r in rows if r["name"] == "copy")["bytes_per_second"]
     width = DTYPES[row["precision"]].itemsize
     cell = Cell(row["network"], row["image_size"], row["batch"], row["precision"], row["layout"])
     cpu = torch.device("cpu")
     network = parts.build_network(cell.config(World(0, 1, 0, 1, cpu)), CLASSES, cpu)
     figure, axes = plt.subplots(figsize=(8, 5))
     intensity = np.logspace(-1, 4, 200)
-    axes.plot(intensity, np.minimum(product, intensity * copy) / 1e9, color="black")
+    axes.plot(intensity, np.minimum(product, intensity * copied) / 1e9, color="black")
     for layer in layers(network, row["image_size"]):
         # A layer without products does about one operation a value.
         x = max(layer.training_flops, layer.training_values) / (layer.training_values * width)
-        axes.plot(x, min(product, x * copy) / 1e9, "o", color="tab:blue" if layer.forward_flops else "tab:orange")
-        axes.annotate(layer.name, (x, min(product, x * copy) / 1e9), fontsize=6)
+        axes.plot(x, min(product, x * copied) / 1e9, "o", color="tab:blue" if layer.forward_flops else "tab:orange")
+        axes.annotate(layer.name, (x, min(product, x * copied) / 1e9), fontsize=6)
     axes.axhline(row["images_per_second"] * row["flop_per_image"] / 1e9, linestyle="--", color="tab:green")
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
     axes.set_title(f"{row['name']}: attainable by layer (dots), reached by the whole step (dashed)")

@@ -54,8 +54,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
     """Evaluate and report, from the same resolved run on every rank."""
     from vgg_ddp.trackers.follow import followed
 
-    config, _ = precision.resolve(resolved.config, world.device)
-    precision.set_arithmetic(config)
+    config, _ = precision.set_arithmetic(resolved.config, world.device)
     directory, dataset = RunDirectory(resolved.run), Dataset(resolved.dataset)
     trackers = resolved.trackers if world.is_main else {}
     with followed(config, directory, dataset.directory, State(), trackers):
@@ -70,8 +69,7 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
     """
     from vgg_ddp.report.image_answers import Answer, write_image_answers
 
-    config, _ = precision.resolve(resolved.config, world.device)
-    precision.set_arithmetic(config)
+    config, _ = precision.set_arithmetic(resolved.config, world.device)
     dataset, run = Dataset(resolved.dataset), RunDirectory(resolved.run)
     unreadable: list[str] = []
     found = own_images.answers(folder, config, dataset, Path(resolved.checkpoint), world.device, unreadable)

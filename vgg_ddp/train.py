@@ -155,8 +155,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
     """
     from vgg_ddp.trackers.follow import followed
 
-    config, precision_reason = precision.resolve(resolved.config, world.device)
-    precision.set_arithmetic(config)
+    config, precision_reason = precision.set_arithmetic(resolved.config, world.device)
     directory = RunDirectory(resolved.run)
     with contextlib.ExitStack() as stack:
         with world.together():

@@ -65,31 +65,3 @@ def wait_for(device: torch.device) -> None:
     """Wait until a GPU has done all the work that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-class Peak:
-    """The best rates of a few tries of a large matrix product and a large copy: what MFU and the roofline refer to."""
-
-    def __init__(self, precision: str, device: torch.device) -> None:
-        side = 8192 if device.type == "cuda" else 2048
-        self._left, self._right = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
-        self._source = torch.zeros(64 * 2**20 if device.type == "cpu" else 2**30, dtype=torch.uint8, device=device)
-        self._target = torch.empty_like(self._source)
-        self._device = device
-
-    def product(self) -> float:
-        """FLOP/s of a matrix product."""
-        return 2.0 * len(self._left) ** 3 / self._least_seconds(lambda: self._left @ self._right)
-
-    def copy(self) -> float:
-        """Bytes/s of a copy, reading and writing."""
-        return 2.0 * self._source.numel() / self._least_seconds(lambda: self._target.copy_(self._source))
-
-    def _least_seconds(self, work: Callable[[], Any]) -> float:
-        least = float("inf")
-        for _ in range(4):
-            start = time.perf_counter()
-            work()
-            wait_for(self._device)
-            least = min(least, time.perf_counter() - start)
-        return least

@@ -63,7 +63,8 @@ class Group:
 
     def __init__(self, size: int, config: Config) -> None:
         self.size = size
-        context = get_context("spawn")  # a forked child would share the parent's threads and GPU
+        context = get_context("forkserver")  # whose processes share neither this one's threads nor its GPU
+        context.set_forkserver_preload([__name__])
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -22,8 +22,7 @@ class TrainingStep:
     """The network and the engine of `config`, and the preprocessing before them."""
 
     def __init__(self, config: Config, world: World) -> None:
-        config, _ = precision.resolve(config, world.device)
-        precision.set_arithmetic(config)
+        config, _ = precision.set_arithmetic(config, world.device)
         self.network = parts.build_network(config, CLASSES, world.device)
         self.engine = engines.build(config, self.network, world)
         self._preprocess = Preprocess([128.0] * 3, [64.0] * 3, config.channels_last).to(world.device)

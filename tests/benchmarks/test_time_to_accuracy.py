@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 from benchmarks import time_to_accuracy
 from benchmarks.scaling_model.network import layers, training_flops
+from tests.support.rank_processes import program
 from vgg_ddp.config import Config
 from vgg_ddp.config.schema import DataConfig
 
@@ -46,14 +46,13 @@ def test_pflop_follows_the_size_of_each_epochs_images() -> None:
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.time_to_accuracy", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    return program("benchmarks.time_to_accuracy", *words, folder=ROOT)
 
 
 def test_two_seeds_on_digits(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     keys = ["data.source=digits", f"data.directory={tmp_path}/datasets", "data.image_size=16", "data.train_sizes=[]"]
-    keys += ["epochs=2", "min_steps=2", "batch=64", "data.validation=0.1", "nproc=1"]
+    keys += ["epochs=1", "min_steps=2", "batch=128", "data.validation=0.1", "nproc=1"]
     done = run("configs/quickstart.yaml", *keys, "--target", "0.05", "--seeds", "2", "--json", str(file))
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())

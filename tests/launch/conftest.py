@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-
-from vgg_ddp.config.schema import DataConfig
-from vgg_ddp.data.ensure import ensure
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -25,18 +19,8 @@ STEPS = 30
 
 
 @pytest.fixture(scope="session")
-def place() -> Iterator[Path]:
-    """A short path, for the sockets in it; in memory where there is some to write to."""
-    shared = Path("/dev/shm")
-    place = Path(tempfile.mkdtemp(prefix="launch-", dir=shared if os.access(shared, os.W_OK) else None))
-    yield place
-    shutil.rmtree(place)
-
-
-@pytest.fixture(scope="session")
-def config(place: Path) -> Path:
+def config(disk: Path, digits: Path) -> Path:
     """VGG-11 on 16-pixel digits on one thread, for a few steps of which every bit is defined."""
-    dataset = ensure(DataConfig(source="digits", directory=str(place)), lambda text: None)[0]
     settings = {
         "network": "vgg11",
         "batch": 16,
@@ -46,21 +30,21 @@ def config(place: Path) -> Path:
         "threads": 1,
         "precision": "fp32",
         "loader": "torch",
-        "data": {"source": str(dataset), "image_size": 16, "validation": 0, "workers": 0},
+        "data": {"source": str(digits), "image_size": 16, "validation": 0, "workers": 0},
         "optimizer": {"learning_rate": 0.01},
         "schedule": {"name": "constant"},
         "checkpoint": {"keep": 1},
         "log": {"every_steps": 1},
     }
-    path = place / "config.yaml"
+    path = disk / "launch.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
 
 
 @pytest.fixture(scope="session")
-def undisturbed(place: Path, config: Path) -> Path:
+def undisturbed(disk: Path, config: Path) -> Path:
     """The run of two ranks on one host."""
-    run = place / "undisturbed"
+    run = disk / "undisturbed"
     done = launch("torchrun", str(config), "--nproc", "2", f"run.dir={run}")
     assert done.returncode == 0, done.stderr
     return run

@@ -13,11 +13,11 @@ from tests.support.slurm_cluster import Cluster, slurm_cluster, wait_until, why_
 
 
 @pytest.fixture(scope="module")
-def cluster(place: Path) -> Iterator[Cluster]:
+def cluster(disk: Path) -> Iterator[Cluster]:
     reason = why_not()
     if reason:
         pytest.skip(reason)
-    folder = place / "slurm"
+    folder = disk / "slurm"
     folder.mkdir()
     with slurm_cluster(folder) as cluster:
         yield cluster

@@ -16,8 +16,7 @@ import pytest
 
 from benchmarks.measurement.two_hosts import Host, Hosts, limit, two_hosts, why_not
 from tests.launch.conftest import ENVIRONMENT, LAUNCH, ROOT, assert_same_weights, steps_logged
-from tests.launch.conftest import launch as launch_here
-from tests.support.ports import free_port
+from tests.support.rank_processes import start
 from tests.support.slurm_cluster import wait_until
 from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
 
@@ -107,28 +106,27 @@ def assert_gone(hosts: Hosts) -> None:
 
 
 def test_two_hosts_come_to_the_same_weights_as_one(
-    launches: Launches, hosts: Hosts, config: Path, undisturbed: Path, place: Path
+    launches: Launches, hosts: Hosts, config: Path, undisturbed: Path, disk: Path
 ) -> None:
-    run = place / "two hosts"
+    run = disk / "two hosts"
     codes, said = ends(*(launches.start(host, config, f"run.dir={run}") for host in hosts))
     assert codes == [0, 0], said
     assert_same_weights(run, undisturbed)
 
 
 def test_deepspeed_s_launcher_on_two_hosts_comes_to_the_same_weights_as_on_one(
-    launches: Launches, hosts: Hosts, config: Path, place: Path
+    launches: Launches, hosts: Hosts, config: Path, disk: Path
 ) -> None:
     """Without ssh: the same command on each, with its number."""
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
-    one = place / "deepspeed on one host"
-    few = "min_steps=4"
-    options = ["--nproc", "2", "--master-port", str(free_port())]
-    done = launch_here("deepspeed", str(config), *options, few, f"run.dir={one}")
-    assert done.returncode == 0, done.stderr
-    hostfile = place / "hosts"
+    one, few = disk / "deepspeed on one host", "min_steps=4"
+    arguments = [str(config), f"run.dir={one}", "nproc=2", "engine=deepspeed", few]
+    ranks = start("vgg_ddp.train", arguments, 2, disk / "deepspeed output")
+    assert ranks.wait() == [0, 0], ranks.stderr
+    hostfile = disk / "hosts"
     hostfile.write_text("".join(f"{host.address} slots=1\n" for host in hosts))
     address, port = launches.endpoint.split(":")
-    run = place / "deepspeed on two hosts"
+    run = disk / "deepspeed on two hosts"
     started = []
     for number, host in enumerate(hosts):
         options = ["--hostfile", str(hostfile), "--master-addr", address, "--master-port", port]
@@ -148,9 +146,9 @@ def endless(launches: Launches, hosts: Hosts, config: Path, run: Path) -> list[s
 
 @pytest.mark.parametrize(("number", "who"), [(signal.SIGINT, 0), (signal.SIGTERM, 1), (signal.SIGHUP, 1)])
 def test_a_signal_to_one_host_saves_and_ends_both(
-    number: signal.Signals, who: int, launches: Launches, hosts: Hosts, config: Path, place: Path
+    number: signal.Signals, who: int, launches: Launches, hosts: Hosts, config: Path, disk: Path
 ) -> None:
-    run = place / number.name
+    run = disk / number.name
     started = endless(launches, hosts, config, run)
     started[who].send_signal(number)
     assert_gone(hosts)
@@ -159,8 +157,8 @@ def test_a_signal_to_one_host_saves_and_ends_both(
     assert (run / "checkpoints" / "latest").is_file()
 
 
-def test_ranks_that_do_not_end_are_killed(launches: Launches, hosts: Hosts, config: Path, place: Path) -> None:
-    started = endless(launches, hosts, config, place / "stuck")
+def test_ranks_that_do_not_end_are_killed(launches: Launches, hosts: Hosts, config: Path, disk: Path) -> None:
+    started = endless(launches, hosts, config, disk / "stuck")
     ranks = [pid for host in hosts for pid in processes(host) if pid not in {launch.pid for launch in started}]
     for pid in ranks:
         os.kill(pid, signal.SIGSTOP)  # as one that waits for a device or a disk
@@ -228,13 +226,13 @@ def test_an_interface_that_leads_elsewhere(launches: Launches, hosts: Hosts, con
     one_line(said[1])
 
 
-def test_other_code_on_the_second_host(launches: Launches, hosts: Hosts, config: Path, place: Path) -> None:
-    other = place / "other code"
+def test_other_code_on_the_second_host(launches: Launches, hosts: Hosts, config: Path, disk: Path) -> None:
+    other = disk / "other code"
     for package in ("vgg_ddp", "launch"):
         shutil.copytree(ROOT / package, other / package)
     with (other / "vgg_ddp" / "train.py").open("a") as file:
         file.write("# changed\n")
-    run = f"run.dir={place / 'unused'}"
+    run = f"run.dir={disk / 'unused'}"
     started = [launches.start(hosts[0], config, run), launches.start(hosts[1], config, run, code=other)]
     codes, said = ends(*started)
     assert codes == [EXIT_USER_ERROR] * 2, said

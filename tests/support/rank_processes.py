@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -122,16 +123,21 @@ def step(number: int) -> dict[str, Any]:
 
 def vgg_ddp(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """`vgg-ddp ARGUMENTS` in `folder`, forked, to its end."""
+    return program("vgg_ddp", *arguments, folder=folder)
+
+
+def program(module: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`python -m MODULE ARGUMENTS` in `folder`, forked, to its end."""
     with tempfile.TemporaryDirectory() as place:
         output = Path(place) / "command"
-        process = _context.Process(target=_enter, args=(_command, (arguments, folder), {}, output))
+        process = _context.Process(target=_enter, args=(_program, (module, arguments, folder), {}, output))
         process.start()
         process.join(TIMEOUT)
         if process.exitcode is None:
             process.kill()
             process.join()
         out, err = (output.with_suffix(f".{kind}").read_text() for kind in ("out", "err"))
-    return subprocess.CompletedProcess(["vgg-ddp", *arguments], process.exitcode or 0, out, err)
+    return subprocess.CompletedProcess([module, *arguments], process.exitcode or 0, out, err)
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -140,10 +146,10 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
         return process.submit(function, *arguments).result(TIMEOUT)
 
 
-def _command(arguments: tuple[str, ...], folder: Path) -> None:
+def _program(module: str, arguments: tuple[str, ...], folder: Path) -> None:
     os.chdir(folder)
-    sys.argv = ["vgg-ddp", *arguments]
-    importlib.import_module("vgg_ddp.cli").main(arguments)
+    sys.argv = [module.replace("_", "-"), *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _main(module: str, arguments: list[str], pause: dict[str, Any] | None) -> int:

@@ -21,12 +21,16 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtypes.get(precision), enabled=precision in dtypes)
 
 
-def set_arithmetic(config: Config) -> None:
-    """Set how float32 products are computed, and whether kernels must be deterministic."""
+def set_arithmetic(config: Config, device: torch.device) -> tuple[Config, str]:
+    """Set how float32 products are computed, and whether kernels must be deterministic; returns what `resolve` does."""
+    config, reason = resolve(config, device)
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
     torch.backends.cudnn.benchmark = config.determinism == "fast"
-    torch.use_deterministic_algorithms(config.determinism == "run")
+    deterministic = config.determinism == "run"
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports the compiler, for seconds
+        torch.use_deterministic_algorithms(deterministic)
+    return config, reason
 
 
 def resolve(config: Config, device: torch.device) -> tuple[Config, str]:
