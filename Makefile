@@ -13,8 +13,8 @@ ARGS   ?=
 
 BIN := .venv/bin
 
-# Two workers; a file's tests share what they set up, so each file goes to one worker.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Three workers, since many tests wait; a file's tests share what they set up, so each file goes to one worker.
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: train test test-quick check setup clean
 

@@ -56,7 +56,7 @@ for name in [name for name in os.environ if name.startswith(INHERITED)]:
 os.environ["WANDB_MODE"] = "disabled"  # the trainings of the tests are nobody's runs, whoever is logged in here
 os.environ["NETRC"] = os.devnull
 os.environ["COLUMNS"] = "80"
-os.environ["OMP_NUM_THREADS"] = "1"  # of commands: two workers and their ranks share the cores
+os.environ["OMP_NUM_THREADS"] = "1"  # of commands: the workers and their ranks share the cores
 torch.set_num_threads(1)
 for number in (signal.SIGINT, signal.SIGHUP):  # ignored under nohup and in the background, and then by children too
     if signal.getsignal(number) is signal.SIG_IGN:

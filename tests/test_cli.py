@@ -100,6 +100,7 @@ def test_a_run_directory_is_not_used_twice(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     small = ["data.source=digits", "batch=32", "epochs=0.01", "min_steps=1", "nproc=1", "run.dir=run"]
+    small += ["data.validation=0", "data.train_sizes=[]"]
     done = vgg_ddp("train", CONFIG, *small, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     for words in (["train", CONFIG, *small, "resume=auto", "network=vgg13"], ["evaluate", "run", "network=vgg13"]):

@@ -24,8 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-SMALL = ["data.source=digits", "batch=32", "epochs=0.05", "data.validation=0.05", "data.train_sizes=[]"]
-SMALL += ["evaluate.checkpoint=last", "min_steps=1"]
+SMALL = ["batch=32", "epochs=0.1", "data.validation=0.1", "data.train_sizes=[]", "min_steps=1"]
+SMALL += ["evaluate.checkpoint=last"]
 
 
 def commands(page: str = "README.md") -> list[str]:
@@ -70,11 +70,11 @@ def starts_hosts(line: str) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_vgg_ddp_commands_run_in_their_order(page: str, folder: Path) -> None:
+def test_vgg_ddp_commands_run_in_their_order(page: str, few_digits: Path, folder: Path) -> None:
     for line in filterfalse(starts_hosts, of("vgg-ddp", page)):
         words = shlex.split(line)
         if words[1] == "train" and "--help" not in words:
-            words += [*SMALL, "nproc=2" if "nproc" in line else "nproc=1"]
+            words += [f"data.source={few_digits}", *SMALL, "nproc=2" if "nproc" in line else "nproc=1"]
         done = vgg_ddp(*words[1:], folder=folder)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         run_folder = next((folder / word.partition("=")[2] for word in words if word.startswith("run.dir=")), None)
@@ -87,10 +87,11 @@ def test_vgg_ddp_commands_run_in_their_order(page: str, folder: Path) -> None:
             assert list(folder.glob("runs/*/report/comparison.html"))
 
 
-def test_training_on_two_hosts_runs(folder: Path) -> None:
+def test_training_on_two_hosts_runs(few_digits: Path, folder: Path) -> None:
     (line,) = filter(starts_hosts, of("vgg-ddp launch"))
     line = line.replace("HOST:29500", f"127.0.0.1:{free_port()}").replace("--nproc 8", "--nproc 1")
-    words = [sys.executable, "-m", "vgg_ddp", *shlex.split(line)[1:], *SMALL, "nproc=1"]
+    words = [sys.executable, "-m", "vgg_ddp", *shlex.split(line)[1:]]
+    words += [f"data.source={few_digits}", *SMALL, "nproc=1"]
     hosts = [
         subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(2)
@@ -112,7 +113,7 @@ def test_make_train_runs(line: str, tmp_path: Path) -> None:
     if not (ROOT / ".venv/installed").is_file():
         pytest.skip("make has not made .venv here")
     words = [word for word in shlex.split(line) if not word.startswith(("DATA=", "ARGS="))]
-    extra = [*SMALL, "nproc=1", f"data.directory={tmp_path}/datasets"]
+    extra = ["data.source=digits", *SMALL, "nproc=1", f"data.directory={tmp_path}/datasets"]
     run([*words, "DATA=digits", f"RUN={tmp_path}/run", f"ARGS={' '.join(extra)}"], ROOT)
     assert (tmp_path / "run/report/index.html").is_file()
     assert (tmp_path / "run/evaluation/summary.json").is_file()

@@ -12,6 +12,8 @@ from vgg_ddp.distributed.memory import keep_freed_memory
 from vgg_ddp.distributed.world import ReportedElsewhere, SharedUserError, World, joined
 from vgg_ddp.errors import EXIT_LOST_RANK, EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError
 
+STOPPED = "stopped on request, a checkpoint is saved; start again with resume=auto to continue"
+
 
 def run(body: Callable[[World], None]) -> int:
     """Run `body` as one of the ranks; the exit code. Errors that are none of the user's, nor a requested stop, are raised."""
@@ -27,18 +29,12 @@ def _run(body: Callable[[World], None]) -> int:
     try:
         with joined() as world:
             _run_reporting(world, body)
-    except ReportedElsewhere:
+    except (ReportedElsewhere, SharedUserError):
         return EXIT_USER_ERROR
     except UserError as error:
-        if rank == 0 or not isinstance(error, SharedUserError):
-            print(f"vgg-ddp: {error}", file=sys.stderr, flush=True)
+        print(f"vgg-ddp: {error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
     except StoppedOnRequest:
-        if rank == 0:
-            print(
-                "vgg-ddp: stopped on request, a checkpoint is saved; start again with resume=auto to continue",
-                flush=True,
-            )
         return EXIT_STOPPED
     except RuntimeError as error:
         if not _is_lost_connection(error):
@@ -60,10 +56,15 @@ def leave(code: int) -> NoReturn:
 
 
 def _run_reporting(world: World, body: Callable[[World], None]) -> None:
-    """Run `body`; tell the other ranks if this one is about to report an error, so that they end silently."""
+    """Run `body`. Rank 0 says what ends all ranks; a rank with an error of its own tells the others, which end silently."""
     try:
         body(world)
-    except SharedUserError:
+    except (SharedUserError, StoppedOnRequest) as ending:
+        if world.is_main and isinstance(ending, SharedUserError):
+            print(f"vgg-ddp: {ending}", file=sys.stderr, flush=True)
+        elif world.is_main:
+            print(f"vgg-ddp: {STOPPED}", flush=True)
+        world.barrier()  # the first rank to end has the supervisor end the others: not before it is said
         raise
     except UserError:
         world.announce_failure()
