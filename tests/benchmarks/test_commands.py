@@ -32,7 +32,7 @@ def run(name: str, *options: object) -> tuple[str, list[dict[str, Any]]]:
 
 
 def test_throughput_has_a_row_a_cell_the_plain_loop_and_the_peak(tmp_path: Path) -> None:
-    cells = ["--networks", "vgg11", "--batches", 2, "--precisions", "tf32", "fp32", "--steps", 1, "--rounds", 1]
+    cells = ["--networks", "vgg11", "--batches", 2, "--precisions", "tf32", "fp32", "--steps", 1, "--rounds", 1, "--threads", 1]
     files = ["--json", tmp_path / "out.json", "--roofline", tmp_path / "roof.png", "--profile", tmp_path / "profile"]
     output, rows = run("throughput", *cells, "--data", "digits", *files)
     by_name = {row["name"]: row for row in rows}
@@ -141,7 +141,7 @@ def test_loaders_has_a_row_a_loader_and_storage(tmp_path: Path) -> None:
 
 def test_engines_take_turns_on_the_same_step(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
-    options = ["--network", "vgg11", "--batch", 8, "--stages", 1, "--steps", 1, "--rounds", 1]
+    options = ["--network", "vgg11", "--batch", 8, "--stages", 1, "--steps", 1, "--rounds", 1, "--threads", 1]
     output, rows = run("engines", *options, "--json", tmp_path / "out.json")
     assert [row["engine"] for row in rows] == ["ddp", "deepspeed 1"]
     assert rows[0]["to_ddp"] == 1
