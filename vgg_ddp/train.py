@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from vgg_ddp.distributed import memory, rank_process
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import StoppedOnRequest
 from vgg_ddp.evaluation.inference import predict
+from vgg_ddp.loaders import Batch
 from vgg_ddp.optim import optimizers, precision
 from vgg_ddp.randomness import torch_seed
 from vgg_ddp.run import checkpoint
@@ -27,7 +29,7 @@ from vgg_ddp.run.console import TrainingProgress, say
 from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint
 from vgg_ddp.run.metrics_log import MetricsLog
 from vgg_ddp.run.resolved import ResolvedRun
-from vgg_ddp.training import environment, parts, stopping
+from vgg_ddp.training import cuda_graph, environment, parts, stopping
 from vgg_ddp.training.job import Job, build_job
 from vgg_ddp.training.recorder import Recorder
 
@@ -39,18 +41,14 @@ def train(job: Job, state: State, recorder: Recorder) -> None:
         StoppedOnRequest: a signal came; a checkpoint was saved.
     """
     config, engine = job.config, job.engine
+    step = cuda_graph.recorded(partial(take_step, job, recorder), config, job.world)
     stop = stopping.StopRequest(job.world, config.log.every_steps, config.communication.synchronise_every)
     while (state.step < job.total_steps or state.step_in_epoch) and not state.stopped:
         for batch in recorder.timed(job.batches(state)):
             learning_rate = config.optimizer.learning_rate * job.schedule(state.step)
             optimizers.set_learning_rate(engine.optimizer, learning_rate)
             seed_dropout(config.seed, state.step, job.world.rank)
-            for number, micro in enumerate(batch.micro_batches(config.accumulation), start=1):
-                images, targets = job.inputs(micro)
-                loss, logits = engine.forward(images, targets, last=number == config.accumulation)
-                engine.backward(loss)
-                recorder.add(loss, logits, micro.labels)
-            engine.step()
+            step(batch, job.side(state.epoch))
             job.average.update(state.step)
             state.step += 1
             state.step_in_epoch += 1
@@ -62,6 +60,17 @@ def train(job: Job, state: State, recorder: Recorder) -> None:
                 save(job, state, recorder)
         finish_epoch(job, state, recorder)
     stop.release()
+
+
+def take_step(job: Job, recorder: Recorder, batch: Batch, side: int | None) -> None:
+    """Forward, backward and update with one local batch; nothing in it waits for the device."""
+    batch, accumulation = job.data.train_loader.finish(batch), job.config.accumulation
+    for number, micro in enumerate(batch.micro_batches(accumulation), start=1):
+        images, targets = job.inputs(micro, side)
+        loss, logits = job.engine.forward(images, targets, last=number == accumulation)
+        job.engine.backward(loss)
+        recorder.add(loss, logits, micro.labels)
+    job.engine.step()
 
 
 def finish_epoch(job: Job, state: State, recorder: Recorder) -> None:

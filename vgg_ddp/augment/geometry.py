@@ -73,6 +73,17 @@ class Geometry:
         """Whether boxes are scaled, and pixels not only moved."""
         return self.resize is not None or self.area is not None
 
+    @property
+    def is_crop(self) -> bool:
+        """Whether pixels are only moved by whole numbers of pixels: cropped, reflected, mirrored."""
+        return not self.resamples and not self.rotation and not self.random_operations
+
+    def coins(self, samples: int) -> NDArray[np.bool_] | None:
+        """Which of the first `samples` samples are mirrored in even epochs, bool[samples]; None unless flips alternate."""
+        if self.flip != "alternating" or self.seed is None:
+            return None
+        return _coins(self.seed, 1 << (samples - 1).bit_length())[:samples]
+
     def place(self, piece: Slice, shapes: NDArray[np.int64]) -> Placement:
         """Where the images at the positions of `piece` come from, given their heights and widths, int64[n, 2]."""
         shift = np.zeros_like(shapes)

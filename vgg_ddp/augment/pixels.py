@@ -8,6 +8,7 @@ a time with Pillow, `resample_batch` for equal shapes on any device; they differ
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vgg_ddp.augment.geometry import Placement
+from vgg_ddp.augment.geometry import Geometry, Placement
+from vgg_ddp.augment.philox import DeviceSlice
 
 
 def finish(windows: Tensor, placement: Placement) -> Tensor:
@@ -49,13 +51,47 @@ def take(images: Tensor, which: NDArray[np.int64], placement: Placement) -> Tens
     assert rows is not None and columns is not None, "each pixel takes its own"
     if placement.flip is not None:
         columns = np.where(placement.flip[:, None], columns[:, ::-1], columns)
+    return _gather(images, *(on_device(images, index) for index in (which, rows, columns)))
+
+
+def crop(images: Tensor, piece: DeviceSlice, geometry: Geometry, coins: Tensor | None) -> Tensor:
+    """What `take` gives for `geometry.place(piece, ...)`, computed on the device alone: crops of reflected images, mirrored.
+
+    Args:
+        images: uint8 [count, height, width, 3], of which the piece's samples are taken.
+        coins: of alternating flips, for every sample, bool [count].
+
+    Returns:
+        uint8 [n, size, size, 3].
+    """
+    assert geometry.seed is not None and geometry.is_crop
+    size, padding = geometry.size, geometry.padding
+    steps = torch.arange(size, device=images.device)
+    draws, lines = piece.uniform(geometry.seed, "crop"), []
+    for axis, length in enumerate(images.shape[1:3]):
+        offset = (draws[:, axis, None] * (length + 2 * padding - size + 1)).long() - padding
+        start = offset.clamp(0, length - size)
+        inside = (offset - start + steps).abs()
+        lines.append(start + torch.where(inside >= size, 2 * (size - 1) - inside, inside))
+    rows, columns = lines
+    if geometry.flip:
+        if coins is None:
+            flip = piece.uniform(geometry.seed, "flip")[:, 0] < 0.5
+        else:
+            flip = coins[piece.samples] ^ (piece.epoch % 2).bool()
+        columns = torch.where(flip[:, None], columns.flip(1), columns)
+    return _gather(images, piece.samples, rows, columns)
+
+
+def _gather(images: Tensor, which: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The pixels at `rows` x `columns`, int64 [n, size] each, of the images `which`, int64 [n]."""
     count, height, width, channels = images.shape
     size = columns.shape[1]
-    lines = on_device(images, which[:, None] * height + rows)  # rows of all images, numbered through
-    values = on_device(images, (columns[:, :, None] * channels + np.arange(channels)).reshape(len(which), 1, -1))
-    picked = images.reshape(count * height, width * channels).index_select(0, lines.view(-1))
+    lines = which[:, None] * height + rows  # rows of all images, numbered through
+    values = (columns[:, :, None] * channels + torch.arange(channels, device=images.device)).flatten(1)
+    picked = images.reshape(count * height, width * channels).index_select(0, lines.flatten())
     picked = picked.view(len(which), size, width * channels)
-    return picked.gather(2, values.expand(-1, size, -1)).view(-1, size, size, channels)
+    return picked.gather(2, values[:, None].expand(-1, size, -1)).view(-1, size, size, channels)
 
 
 def rotate(images: Tensor, angle: NDArray[np.float64]) -> Tensor:
@@ -124,10 +160,13 @@ def _weights(low: NDArray[np.float64], high: NDArray[np.float64], size: int, len
     return inside.astype(np.float32)
 
 
-def on_device(
-    like: Tensor, values: NDArray[np.int64] | NDArray[np.float32] | NDArray[np.float64] | NDArray[np.bool_]
-) -> Tensor:
-    """`values` as a tensor on the device of `like`; float64 becomes the type of `like`."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    tensor = tensor.to(like.dtype) if values.dtype == np.float64 else tensor
+def on_device(like: Tensor, values: NDArray[Any] | Tensor) -> Tensor:
+    """`values` on the device of `like`; float64 becomes the type of `like`.
+
+    From the host to a GPU through page-locked memory, so that the host does not wait for the work before the copy.
+    """
+    tensor = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+    tensor = tensor.to(like.dtype) if tensor.dtype == torch.float64 else tensor
+    if like.is_cuda and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
     return tensor.to(like.device, non_blocking=True)

@@ -186,9 +186,10 @@ class Config(Group, frozen=True):
         "never"
     )
     compile: Annotated[
-        bool | Literal["stages", "auto"],
+        bool | Literal["stages", "graph", "auto"],
         key(
-            "torch.compile: the network whole (true) or stage by stage (stages); auto: the quickest, measured at start"
+            "torch.compile: the network whole (true) or stage by stage (stages); auto: the quickest, measured at start; "
+            "graph: no compiler, the whole step recorded as a CUDA graph"
         ),
     ] = False
     recompute: Annotated[

@@ -59,7 +59,7 @@ def compilations(network: VGG, device: torch.device, accumulation: int) -> dict[
 
 def compiled(
     network: nn.Module,
-    wanted: bool | Literal["stages", "auto"],
+    wanted: bool | Literal["stages", "graph", "auto"],
     accumulation: int,
     trial: Callable[[], Trial],
     world: World,
@@ -71,7 +71,7 @@ def compiled(
     Raises:
         UserError: torch.compile cannot compile it here.
     """
-    if wanted is False:
+    if wanted in (False, "graph"):  # the whole step is recorded, see `vgg_ddp.training.cuda_graph`
         return network, {}
     assert isinstance(network, VGG)
     forms = compilations(network, world.device, accumulation)

@@ -46,6 +46,8 @@ class DdpEngine:
         self._parameters = {**dict(network.named_parameters()), **self._head.shards}
         self._kinds = optimizers.STATE[config.optimizer.name]
         self.optimizer = optimizers.build(self._parameters.values(), config.optimizer)
+        if config.compile == "graph":
+            optimizers.keep_learning_rate_on(self.optimizer, world.device)
         self._clip_gradients = self._clipping(config.optimizer.clip_norm)
         trial = partial(of_noise, config, micro_batch, self._criterion, self._autocast, world.device)
         network, measured = compiled(network, config.compile, config.accumulation, trial, world)

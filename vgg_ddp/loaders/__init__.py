@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vgg_ddp.augment.geometry import Geometry, resized_shapes
+from vgg_ddp.augment.philox import DeviceSlice
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.order import Slice
 from vgg_ddp.data.splits import Split
@@ -30,12 +31,12 @@ class Batch:
     Attributes:
         images: uint8 [n, size, size, 3], on the device.
         labels: int64 [n], on the device.
-        slice: which samples they are, and where they stand in the order.
+        slice: which samples they are, and where they stand in the order; on the device in a recorded step.
     """
 
     images: Tensor
     labels: Tensor
-    slice: Slice
+    slice: Slice | DeviceSlice
 
     def __len__(self) -> int:
         return len(self.slice.samples)
@@ -43,6 +44,7 @@ class Batch:
     @property
     def samples(self) -> NDArray[np.int64]:
         """Indices into the split, int64 [n], on the host."""
+        assert isinstance(self.slice, Slice)
         return self.slice.samples
 
     def micro_batches(self, count: int) -> Iterator[Batch]:
@@ -60,9 +62,18 @@ class Loader(Protocol):
         """A batch for each slice, in order. A stream must be read to its end before the next begins."""
         ...
 
+    def finish(self, batch: Batch) -> Batch:
+        """A batch of `stream` with what was left to be done on its device, as the first part of the step."""
+        return batch
 
-def build(name: str, split: Split, geometry: Geometry, config: DataConfig, world: World, batch: int) -> Loader:
+
+def build(
+    name: str, split: Split, geometry: Geometry, config: DataConfig, world: World, batch: int, in_step: bool = False
+) -> Loader:
     """The loader called `name` for slices of at most `batch` samples.
+
+    Args:
+        in_step: leave to `finish` what needs nothing of the host.
 
     Raises:
         UserError: the loader cannot do what the geometry asks for, or an image is too small for it.
@@ -73,7 +84,7 @@ def build(name: str, split: Split, geometry: Geometry, config: DataConfig, world
     if name == "resident":
         from vgg_ddp.loaders.resident import ResidentLoader
 
-        return ResidentLoader(split, geometry, config, world)
+        return ResidentLoader(split, geometry, config, world, in_step)
     if name == "synthetic":
         from vgg_ddp.loaders.synthetic import SyntheticLoader
 

@@ -24,14 +24,14 @@ from vgg_ddp.augment.pixels import finish
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.order import Slice
 from vgg_ddp.data.splits import EncodedSplit, Split
-from vgg_ddp.loaders import Batch
+from vgg_ddp.loaders import Batch, Loader
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # DALI warns of a missing GPU driver at import; it runs on the CPU all the same
     from nvidia.dali import fn, pipeline_def, types
 
 
-class DaliLoader:
+class DaliLoader(Loader):
     """See `vgg_ddp.loaders.Loader`."""
 
     def __init__(self, split: Split, geometry: Geometry, config: DataConfig, device: torch.device, batch: int) -> None:

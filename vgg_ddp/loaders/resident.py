@@ -19,24 +19,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vgg_ddp.augment.geometry import Geometry
-from vgg_ddp.augment.pixels import finish, resample_batch, rotate, take
+from vgg_ddp.augment.philox import DeviceSlice
+from vgg_ddp.augment.pixels import crop, finish, on_device, resample_batch, rotate, take
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.order import Slice
 from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.loaders import Batch
+from vgg_ddp.loaders import Batch, Loader
 from vgg_ddp.loaders.choice import dali_is_installed
 
 
-class ResidentLoader:
+class ResidentLoader(Loader):
     """See `vgg_ddp.loaders.Loader`.
+
+    Args:
+        in_step: leave crops and flips to `finish`, which computes them on the device alone.
 
     Raises:
         UserError: the images differ in size.
     """
 
-    def __init__(self, split: Split, geometry: Geometry, config: DataConfig, world: World) -> None:
+    def __init__(
+        self, split: Split, geometry: Geometry, config: DataConfig, world: World, in_step: bool = False
+    ) -> None:
         if split.uniform_shape is None:
             raise UserError(
                 f"loader=resident keeps images of one size, and those of {split.name} differ; set loader=dali"
@@ -45,6 +51,9 @@ class ResidentLoader:
         self._sharded = config.residency == "sharded" and world.size > 1
         self._pixels = resident_pixels(split, config, world, self._sharded)
         self._labels = torch.from_numpy(split.labels).to(world.device)
+        self._in_step = in_step and geometry.is_crop and not self._sharded
+        coins = geometry.coins(len(split))
+        self._coins = None if coins is None else torch.from_numpy(coins).to(world.device)
 
     def stream(self, slices: Iterable[Slice]) -> Iterator[Batch]:
         """See `vgg_ddp.loaders.Loader.stream`."""
@@ -52,8 +61,20 @@ class ResidentLoader:
             if piece is None:
                 self._exchange(np.empty(0, dtype=np.int64))
                 continue
-            samples = torch.from_numpy(piece.samples).to(self._world.device, non_blocking=True)
+            if self._in_step:
+                yield Batch(self._pixels[:0], self._labels[:0], piece)
+                continue
+            samples = on_device(self._labels, piece.samples)
             yield Batch(self._images(piece), self._labels.index_select(0, samples), piece)
+
+    def finish(self, batch: Batch) -> Batch:
+        """See `vgg_ddp.loaders.Loader.finish`."""
+        if not self._in_step:
+            return batch
+        piece = batch.slice
+        assert isinstance(piece, DeviceSlice)
+        images = crop(self._pixels, piece, self._geometry, self._coins)
+        return Batch(images, self._labels.index_select(0, piece.samples), piece)
 
     def _images(self, piece: Slice) -> Tensor:
         geometry = self._geometry

@@ -10,10 +10,10 @@ from vgg_ddp.augment.geometry import Geometry
 from vgg_ddp.data.order import Slice
 from vgg_ddp.data.splits import Split
 from vgg_ddp.distributed.world import World
-from vgg_ddp.loaders import Batch
+from vgg_ddp.loaders import Batch, Loader
 
 
-class SyntheticLoader:
+class SyntheticLoader(Loader):
     """See `vgg_ddp.loaders.Loader`. The labels are the samples' own, the pixels noise: nothing can be learned from them."""
 
     def __init__(self, split: Split, geometry: Geometry, world: World, batch: int) -> None:

@@ -18,12 +18,12 @@ from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.order import Slice
 from vgg_ddp.data.splits import RawSplit, Split
 from vgg_ddp.errors import UserError
-from vgg_ddp.loaders import Batch
+from vgg_ddp.loaders import Batch, Loader
 
 Item = tuple[Tensor, Tensor, Slice, str]
 
 
-class TorchLoader:
+class TorchLoader(Loader):
     """See `vgg_ddp.loaders.Loader`."""
 
     def __init__(self, split: Split, geometry: Geometry, config: DataConfig, device: torch.device) -> None:

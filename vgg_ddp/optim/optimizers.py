@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vgg_ddp.config.optimizer import OptimizerConfig
 from vgg_ddp.optim import nvidia_apex
@@ -72,10 +72,19 @@ def _with_momenta(sgd: torch.optim.SGD) -> torch.optim.SGD:
     return sgd
 
 
+def keep_learning_rate_on(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Keep the learning rate in memory of the device, where a recorded step reads it."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"], device=device)
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        if isinstance(group["lr"], Tensor):  # which a recorded step reads
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
 
 
 def group_values(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

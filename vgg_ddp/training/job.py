@@ -23,7 +23,7 @@ from vgg_ddp.optim import precision, schedules
 from vgg_ddp.optim.averaging import Average
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
-from vgg_ddp.training import fitting
+from vgg_ddp.training import cuda_graph, fitting
 from vgg_ddp.training.parts import Data, build_appearance, build_data, build_network, build_preprocess
 
 
@@ -47,10 +47,14 @@ class Job:
         slices = self.data.order.slices(state.epoch, self.world.rank, self.world.size, state.step_in_epoch)
         return self.data.train_loader.stream(islice(slices, self.total_steps - state.step))
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the network takes, [n, 3, side, side], and its targets: labels, or float [n, classes] of mixed images."""
+    def inputs(self, batch: Batch, side: int | None) -> tuple[Tensor, Tensor]:
+        """What the network takes, [n, 3, side, side], and its targets: labels, or float [n, classes] of mixed images.
+
+        Args:
+            side: the size to shrink the images to; None leaves them as they are.
+        """
         pixels, targets = self.appearance(batch.images, batch.labels, batch.slice)
-        return self.preprocess.normalise(pixels, self.side(batch.slice.epoch)), targets
+        return self.preprocess.normalise(pixels, side), targets
 
     def evaluated_network(self) -> nn.Module:
         """What is validated: the averaged weights if there are any, else the engine's. All ranks together."""
@@ -85,6 +89,7 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
     Raises:
         UserError: what is asked for does not fit the data or the ranks.
     """
+    cuda_graph.check(config, world)
     data = build_data(config, dataset, world)
     network = partial(build_network, config, len(dataset.classes), world.device)
     config, tried = fitting.fitted(config, network, run, world)
@@ -98,7 +103,7 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
         run=run,
         data=data,
         preprocess=build_preprocess(config, dataset, world.device),
-        appearance=build_appearance(config, dataset),
+        appearance=build_appearance(config, dataset, world.device),
         engine=engine,
         average=Average(engine.whole_network, config.ema),
         schedule=schedules.build(config.schedule, steps_per_epoch, total_steps),

@@ -64,7 +64,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
         dataset,
         order,
         validation,
-        loaders.build(choice.name, split, geometry, config.data, world, share),
+        loaders.build(choice.name, split, geometry, config.data, world, share, config.compile == "graph"),
         evaluation_loader(config, dataset, "train", world),
         choice,
     )
@@ -118,10 +118,10 @@ def build_preprocess(config: Config, dataset: Dataset, device: torch.device) -> 
     return Preprocess(dataset.record.mean, dataset.record.std, config.channels_last).to(device)
 
 
-def build_appearance(config: Config, dataset: Dataset) -> Appearance:
+def build_appearance(config: Config, dataset: Dataset, device: torch.device) -> Appearance:
     """What changes the look of training images."""
     covariance, mean = np.array(dataset.record.covariance), np.array(dataset.record.mean)
-    return Appearance(config.augment, config.seed, covariance, mean, len(dataset.classes))
+    return Appearance(config.augment, config.seed, covariance, mean, len(dataset.classes), device)
 
 
 def identity(config: Config, dataset: Dataset) -> dict[str, Any]:

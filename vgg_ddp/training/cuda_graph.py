@@ -1,0 +1,98 @@
+"""The training step as a CUDA graph: recorded once, then launched as one, so that the host does nothing for its kernels.
+
+What differs between steps reaches the graph through memory that stays: the batch, its place in the order, the learning rate;
+the seed of dropout is torch's own, which a graph reads when it is launched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from vgg_ddp.augment.philox import DeviceSlice
+from vgg_ddp.augment.pixels import on_device
+from vgg_ddp.config import Config
+from vgg_ddp.distributed.world import World
+from vgg_ddp.errors import UserError
+from vgg_ddp.loaders import Batch
+
+Shape = tuple[int, torch.Size, int | None]  # of a batch: images in it, their shape, the size they are shrunk to
+Step = Callable[[Batch, int | None], None]  # of a batch, and the size that its images are shrunk to
+WARM_UP = 11  # steps before a graph is recorded: DDP rearranges its buckets in the first ones
+
+
+def recorded(step: Step, config: Config, world: World) -> Step:
+    """`step` as a CUDA graph where `compile` is "graph", else itself."""
+    return CudaGraphStep(step, world.device) if config.compile == "graph" else step
+
+
+def check(config: Config, world: World) -> None:
+    """Raises a `UserError` where `compile` is "graph" and the step cannot be recorded."""
+    if config.compile != "graph":
+        return
+    keys = {
+        "engine=deepspeed": config.engine == "deepspeed",
+        "communication.synchronise_every": config.communication.synchronise_every > 1,
+        "communication.compression=powersgd": config.communication.compression == "powersgd",
+        "communication.split_head": config.communication.split_head != "none",
+        "optimizer.name=lamb": config.optimizer.name == "lamb",
+        "augment.mixup and cutmix": bool(config.augment.mixup or config.augment.cutmix),
+        "recompute": config.recompute != "none",
+    }
+    for name, present in keys.items():
+        if present:
+            raise UserError(f"compile=graph cannot record {name}: set compile=auto")
+    if world.device.type != "cuda":
+        raise UserError("compile=graph records a CUDA graph, which needs an NVIDIA GPU: set compile=auto")
+
+
+class StaticBatch:
+    """Memory for batches of one shape, each of which takes the place of the one before."""
+
+    def __init__(self, batch: Batch) -> None:
+        count, device = len(batch), batch.images.device
+        self._steps = torch.arange(count, device=device)
+        piece = DeviceSlice(torch.zeros((), dtype=torch.int64, device=device), self._steps.clone(), self._steps.clone())
+        self.batch = Batch(torch.empty_like(batch.images), torch.empty_like(batch.labels), piece)
+
+    def load(self, batch: Batch) -> Batch:
+        """This batch, in this memory."""
+        ours = self.batch
+        ours.images.copy_(batch.images)
+        ours.labels.copy_(batch.labels)
+        ours.slice.samples.copy_(on_device(ours.labels, batch.samples))
+        torch.add(self._steps, batch.slice.start, out=ours.slice.position)
+        ours.slice.epoch.fill_(batch.slice.epoch)
+        return ours
+
+
+class CudaGraphStep:
+    """Takes the first steps of each shape as they are, on a stream of their own, then records one and launches it from then on."""
+
+    def __init__(self, step: Step, device: torch.device) -> None:
+        self._step = step
+        self._stream = torch.cuda.Stream(device)
+        self._batches: dict[Shape, StaticBatch] = {}
+        self._graphs: dict[Shape, torch.cuda.CUDAGraph] = {}
+        self._taken: dict[Shape, int] = {}
+
+    def __call__(self, batch: Batch, side: int | None) -> None:
+        """One step."""
+        shape = (len(batch), batch.images.shape, side)
+        if shape not in self._batches:
+            self._batches[shape], self._taken[shape] = StaticBatch(batch), 0
+        static = self._batches[shape].load(batch)
+        self._taken[shape] += 1
+        if self._taken[shape] <= WARM_UP:
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                self._step(static, side)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return
+        if shape not in self._graphs:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._step(static, side)
+            self._graphs[shape] = graph
+        self._graphs[shape].replay()
