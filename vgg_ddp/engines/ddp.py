@@ -93,7 +93,7 @@ class DdpEngine:
         self._reduction.load_state(tensors, values)
         for key, value in tensors.items():
             name, _, kind = key.rpartition("/")
-            if kind in self._kinds:
+            if kind in self._kinds and name in self._parameters:
                 parameter = self._parameters[name]
                 self.optimizer.state[parameter][kind] = _placed(self._head.shard(name, value), parameter)
         optimizers.load_group_values(self.optimizer, values)

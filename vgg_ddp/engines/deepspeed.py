@@ -136,6 +136,8 @@ class DeepSpeedEngine:
         parameters = dict(self._network.named_parameters())
         for key, value in tensors.items():
             name, _, kind = key.rpartition("/")
+            if name not in parameters:
+                continue
             parameter = parameters[name]
             counts_steps = value.ndim == 0
             own = torch.empty((), device=parameter.device) if counts_steps else torch.empty_like(parameter)

@@ -56,7 +56,8 @@ def predict(
 def use_rank_zero_buffers(network: nn.Module, world: World) -> None:
     """Give every rank the running batch statistics of rank 0, which are the ones that are saved."""
     if world.size > 1:
-        for buffer in network.buffers():
-            value = buffer.cpu().contiguous()
-            torch.distributed.broadcast(value, 0)
-            buffer.copy_(value)
+        buffers = list(network.buffers())
+        values = torch.cat([buffer.flatten().double() for buffer in buffers]).cpu()  # one message for all of them
+        torch.distributed.broadcast(values, 0)
+        for buffer, value in zip(buffers, values.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(value.view_as(buffer))

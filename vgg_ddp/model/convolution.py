@@ -15,16 +15,30 @@ from torch.nn import functional
 
 
 class Convolution(nn.Conv2d):
-    """A convolution with stride 1 that keeps the image's size (odd kernel, padded by half of it)."""
+    """A convolution with stride 1 that keeps the image's size (odd kernel, padded by half of it).
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+    Args:
+        adds_bias: False where a batch norm follows, which would subtract it again: the bias is then a buffer of zeros, so that
+            state dicts keep their names.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, adds_bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self.adds_bias = adds_bias
+        if not adds_bias:
+            del self.bias
+            self.register_buffer("bias", torch.zeros(out_channels))
+
+    @property
+    def added(self) -> Tensor | None:
+        """The bias, if it is added."""
+        return self.bias if self.adds_bias else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Float [n, in, height, width] to [n, out, height, width]. One pixel meets the middle tap alone."""
         if self.kernel_size == (3, 3) and images.shape[2:] == (1, 1):
-            return functional.conv2d(images, self.weight[:, :, 1:2, 1:2], self.bias)
-        return super().forward(images)
+            return functional.conv2d(images, self.weight[:, :, 1:2, 1:2], self.added)
+        return self._conv_forward(images, self.weight, self.added)
 
 
 class CpuConvolution(Convolution):
@@ -43,7 +57,7 @@ class CpuConvolution(Convolution):
         return super().forward(images)
 
     def _with_products_of_taps(self, images: Tensor) -> Tensor:
-        tensors = [images, self.weight, self.bias]
+        tensors = [images, self.weight, self.added]
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
             tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
@@ -53,7 +67,7 @@ class CpuConvolution(Convolution):
         """Each output pixel sees all four input pixels, through the taps that fall on them."""
         taps = self.weight.permute(0, 2, 3, 1)  # out, row, column, in: contiguous in channels-last memory
         matrix = torch.cat([taps[:, 1 - y : 3 - y, 1 - x : 3 - x].flatten(1) for y in (0, 1) for x in (0, 1)])
-        bias = None if self.bias is None else self.bias.repeat(4)
+        bias = None if self.added is None else self.added.repeat(4)
         pixels = functional.linear(images.permute(0, 2, 3, 1).flatten(1), matrix, bias)
         return pixels.unflatten(1, (2, 2, self.out_channels)).permute(0, 3, 1, 2)
 

@@ -5,11 +5,13 @@ Parameter names are torchvision's (`features.N`, `classifier.N`), so its state d
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vgg_ddp.model.activation_checkpointing import Checkpointing, checkpointed
 from vgg_ddp.model.convolution import Convolution
@@ -64,6 +66,14 @@ def vgg(
     return VGG(configuration, batch_norm, head, num_classes, image_size, dropout, convolution)
 
 
+class GlobalMaxPool2d(nn.Module):
+    """`nn.AdaptiveMaxPool2d(1)` by the plain pool, which has a deterministic backward and channels-last kernels on GPUs."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float [n, channels, height, width] to [n, channels, 1, 1]."""
+        return functional.max_pool2d(images, images.shape[2:])
+
+
 class VGG(nn.Module):
     """Images, float [n, 3, height, width], to logits, [n, num_classes].
 
@@ -88,7 +98,7 @@ class VGG(nn.Module):
         if head == "compact":
             # The fifth pool and the global pool are one: at 32 pixels both are the same 2x2 maximum.
             assert isinstance(self.features[-2], nn.MaxPool2d)
-            self.features[-2] = nn.AdaptiveMaxPool2d(1)
+            self.features[-2] = GlobalMaxPool2d()
             self.classifier = nn.Sequential(nn.Linear(512, num_classes))
         else:
             self.classifier = nn.Sequential(
@@ -101,6 +111,8 @@ class VGG(nn.Module):
                 nn.Linear(4096, num_classes),
             )
 
+        self.features.register_load_state_dict_post_hook(_move_biases_into_running_means)
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits, with activation checkpointing where gradients are asked for."""
         if self.checkpointing == "none" or not torch.is_grad_enabled():
@@ -108,6 +120,16 @@ class VGG(nn.Module):
         else:
             features = checkpointed(self.features, images, self.checkpointing)
         return self.classifier(features.flatten(1))
+
+
+@torch.no_grad()
+def _move_biases_into_running_means(features: nn.Module, keys: object) -> None:
+    """Loaded biases that no convolution adds, since a batch norm subtracts them again: (x + b) - mean = x - (mean - b)."""
+    for layer, following in itertools.pairwise(features.children()):
+        if isinstance(layer, Convolution) and not layer.adds_bias and isinstance(following, nn.BatchNorm2d):
+            assert following.running_mean is not None and layer.bias is not None
+            following.running_mean -= layer.bias
+            layer.bias.zero_()
 
 
 def _features(configuration: str, batch_norm: bool, convolution: type[Convolution]) -> nn.Sequential:
@@ -125,7 +147,7 @@ def _features(configuration: str, batch_norm: bool, convolution: type[Convolutio
             layers.append(nn.LocalResponseNorm(size=5, alpha=5e-4, beta=0.75, k=2.0))
         else:
             width, kernel = entry if isinstance(entry, tuple) else (int(entry), 3)
-            layers.append(convolution(channels, width, kernel))
+            layers.append(convolution(channels, width, kernel, adds_bias=not batch_norm))
             layers += [nn.BatchNorm2d(width)] if batch_norm else []
             layers.append(nn.ReLU(inplace=True))
             channels = width

@@ -53,11 +53,9 @@ class Lars(_OfGroups):
         if group["adapt"]:
             weight_norms = torch._foreach_norm(parameters)
             gradient_norms = torch._foreach_norm(gradients)
-            ratios = [
-                torch.where((w > 0) & (g > 0), group["trust"] * w / (g + decay * w + group["eps"]), 1.0)
-                for w, g in zip(weight_norms, gradient_norms, strict=True)
-            ]
-            rates = [group["lr"] * ratio for ratio in ratios]
+            w, g = torch.stack(weight_norms), torch.stack(gradient_norms)
+            ratios = torch.where((w > 0) & (g > 0), group["trust"] * w / (g + decay * w + group["eps"]), 1.0)
+            rates = list((group["lr"] * ratios).unbind())
         changes = torch._foreach_add(gradients, parameters, alpha=decay)
         torch._foreach_mul_(changes, rates)
         torch._foreach_mul_(velocities, group["momentum"])
@@ -90,8 +88,6 @@ class Lamb(_OfGroups):
         torch._foreach_div_(updates, divisors)
         torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
         if group["adapt"]:
-            weight_norms, update_norms = torch._foreach_norm(parameters), torch._foreach_norm(updates)
-            norms = zip(weight_norms, update_norms, strict=True)
-            ratios = [torch.where((w > 0) & (u > 0), w / u, 1.0) for w, u in norms]
-            torch._foreach_mul_(updates, ratios)
+            w, u = torch.stack(torch._foreach_norm(parameters)), torch.stack(torch._foreach_norm(updates))
+            torch._foreach_mul_(updates, list(torch.where((w > 0) & (u > 0), w / u, 1.0).unbind()))
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])

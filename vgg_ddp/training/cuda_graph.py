@@ -13,6 +13,7 @@ import torch
 from vgg_ddp.augment.philox import DeviceSlice
 from vgg_ddp.augment.pixels import on_device
 from vgg_ddp.config import Config
+from vgg_ddp.data.order import Slice
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch
@@ -38,7 +39,6 @@ def check(config: Config, world: World) -> None:
         "communication.split_head": config.communication.split_head != "none",
         "optimizer.name=lamb": config.optimizer.name == "lamb",
         "augment.mixup and cutmix": bool(config.augment.mixup or config.augment.cutmix),
-        "recompute": config.recompute != "none",
     }
     for name, present in keys.items():
         if present:
@@ -51,24 +51,23 @@ class StaticBatch:
     """Memory for batches of one shape, each of which takes the place of the one before."""
 
     def __init__(self, batch: Batch) -> None:
-        count, device = len(batch), batch.images.device
-        self._steps = torch.arange(count, device=device)
-        piece = DeviceSlice(torch.zeros((), dtype=torch.int64, device=device), self._steps.clone(), self._steps.clone())
-        self.batch = Batch(torch.empty_like(batch.images), torch.empty_like(batch.labels), piece)
+        self._steps = torch.arange(len(batch), device=batch.images.device)
+        self._piece = DeviceSlice(torch.zeros_like(self._steps[0]), self._steps.clone(), self._steps.clone())
+        self._batch = Batch(torch.empty_like(batch.images), torch.empty_like(batch.labels), self._piece)
 
     def load(self, batch: Batch) -> Batch:
         """This batch, in this memory."""
-        ours = self.batch
-        ours.images.copy_(batch.images)
-        ours.labels.copy_(batch.labels)
-        ours.slice.samples.copy_(on_device(ours.labels, batch.samples))
-        torch.add(self._steps, batch.slice.start, out=ours.slice.position)
-        ours.slice.epoch.fill_(batch.slice.epoch)
-        return ours
+        assert isinstance(batch.slice, Slice)
+        self._batch.images.copy_(batch.images)
+        self._batch.labels.copy_(batch.labels)
+        self._piece.samples.copy_(on_device(self._steps, batch.samples))
+        torch.add(self._steps, batch.slice.start, out=self._piece.position)
+        self._piece.epoch.fill_(batch.slice.epoch)
+        return self._batch
 
 
 class CudaGraphStep:
-    """Takes the first steps of each shape as they are, on a stream of their own, then records one and launches it from then on."""
+    """Takes the first steps of a shape as they are, on a stream of their own, then records one and launches it ever after."""
 
     def __init__(self, step: Step, device: torch.device) -> None:
         self._step = step
