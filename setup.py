@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 DALI = ["nvidia-dali-cuda130>=2.0; platform_system == 'Linux'"]
+DALI_CUDA12 = ["nvidia-dali-cuda120>=1.50; platform_system == 'Linux'"]  # for drivers that know no newer CUDA
 DEEPSPEED = ["deepspeed>=0.19"]
 WANDB = ["wandb>=0.31", "wandb-workspaces>=0.4"]
 TENSORBOARD = ["tensorboard>=2.18"]
@@ -63,6 +64,7 @@ setup(
     ],
     extras_require={
         "dali": DALI,
+        "dali-cuda12": DALI_CUDA12,
         "deepspeed": DEEPSPEED,
         "wandb": WANDB,
         "tensorboard": TENSORBOARD,

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from vgg_ddp import config as configuration
 from vgg_ddp.config import Config
-from vgg_ddp.distributed.launcher import numa_nodes
 from vgg_ddp.errors import UserError
 
 from . import network
@@ -64,8 +62,6 @@ def deepspeed_arguments(plan: Plan, options: argparse.Namespace) -> list[str]:
     elif options.hostfile is not None:
         raise UserError("--hostfile is for many hosts; say --nodes N as well")
     arguments += [f"--num_gpus={plan.ranks_per_node}", f"--master_port={options.master_port}", "--no_local_rank"]
-    if shutil.which("numactl") is not None and numa_nodes() > 1:
-        arguments += ["--bind_cores_to_rank"]
     return [*arguments, "--module", *plan.training]
 
 

@@ -62,7 +62,7 @@ def counted(number: int, thing: str) -> str:
 
 def ranks_here(asked: int | None, config: Config) -> int:
     """Ranks of this host: `--nproc`, or `nproc` of the configuration, or one per device."""
-    return ranks_of_this_host(asked or config.nproc)
+    return asked or ranks_of_this_host(config)
 
 
 def ranks_there(asked: int | None, config: Config) -> int:
@@ -81,7 +81,7 @@ def environment(ranks_per_node: int, config: Config, interface: str | None) -> d
     """The environment variables of the ranks, for a host with as many cores as this one."""
     threads = config.threads
     if threads == "auto":
-        threads = max(1, cores.usable() // ranks_per_node)
+        threads = cores.openmp_threads() or max(1, cores.usable() // ranks_per_node)
     return {"OMP_NUM_THREADS": str(threads), **interface_variables(interface)}
 
 

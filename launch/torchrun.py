@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from typing import NoReturn
 
 from vgg_ddp import preflight
 from vgg_ddp.config import Config
-from vgg_ddp.distributed.launcher import numa_nodes
 from vgg_ddp.errors import UserError
 
 from . import hosts, network
@@ -41,9 +39,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"that ranks have to save and end after Ctrl-C, SIGTERM or SIGHUP (default {GRACE:g})",
     )
-    parser.add_argument(
-        "--numa", choices=("auto", "none"), default="auto", help="bind ranks to NUMA nodes by numactl (default auto)"
-    )
 
 
 def start(options: argparse.Namespace, config: Config) -> int:
@@ -51,13 +46,10 @@ def start(options: argparse.Namespace, config: Config) -> int:
     endpoint, interface, address = _rendezvous(options)
     plan = Plan(options.config, tuple(options.overrides), config, options.nodes, ranks_here(options.nproc, config))
     variables = environment(plan.ranks_per_node, config, interface)
-    bound = options.numa == "auto" and numa_nodes() > 1 and shutil.which("numactl") is not None
-    arguments = torchrun_arguments(plan, endpoint, options.rdzv_id, address, bound)
+    arguments = torchrun_arguments(plan, endpoint, options.rdzv_id, address)
     if options.dry_run:
-        notes = [f"NUMA: each rank bound to one of {numa_nodes()} nodes" if bound else "NUMA: ranks are not bound"]
-        if options.nodes > 1 and interface is None:
-            notes.append("each host finds the interface that leads to the endpoint, which cannot be reached from here")
-        show(plan, ["torchrun", *arguments], variables, notes)
+        notes = ["each host finds the interface that leads to the endpoint, which cannot be reached from here"]
+        show(plan, ["torchrun", *arguments], variables, notes if options.nodes > 1 and interface is None else [])
         return 0
     os.environ.update(variables)
     _run(options, plan, arguments, endpoint, interface, address)
@@ -81,12 +73,12 @@ def _rendezvous(options: argparse.Namespace) -> tuple[str, str | None, str]:
     return f"{host}:{port}", interface, address
 
 
-def torchrun_arguments(plan: Plan, endpoint: str, launch_id: str, address: str, bound: bool) -> list[str]:
+def torchrun_arguments(plan: Plan, endpoint: str, launch_id: str, address: str) -> list[str]:
     """The arguments of the command `torchrun`."""
     arguments = [f"--nnodes={plan.nodes}", f"--nproc-per-node={plan.ranks_per_node}", "--rdzv-backend=c10d"]
     arguments += [f"--rdzv-endpoint={endpoint}", f"--rdzv-id={launch_id}", "--max-restarts=0"]
     arguments += [f"--local-addr={address}"] if address else []
-    return [*arguments, "-m", *([f"{__package__}.binding"] if bound else []), *plan.training]
+    return [*arguments, "-m", *plan.training]
 
 
 def _run(

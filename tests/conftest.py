@@ -139,6 +139,7 @@ def recipe(disk: Path, few_digits: Path) -> Path:
         "network": "vgg11",
         "batch": 16,
         "epochs": 1e-9,  # as many steps as min_steps says
+        "device": "cpu",
         "nproc": 1,
         "threads": 1,
         "precision": "fp32",

@@ -80,7 +80,7 @@ def test_a_truncated_archive_leaves_nothing_prepared(tmp_path: Path) -> None:
 
 def test_two_ranks_tell_a_mistake_once(tmp_path: Path) -> None:
     """One that only the ranks can find: fewer training images than one batch."""
-    words = ["data.source=digits", "batch=4096", "nproc=2", "run.dir=run"]
+    words = ["data.source=digits", "batch=4096", "device=cpu", "nproc=2", "run.dir=run"]
     command = [sys.executable, "-m", "vgg_ddp", "train", CONFIG, *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
@@ -99,7 +99,7 @@ def test_a_run_directory_is_not_used_twice(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
-    small = ["data.source=digits", "batch=32", "epochs=0.01", "min_steps=1", "nproc=1", "run.dir=run"]
+    small = ["data.source=digits", "batch=32", "epochs=0.01", "min_steps=1", "device=cpu", "nproc=1", "run.dir=run"]
     small += ["data.validation=0", "data.train_sizes=[]"]
     done = vgg_ddp("train", CONFIG, *small, folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from vgg_ddp import cores
+from vgg_ddp import cores, preflight
+from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.distributed.world import World
+from vgg_ddp.loaders import with_cores
 
 ALLOWED = len(os.sched_getaffinity(0))
 
@@ -80,3 +84,54 @@ def test_a_process_in_such_a_group_counts_one_core(half_a_core: Path) -> None:
     code = f"open({str(half_a_core)!r}, 'w').write('0'); from vgg_ddp import cores; print(cores.usable())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({}, None),
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "4,2"}, 4),
+        ({"OMP_NUM_THREADS": "many"}, None),
+        ({"OMP_NUM_THREADS": "1"}, 1),
+        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"}, None),  # torchrun's own
+        ({"OMP_NUM_THREADS": "3", "TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"}, 3),
+    ],
+)
+def test_openmp_s_variable_is_a_person_s_word(
+    environment: dict[str, str], threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cores.openmp_threads() == threads
+
+
+def test_and_is_the_threads_of_a_run_that_says_none(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    resolved = preflight.check_training(str(recipe), [f"run.dir={tmp_path}/run", "threads=auto"])
+    assert (resolved.config.threads, resolved.choices[-1]) == (3, "threads: 3, as OMP_NUM_THREADS says")
+    assert preflight.check_training(str(recipe), [f"run.dir={tmp_path}/run", "threads=2"]).config.threads == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "ranks", "loading"),
+    [
+        ("cpu", 2, 1, 1),
+        ("cpu", 2, 2, 1),
+        ("cpu", 64, 2, 4),
+        ("cuda", 2, 1, 1),
+        ("cuda", 16, 1, 15),
+        ("cuda", 96, 8, 11),
+    ],
+)
+def test_cores_for_loading(device: str, host: int, ranks: int, loading: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two cores one, as it was measured best; a GPU leaves the others free."""
+    monkeypatch.setattr(cores, "usable", lambda: host)
+    world = World(0, ranks, 0, ranks, torch.device(device), host_cores=host)
+    assert world.cores_for_loading() == loading
+    config = with_cores(DataConfig(workers=0), world)
+    assert (config.workers, config.decode_threads) == (0, loading)

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.processes]
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 SMALL = ["batch=32", "epochs=0.1", "data.validation=0.1", "data.train_sizes=[]", "min_steps=1"]
-SMALL += ["evaluate.checkpoint=last", "threads=1"]
+SMALL += ["evaluate.checkpoint=last", "device=cpu", "threads=1"]
 
 
 def commands(page: str = "README.md") -> list[str]:

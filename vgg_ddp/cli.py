@@ -157,7 +157,7 @@ def _train(options: argparse.Namespace) -> int:
 
     from vgg_ddp.distributed import launcher
 
-    ranks = launcher.ranks_of_this_host(resolved.config.nproc)
+    ranks = launcher.ranks_of_this_host(resolved.config)
     resolved.config.local_batch(ranks)
     return launcher.start("vgg_ddp.train", [resolved.argument()], ranks)
 
@@ -184,7 +184,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         from vgg_ddp import evaluate
 
         return evaluate.main([resolved.argument()], options.images)
-    ranks = launcher.ranks_of_this_host(resolved.config.nproc)
+    ranks = launcher.ranks_of_this_host(resolved.config)
     return launcher.start("vgg_ddp.evaluate", [resolved.argument()], ranks)
 
 

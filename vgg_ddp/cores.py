@@ -21,6 +21,18 @@ def usable(root: Path = Path("/")) -> int:
     return max(1, math.floor(min([len(os.sched_getaffinity(0)), *_quotas(root)])))
 
 
+def openmp_threads() -> int | None:
+    """The threads that a person asked for by OMP_NUM_THREADS; None where nobody did.
+
+    torchrun sets it to 1 for each of several ranks where it is not set: there a 1 is nobody's word.
+    """
+    asked = (
+        os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    )  # a list is one number for each nested level
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1
+    return int(asked) if asked.isdigit() and int(asked) > by_torchrun else None
+
+
 def _quotas(root: Path) -> Iterator[float]:
     """The CPU quotas of this process's control groups and of those above them, in cores (cgroups v1 and v2).
 

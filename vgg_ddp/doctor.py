@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
+import os
 import platform
 import shutil
 
 from vgg_ddp import cores
-from vgg_ddp.errors import EXIT_OK, EXIT_USER_ERROR
+from vgg_ddp.data import nvidia_dali
+from vgg_ddp.distributed.devices import Devices
+from vgg_ddp.errors import EXIT_OK, EXIT_USER_ERROR, UserError
 from vgg_ddp.optim import nvidia_apex
 
 REQUIRED: tuple[str, ...] = (
@@ -21,7 +25,6 @@ REQUIRED: tuple[str, ...] = (
     "PyYAML",
 )
 REQUIRED += ("filelock", "rich", "scikit-learn", "scipy", "matplotlib", "jinja2", "markupsafe")
-DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")  # for either version of CUDA
 OPTIONAL = {
     "wandb": "tracking.wandb; pip install 'vgg_ddp[wandb]'",
     "tensorboard": "tracking.tensorboard; pip install 'vgg_ddp[tensorboard]'",
@@ -35,10 +38,13 @@ def examine() -> int:
     free = shutil.disk_usage(".").free / 1e9
     print(f"ok    Python {platform.python_version()}, {cores.usable()} cores, {free:.0f} GB free here")
     missing = [name for name in REQUIRED if not _found(f"lacks {name}: pip install {name}", name)]
-    _found("lacks NVIDIA DALI: images are loaded by the torch loader; pip install 'vgg_ddp[dali]'", *DALI)
+    if _found("lacks NVIDIA DALI: Pillow loads the images; pip install 'vgg_ddp[dali]'", *nvidia_dali.PACKAGES):
+        problem = nvidia_dali.problem(on_gpu=nvidia_dali.driver_cuda() is not None)
+        print(f"note  {problem}; Pillow loads the images" if problem else "ok    NVIDIA DALI runs here")
     for name, use in OPTIONAL.items():
         _found(f"note  no {name}: only needed for {use}", name)
     _examine_apex()
+    _examine_compilers()
     if missing:
         return EXIT_USER_ERROR
     _examine_devices()
@@ -66,13 +72,26 @@ def _examine_apex() -> None:
         print(f"note  {reason}: torch's fused optimizers are used; to build it, {nvidia_apex.BUILD}")
 
 
-def _examine_devices() -> None:
-    import torch
+def _examine_compilers() -> None:
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        print("note  no C++ compiler: only needed for compile and engine=deepspeed; install g++, or name one in CXX")
+    if importlib.util.find_spec("triton") is None:
+        print("note  no triton: only needed for compile on a GPU; pip install triton")
 
+
+def _examine_devices() -> None:
     from vgg_ddp.distributed.world import device_of
     from vgg_ddp.optim.precision import fastest
+    from vgg_ddp.training import environment
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    print(f"ok    GPUs: {', '.join(gpus)}" if gpus else "note  no GPU: training runs on the CPU")
+    print(
+        f"ok    torch's libraries: {', '.join(' '.join(item) for item in environment.cuda_versions().items()) or 'no CUDA'}"
+    )
+    for gpu in environment.gpus():
+        print(f"ok    GPU {', '.join(f'{fact} {value}' for fact, value in gpu.items())}")
+    try:
+        Devices(device="cuda").gpus()
+    except UserError as error:
+        print(f"note  training runs on the CPU ({error})")
     precision, reason = fastest(device_of(0))
     print(f"ok    precision=auto is {precision} here: {reason}")

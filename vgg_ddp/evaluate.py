@@ -112,10 +112,10 @@ def main(arguments: list[str], images: Path | None = None) -> int:
 
     def body(world: World) -> None:
         resolved = preflight.on_ranks(arguments, world, preflight.check_evaluation)
-        world.use_threads(resolved.config.threads)
+        world.use_cores(resolved.config)
         run(resolved, world) if images is None else answer_images(resolved, images, world)
 
-    return rank_process.run(body)
+    return rank_process.run(body, preflight.devices(arguments, preflight.run_config))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Where ranks are started by others (torchrun, DeepSpeed's launcher), rank 0 check
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from vgg_ddp import cores
 from vgg_ddp.config import Config, load
+from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.resolved import ResolvedRun
 
@@ -56,9 +57,32 @@ def check_evaluation(target: str, overrides: Sequence[str], images: Path | None 
     if images is not None:
         find_images(images)
     run, folder = find_run(Path(target))
-    config = load(run.config, list(overrides))
+    config = run_config(target, overrides)
     folder = folder or chosen_checkpoint(run, config.evaluate.checkpoint)
     return _check(config, str(run.path), str(folder))
+
+
+def run_config(target: str, overrides: Sequence[str]) -> Config:
+    """The configuration of the run that `target`, a run or a checkpoint in one, belongs to, changed by `overrides`."""
+    from vgg_ddp.run.directory import find_run
+
+    return load(find_run(Path(target))[0].config, overrides)
+
+
+def devices(arguments: list[str], read: Callable[[str, list[str]], Config]) -> Devices:
+    """What a rank's arguments say of devices, which it must know before it joins the others.
+
+    Where they cannot be read they say nothing: `on_ranks` tells why, once for all ranks.
+
+    Args:
+        arguments, read: as of `on_ranks`, but reading alone.
+    """
+    if (handed := ResolvedRun.of_argument(arguments[0])) is not None:
+        return Devices.of(handed.config)
+    try:
+        return Devices.of(read(*_path_and_overrides(arguments)))
+    except UserError:
+        return Devices()
 
 
 def on_ranks(arguments: list[str], world: World, check: Callable[[str, list[str]], ResolvedRun]) -> ResolvedRun:
@@ -69,9 +93,8 @@ def on_ranks(arguments: list[str], world: World, check: Callable[[str, list[str]
     """
     if (handed := ResolvedRun.of_argument(arguments[0])) is not None:
         return handed
-    path, *overrides = (word for word in arguments if not word.startswith("--local_rank="))  # of deepspeed's launcher
     with world.together():
-        found = msgspec.json.encode(check(path, overrides)) if world.is_main else b""
+        found = msgspec.json.encode(check(*_path_and_overrides(arguments))) if world.is_main else b""
     resolved = msgspec.json.decode(world.broadcast(found), type=ResolvedRun)
     with world.together():  # hosts that do not share a disk prepare the data set each for itself
         if world.local_rank == 0 and not world.is_main:
@@ -79,6 +102,11 @@ def on_ranks(arguments: list[str], world: World, check: Callable[[str, list[str]
 
             ensure(resolved.config.data, lambda text: None)
     return resolved
+
+
+def _path_and_overrides(arguments: list[str]) -> tuple[str, list[str]]:
+    path, *overrides = (word for word in arguments if not word.startswith("--local_rank="))  # of deepspeed's launcher
+    return path, overrides
 
 
 def prepare_data(config: Config) -> tuple[Path, list[str]]:
@@ -97,8 +125,10 @@ def prepare_data(config: Config) -> tuple[Path, list[str]]:
 
 
 def _check_installed(config: Config) -> None:
-    if config.loader == "dali" and not (importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")):
-        raise UserError("loader=dali needs NVIDIA DALI; pip install 'vgg_ddp[dali]', or use loader=torch")
+    if config.loader == "dali":
+        from vgg_ddp.data import nvidia_dali
+
+        nvidia_dali.require(on_gpu=config.device == "cuda")  # with "auto" the ranks find out
     if config.engine == "deepspeed":
         from vgg_ddp.config import deepspeed_file
 
@@ -115,6 +145,9 @@ def _check(config: Config, run: str, checkpoint: str = "") -> ResolvedRun:
 
     directory, fallbacks = prepare_data(config)
     config, choices = settle(config, Dataset(directory))
+    if config.threads == "auto" and (threads := cores.openmp_threads()) is not None:
+        config = msgspec.structs.replace(config, threads=threads)
+        choices = [*choices, f"threads: {threads}, as OMP_NUM_THREADS says"]
     return ResolvedRun(
         config=config,
         run=run,

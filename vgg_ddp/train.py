@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from vgg_ddp import evaluate, preflight
 from vgg_ddp.analysis.predictions import accuracy, class_accuracies, loss
-from vgg_ddp.config import dump
+from vgg_ddp.config import dump, load
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.distributed import memory, rank_process
 from vgg_ddp.distributed.world import World
@@ -31,6 +30,7 @@ from vgg_ddp.run.metrics_log import MetricsLog
 from vgg_ddp.run.resolved import ResolvedRun
 from vgg_ddp.training import cuda_graph, environment, parts, stopping
 from vgg_ddp.training.job import Job, build_job
+from vgg_ddp.training.profiling import traced
 from vgg_ddp.training.recorder import Recorder
 
 
@@ -83,11 +83,9 @@ def finish_epoch(job: Job, state: State, recorder: Recorder) -> None:
     last = state.step >= job.total_steps
     if len(job.data.validation) and (last or state.epoch % job.config.evaluate.every_epochs == 0):
         best = validate(job, state, recorder)
-    folder = save(job, state, recorder)
-    if folder is not None:
-        if best:
-            checkpoint.mark_best(job.run.checkpoints, folder)
-        checkpoint.prune(job.run.checkpoints, job.config.checkpoint.keep)
+    if best or last or state.stopped or state.epoch % job.config.checkpoint.every_epochs == 0:
+        save(job, state, recorder, best)
+    recorder.resume_clock()  # the seconds of validation are no step's
 
 
 def validate(job: Job, state: State, recorder: Recorder) -> bool:
@@ -112,19 +110,14 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(torch_seed(seed, step, f"dropout {rank}"))
 
 
-def save(job: Job, state: State, recorder: Recorder) -> Path | None:
-    """Write a checkpoint of this moment; its folder on rank 0, None elsewhere."""
+def save(job: Job, state: State, recorder: Recorder, best: bool = False) -> None:
+    """Begin to write a checkpoint of this moment."""
     recorder.row()
-    folder = None
     weights = job.engine.weights()
     optimizer, state.engine = job.engine.state()
-    with job.world.together():
-        if job.world.is_main:
-            ema = job.average.network.state_dict() if job.config.ema else None
-            files = checkpoint.encode(weights, optimizer, state, ema)
-            folder = checkpoint.write(job.run.checkpoints, files, state.step)
+    ema = job.average.network.state_dict() if job.config.ema else None
+    job.saver.save(weights, optimizer, state, ema, best)
     recorder.resume_clock()
-    return folder
 
 
 def resume(job: Job) -> State:
@@ -184,8 +177,10 @@ def run(resolved: ResolvedRun, world: World) -> None:
         trackers = resolved.trackers if world.is_main else {}
         stack.enter_context(followed(config, directory, dataset.directory, state, trackers))
         progress = stack.enter_context(TrainingProgress(job.total_steps, state.step, shown=world.is_main))
-        recorder = Recorder(state, world, config.batch, job.data.order.steps_per_epoch, job.total_steps, log, progress)
-        train(job, state, recorder)
+        steps_per_epoch, left = job.data.order.steps_per_epoch, job.total_steps - state.step
+        with job.saver, traced(config.profile if world.is_main else 0, left, directory.trace) as after_step:
+            recorder = Recorder(state, world, config.batch, steps_per_epoch, job.total_steps, log, progress, after_step)
+            train(job, state, recorder)
         progress.close()
         peak = memory.peak_bytes(world)
         if world.is_main:
@@ -200,10 +195,10 @@ def main(arguments: list[str]) -> int:
 
     def body(world: World) -> None:
         resolved = preflight.on_ranks(arguments, world, preflight.check_training)
-        world.use_threads(resolved.config.threads)
+        world.use_cores(resolved.config)
         run(resolved, world)
 
-    return rank_process.run(body)
+    return rank_process.run(body, preflight.devices(arguments, load))
 
 
 if __name__ == "__main__":

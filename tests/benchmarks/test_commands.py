@@ -32,7 +32,21 @@ def run(name: str, *options: object) -> tuple[str, list[dict[str, Any]]]:
 
 
 def test_throughput_has_a_row_a_cell_the_plain_loop_and_the_peak(tmp_path: Path) -> None:
-    cells = ["--networks", "vgg11", "--batches", 2, "--precisions", "tf32", "fp32", "--steps", 1, "--rounds", 1, "--threads", 1]
+    cells = [
+        "--networks",
+        "vgg11",
+        "--batches",
+        2,
+        "--precisions",
+        "tf32",
+        "fp32",
+        "--steps",
+        1,
+        "--rounds",
+        1,
+        "--threads",
+        1,
+    ]
     files = ["--json", tmp_path / "out.json", "--roofline", tmp_path / "roof.png", "--profile", tmp_path / "profile"]
     output, rows = run("throughput", *cells, "--data", "digits", *files)
     by_name = {row["name"]: row for row in rows}

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.support.rank_processes import Ranks
+from tests.support.rank_processes import CPU, Ranks
 from tests.support.run_folders import assert_same_steps
 from vgg_ddp import engines
 from vgg_ddp.config import Config
@@ -87,7 +87,7 @@ class Task:
 
 def train_rank(tasks: list[Task], folder: Path) -> int:
     """One rank: train one task after another, and write what checkpoints hold."""
-    with joined() as world:
+    with joined(devices=CPU) as world:
         world.use_threads(1)
         for task in tasks:
             local = world.size // task.hosts

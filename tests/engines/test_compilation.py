@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.rank_processes import Ranks
+from tests.support.rank_processes import CPU, Ranks
 from vgg_ddp import engines
 from vgg_ddp.config import Config
 from vgg_ddp.config.communication import CommunicationConfig
@@ -130,7 +130,7 @@ def choose_with_local_sgd(output: Path) -> int:
         data=DataConfig(image_size=16),
         communication=CommunicationConfig(synchronise_every=8),
     )
-    with joined() as world:
+    with joined(devices=CPU) as world:
         world.use_threads(1)
         network, sizes = small_network(), set[int]()
         network.classifier.register_forward_pre_hook(lambda module, inputs: sizes.add(len(inputs[0])))

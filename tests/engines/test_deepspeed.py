@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.support.ports import free_port
-from tests.support.rank_processes import Ranks, Train
+from tests.support.rank_processes import CPU, Ranks, Train
 from vgg_ddp import engines
 from vgg_ddp.config import Config
 from vgg_ddp.config.deepspeed import DeepSpeedConfig
@@ -110,7 +110,7 @@ def save_again(config_path: Path, words: list[str], output: Path) -> int:
     from vgg_ddp.run.directory import RunDirectory
     from vgg_ddp.training.job import build_job
 
-    with joined() as world:
+    with joined(devices=CPU) as world:
         config = load(config_path, ["engine=ddp", *words])
         dataset = Dataset(config.data.source)
         job = build_job(config, dataset, RunDirectory(config.run.dir), world)
@@ -155,7 +155,7 @@ def overflow(stage: int, output: Path) -> int:
         deepspeed=DeepSpeedConfig(stage=stage),  # type: ignore[arg-type]
         optimizer=OptimizerConfig(clip_norm=1.0, learning_rate=0.01),
     )
-    with joined() as world:
+    with joined(devices=CPU) as world:
         world.use_threads(1)
         network = vgg("A", True, "compact", 10, 16)
         initialize(network, "kaiming", 0)

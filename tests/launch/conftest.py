@@ -26,6 +26,7 @@ def config(disk: Path, digits: Path) -> Path:
         "batch": 16,
         "epochs": 1e-9,  # as many steps as min_steps says
         "min_steps": STEPS,
+        "device": "cpu",
         "nproc": 1,
         "threads": 1,
         "precision": "fp32",

@@ -12,7 +12,6 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
-from launch.binding import node_of
 from launch.registry import LAUNCHERS
 from tests.launch.conftest import ENVIRONMENT, launch
 from vgg_ddp.errors import EXIT_USER_ERROR
@@ -116,19 +115,3 @@ def test_deepspeed_s_dry_run_and_what_it_lacks(config: Path, tmp_path: Path) -> 
         missing = launch("deepspeed", str(config), "--nproc", "1")
         assert (missing.returncode, len(missing.stderr.splitlines())) == (EXIT_USER_ERROR, 1)
         assert "deepspeed is not installed" in missing.stderr
-
-
-def test_a_rank_is_bound_to_a_node_in_turn() -> None:
-    assert [node_of(rank, 2) for rank in range(100, 104)] == [0, 1, 0, 1]  # beyond the GPUs of any host
-    code = "import os; print(sorted(os.sched_getaffinity(0)))"
-    program = "import sys, launch.binding; launch.binding.main(sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "timeit", "-n1", "-r1", code],
-        env={**ENVIRONMENT, "LOCAL_RANK": "0"},
-        capture_output=True,
-        text=True,
-    )
-    if "No such file or directory: 'numactl'" in done.stderr:
-        pytest.skip("not installed: numactl (Debian: numactl)")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("[")

@@ -68,13 +68,3 @@ def test_the_command_line_imports_no_torch(site: Path, tmp_path: Path) -> None:
     code = "import sys; from vgg_ddp.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
     done = installed(site, tmp_path, "-c", code, "launch", "torchrun", "config.yaml", "--nproc", "2", "--dry-run")
     assert done.returncode == 0, done.stderr
-
-
-def test_a_bound_rank_is_started_by_the_installed_name(site: Path, tmp_path: Path) -> None:
-    code = (
-        "from vgg_ddp.config import Config; from vgg_ddp.launch.plan import Plan; from vgg_ddp.launch import torchrun\n"
-    )
-    code += "print(*torchrun.torchrun_arguments(Plan('c.yaml', (), Config(), 1, 1), '', '', '', bound=True)[-4:])"
-    done = installed(site, tmp_path, "-c", code)
-    assert done.stdout.split() == ["-m", "vgg_ddp.launch.binding", "vgg_ddp.train", "c.yaml"], done.stderr
-    assert installed(site, tmp_path, "-c", "import vgg_ddp.launch.binding").returncode == 0

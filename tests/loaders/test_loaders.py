@@ -26,6 +26,7 @@ from tests.support.rank_processes import apart
 from vgg_ddp.augment.geometry import Geometry, evaluation_geometry, training_geometry
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.data import nvidia_dali
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order, Slice, evaluation_slices
 from vgg_ddp.data.prepare import prepare
@@ -531,6 +532,23 @@ def test_auto_is_resident_where_the_pixels_fit_else_dali_and_a_name_is_itself(da
             name,
             "asked for",
         )
+
+
+def test_where_dali_does_not_run_pillow_decodes_the_same_and_that_is_said(
+    datasets: dict[str, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jpeg, again = (Dataset(datasets["jpeg"].directory).split("train") for _ in range(2))
+    decoded = resident_pixels(again, DataConfig(), ALONE, sharded=False)
+    monkeypatch.setattr(nvidia_dali, "problem", lambda on_gpu: "the driver is too old")
+    streamed = choose("auto", jpeg, DataConfig(resident_share=0), ALONE)
+    assert (streamed.name, streamed.fallback) == ("torch", "the driver is too old: the torch loader loaded the images")
+    for name in ("auto", "resident"):
+        kept = choose(name, jpeg, DataConfig(), ALONE)
+        assert (kept.name, kept.fallback) == ("resident", "the driver is too old: Pillow decoded the images")
+        assert kept.reason.endswith("; the driver is too old")
+    assert torch.equal(resident_pixels(jpeg, DataConfig(), ALONE, sharded=False), decoded)
+    with pytest.raises(UserError, match="the driver is too old"):
+        loader_of("dali", jpeg, geometry_of())
 
 
 def test_resident_refuses_images_of_different_sizes(datasets: dict[str, Dataset]) -> None:

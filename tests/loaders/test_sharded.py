@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.rank_processes import Ranks
+from tests.support.rank_processes import CPU, Ranks
 from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.schema import DataConfig
@@ -37,7 +37,7 @@ def parts(count: int, rank: int, size: int, name: str) -> list[Slice]:
 
 def serve(directory: str, output: str) -> int:
     """One rank: write the pixels of its batches."""
-    with joined() as world:
+    with joined(devices=CPU) as world:
         split = Dataset(directory).split("train")
         arrays = {}
         for name, geometry in GEOMETRIES.items():

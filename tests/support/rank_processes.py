@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -22,8 +23,11 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
+from vgg_ddp.distributed.devices import Devices
+
 Launch = Callable[..., "Ranks"]  # the fixture `launch`
 Train = Callable[..., Path]  # the fixture `train`
+CPU = Devices(device="cpu")  # what every test but those in tests/gpu says to `joined`
 TIMEOUT = 600.0  # seconds; far more than any run here takes on any machine: it ends only what hangs
 
 _context = multiprocessing.get_context("forkserver")
@@ -111,7 +115,8 @@ class Ranks:
 def start(module: str, arguments: list[str], size: int, output: Path, pause: dict[str, Any] | None = None) -> Ranks:
     """`torchrun --nproc-per-node SIZE -m MODULE ARGUMENTS`, forked.
 
-    Rank 0 stops, as by Ctrl-Z, once it has logged a row of metrics with the values of `pause`, until it gets SIGCONT.
+    Rank 0 stops, as by Ctrl-Z, once it has logged a row of metrics with the values of `pause` and what it is saving is on
+    the disk, until it gets SIGCONT.
     """
     return Ranks(_main, (module, arguments, pause), size, output)
 
@@ -160,12 +165,16 @@ def _main(module: str, arguments: list[str], pause: dict[str, Any] | None) -> in
 
 def _pause_after(values: dict[str, Any]) -> None:
     from vgg_ddp.run.metrics_log import MetricsLog
+    from vgg_ddp.training.saving import THREAD
 
     write = MetricsLog.write
 
     def write_and_pause(log: MetricsLog, row: dict[str, Any]) -> None:
         write(log, row)
         if values.items() <= row.items():
+            for thread in threading.enumerate():
+                if thread.name.startswith(THREAD):
+                    thread.join()
             os.kill(os.getpid(), signal.SIGSTOP)
 
     MetricsLog.write = write_and_pause  # type: ignore[method-assign]

@@ -92,7 +92,15 @@ def test_every_parameter_of_the_sweep_is_a_key(end: int) -> None:
 def test_a_run_of_the_sweep_trains(tmp_path: Path) -> None:
     """The agent's command and variables; offline, on few digits. The metric that the sweep looks at is logged."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    small = ["data.source=digits", "batch=32", "nproc=1", "min_steps=2", "epochs=0.01", "tracking.wandb=offline"]
+    small = [
+        "data.source=digits",
+        "batch=32",
+        "device=cpu",
+        "nproc=1",
+        "min_steps=2",
+        "epochs=0.01",
+        "tracking.wandb=offline",
+    ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "WANDB_RUN_ID": "sweep123", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

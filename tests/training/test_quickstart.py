@@ -16,12 +16,13 @@ from vgg_ddp.run.metrics_log import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
+ONE_CORE = ("device=cpu", "nproc=1", "threads=1")
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 
 
 def trained(run: Path, *overrides: str) -> float:
     """Train the quickstart to its end; the test accuracy."""
-    done = vgg_ddp("train", str(QUICKSTART), f"run.dir={run}", "nproc=1", "threads=1", *overrides, folder=run.parent)
+    done = vgg_ddp("train", str(QUICKSTART), f"run.dir={run}", *ONE_CORE, *overrides, folder=run.parent)
     assert done.returncode == 0, done.stderr
     assert (run / "report" / "index.html").is_file()
     return float(json.loads((run / "evaluation" / "summary.json").read_text())["accuracy"])

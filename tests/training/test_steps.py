@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from tests.support.rank_processes import Ranks, Train
+from tests.support.rank_processes import CPU, Ranks, Train
 from tests.support.run_folders import assert_same_steps
 from vgg_ddp import engines
 from vgg_ddp.config import Config
@@ -142,7 +142,7 @@ def count_reductions(output: Path) -> int:
     """As one of two ranks: take a step of four micro-batches; write how many all-reduces each of them made."""
     config = Config(network="vgg11", batch=16, accumulation=4, precision="fp32", threads=1)
     generator = torch.Generator().manual_seed(0)
-    with joined() as world:
+    with joined(devices=CPU) as world:
         world.use_threads(config.threads)
         engine = engines.build(config, initial_weights(batch_norm=True), world)
         counts = []

@@ -81,8 +81,14 @@ class DataConfig(Group, frozen=True):
         Literal["whole", "sharded"],
         key("resident loader: every rank keeps all images, or its share, exchanging what a batch needs"),
     ] = "whole"
-    workers: Annotated[int, key("worker processes of the torch loader, per rank", ge=0)] = 1
-    decode_threads: Annotated[int, key("CPU threads of the dali loader, per rank", ge=1)] = 1
+    workers: Annotated[
+        Annotated[int, Meta(ge=0)] | Literal["auto"],
+        key("worker processes of the torch loader, per rank; auto: the cores that a rank has for loading"),
+    ] = "auto"
+    decode_threads: Annotated[
+        Annotated[int, Meta(ge=1)] | Literal["auto"],
+        key("CPU threads of the dali loader, per rank; auto: the cores that a rank has for loading"),
+    ] = "auto"
     prefetch: Annotated[int, key("batches made ready ahead of the step", ge=1)] = 2
 
     def __post_init__(self) -> None:
@@ -113,6 +119,9 @@ class CheckpointConfig(Group, frozen=True):
     every_steps: Annotated[
         Annotated[int, Meta(ge=1)] | None, key("save every this many steps; null: only at epoch ends")
     ] = None
+    every_epochs: Annotated[
+        int, key("save after every this many epochs, the last, and each that validates best so far", ge=1)
+    ] = 1
     keep: Annotated[int, key("newest checkpoints to keep, beside the best", ge=1)] = 2
 
 
@@ -149,7 +158,7 @@ class Config(Group, frozen=True):
     ] = "vgg16"
     loader: Annotated[
         Literal["auto", "resident", "dali", "torch", "synthetic"],
-        key("data loader; auto: resident where the decoded images fit into memory, else dali where it is installed"),
+        key("data loader; auto: resident where the decoded images fit into memory, else dali where it runs"),
     ] = "auto"
     batch: Annotated[int, key("global batch: images in one optimizer step over all ranks", ge=1)] = 256
     accumulation: Annotated[int, key("micro-batches that each rank cuts its local batch into", ge=1)] = 1
@@ -173,13 +182,25 @@ class Config(Group, frozen=True):
     ] = "auto"
     channels_last: Annotated[bool, key("channels-last memory layout")] = True
     engine: Annotated[Literal["ddp", "deepspeed"], key("what runs the distributed step")] = "ddp"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], key("what ranks compute on; auto: GPUs, or the CPU where there is none")
+    ] = "auto"
     nproc: Annotated[
         Annotated[int, Meta(ge=1)] | Literal["auto"],
         key("ranks on this host; auto: one per GPU, or per NUMA node without one"),
     ] = "auto"
+    ranks_per_gpu: Annotated[
+        int, key("ranks that share each GPU; above 1 they exchange by gloo, slowly: to test and rehearse", ge=1)
+    ] = 1
     threads: Annotated[
         Annotated[int, Meta(ge=1)] | Literal["auto"],
-        key("CPU threads of each rank; auto: the cores divided by the ranks"),
+        key("CPU threads of each rank; auto: OMP_NUM_THREADS if it is set, else the cores divided by the ranks"),
+    ] = "auto"
+    numa: Annotated[
+        Literal["auto", "none"],
+        key(
+            "auto: bind each rank to the cores next to its GPU, or to a NUMA node, where that leaves it its share of cores"
+        ),
     ] = "auto"
     seed: Annotated[int, key("seed of weights, order and augmentation", ge=0, lt=2**32)] = 0
     resume: Annotated[Literal["never", "auto"], key("auto: continue a run found in run.dir; never: refuse it")] = (
@@ -199,6 +220,9 @@ class Config(Group, frozen=True):
     determinism: Annotated[
         Literal["fast", "run"], key("run: same bits every time at one world size; fast: not promised on a GPU")
     ] = "fast"
+    profile: Annotated[
+        int, key("write a trace of this many steps, by torch's profiler, to RUN/profile/trace.json; 0 is off", ge=0)
+    ] = 0
     ema: Annotated[float, key("decay of the averaged weights per step; 0 is off", ge=0, lt=1)] = 0.0
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

@@ -6,32 +6,18 @@ import importlib
 import os
 import sys
 import uuid
-from pathlib import Path
-from typing import Literal
 
 from vgg_ddp import cores
+from vgg_ddp.config import Config
+from vgg_ddp.distributed import numa
+from vgg_ddp.distributed.devices import Devices
 
 
-def ranks_of_this_host(asked: int | Literal["auto"]) -> int:
-    """How many ranks to start: as asked, or one per GPU, or one per NUMA node where there is no GPU."""
-    if asked != "auto":
-        return asked
-    import torch
-
-    return torch.cuda.device_count() or numa_nodes()
-
-
-def numa_nodes() -> int:
-    """The NUMA nodes with processors that this process may run on; at least 1."""
-    allowed = os.sched_getaffinity(0)
-    lists = Path("/sys/devices/system/node").glob("node[0-9]*/cpulist")
-    return sum(bool(allowed & _cpus(path.read_text())) for path in lists) or 1
-
-
-def _cpus(text: str) -> set[int]:
-    """A kernel list such as "0-3,8" as numbers."""
-    ranges = [item.split("-") for item in text.strip().split(",") if item]
-    return {cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1)}
+def ranks_of_this_host(config: Config) -> int:
+    """How many ranks to start: as asked, or as many as its GPUs take, or one per NUMA node where there is no GPU."""
+    if config.nproc != "auto":
+        return config.nproc
+    return Devices.of(config).gpus() * config.ranks_per_gpu or len(numa.nodes()) or 1
 
 
 def start(module: str, arguments: list[str], ranks: int) -> int:

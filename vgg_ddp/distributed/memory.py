@@ -61,9 +61,9 @@ def peak_bytes(world: World) -> int:
 
 
 def total_bytes(world: World) -> int:
-    """Bytes of this rank's GPU; without one, the host's RAM (or the control group's limit) divided by the local ranks."""
+    """Bytes of this rank's GPU or its part of it; without one, those of the host (or control group) by local ranks."""
     if world.device.type == "cuda":
-        return torch.cuda.get_device_properties(world.device).total_memory
+        return torch.cuda.get_device_properties(world.device).total_memory // world.ranks_per_gpu
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
@@ -72,9 +72,9 @@ def total_bytes(world: World) -> int:
 
 
 def available_bytes(world: World) -> int:
-    """Bytes that this rank can still allocate: on its GPU; without one, what is free on the host divided by the local ranks."""
+    """Bytes that this rank can still allocate: of what is free on its GPU, or else on the host, its part."""
     if world.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(world.device)
+        free = torch.cuda.mem_get_info(world.device)[0] // world.ranks_per_gpu
         return free + torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

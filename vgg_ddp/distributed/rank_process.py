@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.distributed.memory import keep_freed_memory
 from vgg_ddp.distributed.world import ReportedElsewhere, SharedUserError, World, joined
 from vgg_ddp.errors import EXIT_LOST_RANK, EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError
@@ -15,19 +16,19 @@ from vgg_ddp.errors import EXIT_LOST_RANK, EXIT_OK, EXIT_STOPPED, EXIT_USER_ERRO
 STOPPED = "stopped on request, a checkpoint is saved; start again with resume=auto to continue"
 
 
-def run(body: Callable[[World], None]) -> int:
+def run(body: Callable[[World], None], devices: Devices) -> int:
     """Run `body` as one of the ranks; the exit code. Errors that are none of the user's, nor a requested stop, are raised."""
     keep_freed_memory()
     try:
-        return _run(body)
+        return _run(body, devices)
     finally:
         gc.collect()  # ends gloo's threads: one that still runs at the interpreter's end aborts the process
 
 
-def _run(body: Callable[[World], None]) -> int:
+def _run(body: Callable[[World], None], devices: Devices) -> int:
     rank = int(os.environ.get("RANK", 0))
     try:
-        with joined() as world:
+        with joined(devices=devices) as world:
             _run_reporting(world, body)
     except (ReportedElsewhere, SharedUserError):
         return EXIT_USER_ERROR

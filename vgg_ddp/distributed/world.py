@@ -11,19 +11,23 @@ import ctypes
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Literal
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from vgg_ddp import cores
-from vgg_ddp.distributed import versions
+from vgg_ddp.config import Config
+from vgg_ddp.distributed import numa, versions
+from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.errors import UserError
 
 FAILURE = "failure"  # key in the store: the rank that has reported an error to the user
@@ -46,6 +50,8 @@ class World:
         local_rank, local_size: the same on this host.
         device: the GPU or CPU that this rank computes on.
         store: a key-value store that the ranks share; None for a single rank.
+        ranks_per_gpu: how many ranks share a GPU, where they compute on GPUs.
+        host_cores: CPU cores for all ranks of this host, counted before any of them is bound to some.
     """
 
     rank: int
@@ -54,19 +60,35 @@ class World:
     local_size: int
     device: torch.device
     store: Store | None = None
+    ranks_per_gpu: int = 1
+    host_cores: int = field(default_factory=cores.usable)
 
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which prints and writes files."""
         return self.rank == 0
 
+    def use_cores(self, config: Config) -> None:
+        """Bind this rank to cores, and set its threads, as the configuration says."""
+        if config.numa == "auto":
+            numa.bind(self)
+        self.use_threads(config.threads)
+
     def use_threads(self, threads: int | Literal["auto"]) -> None:
         """Set the CPU threads of this rank to `threads`; "auto" is `share_of_cores`."""
         torch.set_num_threads(self.share_of_cores() if threads == "auto" else threads)
 
     def share_of_cores(self) -> int:
-        """CPU cores that this process may use, divided by the ranks of this host; at least 1."""
-        return max(1, cores.usable() // self.local_size)
+        """CPU cores that this host's ranks may use, divided by the ranks; at least 1, at most those it is bound to."""
+        return max(1, min(self.host_cores // self.local_size, cores.usable()))
+
+    def cores_for_loading(self) -> int:
+        """Of its share of cores, how many a rank loads images with while it trains; at least 1.
+
+        A GPU leaves all but the one that feeds it, of which 16 decode as much as one can take; a CPU trains on them itself.
+        """
+        share = self.share_of_cores()
+        return max(1, min(share - 1, 16) if self.device.type == "cuda" else share // 8)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -138,39 +160,39 @@ class World:
 
 def device_of(local_rank: int) -> torch.device:
     """The device of a local rank: its GPU, or the CPU where there is none."""
-    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return Devices().of_rank(local_rank)
 
 
 @contextlib.contextmanager
-def joined(timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
+def joined(timeout: timedelta = timedelta(minutes=10), devices: Devices = Devices()) -> Iterator[World]:  # noqa: B008 (frozen)
     """Join the ranks that the environment of torchrun or DeepSpeed describes, or be a single rank; leave them at the end.
 
+    Args:
+        devices: what to compute on; rank 0's word is that of all.
+
     Raises:
-        UserError: more ranks on this host than GPUs, other versions than rank 0's, or ranks that do not reach each other.
+        UserError: more ranks on this host than its GPUs take, other versions than rank 0's, or ranks that do not reach each
+            other.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if torch.cuda.is_available() and local_size > torch.cuda.device_count():
-        raise UserError(
-            f"{local_size} ranks on a host with {torch.cuda.device_count()} GPUs; set nproc to that or less"
-        )
-    device = device_of(local_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    world = World(rank, size, local_rank, local_size, device)
+    world = World(rank, size, local_rank, local_size, torch.device("cpu"))
     if size > 1:
         _die_with_parent()
         store = next(rendezvous("env://", rank, size, timeout=timeout))[0]
         world = replace(world, store=PrefixStore("vgg_ddp", store))
         _same_versions(world, timeout)
-        _connect(world, store, timeout)
+        devices = _rank_zero_s(devices, world)
+    world = replace(world, device=_own_device(devices, world), ranks_per_gpu=devices.ranks_per_gpu)
+    if size > 1:
+        _connect(world, devices.backend, store, timeout)
     try:
         yield world
     except BaseException:
         # NCCL's communicators wait for the other ranks when they are destroyed: a rank that fails ends without, so that its
         # error is printed and the others lose the connection.
-        if device.type == "cpu" and dist.is_initialized():
+        if world.device.type == "cpu" and dist.is_initialized():
             dist.destroy_process_group()
         raise
     if dist.is_initialized():
@@ -202,8 +224,39 @@ def _same_versions(world: World, timeout: timedelta) -> None:
         checked = world.store.add("checked", 0)
 
 
-def _connect(world: World, store: Store, timeout: timedelta) -> None:
-    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+def _rank_zero_s(devices: Devices, world: World) -> Devices:
+    assert world.store is not None
+    if world.is_main:
+        world.store.set("devices", msgspec.json.encode(devices).decode())
+    return msgspec.json.decode(world.store.get("devices"), type=Devices)
+
+
+def _own_device(devices: Devices, world: World) -> torch.device:
+    """The device of this rank, made torch's own.
+
+    Raises:
+        UserError: there are not enough of them for this single rank.
+        ReportedElsewhere: nor for several, which the first of the host has told: before any ends, and has the others ended.
+    """
+    try:
+        devices.check(world.local_size)
+        device = devices.of_rank(world.local_rank)
+    except UserError as error:
+        if world.store is None:
+            raise
+        if world.local_rank == 0:
+            print(f"vgg-ddp: {error}", file=sys.stderr, flush=True)
+            world.announce_failure()
+        while not world.failure_announced():
+            time.sleep(0.02)
+        raise ReportedElsewhere from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _connect(world: World, gpu_backend: str, store: Store, timeout: timedelta) -> None:
+    backend = gpu_backend if world.device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     except (RuntimeError, ValueError) as error:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,11 +18,11 @@ from torch import Tensor
 from vgg_ddp.augment.geometry import Geometry, resized_shapes
 from vgg_ddp.augment.philox import DeviceSlice
 from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.data import nvidia_dali
 from vgg_ddp.data.order import Slice
 from vgg_ddp.data.splits import Split
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.loaders.choice import dali_is_installed
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def build(
         UserError: the loader cannot do what the geometry asks for, or an image is too small for it.
     """
     check_sizes(split, geometry)
+    config = with_cores(config, world)
     if geometry.random_operations and name != "torch":
         raise UserError(f"augment.randaugment works image by image, which loader={name} does not; set loader=torch")
     if name == "resident":
@@ -90,14 +92,21 @@ def build(
 
         return SyntheticLoader(split, geometry, world, batch)
     if name == "dali":
-        if not dali_is_installed():
-            raise UserError("loader=dali needs NVIDIA DALI, which is not installed: pip install 'vgg-ddp[dali]'")
+        nvidia_dali.require(world.device.type == "cuda")
         from vgg_ddp.loaders.dali import DaliLoader
 
         return DaliLoader(split, geometry, config, world.device, batch)
     from vgg_ddp.loaders.torch_loader import TorchLoader
 
     return TorchLoader(split, geometry, config, world.device)
+
+
+def with_cores(config: DataConfig, world: World) -> DataConfig:
+    """The same with a number in place of each "auto" of workers and threads."""
+    chosen = {
+        name: world.cores_for_loading() for name in ("workers", "decode_threads") if getattr(config, name) == "auto"
+    }
+    return msgspec.structs.replace(config, **chosen)
 
 
 def check_sizes(split: Split, geometry: Geometry) -> None:

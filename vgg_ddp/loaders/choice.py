@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vgg_ddp.config.schema import DataConfig
-from vgg_ddp.data.splits import RawSplit, Split
+from vgg_ddp.data import nvidia_dali
+from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split
 from vgg_ddp.distributed.memory import total_bytes
 from vgg_ddp.distributed.world import World
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A loader's name, and why it is this one."""
+    """A loader's name, why it is this one, and what was used in its place for want of NVIDIA DALI ("": nothing)."""
 
     name: str
     reason: str
+    fallback: str = ""
 
 
 def choose(name: str, split: Split, config: DataConfig, world: World) -> Choice:
     """The loader that `name` ("auto" or one by name) means for this split here.
 
-    Resident where the decoded pixels fit into their share of the memory; else DALI where it is installed; else torch's.
+    Resident where the decoded pixels fit into their share of the memory; else DALI where it runs; else torch's.
     """
+    choice = _choose(name, split, config, world)
+    if choice.name != "resident" or not isinstance(split, EncodedSplit):
+        return choice
+    problem = nvidia_dali.problem(world.device.type == "cuda")
+    if not problem:
+        return choice
+    return replace(choice, reason=f"{choice.reason}; {problem}", fallback=f"{problem}: Pillow decoded the images")
+
+
+def _choose(name: str, split: Split, config: DataConfig, world: World) -> Choice:
     if name != "auto":
         return Choice(name, "asked for")
     size, room = split.decoded_bytes, config.resident_share * total_bytes(world)
@@ -39,11 +50,7 @@ def choose(name: str, split: Split, config: DataConfig, world: World) -> Choice:
         )
     else:
         why = f"decoded, {size / 1e9:.1f} GB do not fit into {room / 1e9:.1f} GB set apart for them"
-    if dali_is_installed():
+    problem = nvidia_dali.problem(world.device.type == "cuda")
+    if not problem:
         return Choice("dali", why)
-    return Choice("torch", f"{why}, and NVIDIA DALI is not installed")
-
-
-def dali_is_installed() -> bool:
-    """Whether NVIDIA DALI can be imported."""
-    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+    return Choice("torch", f"{why}; {problem}", f"{problem}: the torch loader loaded the images")

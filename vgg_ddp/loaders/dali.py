@@ -35,6 +35,7 @@ class DaliLoader(Loader):
     """See `vgg_ddp.loaders.Loader`."""
 
     def __init__(self, split: Split, geometry: Geometry, config: DataConfig, device: torch.device, batch: int) -> None:
+        assert config.decode_threads != "auto", "the caller counts the cores"
         self._split, self._geometry, self._device = split, geometry, device
         self._slices: Iterator[Slice] = iter(())
         self._fetched: deque[tuple[Slice, Placement]] = deque()  # handed to DALI, not yet come back as a batch
@@ -58,7 +59,7 @@ class DaliLoader(Loader):
         self._slices = iter(slices)
         while True:
             try:
-                (images,) = self._pipeline.run()
+                (images,) = self._pipeline.run(_stream(self._device))
             except StopIteration:
                 self._pipeline.reset()
                 return
@@ -131,12 +132,17 @@ def decode(
         pipeline.build()
     for start in range(0, len(samples), batch):
         try:
-            (images,) = pipeline.run()
+            (images,) = pipeline.run(_stream(device))
         except RuntimeError:
             for sample in samples[start:]:
                 split.decode(int(sample))
             raise
         yield start, from_dlpack(images.as_tensor())
+
+
+def _stream(device: torch.device) -> Any:
+    """Torch's stream, on which DALI's outputs are then ready without the host's waiting; None for the CPU."""
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
 @pipeline_def  # type: ignore[untyped-decorator]

@@ -22,12 +22,12 @@ from vgg_ddp.augment.geometry import Geometry
 from vgg_ddp.augment.philox import DeviceSlice
 from vgg_ddp.augment.pixels import crop, finish, on_device, resample_batch, rotate, take
 from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.data import nvidia_dali
 from vgg_ddp.data.order import Slice
 from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch, Loader
-from vgg_ddp.loaders.choice import dali_is_installed
 
 
 class ResidentLoader(Loader):
@@ -142,7 +142,7 @@ def _decoded(split: Split, samples: NDArray[np.int64], config: DataConfig, world
             return pixels
         return pixels[torch.from_numpy(samples)].to(world.device)
     pixels = torch.empty((len(samples), *split.uniform_shape, 3), dtype=torch.uint8, device=world.device)  # type: ignore[misc]
-    decode = _by_dali if dali_is_installed() else _by_pillow
+    decode = _by_pillow if nvidia_dali.problem(world.device.type == "cuda") else _by_dali
     for start, images in decode(split, samples, world):
         pixels[start : start + len(images)] = images
     return pixels
@@ -158,4 +158,4 @@ def _by_dali(split: EncodedSplit, samples: NDArray[np.int64], world: World) -> I
 def _by_pillow(split: EncodedSplit, samples: NDArray[np.int64], world: World) -> Iterator[tuple[int, Tensor]]:
     with ThreadPoolExecutor(world.share_of_cores()) as pool:
         for start, image in enumerate(pool.map(split.decode, samples.tolist())):
-            yield start, torch.from_numpy(image)[None]
+            yield start, torch.tensor(image)[None]  # a copy: some are not writable, of which from_numpy warns

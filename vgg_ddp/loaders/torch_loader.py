@@ -29,6 +29,7 @@ class TorchLoader(Loader):
     def __init__(self, split: Split, geometry: Geometry, config: DataConfig, device: torch.device) -> None:
         self._device = device
         self._slices = _Slices()
+        assert config.workers != "auto", "the caller counts the cores"
         self._started = config.workers == 0
         self._loader = DataLoader(
             _Batches(split, geometry),

@@ -24,6 +24,7 @@ class RunDirectory:
         self.config = self.path / "config.yaml"
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.trace = self.path / "profile" / "trace.json"
         self.summary = self.path / "summary.json"
         self.checkpoints = self.path / "checkpoints"
         self.evaluation = self.path / "evaluation"

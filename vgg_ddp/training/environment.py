@@ -14,6 +14,7 @@ import torch
 import vgg_ddp
 from vgg_ddp import cores
 from vgg_ddp.config import Config
+from vgg_ddp.data import nvidia_dali
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.resolved import ResolvedRun
 from vgg_ddp.training.job import Job
@@ -21,14 +22,16 @@ from vgg_ddp.training.job import Job
 PACKAGES = (
     "torch",
     "torchvision",
-    "nvidia-dali-cuda130",
-    "nvidia-dali-cuda120",
+    *nvidia_dali.PACKAGES,
     "numpy",
     "pillow",
     "safetensors",
     "deepspeed",
     "wandb",
 )
+
+
+GPU_FACTS = ("name", "driver_version", "pci.bus_id", "memory.total", "clocks.sm", "clocks.max.sm", "power.limit")
 
 
 def describe(job: Job, resolved: ResolvedRun, precision_reason: str) -> dict[str, Any]:
@@ -45,12 +48,14 @@ def describe(job: Job, resolved: ResolvedRun, precision_reason: str) -> dict[str
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "versions": versions,
-        "devices": devices(),
+        "versions": {**versions, **cuda_versions()},
+        "devices": devices(job.world.device),
+        "gpus": gpus(),
         "host": {
             "system": platform.platform(),
             "cores": cores.usable(),
             "threads": torch.get_num_threads(),
+            "loading": job.world.cores_for_loading(),
         },
         "commit": commit(),
         "command": resolved.command,
@@ -86,10 +91,10 @@ def summary(job: Job, state: State, peak_memory_bytes: int) -> dict[str, object]
 
 def _fallbacks(job: Job) -> list[str]:
     found = []
-    if job.world.device.type == "cpu":
+    if job.world.device.type == "cpu" and job.config.device == "auto":
         found.append("no GPU: trained on the CPU")
-    if job.config.loader == "auto" and job.data.loader.name == "torch":
-        found.append("NVIDIA DALI is not installed: images were loaded by the torch loader")
+    if job.data.loader.fallback:
+        found.append(job.data.loader.fallback)
     for name, problem in job.engine.measured.get("compile", {}).get("problems", {}).items():
         found.append(f"torch.compile failed ({name}: {problem})")
     return found
@@ -114,7 +119,7 @@ def sentence(job: Job) -> str:
     held_out = f", {len(data.validation)} held out for validation" if len(data.validation) else ""
     return (
         f"{config.network} on {data.dataset.name}: {len(data.order.samples)} images{held_out}; batch {config.batch} on "
-        f"{world.size} x {devices()[0]}, {torch.get_num_threads()} CPU threads each; {config.precision}; "
+        f"{world.size} x {devices(world.device)[0]}, {torch.get_num_threads()} CPU threads each; {config.precision}; "
         f"{engine(config)}; loader {data.loader.name} ({data.loader.reason}); {job.total_steps} steps"
     )
 
@@ -124,11 +129,34 @@ def engine(config: Config) -> str:
     return f"deepspeed, ZeRO stage {config.deepspeed.stage}" if config.engine == "deepspeed" else config.engine
 
 
-def devices() -> list[str]:
-    """The GPUs' names, or the processor's."""
-    if torch.cuda.is_available():
+def devices(used: torch.device | None = None) -> list[str]:
+    """The GPUs' names, or the processor's where there is none or it is `used`."""
+    if torch.cuda.is_available() and (used is None or used.type == "cuda"):
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return [_processor()]
+
+
+def cuda_versions() -> dict[str, str]:
+    """Of CUDA and its libraries, as torch brings them, and of what the driver knows; none in a torch without CUDA."""
+    if torch.version.cuda is None:
+        return {}
+    driver = nvidia_dali.driver_cuda()
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": str(torch.backends.cudnn.version()),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        **({"cuda_driver": ".".join(map(str, driver))} if driver else {}),
+    }
+
+
+def gpus() -> list[dict[str, str]]:
+    """What nvidia-smi tells of each GPU here; nothing where there is none."""
+    query = [f"--query-gpu={','.join(GPU_FACTS)}", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [dict(zip(GPU_FACTS, line.split(", "))) for line in told.splitlines()]
 
 
 def _processor() -> str:

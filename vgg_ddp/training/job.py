@@ -25,6 +25,7 @@ from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.training import cuda_graph, fitting
 from vgg_ddp.training.parts import Data, build_appearance, build_data, build_network, build_preprocess
+from vgg_ddp.training.saving import Saver
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Job:
     preprocess: Preprocess
     appearance: Appearance
     engine: engines.Engine
+    saver: Saver
     average: Average
     schedule: schedules.Schedule
     total_steps: int
@@ -105,6 +107,7 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
         preprocess=build_preprocess(config, dataset, world.device),
         appearance=build_appearance(config, dataset, world.device),
         engine=engine,
+        saver=Saver(run.checkpoints, config.checkpoint.keep, world),
         average=Average(engine.whole_network, config.ema),
         schedule=schedules.build(config.schedule, steps_per_epoch, total_steps),
         total_steps=total_steps,

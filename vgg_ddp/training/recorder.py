@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from vgg_ddp.loaders import Batch
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import TrainingProgress
 from vgg_ddp.run.metrics_log import MetricsLog
+from vgg_ddp.training.profiling import phase
 
 
 class Recorder:
@@ -32,7 +33,9 @@ class Recorder:
         total_steps: int,
         log: MetricsLog | None,
         progress: TrainingProgress,
+        after_step: Callable[[], object] = lambda: None,
     ) -> None:
+        self._after_step = after_step
         self._state, self._world, self._log, self._progress = state, world, log, progress
         self._batch, self._steps_per_epoch, self._total_steps = batch, steps_per_epoch, total_steps
         self._sums = torch.zeros(3, device=world.device)  # loss x images, correct, images
@@ -40,15 +43,18 @@ class Recorder:
         self._counted_until = self._window_start = time.perf_counter()
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches as they are, with the time spent waiting for each noted."""
+        """The batches as they are, with the time spent waiting for each noted, and what is done with each a phase."""
         iterator = iter(batches)
         while True:
             start = time.perf_counter()
-            batch = next(iterator, None)
+            with phase("data"):
+                batch = next(iterator, None)
             self._waited += time.perf_counter() - start
             if batch is None:
                 return
-            yield batch
+            with phase("step"):
+                yield batch
+            self._after_step()
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Take in one micro-batch; nothing here waits for the device."""
@@ -67,7 +73,8 @@ class Recorder:
         """Write the steps since the last row, if there are any, and add them to the epoch's totals. All ranks together."""
         state = self._state
         if self._steps:
-            sums, ranks = self._sum()
+            with phase("metrics"):
+                sums, ranks = self._sum()
             seconds = time.perf_counter() - self._window_start
             state.totals = [total + value for total, value in zip(state.totals, sums.tolist())]
             state.step_seconds += seconds

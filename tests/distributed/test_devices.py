@@ -1,0 +1,61 @@
+"""Which device each rank computes on, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.support.rank_processes import Launch
+from vgg_ddp.config import Config
+from vgg_ddp.distributed import launcher, numa
+from vgg_ddp.distributed.devices import Devices
+from vgg_ddp.errors import EXIT_USER_ERROR, UserError
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's answers on a host with two."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.mark.parametrize(
+    ("devices", "ranks"),
+    [
+        (Devices(), ["cuda:0", "cuda:1"]),
+        (Devices(device="cuda"), ["cuda:0", "cuda:1"]),
+        (Devices(ranks_per_gpu=2), ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]),
+        (Devices(device="cpu"), ["cpu", "cpu", "cpu"]),
+    ],
+)
+def test_ranks_take_gpus_in_turn(two_gpus: None, devices: Devices, ranks: list[str]) -> None:
+    devices.check(len(ranks))
+    assert [str(devices.of_rank(rank)) for rank in range(len(ranks))] == ranks
+    asked = Config(device=devices.device, ranks_per_gpu=devices.ranks_per_gpu)
+    assert launcher.ranks_of_this_host(asked) == (len(ranks) if devices.device != "cpu" else (len(numa.nodes()) or 1))
+
+
+def test_more_ranks_than_gpus_are_refused_with_what_would_do(two_gpus: None) -> None:
+    with pytest.raises(UserError, match=r"5 ranks on a host with 2 GPUs; set nproc to 2 or less, .* ranks_per_gpu=3"):
+        Devices().check(5)
+    Devices(ranks_per_gpu=3).check(5)
+
+
+def test_nccl_carries_no_messages_between_ranks_of_one_gpu() -> None:
+    assert ("nccl" in Devices().backend, "nccl" in Devices(ranks_per_gpu=2).backend) == (True, False)
+
+
+@NO_GPU
+def test_a_gpu_that_is_not_there_is_told_once(launch: Launch) -> None:
+    """Rank 0's words decide for all: the ranks read them before they join."""
+    ranks = launch("none", "device=cuda", size=2)
+    assert ranks.wait() == [EXIT_USER_ERROR] * 2
+    (line,) = ranks.stderr.splitlines()
+    assert line.startswith("vgg-ddp: device=cuda, and torch ") and line.endswith("set device=cpu")
+
+
+@NO_GPU
+def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
+    assert (Devices().gpus(), str(Devices().of_rank(3))) == (0, "cpu")

@@ -1,0 +1,75 @@
+"""Ranks bound to NUMA nodes: of this machine, and of made-up ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.rank_processes import apart
+from vgg_ddp.distributed import numa
+from vgg_ddp.distributed.world import World
+
+ALLOWED = sorted(os.sched_getaffinity(0))
+RANK = World(0, 1, 0, 1, torch.device("cpu"), host_cores=len(ALLOWED))
+
+
+def test_nodes_are_those_of_the_kernel() -> None:
+    listed = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in listed.splitlines() if line.startswith("NUMA node(s):")]
+    assert 1 <= len(numa.nodes()) <= int(line.split(":")[1])
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> Path:
+    """The /sys of a host whose nodes have this machine's cores, even ones and odd ones, and of a GPU beside each."""
+    for node in (0, 1):
+        cores = ",".join(str(core) for core in [*ALLOWED[node::2], 5000 + node])
+        gpu = f"bus/pci/devices/0000:{16 + node:02x}:00.0/local_cpulist"
+        for file in (f"devices/system/node/node{node}/cpulist", gpu):
+            (tmp_path / "sys" / file).parent.mkdir(parents=True)
+            (tmp_path / "sys" / file).write_text(f"{cores}\n")
+    return tmp_path
+
+
+def bound(world: World, root: Path) -> list[int]:
+    """As a process of its own: the cores that it may run on once it is bound, and a thread with it."""
+    numa.bind(world, root)
+    return sorted(os.sched_getaffinity(0))
+
+
+@pytest.mark.skipif(len(ALLOWED) < 2 or len(ALLOWED) % 2 == 1, reason="needs an even number of cores")
+@pytest.mark.parametrize(("ranks", "is_bound"), [(1, False), (2, True), (3, False), (4, True)])
+def test_ranks_on_cpus_take_nodes_in_turn_unless_that_costs_them_cores(
+    ranks: int, is_bound: bool, two_nodes: Path
+) -> None:
+    last = replace(RANK, local_rank=ranks - 1, local_size=ranks)
+    assert apart(bound, last, two_nodes) == (ALLOWED[(ranks - 1) % 2 :: 2] if is_bound else ALLOWED)
+
+
+class Properties:
+    """What torch tells of a GPU's place: of the second on the bus, as CUDA_VISIBLE_DEVICES=1 would have it."""
+
+    pci_domain_id, pci_bus_id, pci_device_id = 0, 17, 0
+
+
+def bound_beside_gpu(world: World, root: Path) -> list[int]:
+    torch.cuda.get_device_properties = lambda device: Properties  # type: ignore[assignment, return-value]
+    return bound(world, root)
+
+
+@pytest.mark.skipif(len(ALLOWED) < 2 or len(ALLOWED) % 2 == 1, reason="needs an even number of cores")
+def test_a_gpu_s_rank_is_bound_beside_it_by_its_address(two_nodes: Path) -> None:
+    first = replace(RANK, device=torch.device("cuda", 0), local_size=2)
+    assert apart(bound_beside_gpu, first, two_nodes) == ALLOWED[1::2]
+    assert apart(bound_beside_gpu, first, two_nodes / "no such bus") == ALLOWED
+
+
+def test_a_bound_rank_still_has_its_share_of_the_host_s_cores() -> None:
+    """Each of 8 ranks on 2 nodes, of which this process sees one, or less of it."""
+    world = replace(RANK, local_size=8, host_cores=8 * len(ALLOWED))
+    assert world.share_of_cores() == len(ALLOWED)

@@ -1,0 +1,121 @@
+"""Saving beside the training: what is written is the moment of the call, one after another, and an error is told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.rank_processes import Train
+from vgg_ddp.distributed.world import World
+from vgg_ddp.errors import StoppedOnRequest, UserError
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run.checkpoint import State
+from vgg_ddp.training.saving import Saver
+
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+
+
+def save(saver: Saver, step: int, best: bool = False) -> None:
+    saver.save({"w": torch.ones(3)}, {}, State(step=step), None, best)
+
+
+def before_writing(monkeypatch: pytest.MonkeyPatch, wait: Callable[[int], object]) -> None:
+    """Have the real writer call `wait` with the step first."""
+    write = checkpoint.write
+
+    def write_later(directory: Path, files: checkpoint.Files, step: int) -> Path:
+        wait(step)
+        return write(directory, files, step)
+
+    monkeypatch.setattr(checkpoint, "write", write_later)
+
+
+def test_what_is_saved_is_the_moment_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    before_writing(monkeypatch, lambda step: go_on.wait(60))
+    saver, state = Saver(tmp_path, 1, ALONE), State(step=1, engine={"scaler": {"scale": 2.0}})
+    tensors = {name: torch.full((4,), 1.0) for name in ("model", "optimizer", "ema")}
+    saver.save(*({name: tensors[name]} for name in ("model", "optimizer")), state, {"ema": tensors["ema"]}, False)
+    for tensor in tensors.values():  # the training goes on
+        tensor.zero_()
+    state.step, state.engine["scaler"]["scale"] = 2, 3.0
+    assert not (tmp_path / "latest").exists()
+    go_on.set()
+    saver.finish()
+    folder = tmp_path / "step-00000001"
+    assert all(load_file(folder / f"{name}.safetensors")[name].tolist() == [1.0] * 4 for name in tensors)
+    assert checkpoint.state(checkpoint.read(folder)) == State(step=1, engine={"scaler": {"scale": 2.0}})
+
+
+def test_a_save_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second, overlapped = threading.Event(), []
+
+    def wait(step: int) -> None:
+        second.set() if step == 2 else overlapped.append(second.wait(0.3))
+
+    before_writing(monkeypatch, wait)
+    with Saver(tmp_path, 2, ALONE) as saver:
+        save(saver, 1)
+        save(saver, 2)
+    assert overlapped == [False]
+    assert [folder.name for folder in checkpoint.find(tmp_path)] == ["step-00000002", "step-00000001"]
+
+
+def test_best_and_the_newest_are_kept(tmp_path: Path) -> None:
+    with Saver(tmp_path, 1, ALONE) as saver:
+        for step in (1, 2, 3):
+            save(saver, step, best=step == 1)
+    assert (tmp_path / "best").read_text() == "step-00000001"
+    assert [folder.name for folder in checkpoint.find(tmp_path)] == ["step-00000003", "step-00000001"]
+
+
+@pytest.fixture
+def unwritable(tmp_path: Path) -> Saver:
+    """Its folder would have to be made below a file."""
+    (tmp_path / "file").write_text("")
+    return Saver(tmp_path / "file" / "checkpoints", 1, ALONE)
+
+
+def test_an_error_is_told_by_the_next_save_or_at_the_end(unwritable: Saver) -> None:
+    save(unwritable, 1)
+    with pytest.raises(UserError, match=r"step-00000001 cannot be written"):
+        save(unwritable, 2)
+    unwritable.finish()
+    save(unwritable, 3)
+    with pytest.raises(UserError, match=r"step-00000003 cannot be written"):
+        unwritable.finish()
+
+
+@pytest.mark.parametrize(("raised", "told"), [(StoppedOnRequest, UserError), (MemoryError, MemoryError)])
+def test_a_stop_is_one_only_once_its_checkpoint_is_written(
+    raised: type[BaseException], told: type[BaseException], unwritable: Saver
+) -> None:
+    with pytest.raises(told), unwritable:
+        save(unwritable, 1)
+        raise raised
+
+
+@pytest.mark.parametrize("raised", [StoppedOnRequest, MemoryError])
+def test_whatever_ends_the_training_finds_the_checkpoint_whole(
+    raised: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = threading.Event()
+    before_writing(monkeypatch, lambda step: began.wait(0.1))  # longer than it takes to leave
+    with pytest.raises(raised), Saver(tmp_path, 1, ALONE) as saver:
+        save(saver, 1)
+        raise raised
+    checkpoint.read(tmp_path / (tmp_path / "latest").read_text())
+
+
+def test_not_every_epoch_is_saved(train: Train) -> None:
+    """Five epochs of one step, of which every second and the last are saved."""
+    words = ("data.validation=0.8", "evaluate.every_epochs=9", "min_steps=5", "checkpoint.every_epochs=2")
+    run = train("seldom", *words, "checkpoint.keep=9")
+    assert [folder.name for folder in checkpoint.find(run / "checkpoints")] == [
+        f"step-{step:08d}" for step in (5, 4, 2)
+    ]

@@ -1,0 +1,107 @@
+"""Saving while the training goes on: a snapshot of the tensors now, and one thread that writes it to the disk."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from vgg_ddp.distributed.world import World
+from vgg_ddp.errors import StoppedOnRequest
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run.checkpoint import State
+
+THREAD = "checkpoint"  # how the name of a writing thread begins
+
+
+class Saver:
+    """Saves checkpoints into RUN/checkpoints, one at a time. All ranks call each method together; rank 0 writes.
+
+    An error of writing is raised by the next call. As a context, it ends when everything is on the disk.
+    """
+
+    def __init__(self, directory: Path, keep: int, world: World) -> None:
+        self._directory, self._keep, self._world = directory, keep, world
+        self._writing: Future[None] | None = None
+
+    def save(
+        self,
+        model: dict[str, Tensor],
+        optimizer: dict[str, Tensor],
+        state: State,
+        ema: dict[str, Tensor] | None,
+        best: bool,
+    ) -> None:
+        """Begin to write a checkpoint of this moment, once the one before it is on the disk.
+
+        Args:
+            best: mark it as the best so far.
+
+        Raises:
+            UserError: the one before could not be written.
+        """
+        with self._world.together():
+            if self._world.is_main:
+                self._wait()
+                copied, state = Snapshot([model, optimizer, ema or {}]), copy.deepcopy(state)
+                thread = ThreadPoolExecutor(1, thread_name_prefix=THREAD)
+                self._writing = thread.submit(self._write, copied.get, state, ema is not None, best)
+                thread.shutdown(wait=False)  # it ends when it is done
+
+    def finish(self) -> None:
+        """Wait until everything is on the disk.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        with self._world.together():
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _write(self, tensors: Callable[[], list[dict[str, Tensor]]], state: State, averaged: bool, best: bool) -> None:
+        model, optimizer, ema = tensors()
+        files = checkpoint.encode(model, optimizer, state, ema if averaged else None)
+        folder = checkpoint.write(self._directory, files, state.step)
+        if best:
+            checkpoint.mark_best(self._directory, folder)
+        checkpoint.prune(self._directory, self._keep)
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
+        if kind is None or issubclass(kind, StoppedOnRequest):  # every rank is here
+            self.finish()
+        elif self._writing is not None:
+            self._writing.exception()  # whole before the process ends; it is the other error that is told
+
+
+class Snapshot:
+    """Copies of tensors in the host's memory, that later changes of the tensors do not reach.
+
+    Of tensors on a GPU, the copies lie in pinned memory, and are made by the GPU after what it was told before.
+    """
+
+    def __init__(self, groups: list[dict[str, Tensor]]) -> None:
+        self._groups = [
+            {name: tensor.detach().to("cpu", non_blocking=True, copy=True) for name, tensor in group.items()}
+            for group in groups
+        ]
+        self._made = torch.cuda.Event() if torch.cuda.is_initialized() else None
+        if self._made is not None:
+            self._made.record()
+
+    def get(self) -> list[dict[str, Tensor]]:
+        """The copies, waited for."""
+        if self._made is not None:
+            self._made.synchronize()
+        return self._groups
