@@ -36,6 +36,7 @@ from vgg_ddp.run.metrics_log import MetricsLog
 from vgg_ddp.train import train
 from vgg_ddp.training.job import Job, build_job
 from vgg_ddp.training.recorder import Recorder
+from vgg_ddp.training.stopping import StopRequest
 
 CALLS = ("forward", "backward", "step")
 
@@ -81,7 +82,8 @@ class Loop:
         with MetricsLog(self._log) as log, TrainingProgress(job.total_steps, state.step, shown=False) as progress:
             steps_per_epoch = job.data.order.steps_per_epoch
             recorder = Recorder(state, job.world, job.config.batch, steps_per_epoch, job.total_steps, log, progress)
-            train(job, state, recorder)
+            with StopRequest(job.world, job.config.log.every_steps) as stop:
+                train(job, state, recorder, stop)
         after = self._seconds()
         return {name: (after[name] - before[name]) / steps for name in after}
 

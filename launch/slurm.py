@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time", metavar="[D-]H:M:S", help="time limit (default: the partition's)")
     parser.add_argument("--account", metavar="NAME", help="to charge")
     parser.add_argument("--gpus-per-node", type=int, metavar="N", help="default: none asked for")
-    parser.add_argument("--cpus-per-node", type=int, metavar="N", help="default: the partition's")
+    parser.add_argument("--cpus-per-node", type=int, metavar="N", help="default: threads, or one, for each rank")
     parser.add_argument("--memory", metavar="SIZE", help="of each node, e.g. 64G (default: the partition's)")
     parser.add_argument(
         "--interface", metavar="NAME", help="network interface (default: the one that leads to the first)"
@@ -115,7 +115,7 @@ def _directives(plan: Plan, options: argparse.Namespace) -> list[str]:
         "time": options.time,
         "account": options.account,
         "gpus-per-node": options.gpus_per_node,
-        "cpus-per-task": options.cpus_per_node,
+        "cpus-per-task": options.cpus_per_node or _threads(plan),  # Slurm's own default is one for all ranks of a node
         "mem": options.memory,
     }
     return [
@@ -129,6 +129,11 @@ def _directives(plan: Plan, options: argparse.Namespace) -> list[str]:
         f"--output={options.logs}/%x-%j.log",
         *options.sbatch,
     ]
+
+
+def _threads(plan: Plan) -> int:
+    threads = plan.config.threads
+    return plan.ranks_per_node * (1 if threads == "auto" else threads)
 
 
 LAUNCHER = Launcher("a job for Slurm: srun and torchrun, queued again when it is preempted", add_options, start)

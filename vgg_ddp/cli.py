@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
+import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,21 +18,30 @@ from vgg_ddp import __version__
 from vgg_ddp.errors import EXIT_OK, EXIT_USER_ERROR, UserError
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its code."""
-    signal.signal(signal.SIGTERM, _raise_exit)  # so that what is half written is removed
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. Nothing is raised, whatever the command, so that a notebook can call it too."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that has no such letter shows a question mark
+    alone = threading.current_thread() is threading.main_thread()  # other threads have no signals
+    before = signal.signal(signal.SIGTERM, _raise_exit) if alone else None  # so that what is half written is removed
     try:
         options = _parser().parse_args(arguments)
         code = options.run(options)
     except UserError as error:
-        print(f"vgg-ddp: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody reads it
+            print(f"vgg-ddp: {error}", file=sys.stderr)
         code = EXIT_USER_ERROR
+    except SystemExit as ended:  # by --help, by SIGTERM, or as the launchers end
+        code = ended.code
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except BrokenPipeError:  # a reader such as `head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_OK
-    sys.exit(code)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+    return int(code or EXIT_OK)
 
 
 def _raise_exit(number: int, frame: object) -> None:
@@ -93,7 +105,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="evaluate a run or a checkpoint on the test images")
     evaluate.add_argument("target", help="a run directory, or a checkpoint in one")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the run's configuration")
-    evaluate.add_argument("--images", type=Path, metavar="FOLDER", help="show what it makes of these images instead")
+    evaluate.add_argument(
+        "--images", type=Path, metavar="FOLDER|IMAGE", help="show what it makes of these images instead"
+    )
+    evaluate.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="write there; default: in the run, for another data set in RUN/evaluations",
+    )
     evaluate.set_defaults(run=_evaluate)
 
     report = commands.add_parser("report", help="draw a run's report again, or put several runs side by side")
@@ -176,14 +196,15 @@ def _launch(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from vgg_ddp import preflight
 
-    resolved = preflight.check_evaluation(options.target, options.overrides, options.images)
+    resolved = preflight.check_evaluation(options.target, options.overrides, options.images, options.out)
 
     from vgg_ddp.distributed import launcher
 
     if options.images is not None:
         from vgg_ddp import evaluate
 
-        return evaluate.main([resolved.argument()], options.images)
+        with launcher.own_ranks():
+            return evaluate.main([resolved.argument()], options.images)
     ranks = launcher.ranks_of_this_host(resolved.config)
     return launcher.start("vgg_ddp.evaluate", [resolved.argument()], ranks)
 
@@ -196,11 +217,17 @@ def _report(options: argparse.Namespace) -> int:
         raise UserError("--out is for runs side by side; the report of one run stands in RUN/report/index.html")
     settings = config.load(first / "config.yaml")
 
+    from vgg_ddp.data import of_run
     from vgg_ddp.data.dataset import Dataset
     from vgg_ddp.data.ensure import ensure
     from vgg_ddp.report import write_report, write_side_by_side
+    from vgg_ddp.run.directory import RunDirectory
 
-    dataset = Dataset(ensure(settings.data, print)[0])
+    dataset, run = of_run.find(RunDirectory(first)), RunDirectory(first)
+    if dataset is None and of_run.held(run) is None:  # a run of an earlier version
+        dataset = Dataset(ensure(settings.data, print)[0])
+    if dataset is None:
+        print(f"the images of {first} are gone: its pages are drawn without pictures")
     if others:
         print(write_side_by_side(options.targets, dataset, options.out or first / "report" / "comparison.html"))
     else:
@@ -237,7 +264,7 @@ def _export(options: argparse.Namespace) -> int:
     from vgg_ddp.export import export
 
     done = export(options.target, options.format, options.out, options.overrides)
-    print(f"the same predictions on {done.images} test images; logits differ by at most {done.largest_difference:.2g}")
+    print(f"the same predictions on {done.images}; logits differ by at most {done.largest_difference:.2g}")
     print(f"written: {done.path}\nmodel card: {done.card}")
     return EXIT_OK
 

@@ -5,39 +5,50 @@ Start it with `vgg-ddp evaluate`, or `torchrun ... -m vgg_ddp.evaluate`.
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
 
 from vgg_ddp import preflight
 from vgg_ddp.config import Config
+from vgg_ddp.data import of_run
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.distributed import rank_process
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import own_images, test_set
+from vgg_ddp.evaluation.image_files import not_images
 from vgg_ddp.optim import precision
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import say, table
 from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.files import read_json, replace_file
 from vgg_ddp.run.resolved import ResolvedRun
 
 MOST_LINES = 20  # of the table of answers that is printed
 
 
-def evaluate_and_report(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, world: World) -> None:
+def evaluate_and_report(
+    config: Config, dataset: Dataset, run: RunDirectory, folder: Path, world: World, out: str = ""
+) -> None:
     """Evaluate the checkpoint in `folder`, print the table, and write RUN/evaluation and RUN/report. All ranks together.
+
+    Args:
+        out: another folder to write evaluation/ and report/ in.
 
     Raises:
         UserError: a checkpoint that is damaged or of another network, or a disk that cannot be written.
     """
-    summary = test_set.evaluate(config, dataset, run, folder, world)
+    summary = test_set.evaluate(config, dataset, RunDirectory(out or run.path), folder, world)
     if summary is not None:
         from vgg_ddp.report import write_report  # only here: a training itself needs neither pictures nor templates
 
         show(summary)
         with run.writing():
-            say(f"report: {write_report(run.path, dataset)}")
+            say(f"report: {write_report(run.path, dataset, Path(out or run.path))}")
 
 
 def show(summary: dict[str, Any]) -> None:
@@ -47,7 +58,10 @@ def show(summary: dict[str, Any]) -> None:
     rows = [[c["name"], f"{c['images']}", "-" if c["accuracy"] is None else f"{c['accuracy']:.1%}"] for c in shown]
     table(f"{summary['network']} on the test images of {summary['dataset']}", ["class", "images", "accuracy"], rows)
     top5 = "" if summary["top5_accuracy"] is None else f", top-5 {summary['top5_accuracy']:.2%}"
-    say(f"test accuracy {summary['accuracy']:.2%}{top5}, loss {summary['loss']:.3f}, {summary['images']} images")
+    shares = [f"test accuracy {summary['accuracy']:.2%}{top5}"]
+    means = f"balanced accuracy {summary['balanced_accuracy']:.2%}, macro F1 {summary['macro_f1']:.2%}"
+    shares = [f"classes are uneven: {means}", *shares] if summary["uneven"] else [*shares, means]
+    say(f"{', '.join(shares)}, loss {summary['loss']:.3f}, {summary['images']} images")
 
 
 def run(resolved: ResolvedRun, world: World) -> None:
@@ -58,7 +72,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
     directory, dataset = RunDirectory(resolved.run), Dataset(resolved.dataset)
     trackers = resolved.trackers if world.is_main else {}
     with followed(config, directory, dataset.directory, State(), trackers):
-        evaluate_and_report(config, dataset, directory, Path(resolved.checkpoint), world)
+        evaluate_and_report(config, dataset, directory, Path(resolved.checkpoint), world, resolved.out)
 
 
 def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
@@ -70,7 +84,9 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
     from vgg_ddp.report.image_answers import Answer, write_image_answers
 
     config, _ = precision.set_arithmetic(resolved.config, world.device)
-    dataset, run = Dataset(resolved.dataset), RunDirectory(resolved.run)
+    run = RunDirectory(resolved.run)
+    dataset = of_run.held(run) if resolved.dataset == resolved.run else Dataset(resolved.dataset)
+    assert dataset is not None
     unreadable: list[str] = []
     found = own_images.answers(folder, config, dataset, Path(resolved.checkpoint), world.device, unreadable)
     answers = [Answer.of(one.name, one.label, one.probabilities, one.pixels, one.seen) for one in found]
@@ -85,9 +101,12 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
         }
         for one in answers
     ]
-    target = run.path / "images" / (folder.resolve().name or "root")
+    target = Path(resolved.out) if resolved.out else _own_place(run, folder)
     with run.writing():
-        run.write_json(target / "predictions.json", {"images": rows, "unreadable": unreadable})
+        run.write_json(
+            target / "predictions.json", {"of": str(folder.resolve()), "images": rows, "unreadable": unreadable}
+        )
+        replace_file(target / "predictions.csv", _csv(rows, dataset.classes).encode())
     page = write_image_answers(
         answers, unreadable, dataset.classes, config.network, dataset.name, folder, target / "index.html"
     )
@@ -95,16 +114,35 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
     table(f"{config.network} on {folder}", ["file", "answer", "confidence"], lines[:MOST_LINES])
     if len(lines) > MOST_LINES:
         say(f"and {len(lines) - MOST_LINES} more")
-    for line in unreadable:
+    for line in [*unreadable, *not_images(folder)]:
         say(f"left out: {line}")
     say(f"answers to {len(answers)} images: {page}")
+
+
+def _own_place(run: RunDirectory, folder: Path) -> Path:
+    """RUN/images/NAME, with a number behind the name where another folder of that name has been answered for."""
+    name = folder.resolve().stem if folder.is_file() else folder.resolve().name or "root"
+    for number in itertools.count(1):
+        target = run.path / "images" / (name if number == 1 else f"{name}-{number}")
+        if (read_json(target / "predictions.json") or {}).get("of") in (None, str(folder.resolve())):
+            break
+    return target
+
+
+def _csv(rows: list[dict[str, Any]], classes: list[str]) -> str:
+    """The answers as a table: the file, the likeliest class, and the probability of each."""
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(["file", "class", *classes])
+    table.writerows([row["file"], row["prediction"], *(row["probabilities"][name] for name in classes)] for row in rows)
+    return text.getvalue()
 
 
 def main(arguments: list[str], images: Path | None = None) -> int:
     """One rank of an evaluation: `RUN|CHECKPOINT [key=value ...]`, or what `vgg-ddp evaluate` hands its ranks.
 
     Args:
-        images: a folder of images to answer for in place of the test split.
+        images: an image, or a folder of them, to answer for in place of the test split.
 
     Returns:
         The exit code.

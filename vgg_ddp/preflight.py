@@ -20,6 +20,7 @@ from vgg_ddp.errors import UserError
 from vgg_ddp.run.resolved import ResolvedRun
 
 if TYPE_CHECKING:
+    from vgg_ddp.data.dataset import Dataset
     from vgg_ddp.distributed.world import World
 
 
@@ -30,8 +31,6 @@ def check_training(config_path: str, overrides: Sequence[str]) -> ResolvedRun:
         UserError: what was asked for cannot be had here, or does not fit.
     """
     config = load(config_path, list(overrides))
-    if any(override.startswith("batch=") for override in overrides):
-        config = msgspec.structs.replace(config, min_steps_per_epoch=0)  # the batch that was asked for stays
     if config.nproc != "auto":
         config.local_batch(config.nproc)
     _check_installed(config)
@@ -42,24 +41,35 @@ def check_training(config_path: str, overrides: Sequence[str]) -> ResolvedRun:
     return _check(config, config.run.dir)
 
 
-def check_evaluation(target: str, overrides: Sequence[str], images: Path | None = None) -> ResolvedRun:
+def check_evaluation(
+    target: str, overrides: Sequence[str], images: Path | None = None, out: Path | None = None
+) -> ResolvedRun:
     """The same for a run or a checkpoint that is to be evaluated, with the configuration of its run.
 
     Args:
-        images: a folder of images to answer for.
+        images: an image, or a folder of them, to answer for.
+        out: where to write; None: in the run, and there in a folder of its own for every other data set.
 
     Raises:
-        UserError: there is no such run, checkpoint or image, or the run's data set cannot be had.
+        UserError: there is no such run, checkpoint or image, the run's data set cannot be had, or nothing can be written.
     """
+    from vgg_ddp.data import of_run
     from vgg_ddp.evaluation.image_files import find_images
-    from vgg_ddp.run.directory import chosen_checkpoint, find_run
+    from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint, find_run
 
     if images is not None:
         find_images(images)
     run, folder = find_run(Path(target))
     config = run_config(target, overrides)
     folder = folder or chosen_checkpoint(run, config.evaluate.checkpoint)
-    return _check(config, str(run.path), str(folder))
+    dataset = None
+    if config.data.source == load(run.config).data.source:
+        dataset = of_run.find(run) if images is None else of_run.held(run)
+    RunDirectory(out or run.path).must_be_writable()
+    resolved = _check(config, str(run.path), str(folder), dataset)
+    if out is None and images is None and not of_run.is_of(run, resolved.dataset):
+        out = run.path / "evaluations" / Path(resolved.dataset).resolve().name
+    return msgspec.structs.replace(resolved, out=str(out or ""), trackers={} if out else resolved.trackers)
 
 
 def run_config(target: str, overrides: Sequence[str]) -> Config:
@@ -135,7 +145,7 @@ def _check_installed(config: Config) -> None:
         deepspeed_file.read(config)
 
 
-def _check(config: Config, run: str, checkpoint: str = "") -> ResolvedRun:
+def _check(config: Config, run: str, checkpoint: str = "", dataset: Dataset | None = None) -> ResolvedRun:
     from vgg_ddp.trackers import wanted
 
     trackers = wanted(config.tracking)
@@ -143,8 +153,11 @@ def _check(config: Config, run: str, checkpoint: str = "") -> ResolvedRun:
     from vgg_ddp.data.dataset import Dataset
     from vgg_ddp.data.settling import settle
 
-    directory, fallbacks = prepare_data(config)
-    config, choices = settle(config, Dataset(directory))
+    fallbacks: list[str] = []
+    if dataset is None:
+        directory, fallbacks = prepare_data(config)
+        dataset = Dataset(directory)
+    config, choices = settle(config, dataset) if dataset.has_images else (config, [])
     if config.threads == "auto" and (threads := cores.openmp_threads()) is not None:
         config = msgspec.structs.replace(config, threads=threads)
         choices = [*choices, f"threads: {threads}, as OMP_NUM_THREADS says"]
@@ -152,7 +165,7 @@ def _check(config: Config, run: str, checkpoint: str = "") -> ResolvedRun:
         config=config,
         run=run,
         checkpoint=checkpoint,
-        dataset=str(directory),
+        dataset=str(dataset.directory),
         trackers=trackers,
         fallbacks=fallbacks,
         choices=choices,

@@ -13,7 +13,8 @@ import torch
 
 from vgg_ddp import evaluate, preflight
 from vgg_ddp.analysis.predictions import accuracy, class_accuracies, loss
-from vgg_ddp.config import dump, load
+from vgg_ddp.config import dump, load, with_absolute_paths
+from vgg_ddp.data import of_run
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.distributed import memory, rank_process
 from vgg_ddp.distributed.world import World
@@ -28,22 +29,22 @@ from vgg_ddp.run.console import TrainingProgress, say
 from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint
 from vgg_ddp.run.metrics_log import MetricsLog
 from vgg_ddp.run.resolved import ResolvedRun
-from vgg_ddp.training import cuda_graph, environment, parts, stopping
+from vgg_ddp.training import continuing, cuda_graph, environment, parts
 from vgg_ddp.training.job import Job, build_job
 from vgg_ddp.training.profiling import traced
 from vgg_ddp.training.recorder import Recorder
+from vgg_ddp.training.stopping import StopRequest, note_validation
 
 
-def train(job: Job, state: State, recorder: Recorder) -> None:
-    """Take the steps that are left.
+def train(job: Job, state: State, recorder: Recorder, stop: StopRequest) -> None:
+    """Take the steps that are left, or those until `stop` says so.
 
     Raises:
         StoppedOnRequest: a signal came; a checkpoint was saved.
     """
     config, engine = job.config, job.engine
     step = cuda_graph.recorded(partial(take_step, job, recorder), config, job.world)
-    stop = stopping.StopRequest(job.world, config.log.every_steps, config.communication.synchronise_every)
-    while (state.step < job.total_steps or state.step_in_epoch) and not state.stopped:
+    while not job.finished(state):
         for batch in recorder.timed(job.batches(state)):
             learning_rate = config.optimizer.learning_rate * job.schedule(state.step)
             optimizers.set_learning_rate(engine.optimizer, learning_rate)
@@ -59,7 +60,6 @@ def train(job: Job, state: State, recorder: Recorder) -> None:
             if config.checkpoint.every_steps and state.step % config.checkpoint.every_steps == 0:
                 save(job, state, recorder)
         finish_epoch(job, state, recorder)
-    stop.release()
 
 
 def take_step(job: Job, recorder: Recorder, batch: Batch, side: int | None) -> None:
@@ -102,7 +102,7 @@ def validate(job: Job, state: State, recorder: Recorder) -> bool:
     recorder.scope_row("validation", validation_loss, validation_accuracy, per_class)
     if world.is_main:
         say(f"epoch {state.epoch}  validation loss {validation_loss:.3f}  accuracy {validation_accuracy:.2%}")
-    return stopping.note_validation(config.stop, state, validation_accuracy, state.epoch)
+    return note_validation(config.stop, state, validation_accuracy, state.epoch)
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
@@ -142,7 +142,7 @@ def resume(job: Job) -> State:
     job.engine.load_state(checkpoint.tensors(contents, "optimizer.safetensors"), state.engine)
     if config.ema:
         job.average.network.load_state_dict(checkpoint.tensors(contents, "ema.safetensors"))
-    if world.is_main:
+    if world.is_main and not job.finished(state):
         job.run.keep_metrics_until(state.step, epoch_ended=state.step_in_epoch == 0)
         say(f"continuing at step {state.step} of {job.total_steps}")
     return state
@@ -168,22 +168,34 @@ def run(resolved: ResolvedRun, world: World) -> None:
             job = build_job(config, dataset, directory, world)
             config = job.config
         state = resume(job)
-        log = None
-        if world.is_main:
-            directory.config.write_text(dump(config))
-            directory.write_json(directory.environment, environment.describe(job, resolved, precision_reason))
-            log = stack.enter_context(MetricsLog(directory.metrics))
-            say("\n".join([environment.sentence(job), *resolved.choices, *environment.choices(job)]))
+        finished = job.finished(state)
+        if finished:
+            if (as_trained := continuing.as_trained(job, state)) is None:
+                return
+            config = as_trained
+        elif world.is_main:
+            changes = continuing.changes_so_far(job, state)
+            directory.write_json(directory.environment, environment.describe(job, resolved, precision_reason, changes))
+            directory.config.write_text(dump(with_absolute_paths(config)))
+            of_run.keep(directory, dataset)
+            chosen = [*resolved.choices, *environment.choices(job), *job.data.fallbacks]
+            said = [environment.sentence(job), *chosen, *changes]
+            say("\n".join(said))
         trackers = resolved.trackers if world.is_main else {}
         stack.enter_context(followed(config, directory, dataset.directory, state, trackers))
-        progress = stack.enter_context(TrainingProgress(job.total_steps, state.step, shown=world.is_main))
-        steps_per_epoch, left = job.data.order.steps_per_epoch, job.total_steps - state.step
-        with job.saver, traced(config.profile if world.is_main else 0, left, directory.trace) as after_step:
-            recorder = Recorder(state, world, config.batch, steps_per_epoch, job.total_steps, log, progress, after_step)
-            train(job, state, recorder)
-        progress.close()
+        if not finished:
+            log = stack.enter_context(MetricsLog(directory.metrics)) if world.is_main else None
+            progress = stack.enter_context(TrainingProgress(job.total_steps, state.step, shown=world.is_main))
+            steps_per_epoch, left = job.data.order.steps_per_epoch, job.total_steps - state.step
+            stop = StopRequest(world, config.log.every_steps, config.communication.synchronise_every)
+            with stop, job.saver, traced(config.profile if world.is_main else 0, left, directory.trace) as after_step:
+                recorder = Recorder(
+                    state, world, config.batch, steps_per_epoch, job.total_steps, log, progress, after_step
+                )
+                train(job, state, recorder, stop)
+            progress.close()
         peak = memory.peak_bytes(world)
-        if world.is_main:
+        if world.is_main and not (finished and directory.summary.exists()):
             directory.write_json(directory.summary, environment.summary(job, state, peak))
         evaluate.evaluate_and_report(
             config, dataset, directory, chosen_checkpoint(directory, config.evaluate.checkpoint), world

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -99,6 +100,7 @@ OTHER_VALUES: dict[str, Any] = {
     "schedule.peak_at": 0.1,
     "schedule.final": 0.01,
     "loss.label_smoothing": 0.1,
+    "loss.class_weights": [0.5, 2.0],
     "loss.implementation": "torch",
     "communication.compression": "powersgd",
     "communication.powersgd_rank": 4,
@@ -222,7 +224,11 @@ printable = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Zl", 
 
 
 @settings(max_examples=20)  # each dumps and loads every key
-@given(directory=printable, rate=st.floats(0, exclude_min=True, allow_infinity=False), decay=st.floats(0, 1e300))
+@given(
+    directory=printable.filter(lambda name: name[0] not in "~$"),
+    rate=st.floats(0, exclude_min=True, allow_infinity=False),
+    decay=st.floats(0, 1e300),
+)
 @example(directory="1e3", rate=1e-5, decay=0.0)
 @example(directory="12e04", rate=0.1, decay=0.0)
 @example(directory="2026-11-23", rate=1e22, decay=1e22)
@@ -287,6 +293,9 @@ def test_help_command_prints_that_list() -> None:
         ("schedule.warmup=5", "schedule.warmup_epochs"),
         ("checkpoints.keep=5", "checkpoint.keep"),
         ("data.batch=32", "batch"),
+        ("lr=0.1", "optimizer.learning_rate"),
+        ("optimizer.lr=0.1", "optimizer.learning_rate"),
+        ("flip=y", "augment.flip"),
     ],
 )
 def test_unknown_key_names_the_nearest(wrong: str, right: str, config_file: Path) -> None:
@@ -318,11 +327,12 @@ def test_unknown_key_names_the_nearest(wrong: str, right: str, config_file: Path
         ("data.train_sizes=16", "array"),
         ("data.train_sizes=[16, 8]", ">= 16"),
         ("data.validation=1", "< 1"),
-        ("data.source=123", "str"),
         ("ema=1", "< 1"),
         ("seed=-1", ">= 0"),
         ("nproc=0", ">= 1"),
-        ("run.dir=2026-11-23", "str"),
+        ("run.dir=", "str"),
+        ("seed=0x10", "int"),
+        ("epochs=1:30", "float"),
     ],
 )
 def test_wrong_type_or_range_says_what_is_expected(word: str, expected: str, config_file: Path) -> None:
@@ -349,13 +359,16 @@ def test_numbers_that_are_none_are_refused(word: str, config_file: Path) -> None
         ("model.head=big", ["compact", "paper"]),
         ("schedule.name=linear", ["constant", "step", "cosine", "one_cycle"]),
         ("resume=yes_please", ["never", "auto"]),
+        ("augment.flip=y", ["true", "false", "alternating", "auto"]),
+        ("nproc=-1", ["NUMBER", "auto"]),
+        ("data.resize=2.5", ["NUMBER", "auto", "null"]),
+        ("model.batch_norm=1", ["true", "false"]),
     ],
 )
 def test_bad_value_lists_the_choices(word: str, choices: list[str], config_file: Path) -> None:
     message = refusal(config_file, word)
-    key, _, value = word.partition("=")
-    assert f"'{key}'" in message
-    assert value in message
+    assert f"'{word.partition('=')[0]}'" in message
+    assert word in message
     for choice in choices:
         assert choice in message.partition("choose one of")[2]
 
@@ -367,9 +380,7 @@ def test_word_without_key_and_value_is_refused_with_an_example(word: str, config
     assert f"'{word}'" in message
 
 
-@pytest.mark.parametrize(
-    "word", ["batch=[", "batch={a", "run.dir=2024-13-45", "seed=0x_", "run.dir=@x", "run.dir=a: b"]
-)
+@pytest.mark.parametrize("word", ["batch=[", "batch={a", "seed=0x_", "tracking.tags=[a", "tracking.tags=@x"])
 def test_word_whose_value_is_not_yaml_is_refused(word: str, config_file: Path) -> None:
     assert word in refusal(config_file, word)
 
@@ -403,7 +414,6 @@ def test_missing_file_names_one_of_a_similar_name(tmp_path: Path) -> None:
         (b"just words", "key: value"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"batch: \x00", "not valid YAML"),
-        (b"run: {dir: 2024-13-45}", "not valid YAML"),
         (b"1: 2", "unknown key '1'"),
         (b"true: 2", "unknown key"),
     ],
@@ -424,6 +434,52 @@ def test_a_number_is_a_number_however_it_is_written(text: str, config_file: Path
     assert load(config_file, [f"optimizer.learning_rate={text}"]).optimizer.learning_rate == 0.001
     config_file.write_text(f"optimizer: {{learning_rate: {text}}}")
     assert load(config_file).optimizer.learning_rate == 0.001
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        *(
+            ("run.dir", text, text)
+            for text in ("exp #2", "20261125", "2024-13-45", "1e5", "a: b", "@x", "[1", "null", "yes")
+        ),
+        ("run.dir", "'a b'", "a b"),
+        ("run.dir", "~/x", str(Path.home() / "x")),
+        ("run.dir", "~", str(Path.home())),
+        ("data.source", "$HOME/images", f"{os.environ['HOME']}/images"),
+        ("data.source", "a$HOME", "a$HOME"),
+        ("tracking.group", "123456", "123456"),
+        ("tracking.group", "null", None),
+        ("tracking.tags", "[a, 1]", ["a", "1"]),
+        ("seed", "010", 10),
+        ("batch", "1e3", 1000),
+        ("batch", "1_024", 1024),
+        ("compile", "yes", True),
+        ("data.resize", "null", None),
+        ("data.resize", "48", 48),
+        ("deepspeed.stage", "2", 2),
+    ],
+)
+def test_a_word_is_read_as_its_key_s_type_has_it(key: str, text: str, value: Any, config_file: Path) -> None:
+    assert dict(leaves(msgspec.to_builtins(load(config_file, [f"{key}={text}"]))))[key] == value
+
+
+def test_and_so_is_a_file(config_file: Path) -> None:
+    config_file.write_text("seed: 010\nrun: {dir: 20261125}\ntracking: {name: 1:30, tags: [1, no], group: ~}")
+    config = load(config_file)
+    assert (config.seed, config.run.dir, config.tracking.name) == (10, "20261125", "1:30")
+    assert (config.tracking.tags, config.tracking.group) == (["1", "no"], None)
+
+
+def test_a_word_switches_off_what_a_recipe_adapts_to_the_data(config_file: Path) -> None:
+    config_file.write_text("min_steps_per_epoch: 40\ndata: {photo_size: 64}")
+    adapted = load(config_file, ["seed=1", "data.resize=72"])
+    assert (adapted.min_steps_per_epoch, adapted.data.photo_size) == (40, 64)
+    for words in (["data.image_size=128"], ["data.image_size=48"], ["data.resize=36"]):
+        assert load(config_file, words).data.photo_size is None
+    assert load(config_file, ["batch=16"]).min_steps_per_epoch == 0
+    both = load(config_file, ["batch=16", "min_steps_per_epoch=5", "data.image_size=48", "data.photo_size=96"])
+    assert (both.min_steps_per_epoch, both.data.photo_size) == (5, 96)
 
 
 def test_empty_groups_and_files_are_the_defaults(config_file: Path) -> None:
@@ -494,6 +550,10 @@ def test_words_win_over_the_file_and_later_words_over_earlier(config_file: Path)
             ["communication.split_head", "precision=fp16"],
         ),
         (["communication.split_head=all", "model.head=paper", "compile=true"], ["communication.split_head", "compile"]),
+        (
+            ["loss.implementation=apex", "loss.class_weights=balanced"],
+            ["loss.implementation=apex", "loss.class_weights"],
+        ),
         (["optimizer.implementation=apex", "optimizer.name=adamw"], ["optimizer.implementation=apex", "adamw"]),
         *(
             (["engine=deepspeed", "model.head=paper", word], [word.split("=")[0], "engine=ddp"])

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from sklearn.metrics import (
     accuracy_score,
+    balanced_accuracy_score,
     confusion_matrix,
+    f1_score,
     log_loss,
     precision_recall_fscore_support,
     top_k_accuracy_score,
@@ -58,6 +60,9 @@ def test_the_summary_is_what_scikit_learn_says_of_the_predictions(whole_run: Pat
     summary, arrays = evaluated(whole_run, 2, 11, tmp_path / "ranks")
     label, prediction = arrays["label"], arrays["prediction"]
     assert summary["accuracy"] == accuracy_score(label, prediction)
+    assert summary["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(label, prediction))
+    assert summary["macro_f1"] == pytest.approx(f1_score(label, prediction, average="macro", labels=np.unique(label)))
+    assert summary["uneven"] is False
     assert summary["confusion"] == confusion_matrix(label, prediction, labels=range(10)).tolist()
     probabilities = arrays["probabilities"].astype(np.float64)
     probabilities /= probabilities.sum(axis=1, keepdims=True)

@@ -61,6 +61,7 @@ def test_the_installed_command_starts_what_the_checkouts_starts(site: Path, tmp_
     assert (refused.returncode, len(refused.stderr.splitlines())) == (EXIT_USER_ERROR, 1)
     job = installed(site, tmp_path, "-m", "vgg_ddp", "launch", "slurm", "config.yaml", "--nproc", "2", "--dry-run")
     assert f"{sys.executable} -m vgg_ddp.launch torchrun config.yaml" in job.stdout
+    assert "#SBATCH --cpus-per-task=2\n" in job.stdout
 
 
 def test_the_command_line_imports_no_torch(site: Path, tmp_path: Path) -> None:

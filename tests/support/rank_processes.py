@@ -126,16 +126,16 @@ def step(number: int) -> dict[str, Any]:
     return {"scope": "steps", "step": number}
 
 
-def vgg_ddp(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """`vgg-ddp ARGUMENTS` in `folder`, forked, to its end."""
-    return program("vgg_ddp", *arguments, folder=folder)
+def vgg_ddp(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`vgg-ddp ARGUMENTS` in `folder`, forked, to its end, with more variables in its environment."""
+    return program("vgg_ddp", *arguments, folder=folder, **variables)
 
 
-def program(module: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """`python -m MODULE ARGUMENTS` in `folder`, forked, to its end."""
+def program(module: str, *arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`python -m MODULE ARGUMENTS` in `folder`, forked, to its end, with more variables in its environment."""
     with tempfile.TemporaryDirectory() as place:
         output = Path(place) / "command"
-        process = _context.Process(target=_enter, args=(_program, (module, arguments, folder), {}, output))
+        process = _context.Process(target=_enter, args=(_program, (module, arguments, folder), variables, output))
         process.start()
         process.join(TIMEOUT)
         if process.exitcode is None:

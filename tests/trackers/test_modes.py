@@ -13,6 +13,7 @@ import pytest
 from vgg_ddp.config.tracking import TrackingConfig
 from vgg_ddp.errors import UserError
 from vgg_ddp.trackers import wanted
+from vgg_ddp.trackers.modes import wandb_mode
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,3 +91,21 @@ def test_online_without_a_login_is_refused_before_anything_is_made(tmp_path: Pat
     (line,) = done.stderr.splitlines()
     assert "wandb login" in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode"),
+    [
+        ({"WANDB_MODE": "dryrun"}, "offline"),
+        ({"WANDB_MODE": "", "WANDB_API_KEY": "a" * 40}, "online"),
+        ({"WANDB_DISABLED": "true", "WANDB_API_KEY": "a" * 40}, "disabled"),
+        ({"WANDB_DISABLED": "false", "WANDB_MODE": "run"}, "online"),
+    ],
+)
+def test_w_and_b_s_own_variables_are_heard(
+    variables: dict[str, str], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert wandb_mode("auto") == mode

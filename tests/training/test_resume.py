@@ -60,6 +60,55 @@ def test_killed_between_saving_an_epoch_s_last_step_and_its_validation(
     assert_undisturbed(train(run.name, *TWO_EPOCHS, "resume=auto"), whole)
 
 
+def test_what_is_trained_to_its_end_is_not_rewritten(whole: Path, launch: Launch, runs: Path) -> None:
+    run = runs / "finished"
+    shutil.copytree(whole, run)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files(run)}
+    ranks = launch(run.name, *TWO_EPOCHS, "min_steps=9", "optimizer.learning_rate=0.5", "resume=auto")
+    assert ranks.wait() == [0], ranks.stderr
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files(run)} == before
+    (line,) = ranks.stdout.splitlines()
+    assert "is trained to its end, 16 steps: nothing is trained or rewritten" in line
+    assert "without effect: min_steps=9 (before: 16), optimizer.learning_rate=0.5 (before: 0.01)" in line
+
+
+def files(run: Path) -> list[Path]:
+    return sorted(path for path in run.rglob("*") if path.is_file() and path.name != ".lock")
+
+
+def test_an_evaluation_that_was_cut_off_is_made_up_for_with_the_run_s_own_settings(
+    whole: Path, train: Train, runs: Path
+) -> None:
+    run = runs / "not evaluated"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "evaluation")
+    (run / "summary.json").unlink()
+    config = (run / "config.yaml").read_bytes()
+    train(run.name, *TWO_EPOCHS, "data.resize=20", "resume=auto")
+    assert (run / "config.yaml").read_bytes() == config
+    assert json.loads((run / "summary.json").read_text())["steps"] == 16
+    assert_undisturbed(run, whole)
+
+
+def test_what_a_continued_run_changes_is_said_and_recorded(stopped: Path, launch: Launch, runs: Path) -> None:
+    run = runs / "changed"
+    shutil.copytree(stopped, run)
+    for rate, steps in (("0.02", "7"), ("0.03", "9")):
+        words = (f"optimizer.learning_rate={rate}", f"min_steps={steps}", "evaluate.checkpoint=last", "resume=auto")
+        ranks = launch(run.name, *TWO_EPOCHS, *words, pause=None)
+        assert ranks.wait() == [0], ranks.stderr
+    changes = json.loads((run / "environment.json").read_text())["changes"]
+    assert changes == [
+        "from step 6: min_steps=7 (before: 16)",
+        "from step 6: optimizer.learning_rate=0.02 (before: 0.01)",
+        'from step 6: evaluate.checkpoint="last" (before: "best")',
+        "from step 7: min_steps=9 (before: 7)",
+        "from step 7: optimizer.learning_rate=0.03 (before: 0.02)",
+    ]
+    assert changes[-1] in ranks.stdout
+    assert changes[-1] in (run / "report" / "index.html").read_text()
+
+
 def test_dropout_goes_on_as_if_nothing_had_been(launch: Launch, train: Train, runs: Path) -> None:
     words = ("model.head=paper", "data.image_size=32", "batch=4", "min_steps=6")
     expected = train("dropout", *words)
@@ -85,7 +134,7 @@ def test_two_ranks_of_which_one_is_told_to_stop(launch: Launch, train: Train, ru
 
 
 def test_each_signal_of_a_scheduler_or_a_person_stops_with_a_checkpoint(launch: Launch, runs: Path) -> None:
-    for number in (signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         run = runs / f"signal {number}"
         ranks = launch(run.name, "min_steps=20", pause=step(2))
         stop(ranks, number=number)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+UNEVEN = 1.5  # times as many images in the largest class as in the smallest: accuracy tells of the large ones
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -64,7 +66,7 @@ def top_k_accuracy(predictions: Predictions, k: int) -> float:
 
 
 def summarize(predictions: Predictions, classes: list[str]) -> dict[str, Any]:
-    """Loss, top-1 and top-5 accuracy, accuracy, precision, recall and F1 per class, and the confusion matrix.
+    """Loss, top-1 and top-5 accuracy, accuracy, precision, recall and F1 per class, their means, and the confusion matrix.
 
     Rows of the confusion matrix are true classes, columns predicted ones. A ratio without a denominator (a class without
     images, or never predicted) is null.
@@ -88,9 +90,13 @@ def summarize(predictions: Predictions, classes: list[str]) -> dict[str, Any]:
         }
         for i, name in enumerate(classes)
     ]
+    present = support > 0
     return {
         "images": len(predictions.label),
         "accuracy": accuracy(predictions),
+        "balanced_accuracy": float(recall[present].mean()),
+        "macro_f1": float(f1[present].mean()),
+        "uneven": bool(support.max() > UNEVEN * support[present].min()),
         "top5_accuracy": top_k_accuracy(predictions, 5) if len(classes) > 5 else None,
         "loss": loss(predictions),
         "classes": classes,

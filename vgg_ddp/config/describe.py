@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from vgg_ddp.config.group import Group
-from vgg_ddp.config.reading import group_of, literals
+from vgg_ddp.config.reading import choices, group_of
 from vgg_ddp.config.schema import Config
 
 
@@ -33,9 +33,8 @@ def _lines(struct: type[Group], defaults: Group, prefix: str) -> list[str]:
 
 def _key_lines(key: str, annotation: Any, default: object) -> list[str]:
     meaning = next(m.description for m in typing.get_args(annotation) if isinstance(m, msgspec.Meta) and m.description)
-    choices = literals(annotation)
-    choices = ["NUMBER", *choices] if choices == ["auto"] else choices
-    text = f"{meaning} [{'|'.join(choices)}]" if choices else meaning
+    values = choices(annotation)
+    text = f"{meaning} [{'|'.join(values)}]" if values else meaning
     shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
     head = f"  {key}={shown}"
     body = textwrap.wrap(text, width=72)

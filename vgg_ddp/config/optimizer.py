@@ -70,7 +70,15 @@ class LossConfig(Group, frozen=True):
     """The training loss: cross entropy."""
 
     label_smoothing: Annotated[float, key("label smoothing of the training loss", ge=0, lt=1)] = 0.0
+    class_weights: Annotated[
+        list[Annotated[float, Meta(ge=0)]] | Literal["balanced"] | None,
+        key("weight of each class in the loss; balanced: each class counts the same, however few its images; null: 1"),
+    ] = None
     implementation: Annotated[
         Literal["auto", "torch", "apex"],
         key("auto: NVIDIA apex's fused cross entropy on a GPU where that apex is compiled, else torch's"),
     ] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.implementation == "apex" and self.class_weights is not None:
+            raise ValueError("loss.implementation=apex has no loss.class_weights; use torch")

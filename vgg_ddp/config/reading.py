@@ -1,28 +1,57 @@
 """Reads a configuration from YAML and overrides (`key.sub=value`), and writes it back.
 
-Every mistake is a `UserError` that names the file or override, the key's path and, for an unknown key, the nearest right one.
+A value without quotes is read as its key's type has it: `run.dir=007` is a name, `seed=007` is 7. Every mistake is a
+`UserError` that names the file or override, the key's path and, for an unknown key, the nearest right one.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import math
+import operator
+import os
 import re
+import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import yaml
 
 from vgg_ddp.config.group import Group
-from vgg_ddp.config.schema import Config
+from vgg_ddp.config.schema import BUILT_IN_SOURCES, Config
 from vgg_ddp.errors import UserError
+
+NULL = ("", "~", "null", "Null", "NULL")
+TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
+NUMBER = re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?")
+NOT_FINITE = re.compile(r"([-+]?)\.(inf|nan)", re.IGNORECASE)
+PATHS = ("run.dir", "data.source", "data.directory", "deepspeed.config")
+OTHER_NAMES = {  # under which other trainers know a key
+    "lr": "optimizer.learning_rate",
+    "wd": "optimizer.weight_decay",
+    "bs": "batch",
+    "batch_size": "batch",
+    "arch": "network",
+    "dataset": "data.source",
+    "num_workers": "data.workers",
+    "gpus": "nproc",
+    "amp": "precision",
+    "output_dir": "run.dir",
+}
+
+
+class _Plain(str):
+    """A value that stands without quotes: its key says of which type it is."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads `1e-4` as a number, as YAML 1.2 does, and refuses a key written twice."""
+    """Safe YAML that leaves the types of values to their keys, and refuses a key written twice."""
+
+    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012 (PyYAML's own)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -31,15 +60,12 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is written twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        """A scalar as it stands."""
+        return _Plain(node.value) if node.style is None else str(node.value)
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes strings that `_Loader` would take for numbers."""
 
-
-for _either in (_Loader, _Dumper):
-    _either.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -53,15 +79,44 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     origins = {}
     for override in overrides:
         key, value = _parse_override(override)
-        _reject_unknown(_nest(key, value), Config, f"'{override}'")
         _assign(raw, key, value)
         origins[".".join(key)] = f"'{override}'"
+    raw = _typed(raw, Config)
+    _let_words_decide(raw, origins)
     return _convert(raw, str(path), origins)
 
 
 def dump(config: Config) -> str:
     """The whole configuration as YAML, defaults included; `load` reads it back equal."""
-    return yaml.dump(msgspec.to_builtins(config), Dumper=_Dumper, sort_keys=False)
+    return yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The value of every key by its full path, as JSON has it, in the order of the schema."""
+    values = msgspec.to_builtins(config)
+    return {key: functools.reduce(operator.getitem, key.split("."), values) for key in all_keys()}
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """`config` for the record, which is read in other working directories too."""
+    raw = msgspec.to_builtins(config)
+    for key in PATHS:
+        *groups, name = key.split(".")
+        group = functools.reduce(operator.getitem, groups, raw)
+        if group[name] is not None and group[name] not in BUILT_IN_SOURCES:
+            group[name] = os.path.abspath(group[name])
+    return msgspec.convert(raw, Config)
+
+
+def _let_words_decide(raw: dict[str, Any], origins: dict[str, str]) -> None:
+    """Leave out what a recipe would adapt to the data set where a word asks for a certain size or batch."""
+    data = raw.get("data") or {}
+    resize, photo_size = data.get("resize"), data.get("photo_size")
+    too_small = isinstance(resize, int) and isinstance(photo_size, int) and resize < photo_size
+    if "data.photo_size" not in origins and ("data.image_size" in origins or ("data.resize" in origins and too_small)):
+        data.pop("photo_size", None)
+    if "min_steps_per_epoch" not in origins and "batch" in origins:
+        raw.pop("min_steps_per_epoch", None)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -92,10 +147,76 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"'{override}' is not of the form key=value, e.g. batch=256 or optimizer.learning_rate=0.1")
+    names = key.split(".")
+    _reject_unknown(_nest(names, text), Config, f"'{override}'")
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if not quoted and not _alternatives(_annotation(key), list):
+        return names, _Plain(text)
     try:
-        return key.split("."), yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        return names, yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, ValueError):
         raise UserError(f"'{override}': {text!r} is not a valid YAML value; quote it") from None
+
+
+def _annotation(key: str) -> Any:
+    """The type of the key with this full path; None where there is no such key."""
+    annotation: Any = Config
+    for name in key.split("."):
+        annotation = _types(annotation).get(name)
+    return annotation
+
+
+def _alternatives(annotation: Any, *kinds: Any) -> list[Any]:
+    """The types that `annotation` allows of `kinds`, which may be generic: `list` stands for `list[int]` too."""
+    annotation = typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [found for inner in typing.get_args(annotation) for found in _alternatives(inner, *kinds)]
+    return [annotation] if (typing.get_origin(annotation) or annotation) in kinds else []
+
+
+def _typed(raw: dict[str, Any], struct: type[Group], prefix: str = "") -> dict[str, Any]:
+    """The values of a file and of words, of the types of their keys where they can be read so."""
+    typed: dict[str, Any] = {}
+    for name, annotation in _types(struct).items():
+        if name in raw:
+            value, group, full = raw[name], group_of(annotation), f"{prefix}{name}"
+            if group is not None:
+                typed[name] = _typed(value, group, f"{full}.") if isinstance(value, dict) else {}
+            else:
+                value = _as_type(value, annotation)
+                typed[name] = _expanded(value) if full in PATHS and isinstance(value, str) else value
+    return typed
+
+
+def _as_type(value: Any, annotation: Any) -> Any:
+    if isinstance(value, list):
+        (inner, *_) = typing.get_args(next(iter(_alternatives(annotation, list)), list[str]))
+        return [_as_type(one, inner) for one in value]
+    if not isinstance(value, _Plain):
+        return value
+    text = str(value)
+    if text in NULL and (not text or _alternatives(annotation, type(None))):
+        return None
+    if _alternatives(annotation, str) or text in literals(annotation):
+        return text
+    return _natural(text)
+
+
+def _natural(text: str) -> int | float | bool | str | None:
+    """A number, true, false or null as YAML 1.2 writes them, and yes, no, on, off; else the text. No octals, no clocks."""
+    if NUMBER.fullmatch(text):
+        number = float(text)
+        return int(number) if number.is_integer() and abs(number) < 2**53 else number
+    if NOT_FINITE.fullmatch(text):
+        return float(text.replace(".", ""))
+    if text.lower() in (*TRUE, *FALSE):
+        return text.lower() in TRUE
+    return None if text in NULL else text
+
+
+def _expanded(path: str) -> str:
+    """A path with the home directory for a ~ and variables where it begins with one of them, as a shell has it."""
+    return os.path.expandvars(os.path.expanduser(path)) if path.startswith(("~", "$")) else path
 
 
 def _nest(key: list[str], value: Any) -> dict[str, Any]:
@@ -112,6 +233,12 @@ def _assign(raw: dict[str, Any], key: list[str], value: Any) -> None:
     raw[key[-1]] = value
 
 
+@functools.cache
+def _types(struct: type[Group]) -> dict[str, Any]:
+    """The types of a group's keys, without what is said of their meanings and bounds."""
+    return typing.get_type_hints(struct)
+
+
 def group_of(annotation: Any) -> type[Group] | None:
     """The group struct that `annotation` names, or None for a plain key."""
     return annotation if isinstance(annotation, type) and issubclass(annotation, Group) else None
@@ -120,14 +247,14 @@ def group_of(annotation: Any) -> type[Group] | None:
 def all_keys(struct: type[Group] = Config, prefix: str = "") -> list[str]:
     """Every key's full path, in the order of the schema."""
     keys = []
-    for name, annotation in typing.get_type_hints(struct).items():
+    for name, annotation in _types(struct).items():
         group = group_of(annotation)
         keys += all_keys(group, f"{prefix}{name}.") if group else [prefix + name]
     return keys
 
 
 def _reject_unknown(raw: Any, struct: type[Group], origin: str, prefix: str = "") -> None:
-    hints = typing.get_type_hints(struct)
+    hints = _types(struct)
     for name, value in raw.items():
         full = f"{prefix}{name}"
         if name not in hints:
@@ -138,7 +265,7 @@ def _reject_unknown(raw: Any, struct: type[Group], origin: str, prefix: str = ""
                 raise UserError(f"{origin}: '{full}' is a single key, it has no '{full}.{next(iter(value), '')}'")
         elif isinstance(value, dict):
             _reject_unknown(value, group, origin, f"{full}.")
-        elif value is not None:
+        elif not (isinstance(value, _Plain) and value in NULL):
             raise UserError(f"{origin}: '{full}' is a group of keys, not a value{_nearest(full + '.')}")
 
 
@@ -146,6 +273,7 @@ def _nearest(key: str) -> str:
     known = all_keys()
     last = key.rsplit(".", 1)[-1]
     near = [k for k in known if k.rsplit(".", 1)[-1] == last][:1]  # the right name in the wrong group
+    near = near or [OTHER_NAMES[last]] if last in OTHER_NAMES else near
     near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not near:
         near = [
@@ -166,38 +294,31 @@ def _reject_infinite(raw: dict[str, Any], origins: dict[str, str], path: str, pr
 
 def _convert(raw: dict[str, Any], path: str, origins: dict[str, str]) -> Config:
     _reject_infinite(raw, origins, path)
-    raw = {
-        key: {} if value is None and group_of(typing.get_type_hints(Config)[key]) else value
-        for key, value in raw.items()
-    }
     try:
         return msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `$")
         key = where.rstrip("`").lstrip(".")
         origin = origins.get(key.split("[")[0], path)
-        if (
-            key in ("", *typing.get_type_hints(Config))
-            and " " in message
-            and not message.startswith(("Expected", "Invalid"))
-        ):
+        if key in ("", *_types(Config)) and " " in message and not message.startswith(("Expected", "Invalid")):
             raise UserError(f"{origin}: {message}") from None  # a rule of a group's __post_init__
         choices = _choices(key.split("[")[0])
         raise UserError(f"{origin}: key '{key}': {message[0].lower()}{message[1:].replace('`', '')}{choices}") from None
 
 
 def _choices(key: str) -> str:
-    annotation: Any = Config
-    for name in key.split("."):
-        annotation = typing.get_type_hints(annotation, include_extras=True).get(name)
-        if annotation is None:
-            return ""
-    values = literals(annotation)
+    values = choices(_annotation(key)) if key in all_keys() else []
     return f"; choose one of {', '.join(values)}" if values else ""
+
+
+def choices(annotation: Any) -> list[str]:
+    """What a key of this type can be set to, where that can be listed, e.g. NUMBER, auto; else an empty list."""
+    named = ["true", "false"] * bool(_alternatives(annotation, bool)) + literals(annotation)
+    number = ["NUMBER"] * bool(_alternatives(annotation, int, float))
+    return number + named + ["null"] * bool(_alternatives(annotation, type(None))) if named else []
 
 
 def literals(annotation: Any) -> list[str]:
     """The strings that a key of this type can be set to, where it takes one of a list; else an empty list."""
-    if typing.get_origin(annotation) is typing.Literal:
-        return [str(value) for value in typing.get_args(annotation)]
-    return [value for inner in typing.get_args(annotation) for value in literals(inner)]
+    values = [value for literal in _alternatives(annotation, Literal) for value in typing.get_args(literal)]
+    return [value for value in values if isinstance(value, str)]

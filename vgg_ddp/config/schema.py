@@ -278,7 +278,8 @@ class Config(Group, frozen=True):
         """The local batch: images that each rank takes of the global batch.
 
         Raises:
-            UserError: the ranks do not divide the batch, the micro-batches the local batch, or pairs to mix a micro-batch.
+            UserError: the ranks do not divide the batch, the micro-batches the local batch, or pairs to mix a micro-batch;
+                or batch normalisation would get one image of one pixel.
         """
         if self.batch % world_size:
             lower = max(self.batch // world_size, 1) * world_size
@@ -289,6 +290,13 @@ class Config(Group, frozen=True):
         if local_batch % self.accumulation:
             raise UserError(
                 f"the local batch of {local_batch} images does not divide into accumulation={self.accumulation} micro-batches"
+            )
+        one_pixel = min([self.data.image_size, *self.data.train_sizes]) < 32  # in the last block of convolutions
+        alone = world_size == 1 or not self.model.sync_batch_norm
+        if local_batch == self.accumulation and self.model.batch_norm and one_pixel and alone:
+            raise UserError(
+                f"batch={self.batch} is one image at a time for each of {world_size} ranks, and batch normalisation has no "
+                "variance of one image below 32 pixels: use a larger batch, data.image_size=32 or model.batch_norm=false"
             )
         if self.augment.mixes and (local_batch // self.accumulation) % 2:
             raise UserError(

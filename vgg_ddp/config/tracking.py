@@ -15,14 +15,15 @@ class TrackingConfig(Group, frozen=True):
     wandb: Annotated[
         Literal["auto", "online", "offline", "disabled"],
         key(
-            "Weights & Biases; auto: as WANDB_MODE says, else online where it is installed and logged in, else disabled"
+            "Weights & Biases; auto: as WANDB_MODE or WANDB_DISABLED says, else online where it is installed and logged in, "
+            "else disabled"
         ),
     ] = "auto"
     tensorboard: Annotated[bool, key("write event files for TensorBoard to RUN/tensorboard")] = False
-    project: Annotated[str, key("W&B project")] = "vgg_ddp"
+    project: Annotated[str | None, key("W&B project; null: WANDB_PROJECT, else vgg_ddp")] = None
     entity: Annotated[str | None, key("W&B team or user; null: the login's own")] = None
     group: Annotated[str | None, key("W&B group, to look at several runs as one; null is none")] = None
-    name: Annotated[str | None, key("W&B name of the run; null: the name of its folder")] = None
+    name: Annotated[str | None, key("W&B name of the run; null: WANDB_NAME, else the name of its folder")] = None
     tags: Annotated[list[str], key("W&B tags")] = msgspec.field(default_factory=list)
     artifacts: Annotated[bool, key("upload the newest and the best checkpoint as W&B artifacts")] = False
     mistakes: Annotated[int, key("mistakes to show as pictures, the most confident first", ge=0, le=1000)] = 36

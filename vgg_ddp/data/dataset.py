@@ -52,13 +52,16 @@ class DatasetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class Dataset:
     """A prepared dataset opened for reading.
 
+    Args:
+        copy: the name of a copy of dataset.json in `directory`, where the images themselves are not.
+
     Raises:
         UserError: no dataset in the directory, a file of it missing or of the wrong size.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, copy: str = "") -> None:
         self.directory = Path(directory)
-        path = self.directory / "dataset.json"
+        path = self.directory / (copy or "dataset.json")
         try:
             self.record = msgspec.json.decode(path.read_bytes(), type=DatasetRecord)
         except FileNotFoundError:
@@ -71,7 +74,8 @@ class Dataset:
             raise UserError(
                 f"{path} has format {self.record.format_version}, this version reads {FORMAT_VERSION}; prepare it again"
             )
-        for split in self.record.splits.values():
+        self.has_images = not copy
+        for split in self.record.splits.values() if self.has_images else ():
             for file in split.files:
                 stored = self.directory / file.name
                 if not stored.is_file() or stored.stat().st_size != file.bytes:

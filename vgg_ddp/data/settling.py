@@ -1,4 +1,4 @@
-"""Keys whose value follows from the data set: the size of images, whether they may be mirrored, and the batch."""
+"""Keys whose value follows from the data set: sizes of images, whether they are mirrored, weights of classes, the batch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 
 from vgg_ddp.config import Config
+from vgg_ddp.config.optimizer import LossConfig
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.splits import Split
@@ -25,9 +26,18 @@ def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
         augment = msgspec.structs.replace(augment, flip="alternating" if mirrored else False)
         if not mirrored:
             choices.append(f"augment.flip=false: mirrored, {dataset.name} mean something else")
-    config = msgspec.structs.replace(config, data=data, augment=augment)
+    config = msgspec.structs.replace(config, data=data, augment=augment, loss=settle_loss(config.loss, dataset))
     config, more = settle_batch(config, dataset.record.splits["train"].count)
     return config, choices + more
+
+
+def settle_loss(config: LossConfig, dataset: Dataset) -> LossConfig:
+    """The configuration with a number for each class in place of `class_weights: balanced`; over the images their mean is 1."""
+    if config.class_weights != "balanced":
+        return config
+    counts = np.array(dataset.record.splits["train"].class_counts)
+    weights = counts.sum() / np.maximum(counts, 1) / np.count_nonzero(counts) * (counts > 0)
+    return msgspec.structs.replace(config, class_weights=weights.tolist())
 
 
 def settle_batch(config: Config, images: int) -> tuple[Config, list[str]]:

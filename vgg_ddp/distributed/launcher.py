@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 import uuid
+from collections.abc import Iterator
 
 from vgg_ddp import cores
 from vgg_ddp.config import Config
 from vgg_ddp.distributed import numa
 from vgg_ddp.distributed.devices import Devices
+from vgg_ddp.run.console import say
+
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def ranks_of_this_host(config: Config) -> int:
@@ -20,14 +25,31 @@ def ranks_of_this_host(config: Config) -> int:
     return Devices.of(config).gpus() * config.ranks_per_gpu or len(numa.nodes()) or 1
 
 
+@contextlib.contextmanager
+def own_ranks() -> Iterator[None]:
+    """Inside the context, the environment names no ranks: those that started here are all there are.
+
+    Containers, and shells below another launcher, come with variables of ranks that are not ours.
+    """
+    left = {name: os.environ.pop(name) for name in RANK_VARIABLES if name in os.environ}
+    named = " ".join(f"{name}={left[name]}" for name in ("RANK", "WORLD_SIZE") if name in left)
+    if named:
+        say(f"{named} in the environment left aside: ranks are started here; for those of torchrun, -m vgg_ddp.train")
+    try:
+        yield
+    finally:
+        os.environ.update(left)
+
+
 def start(module: str, arguments: list[str], ranks: int) -> int:
     """Run `module`'s main with `arguments` on `ranks` ranks of this host; the exit code.
 
     A single rank runs in this process. Several run under `vgg_ddp.distributed.supervisor`, which ends all when one fails.
     """
-    if ranks == 1:
-        return int(importlib.import_module(module).main(arguments))
-    return _start_supervised(module, arguments, ranks)
+    with own_ranks():
+        if ranks == 1:
+            return int(importlib.import_module(module).main(arguments))
+        return _start_supervised(module, arguments, ranks)
 
 
 def _start_supervised(module: str, arguments: list[str], ranks: int) -> int:

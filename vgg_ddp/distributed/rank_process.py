@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -12,6 +14,7 @@ from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.distributed.memory import keep_freed_memory
 from vgg_ddp.distributed.world import ReportedElsewhere, SharedUserError, World, joined
 from vgg_ddp.errors import EXIT_LOST_RANK, EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError
+from vgg_ddp.run.console import complain, say
 
 STOPPED = "stopped on request, a checkpoint is saved; start again with resume=auto to continue"
 
@@ -26,21 +29,22 @@ def run(body: Callable[[World], None], devices: Devices) -> int:
 
 
 def _run(body: Callable[[World], None], devices: Devices) -> int:
-    rank = int(os.environ.get("RANK", 0))
     try:
         with joined(devices=devices) as world:
             _run_reporting(world, body)
     except (ReportedElsewhere, SharedUserError):
         return EXIT_USER_ERROR
     except UserError as error:
-        print(f"vgg-ddp: {error}", file=sys.stderr, flush=True)
+        complain(f"vgg-ddp: {error}")
         return EXIT_USER_ERROR
     except StoppedOnRequest:
         return EXIT_STOPPED
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
-        print(f"vgg-ddp: rank {rank} ends: another rank is gone", file=sys.stderr, flush=True)
+        complain(f"vgg-ddp: rank {os.environ.get('RANK')} ends: another rank is gone")
         return EXIT_LOST_RANK
     return EXIT_OK
 
@@ -51,8 +55,9 @@ def leave(code: int) -> NoReturn:
     Otherwise, once in some dozens of starts, a library's thread that still ran during the shutdown aborted the process, and
     a rank that had done its work ended with a signal.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            stream.flush()
     os._exit(code)
 
 
@@ -62,9 +67,9 @@ def _run_reporting(world: World, body: Callable[[World], None]) -> None:
         body(world)
     except (SharedUserError, StoppedOnRequest) as ending:
         if world.is_main and isinstance(ending, SharedUserError):
-            print(f"vgg-ddp: {ending}", file=sys.stderr, flush=True)
+            complain(f"vgg-ddp: {ending}")
         elif world.is_main:
-            print(f"vgg-ddp: {STOPPED}", flush=True)
+            say(f"vgg-ddp: {STOPPED}")
         world.barrier()  # the first rank to end has the supervisor end the others: not before it is said
         raise
     except UserError:

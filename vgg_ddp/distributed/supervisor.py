@@ -99,6 +99,9 @@ class _SignalThread:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Handle signals inside the context."""
+        if threading.current_thread() is not threading.main_thread():  # signals stay with the program around it
+            yield
+            return
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         before = {}

@@ -12,8 +12,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Literal
@@ -29,7 +31,10 @@ from vgg_ddp.config import Config
 from vgg_ddp.distributed import numa, versions
 from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.errors import UserError
+from vgg_ddp.run.console import complain
 
+SECONDS_BEFORE_WORD = 5.0  # of waiting
+START_OTHERWISE = "start ranks with vgg-ddp train or torchrun, or unset RANK and WORLD_SIZE"
 FAILURE = "failure"  # key in the store: the rank that has reported an error to the user
 
 
@@ -174,13 +179,14 @@ def joined(timeout: timedelta = timedelta(minutes=10), devices: Devices = Device
         UserError: more ranks on this host than its GPUs take, other versions than rank 0's, or ranks that do not reach each
             other.
     """
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    rank, size, local_rank = _variable("RANK", 0), _variable("WORLD_SIZE", 1), _variable("LOCAL_RANK", 0)
+    local_size = _variable("LOCAL_WORLD_SIZE", _variable("LOCAL_SIZE", 1))
+    if not 0 <= rank < size:
+        raise UserError(f"RANK={rank} and WORLD_SIZE={size} in the environment name no rank: {START_OTHERWISE}")
     world = World(rank, size, local_rank, local_size, torch.device("cpu"))
     if size > 1:
         _die_with_parent()
-        store = next(rendezvous("env://", rank, size, timeout=timeout))[0]
+        store = _meet(rank, size, local_rank, timeout)
         world = replace(world, store=PrefixStore("vgg_ddp", store))
         _same_versions(world, timeout)
         devices = _rank_zero_s(devices, world)
@@ -197,6 +203,41 @@ def joined(timeout: timedelta = timedelta(minutes=10), devices: Devices = Device
         raise
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _variable(name: str, otherwise: int) -> int:
+    """The number that an environment variable holds; `otherwise` where it is empty or not there."""
+    text = os.environ.get(name, "")
+    if text.strip() and not text.strip().isdecimal():
+        raise UserError(f"{name}={text} in the environment is no number: {START_OTHERWISE}")
+    return int(text) if text.strip() else otherwise
+
+
+def _meet(rank: int, size: int, local_rank: int, timeout: timedelta) -> Store:
+    """The store at which all ranks meet.
+
+    torch waits for them where Python hears no signal, so it waits in a thread; after some seconds the user is told.
+
+    Raises:
+        UserError: the environment does not say where, or ranks are missing after `timeout`.
+    """
+    place = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    met: Future[Store] = Future()
+
+    def wait_for_others() -> None:
+        try:
+            met.set_result(next(rendezvous("env://", rank, size, timeout=timeout))[0])
+        except BaseException as error:
+            met.set_exception(error)
+
+    threading.Thread(target=wait_for_others, daemon=True).start()
+    if not wait([met], SECONDS_BEFORE_WORD).done and local_rank == 0:
+        complain(f"vgg-ddp: rank {rank} waits at {place} for the others of WORLD_SIZE={size}")
+    try:
+        return met.result()
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"rank {rank} of {size} met no others at {place!r} ({reason}): {START_OTHERWISE}") from None
 
 
 def _same_versions(world: World, timeout: timedelta) -> None:

@@ -169,6 +169,8 @@ def _initialize(
         for name in ("DeepSpeed", "torch.utils.cpp_extension"):  # the latter misses CUDA where a CPU operator is built
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)  # old names, which DeepSpeed calls
+        # Else it would build an operator for inference, which takes a C++ compiler and a home that can be written.
+        deepspeed.ops.__compatible_ops__ = {}
         deepspeed.init_distributed()  # takes the group as it is
         try:
             deepspeed.DeepSpeedConfig(copy.deepcopy(settings))

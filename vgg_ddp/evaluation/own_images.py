@@ -37,7 +37,7 @@ class Found:
 def read(files: list[Path], folder: Path, unreadable: list[str]) -> Iterator[Found]:
     """The files that can be decoded; what is wrong with the others is added to `unreadable`."""
     for path in files:
-        name = str(path.relative_to(folder))
+        name = path.name if path == folder else str(path.relative_to(folder))
         try:
             yield Found(name, decode_image(path.read_bytes()))
         except Exception as error:

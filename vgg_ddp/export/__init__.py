@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vgg_ddp import __version__
 from vgg_ddp.config import Config, load
+from vgg_ddp.data import of_run
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.order import evaluation_slices
@@ -32,11 +33,11 @@ TOLERANCE = 1e-4  # of the largest logit, at least 1
 
 @dataclass(frozen=True)
 class Export:
-    """What was exported, and how far its logits are from the original's on `images` test images."""
+    """What was exported, and how far its logits are from the original's on `images`, e.g. "1000 test images"."""
 
     path: Path
     card: Path
-    images: int
+    images: str
     largest_difference: float
 
 
@@ -51,7 +52,8 @@ def export(target: Path, format_name: str, out: Path | None, overrides: list[str
     config = load(run.config, overrides)
     folder = folder or chosen_checkpoint(run, config.evaluate.checkpoint)
     files = checkpoint.read(folder)
-    dataset = Dataset(ensure(config.data, lambda text: None)[0])
+    dataset = of_run.find(run) or of_run.held(run) if config.data.source == load(run.config).data.source else None
+    dataset = dataset or Dataset(ensure(config.data, lambda text: None)[0])
     if checkpoint.state(files).identity.get("dataset") != dataset.sha256:
         raise UserError(
             f"{folder} was trained on other data than {dataset.name}; set data.source to what it was trained on"
@@ -93,11 +95,18 @@ def export(target: Path, format_name: str, out: Path | None, overrides: list[str
             aside.unlink(missing_ok=True)
         sync_directory(out.parent)
         card = write_card(run, config, dataset, contents, out, format_name)
-    return Export(out, card, len(images), difference)
+    kind = "test images" if dataset.has_images else "images of noise, since the data set is gone"
+    return Export(out, card, f"{len(images)} {kind}", difference)
 
 
 def test_images(config: Config, dataset: Dataset) -> Tensor:
-    """Up to `IMAGES_TO_CHECK` images spread over the test split, as the network gets them: uint8 [n, size, size, 3]."""
+    """Up to `IMAGES_TO_CHECK` images spread over the test split, as the network gets them: uint8 [n, size, size, 3].
+
+    Noise where the data set is gone.
+    """
+    if not dataset.has_images:
+        size = config.data.image_size
+        return torch.randint(256, (IMAGES_TO_CHECK // 10, size, size, 3), dtype=torch.uint8)
     split = dataset.split("test")
     samples = np.unique(np.linspace(0, len(split) - 1, IMAGES_TO_CHECK).astype(np.int64))
     loader = parts.evaluation_loader(config, dataset, "test", World(0, 1, 0, 1, torch.device("cpu")))

@@ -23,6 +23,7 @@ from vgg_ddp.data.order import Slice
 from vgg_ddp.data.splits import Split
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
+from vgg_ddp.loaders.choice import shortage_for_workers
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ def build(
         return DaliLoader(split, geometry, config, world.device, batch)
     from vgg_ddp.loaders.torch_loader import TorchLoader
 
-    return TorchLoader(split, geometry, config, world.device)
+    assert config.workers != "auto"
+    workers = 0 if shortage_for_workers(config, world, batch) else config.workers
+    return TorchLoader(split, geometry, config, workers, world.device)
 
 
 def with_cores(config: DataConfig, world: World) -> DataConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import shutil
 from dataclasses import dataclass, replace
 
 from vgg_ddp.config.schema import DataConfig
@@ -9,6 +11,8 @@ from vgg_ddp.data import nvidia_dali
 from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split
 from vgg_ddp.distributed.memory import total_bytes
 from vgg_ddp.distributed.world import World
+
+SHARED_MEMORY = "/dev/shm"
 
 
 @dataclass(frozen=True)
@@ -54,3 +58,21 @@ def _choose(name: str, split: Split, config: DataConfig, world: World) -> Choice
     if not problem:
         return Choice("dali", why)
     return Choice("torch", f"{why}; {problem}", f"{problem}: the torch loader loaded the images")
+
+
+def shortage_for_workers(config: DataConfig, world: World, batch: int) -> str:
+    """Why the torch loader's workers cannot hand over batches of `batch` images here; "" where they can.
+
+    They do so in shared memory, and wait for ever for what is full.
+    """
+    workers = world.cores_for_loading() if config.workers == "auto" else config.workers
+    ahead = workers * config.prefetch + 1  # and the one that is computed on
+    needed = world.local_size * ahead * batch * 3 * config.image_size**2
+    try:
+        multiprocessing.get_context("fork").Lock()
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except (OSError, ImportError) as error:
+        return f"{SHARED_MEMORY} cannot be used ({error})"
+    if needed <= free or not workers:
+        return ""
+    return f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free, batches made ahead take {needed / 1e6:.0f} MB"

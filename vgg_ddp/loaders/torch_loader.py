@@ -26,19 +26,20 @@ Item = tuple[Tensor, Tensor, Slice, str]
 class TorchLoader(Loader):
     """See `vgg_ddp.loaders.Loader`."""
 
-    def __init__(self, split: Split, geometry: Geometry, config: DataConfig, device: torch.device) -> None:
+    def __init__(
+        self, split: Split, geometry: Geometry, config: DataConfig, workers: int, device: torch.device
+    ) -> None:
         self._device = device
         self._slices = _Slices()
-        assert config.workers != "auto", "the caller counts the cores"
-        self._started = config.workers == 0
+        self._started = workers == 0
         self._loader = DataLoader(
             _Batches(split, geometry),
             batch_size=None,  # an item is a whole batch already
             sampler=self._slices,
-            num_workers=config.workers,
-            multiprocessing_context="fork" if config.workers else None,  # nothing to import again, nothing to copy
-            prefetch_factor=config.prefetch if config.workers else None,
-            persistent_workers=config.workers > 0,
+            num_workers=workers,
+            multiprocessing_context="fork" if workers else None,  # nothing to import again, nothing to copy
+            prefetch_factor=config.prefetch if workers else None,
+            persistent_workers=workers > 0,
             worker_init_fn=_start_worker,
             pin_memory=device.type == "cuda",
         )

@@ -33,7 +33,8 @@ def measured(network: nn.Module, batches: Iterable[Tensor], autocast: torch.auto
             norm.momentum = None  # the mean of all batches, each counting the same
         with torch.no_grad(), autocast:
             for images in batches:
-                network(images)
+                if len(images) > 1:  # a last one by itself, of which a layer of one pixel has no variance
+                    network(images)
         yield
     finally:
         for norm, (buffers, momentum) in zip(norms, kept, strict=True):

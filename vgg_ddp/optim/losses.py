@@ -14,13 +14,19 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 def build(config: LossConfig, device: torch.device) -> Criterion:
-    """Cross entropy with label smoothing, averaged over the images.
+    """Cross entropy with label smoothing and the weights of the classes, averaged over the images.
+
+    The mean is over the images, not over their weights: so it is the same over micro-batches and ranks.
 
     It maps logits [n, classes] and targets to a scalar; targets are labels, int64 [n], or float [n, classes] of mixed images.
 
     Raises:
         UserError: apex is asked for and cannot be used here.
     """
+    if isinstance(config.class_weights, list):
+        weights = torch.tensor(config.class_weights, device=device)
+        each = nn.CrossEntropyLoss(weights, label_smoothing=config.label_smoothing, reduction="none")
+        return lambda logits, targets: each(logits.float(), targets).mean()
     plain = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     if not nvidia_apex.chosen(config.implementation, "loss.implementation", device, nvidia_apex.has_xentropy()):
         return plain

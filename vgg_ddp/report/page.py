@@ -9,6 +9,7 @@ from vgg_ddp.report import details, words
 from vgg_ddp.report.reading import read_evaluation
 from vgg_ddp.report.rendering import embedded, render
 from vgg_ddp.report.sections import curves, figures, matrices, per_class, pictures, story, trust
+from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import read_json
 from vgg_ddp.run.metrics_log import last_written, read_rows
 
@@ -29,18 +30,21 @@ SECTIONS = [
 ]
 
 
-def write_report(run: Path, dataset: Dataset | None) -> Path:
+def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = None) -> Path:
     """Write RUN/report/index.html, one file that needs nothing else, and return its path.
+
+    Without images it does not take the place of a page that has them.
 
     Args:
         run: the run's directory, with an evaluation in it.
         dataset: what it was evaluated on; None where that is no longer there, which the page then says.
+        evaluated: another folder with evaluation/ in it, to write report/ there.
 
     Raises:
         UserError: the run has no evaluation, or one of its files is damaged, or the page cannot be written.
     """
     run = Path(run)
-    evaluation = read_evaluation(run)
+    evaluation = read_evaluation(evaluated or run)
     log = read_rows(run / "metrics.jsonl")
     metrics = last_written(log.rows)
     environment = read_json(run / "environment.json") or {}
@@ -71,4 +75,7 @@ def write_report(run: Path, dataset: Dataset | None) -> Path:
         "sheets": sheets,
         "sections": SECTIONS,
     }
-    return render("run.html.j2", values, run / "report" / "index.html")
+    page = RunDirectory(evaluated or run).report
+    if dataset is None and page.is_file():  # its pictures cannot be had again
+        page = page.with_name("without_pictures.html")
+    return render("run.html.j2", values, page)

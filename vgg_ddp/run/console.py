@@ -1,9 +1,15 @@
-"""What a person sees while something runs: a progress bar on a terminal, plain lines in a log."""
+"""What a person sees while something runs: a progress bar on a terminal, plain lines in a log.
+
+Nobody need see it: where the terminal is closed, a pipe's reader gone or the log's disk full, what runs goes on unseen.
+"""
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.panel import Panel
@@ -12,8 +18,38 @@ from rich.table import Table
 from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
+NARROW = 40  # columns, of a terminal that has no room for a drawn table
 
-_console = Console(highlight=False, soft_wrap=True)
+
+class _StandardOutput:
+    """`sys.stdout` as rich takes it, whatever stands in its place at the time."""
+
+    def write(self, text: str) -> None:
+        _write(sys.stdout, text)
+
+    def flush(self) -> None:
+        _write(sys.stdout, "")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="replace")  # a terminal that has no such letter shows a question mark
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # which also takes what the stream still holds
+
+
+_console = Console(file=_StandardOutput(), highlight=False, soft_wrap=True)  # type: ignore[arg-type]
+
+
+def complain(text: str) -> None:
+    """Print a line on the standard error."""
+    _write(sys.stderr, f"{text}\n")
 
 
 def say(text: str) -> None:
@@ -27,10 +63,13 @@ def box(title: str, text: str) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A small table; the first column is text, the others numbers."""
+    """A small table; the first column is text, the others numbers, which are shown whole however narrow the terminal."""
+    if _console.width < NARROW:
+        say("\n".join([title, *(" ".join(cells) for cells in (columns, *rows))]))
+        return
     drawn = Table(title=Text(title))
     for i, column in enumerate(columns):
-        drawn.add_column(Text(column), justify="left" if i == 0 else "right")
+        drawn.add_column(Text(column), justify="left" if i == 0 else "right", no_wrap=i > 0)
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
     _console.print(drawn)

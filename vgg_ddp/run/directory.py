@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vgg_ddp.errors import UserError
-from vgg_ddp.run.files import replace_file
+from vgg_ddp.run.console import say
+from vgg_ddp.run.files import NOT_HERE, replace_file
 from vgg_ddp.run.metrics_log import read_metrics
 
 
@@ -23,6 +25,7 @@ class RunDirectory:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.environment = self.path / "environment.json"
+        self.data = self.path / "data.json"
         self.metrics = self.path / "metrics.jsonl"
         self.trace = self.path / "profile" / "trace.json"
         self.summary = self.path / "summary.json"
@@ -34,6 +37,12 @@ class RunDirectory:
         """Raises a `UserError` if the folder holds a run already."""
         if self.config.exists():
             raise UserError(f"{self.path} holds a run already; continue it with resume=auto, or choose another run.dir")
+
+    def must_be_writable(self) -> None:
+        """Raises a `UserError` if nothing can be written in the folder, or where it would be made."""
+        there = next(folder for folder in (self.path, *self.path.absolute().parents) if os.path.exists(folder))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(f"{self.path} cannot be written; give another place with --out FOLDER")
 
     @contextmanager
     def claimed(self, new: bool) -> Iterator[None]:
@@ -53,7 +62,9 @@ class RunDirectory:
         except Timeout:
             raise UserError(f"{self.path} is in use by another training; choose another run.dir") from None
         except OSError as error:
-            raise UserError(f"run.dir {self.path} cannot be written: {error.strerror}; choose another") from None
+            if error.errno not in NOT_HERE:
+                raise UserError(f"run.dir {self.path} cannot be written: {error.strerror}; choose another") from None
+            say(f"{self.path} is on a file system without locks: see to it that no other training writes there")
         try:
             if new:
                 self.must_be_new()

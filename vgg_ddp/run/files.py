@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from vgg_ddp.errors import UserError
+from vgg_ddp.run.console import say
+
+NOT_HERE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # a file system has no such operation
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -34,21 +38,32 @@ def replace_file(path: Path, data: bytes) -> None:
 def exchange(one: Path, other: Path) -> None:
     """Swap two files or folders in one step (Linux's renameat2), so that neither name is ever without one.
 
-    Raises:
-        OSError: the file system cannot do it.
+    Network file systems cannot: there it takes steps, and is said.
     """
     AT_FDCWD, RENAME_EXCHANGE = -100, 2
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
-        code = ctypes.get_errno()
+    if not libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
+        return
+    code = ctypes.get_errno()
+    if code not in NOT_HERE:
         raise OSError(code, os.strerror(code), str(other))
+    say(
+        f"{other.parent} is on a file system that cannot exchange folders in one step: {other.name} is replaced in three"
+    )
+    aside = other.with_name(f".exchanging-{other.name}")
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)
 
 
 def sync_directory(directory: Path) -> None:
-    """Make renames in a directory last through a power cut."""
+    """Make renames in a directory last through a power cut, on file systems that know of it."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_HERE:
+            raise
     finally:
         os.close(descriptor)
 

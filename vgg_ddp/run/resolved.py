@@ -16,6 +16,7 @@ class ResolvedRun(msgspec.Struct, frozen=True, kw_only=True):
         config: the configuration; what depends on the data set is settled ("auto" is left where it depends on the device).
         run: the run's folder.
         checkpoint: the checkpoint to evaluate; "" in a training.
+        out: the folder in which evaluation/ and report/ are written, or the page of one's own images; "": the run's.
         dataset: the folder of the prepared data set, the same path on every host.
         trackers: the trackers to start, by name, with the mode of each.
         fallbacks: what was used in place of what was asked for.
@@ -26,6 +27,7 @@ class ResolvedRun(msgspec.Struct, frozen=True, kw_only=True):
     config: Config
     run: str
     checkpoint: str = ""
+    out: str = ""
     dataset: str
     trackers: dict[str, str]
     fallbacks: list[str]

@@ -15,7 +15,7 @@ from vgg_ddp.errors import UserError
 def wandb_mode(asked: str) -> str:
     """What `tracking.wandb` means here: "online", "offline" or "disabled".
 
-    "auto" is what the variable WANDB_MODE says, else online for a user who is logged in, else disabled.
+    "auto" is what the variables WANDB_DISABLED and WANDB_MODE say, else online for a user who is logged in, else disabled.
 
     Raises:
         UserError: W&B was asked for by name and is not installed, or online without a login.
@@ -25,8 +25,10 @@ def wandb_mode(asked: str) -> str:
     spec = importlib.util.find_spec("wandb")
     installed = spec is not None and spec.origin is not None  # a folder of that name, which W&B itself makes, is none
     if asked == "auto":
-        usual = "online" if logged_in() else "disabled"
-        mode = os.environ.get("WANDB_MODE", usual)
+        if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+            return "disabled"
+        mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "disabled")
+        mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # their names in W&B's first versions
         return mode if installed and mode in ("online", "offline") else "disabled"
     if not installed:
         raise UserError(

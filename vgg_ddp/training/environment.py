@@ -34,12 +34,13 @@ PACKAGES = (
 GPU_FACTS = ("name", "driver_version", "pci.bus_id", "memory.total", "clocks.sm", "clocks.max.sm", "power.limit")
 
 
-def describe(job: Job, resolved: ResolvedRun, precision_reason: str) -> dict[str, Any]:
+def describe(job: Job, resolved: ResolvedRun, precision_reason: str, changes: list[str]) -> dict[str, Any]:
     """The content of environment.json.
 
     Args:
         resolved: what was checked before the ranks started.
         precision_reason: why the precision is what it is; "" where it was asked for.
+        changes: what continuations of the run have changed of its configuration.
     """
     versions = {"vgg_ddp": vgg_ddp.__version__, "python": platform.python_version()}
     for package in PACKAGES:
@@ -64,9 +65,11 @@ def describe(job: Job, resolved: ResolvedRun, precision_reason: str) -> dict[str
         "precision": f"{job.config.precision}: {precision_reason or 'asked for'}",
         "fallbacks": [*resolved.fallbacks, *_fallbacks(job)],
         "choices": resolved.choices,
+        "changes": changes,
         "measured": job.engine.measured,
         "data": job.data.dataset.name,
         "data_sha256": job.data.dataset.sha256,
+        "data_directory": str(job.data.dataset.directory.resolve()),
         "loader": f"{job.data.loader.name}: {job.data.loader.reason}",
     }
 
@@ -90,7 +93,7 @@ def summary(job: Job, state: State, peak_memory_bytes: int) -> dict[str, object]
 
 
 def _fallbacks(job: Job) -> list[str]:
-    found = []
+    found = list(job.data.fallbacks)
     if job.world.device.type == "cpu" and job.config.device == "auto":
         found.append("no GPU: trained on the CPU")
     if job.data.loader.fallback:

@@ -44,6 +44,10 @@ class Job:
     schedule: schedules.Schedule
     total_steps: int
 
+    def finished(self, state: State) -> bool:
+        """Whether there is no step left to take."""
+        return state.stopped or (state.step >= self.total_steps and not state.step_in_epoch)
+
     def batches(self, state: State) -> Iterator[Batch]:
         """This rank's batches of the epoch at hand, from the state's position to the epoch's or the training's end."""
         slices = self.data.order.slices(state.epoch, self.world.rank, self.world.size, state.step_in_epoch)
@@ -73,7 +77,7 @@ class Job:
             return
         samples = self.data.order.samples
         samples = samples[:: -(-len(samples) // batch_statistics.IMAGES)]
-        slices = evaluation_slices(samples, min(batch_statistics.BATCH, self.config.evaluate.batch))
+        slices = evaluation_slices(samples, max(2, min(batch_statistics.BATCH, self.config.evaluate.batch)))
         loaded = (self.preprocess(batch.images) for batch in self.data.validation_loader.stream(slices))
         autocast = precision.autocast(self.config.precision, self.world.device)
         with batch_statistics.measured(network, loaded, autocast):

@@ -18,7 +18,7 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order, stratified_split
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.loaders.choice import Choice, choose
+from vgg_ddp.loaders.choice import Choice, choose, shortage_for_workers
 from vgg_ddp.model import VGG, initialize, vgg
 from vgg_ddp.model.convolution import Convolution, CpuConvolution
 from vgg_ddp.model.preprocess import Preprocess
@@ -34,6 +34,7 @@ class Data:
         validation: indices into the train split that are held out, int64[n].
         train_loader, validation_loader: loaders of the train split, augmented and not.
         loader: which loader it is, and why.
+        fallbacks: what it does in place of what was asked for.
     """
 
     dataset: Dataset
@@ -42,15 +43,19 @@ class Data:
     train_loader: loaders.Loader
     validation_loader: loaders.Loader
     loader: Choice
+    fallbacks: list[str]
 
 
 def build_data(config: Config, dataset: Dataset, world: World) -> Data:
     """Order and loaders.
 
     Raises:
-        UserError: a batch that does not divide, or a training set smaller than one batch.
+        UserError: a batch that does not divide, a training set smaller than one batch, or weights for other classes.
     """
     share = config.local_batch(world.size)
+    weights, classes = config.loss.class_weights, len(dataset.classes)
+    if weights is not None and len(weights) != classes:
+        raise UserError(f"loss.class_weights has {len(weights)} weights for the {classes} classes of {dataset.name}")
     split = dataset.split("train")
     train, validation = stratified_split(split.labels, config.data.validation, config.seed)
     order = Order(config.seed, train, config.batch)
@@ -59,6 +64,8 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
             f"{dataset.name} has {len(train)} images to train on, fewer than one batch of {config.batch}; use a smaller batch"
         )
     choice = choose(config.loader, split, config.data, world)
+    largest = max(share, config.evaluate.batch)
+    shortage = shortage_for_workers(config.data, world, largest) if choice.name == "torch" else ""
     geometry = training_geometry(config.data, config.augment, config.seed)
     return Data(
         dataset,
@@ -67,6 +74,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
         loaders.build(choice.name, split, geometry, config.data, world, share, config.compile == "graph"),
         evaluation_loader(config, dataset, "train", world),
         choice,
+        [f"data.workers=0: {shortage}; give the container more, e.g. docker run --shm-size=1g"] if shortage else [],
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -12,11 +14,13 @@ from vgg_ddp.config.schema import StopConfig
 from vgg_ddp.distributed.world import World
 from vgg_ddp.run.checkpoint import State
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
-    """Notes a signal, and lets all ranks agree on the step after which they stop.
+    """Inside its context, notes a signal, and lets all ranks agree on the step after which they stop.
+
+    A thread beside the main one cannot handle signals: there they stay with the program around it.
 
     Args:
         every_steps: how often GPUs ask one another; ranks on CPUs ask at each step, which costs them nothing noticeable.
@@ -29,8 +33,18 @@ class StopRequest:
         together = synchronise_every if world.size > 1 else 1
         self._every = math.ceil(often / together) * together
         self._asked = False
-        for number in SIGNALS:
-            signal.signal(number, self._note)
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
@@ -42,11 +56,6 @@ class StopRequest:
         if step % self._every:
             return False
         return bool(self._world.sum(torch.tensor([float(self._asked)])).item())
-
-    def release(self) -> None:
-        """Give the signals back their usual meaning."""
-        for number in SIGNALS:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def note_validation(config: StopConfig, state: State, accuracy: float, epoch: int) -> bool:

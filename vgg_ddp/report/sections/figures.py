@@ -35,9 +35,16 @@ def where_time_went(summary: dict[str, Any]) -> dict[str, Any] | None:
 def numbers(evaluation: dict[str, Any], training: dict[str, Any]) -> list[tuple[str, str]]:
     """The small table of figures: what was measured, and its value in words."""
     top5 = evaluation.get("top5_accuracy")
+    means = [
+        ("Balanced accuracy, the mean over classes", words.percent(evaluation.get("balanced_accuracy"), 2)),
+        ("Macro F1, the mean over classes", words.percent(evaluation.get("macro_f1"), 2)),
+    ]
+    first, later = (means, []) if evaluation.get("uneven") else ([], means)
     return [
+        *first,
         ("Loss", words.number(evaluation.get("loss"), 4)),
         ("Top-1 accuracy", words.percent(evaluation["accuracy"], 2)),
+        *later,
         ("Top-5 accuracy", "only for more than 5 classes" if top5 is None else words.percent(top5, 2)),
         ("Images evaluated", words.number(evaluation["images"])),
         ("Training time", words.duration(training.get("train_seconds"))),

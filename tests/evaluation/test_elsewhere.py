@@ -1,0 +1,124 @@
+"""A run is evaluated, shown and exported from another working directory, and without the images that it was trained on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.pictures import encode, write_folder
+from tests.support.rank_processes import vgg_ddp
+from vgg_ddp.config import Config, load
+from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.distributed.world import World, device_of
+from vgg_ddp.loaders.choice import shortage_for_workers
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def place(runs: Path, recipe: Path) -> Path:
+    """A folder with images/ and runs/a, trained with relative paths and more batches ahead than there is shared memory."""
+    noise = np.random.default_rng(0)
+    files = {
+        f"{split}/{name}/{k}.png": encode(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8), "PNG")
+        for split, count in (("train", 16), ("test", 3))
+        for name in ("cat", "dog")
+        for k in range(count)
+    }
+    write_folder(runs / "images", files)
+    words = ["data.source=images", "data.directory=datasets", "run.dir=runs/a", "min_steps=2", "nproc=1"]
+    words += ["data.workers=1", "data.prefetch=1000000000"]
+    done = vgg_ddp("train", str(recipe), *words, folder=runs)
+    assert done.returncode == 0, done.stderr
+    (runs / "elsewhere").mkdir()
+    return runs
+
+
+def test_workers_without_shared_memory_to_hand_over_batches_are_left_out(place: Path) -> None:
+    (line,) = [
+        line
+        for line in json.loads((place / "runs/a/environment.json").read_text())["fallbacks"]
+        if line.startswith("data.workers=0")
+    ]
+    assert "/dev/shm has" in line and "--shm-size" in line
+    world = World(0, 1, 0, 1, device_of(0))
+    assert shortage_for_workers(DataConfig(), world, 1) == ""
+    assert shortage_for_workers(DataConfig(workers=0, prefetch=10**9), world, 256) == ""
+
+
+def test_paths_in_the_record_are_absolute(place: Path) -> None:
+    config = load(place / "runs/a/config.yaml")
+    assert (config.data.source, config.run.dir) == (str(place / "images"), str(place / "runs/a"))
+    assert Config().data.source == "cifar10"  # a name, no path
+
+
+def test_each_set_and_each_folder_keeps_its_own_result(place: Path, few_digits: Path) -> None:
+    run = place / "runs/a"
+    before = (run / "evaluation/summary.json").read_bytes()
+    shutil.copytree(place / "images", place / "more/images")
+    other = place / "more/images"
+    (other / "test/cat/0.png").write_bytes((other / "test/dog/0.png").read_bytes())
+    done = vgg_ddp("evaluate", "runs/a", f"data.source={other}", folder=place)
+    assert done.returncode == 0, done.stderr
+    (found,) = (run / "evaluations").iterdir()
+    assert found.name.startswith("images-")
+    assert (found / "evaluation/summary.json").is_file() and (found / "report/index.html").is_file()
+    assert (run / "evaluation/summary.json").read_bytes() == before
+    (place / "images/test/notes.txt").touch()
+    for folder, name in (("images/test", "test"), ("more/images/test", "test-2"), ("images/test", "test")):
+        done = vgg_ddp("evaluate", "runs/a", "--images", folder, folder=place)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].endswith(f"runs/a/images/{name}/index.html")
+    assert "left out: 1 files that are not .jpg, .jpeg, .png, such as notes.txt" in done.stdout
+    one = ["evaluate", "runs/a", "--images", "images/test/cat/0.png", "--out", "answers"]
+    assert vgg_ddp(*one, folder=place).returncode == 0
+    (row,) = csv.DictReader((place / "answers/predictions.csv").read_text().splitlines())
+    assert (row["file"], row["class"]) == ("0.png", max(("cat", "dog"), key=lambda name: float(row[name])))
+    assert (place / "answers/index.html").is_file()
+
+
+def test_from_another_directory(place: Path) -> None:
+    here = place / "elsewhere"
+    before = json.loads((place / "runs/a/evaluation/summary.json").read_text())
+    shutil.rmtree(place / "images")  # what was prepared of them is still there
+    done = vgg_ddp("evaluate", "../runs/a", folder=here)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((place / "runs/a/evaluation/summary.json").read_text()) == before
+    done = vgg_ddp("report", "../runs/a", folder=here)
+    assert (done.returncode, done.stdout) == (0, "../runs/a/report/index.html\n"), done.stderr
+    assert list(here.iterdir()) == []
+
+
+def test_without_the_data_set(place: Path) -> None:
+    here = place / "elsewhere"
+    images = here / "mine"
+    images.mkdir()
+    (images / "1.png").write_bytes(encode(np.zeros((20, 20, 3), dtype=np.uint8), "PNG"))
+    shutil.rmtree(place / "datasets")
+    page = (place / "runs/a/report/index.html").read_bytes()
+    told = {
+        ("evaluate", "../runs/a", "--images", "mine"): "answers to 1 images",
+        (
+            "export",
+            "../runs/a",
+            "--format",
+            "safetensors",
+        ): "the same predictions on 100 images of noise, since the data",
+        ("report", "../runs/a"): "are gone: its pages are drawn without pictures",
+    }
+    for words, line in told.items():
+        done = vgg_ddp(*words, folder=here)
+        assert done.returncode == 0, done.stderr
+        assert line in done.stdout
+    assert (place / "runs/a/report/index.html").read_bytes() == page
+    assert (place / "runs/a/report/without_pictures.html").is_file()
+    done = vgg_ddp("evaluate", "../runs/a", folder=here)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"{place / 'images'} does not exist" in line
+    assert [path.name for path in here.iterdir()] == ["mine"]

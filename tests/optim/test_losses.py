@@ -1,0 +1,48 @@
+"""The training loss with weights of classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+from torch.nn import functional
+
+from vgg_ddp.config import Config
+from vgg_ddp.config.optimizer import LossConfig
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.settling import settle_loss
+from vgg_ddp.distributed.world import World
+from vgg_ddp.errors import UserError
+from vgg_ddp.optim import losses
+from vgg_ddp.training.parts import build_data
+
+
+def test_balanced_weights_are_scikit_learn_s(few_digits: Path) -> None:
+    dataset = Dataset(few_digits)
+    counts = [190, 10, 40]
+    train = msgspec.structs.replace(dataset.record.splits["train"], class_counts=counts)
+    dataset.record = msgspec.structs.replace(dataset.record, splits={"train": train})
+    weights = settle_loss(LossConfig(class_weights="balanced"), dataset).class_weights
+    labels = np.repeat(np.arange(3), counts)
+    assert weights == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=labels).tolist())
+    assert np.mean(np.array(weights)[labels]) == pytest.approx(1)
+    with pytest.raises(UserError, match="2 weights for the 10 classes"):
+        config = Config(batch=16, loss=LossConfig(class_weights=[1.0, 2.0]))
+        build_data(config, dataset, World(0, 1, 0, 1, torch.device("cpu")))
+
+
+def test_the_loss_is_the_mean_over_images_of_any_micro_batches() -> None:
+    weights, generator = [0.5, 2.0, 1.0], torch.Generator().manual_seed(0)
+    criterion = losses.build(LossConfig(class_weights=weights, label_smoothing=0.1), torch.device("cpu"))
+    logits = torch.randn(8, 3, generator=generator)
+    labels = torch.randint(3, (8,), generator=generator)
+    each = functional.cross_entropy(logits, labels, torch.tensor(weights), reduction="none", label_smoothing=0.1)
+    assert criterion(logits, labels) == pytest.approx(each.mean().item())
+    halves = [criterion(logits[rows], labels[rows]) for rows in (slice(4), slice(4, 8))]
+    assert (halves[0] + halves[1]) / 2 == pytest.approx(criterion(logits, labels).item())
+    plain = losses.build(LossConfig(class_weights=[1.0] * 3), torch.device("cpu"))
+    assert plain(logits, labels) == pytest.approx(functional.cross_entropy(logits, labels).item())

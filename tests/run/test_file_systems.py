@@ -1,0 +1,72 @@
+"""File systems as clusters have them: without exchange, without locks, without a flush of folders, read-only."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.rank_processes import apart
+from vgg_ddp.errors import UserError
+from vgg_ddp.run import files
+from vgg_ddp.run.directory import RunDirectory
+
+
+class OfNetworkFileSystem:
+    """A C library above NFS."""
+
+    def renameat2(self, *arguments: object) -> int:
+        ctypes.set_errno(errno.EINVAL)
+        return -1
+
+
+def test_folders_are_exchanged_in_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: OfNetworkFileSystem())
+    files.exchange(tmp_path / "one", tmp_path / "other")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")) == ["one/other", "other/one"]
+    assert "cannot exchange folders in one step" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_flushed_is_none_of_ours() -> None:
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(os.open("/proc", os.O_RDONLY))
+    files.sync_directory(Path("/proc"))
+
+
+def test_a_run_without_a_lock_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_lock(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    with RunDirectory(tmp_path / "run").claimed(new=True):
+        assert (tmp_path / "run" / "checkpoints").is_dir()
+    assert "without locks" in capsys.readouterr().out
+
+
+def test_a_place_that_cannot_be_written_is_told_with_another(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    assert "--out FOLDER" in apart(_told_as_nobody, tmp_path / "run")
+    RunDirectory(tmp_path / "run").must_be_writable()
+
+
+def _told_as_nobody(path: Path) -> str:
+    if os.getuid() == 0:
+        os.setuid(65534)
+    else:
+        path.parent.chmod(0o500)
+    try:
+        RunDirectory(path).must_be_writable()
+    except UserError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,137 @@
+"""A training whose surroundings are not as usual: variables of other ranks, nobody who reads, no signals, no home."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.support.rank_processes import Ranks, vgg_ddp
+from tests.support.run_folders import state
+from vgg_ddp.config import Config
+from vgg_ddp.config.schema import DataConfig, ModelConfig
+from vgg_ddp.distributed import world
+from vgg_ddp.errors import EXIT_USER_ERROR, UserError
+from vgg_ddp.run import console
+
+pytestmark = pytest.mark.processes
+
+
+def test_variables_of_other_ranks_are_left_aside(recipe: Path, runs: Path) -> None:
+    words = ["train", str(recipe), f"run.dir={runs / 'left over'}", "min_steps=1"]
+    left = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29777"}
+    done = vgg_ddp(*words, folder=runs, **left)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("RANK=1 WORLD_SIZE=4 in the environment left aside: ranks are started here")
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"RANK": "one"}, "RANK=one in the environment is no number"),
+        ({"RANK": "3", "WORLD_SIZE": "3"}, "RANK=3 and WORLD_SIZE=3 in the environment name no rank"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "", "MASTER_PORT": "29777"}, "MASTER_ADDR"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "99999"}, "99999"),
+    ],
+)
+def test_variables_that_name_no_rank_are_one_line(
+    variables: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught, world.joined():
+        pass
+    assert told in str(caught.value) and "start ranks with vgg-ddp train or torchrun" in str(caught.value)
+
+
+def test_a_wait_for_other_ranks_is_told_and_hears_signals(runs: Path) -> None:
+    ranks = Ranks(_meet_nobody, (), 1, runs / "alone output")
+    assert ranks.wait() == [128 + 2], ranks.stderr  # as by Ctrl-C
+    (line,) = ranks.stderr.splitlines()
+    assert line.startswith("vgg-ddp: rank 0 waits at 127.0.0.1:") and line.endswith("for the others of WORLD_SIZE=2")
+
+
+def _meet_nobody() -> int:
+    import signal
+
+    from vgg_ddp.distributed import rank_process
+
+    world.SECONDS_BEFORE_WORD = 0.1
+    os.environ |= {"WORLD_SIZE": "2", "MASTER_PORT": "0", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    said = console.complain
+
+    def interrupt(text: str) -> None:
+        said(text)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    world.complain = interrupt  # type: ignore[attr-defined]
+    return rank_process.run(lambda joined: None)
+
+
+@pytest.mark.parametrize("place", ["full", "gone"])
+def test_a_training_goes_on_unseen(place: str, recipe: Path, runs: Path) -> None:
+    words = [str(recipe), f"run.dir={runs / place}", "min_steps=2"]
+    ranks = Ranks(_unseen, (place, words), 1, runs / f"{place} output")
+    assert ranks.wait() == [0], ranks.stderr
+    assert state(runs / place)["step"] == 2
+    assert (runs / place / "report" / "index.html").is_file()
+
+
+def _unseen(place: str, words: list[str]) -> int:
+    if place == "full":
+        output = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, output = os.pipe()
+        os.close(reader)
+    os.dup2(output, 1)
+    from vgg_ddp import train
+
+    code = train.main(words)
+    sys.stdout.flush()  # as the interpreter does at its end
+    return code
+
+
+def test_a_terminal_without_a_letter_shows_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w", encoding="ascii") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        console.say("größe")
+        console.table("Ergebnis", ["Größe", "Bilder"], [["ü", "1"]])
+    text = (tmp_path / "out").read_bytes()
+    assert text.startswith(b"gr??e\n") and b"Gr??e" in text
+
+
+def test_a_narrow_terminal_shows_the_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console._console, "_width", 20)
+    console.table("accuracy", ["class", "images", "accuracy"], [["a long name", "1000", "97.3%"]])
+    assert capsys.readouterr().out.splitlines() == ["accuracy", "class images accuracy", "a long name 1000 97.3%"]
+
+
+def test_a_call_returns_also_in_a_thread(recipe: Path, runs: Path) -> None:
+    ranks = Ranks(_in_a_thread, (["train", str(recipe), f"run.dir={runs / 'thread'}", "min_steps=2"],), 1, runs / "out")
+    assert ranks.wait() == [0], ranks.stderr
+    assert state(runs / "thread")["step"] == 2
+
+
+def _in_a_thread(words: list[str]) -> int:
+    from vgg_ddp import cli
+
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(cli.main(words)))
+    thread.start()
+    thread.join()
+    return codes[0] or [cli.main(["--version"]), cli.main(["trian"]) - EXIT_USER_ERROR][0]
+
+
+def test_one_image_at_a_time_is_refused_where_it_has_no_variance() -> None:
+    small = DataConfig(image_size=16)
+    for config, ranks in ((Config(batch=1, data=small), 1), (Config(batch=4, accumulation=2, data=small), 2)):
+        with pytest.raises(UserError, match="one image at a time"):
+            config.local_batch(ranks)
+    assert Config(batch=1).local_batch(1) == 1
+    assert Config(batch=2, data=small, model=ModelConfig(sync_batch_norm=True)).local_batch(2) == 1
+    assert Config(batch=1, data=small, model=ModelConfig(batch_norm=False)).local_batch(1) == 1

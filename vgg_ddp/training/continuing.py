@@ -1,0 +1,63 @@
+"""A run that is continued: what it changes of its configuration, and that nothing changes where nothing is left to train."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import msgspec
+
+from vgg_ddp.config import Config, flat, load, with_absolute_paths
+from vgg_ddp.run.checkpoint import State
+from vgg_ddp.run.console import say
+from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint
+from vgg_ddp.run.files import read_json
+from vgg_ddp.training.job import Job
+
+NO_SETTINGS = (
+    "resume",
+    "run.dir",
+    "data.source",
+    "data.directory",
+)  # of the training; the data are known by their hash
+
+
+def changes(run: RunDirectory, config: Config) -> list[str]:
+    """The keys in which `config` differs from what the run was trained with last, each with both values."""
+    before = flat(load(run.config))
+    return [
+        f"{key}={json.dumps(value)} (before: {json.dumps(before[key])})"
+        for key, value in flat(with_absolute_paths(config)).items()
+        if key not in NO_SETTINGS and value != before[key]
+    ]
+
+
+def changes_so_far(job: Job, state: State) -> list[str]:
+    """Those of every continuation, the present one included, each with the step from which it holds."""
+    earlier = (read_json(job.run.environment) or {}).get("changes", [])
+    if not state.step:
+        return []
+    return [*earlier, *(f"from step {state.step}: {change}" for change in changes(job.run, job.config))]
+
+
+def as_trained(job: Job, state: State) -> Config | None:
+    """The configuration that a run without a step left to take was trained with; None where its evaluation is there too.
+
+    Says so, and which words have no effect. All ranks together.
+    """
+    found = b""
+    with job.world.together():
+        if job.world.is_main:
+            ignored = changes(job.run, job.config)
+            what = f"; without effect: {', '.join(ignored)}" if ignored else ""
+            say(f"{job.run.path} is trained to its end, {state.step} steps: nothing is trained or rewritten{what}")
+            config = load(job.run.config)
+            found = b"" if _is_evaluated(job.run, config) else msgspec.json.encode(config)
+    found = job.world.broadcast(found)
+    return msgspec.json.decode(found, type=Config) if found else None
+
+
+def _is_evaluated(run: RunDirectory, config: Config) -> bool:
+    manifest = chosen_checkpoint(run, config.evaluate.checkpoint) / "manifest.json"
+    evaluated = (read_json(run.evaluation / "summary.json") or {}).get("checkpoint_sha256")
+    return run.report.is_file() and evaluated == hashlib.sha256(manifest.read_bytes()).hexdigest()
