@@ -5,9 +5,9 @@
 Peers: PyTorch Lightning, Hugging Face Accelerate, DeepSpeed's own loop, a timm loop, and a plain torch loop in the style of the
 common CIFAR repositories. Each is set up as its documentation recommends for the precision, with channels-last memory,
 which is as fast or faster for all of them; their network has torchvision's layers of the same VGG and one linear layer. All
-take the same batches from memory: theirs normalised already, ours as uint8. Each runs in a process of its own, and only one works
-at a time. All have the same settings of arithmetic (cudnn.benchmark, tf32), set and looked at again around every round, and
-none waits for the device between the steps of a round. A peer that is not installed is named and left out:
+take the same batches from memory: theirs normalised already, ours as uint8. Each runs in a process of its own, and only one
+works at a time. All have the same settings of arithmetic (cudnn.benchmark, tf32), set and looked at again around every round,
+and none waits for the device between the steps of a round. A peer that is not installed is named and left out:
 `pip install 'vgg_ddp[peers]'`.
 """
 
