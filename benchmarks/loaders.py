@@ -249,6 +249,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="only these, e.g. 'dali files' 'torchvision files'")
     parser.add_argument("--memory-batches", type=int, help="load this many batches and measure the memory")
     options = parser.parse_args()
+    if 0 < options.photos < options.batch:
+        raise UserError(
+            f"--photos {options.photos} are fewer than one batch of {options.batch}; set --batch to that or less"
+        )
     torch.set_num_threads(1 if not torch.cuda.is_available() else options.threads)  # the cores are the loaders'
     with tempfile.TemporaryDirectory(prefix="vgg_ddp-loaders-") as place:
         rows = (measure_memory if options.memory_batches else measure_speed)(options, Path(place))

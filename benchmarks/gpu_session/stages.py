@@ -37,6 +37,7 @@ class Size:
     Attributes:
         batches: images in a step, by the side of an image in pixels: the first for precisions, layouts and compilation.
         compilations: what `compile` may be; "false" is measured beside each.
+        loaded: images in a batch of a loader; `seconds` of a round of it.
         training: keys of the training to an accuracy, and the accuracy.
     """
 
@@ -47,6 +48,7 @@ class Size:
     rounds: int
     steps: int
     photos: int
+    loaded: int
     seconds: float
     peers: list[str]
     seeds: int
@@ -62,6 +64,7 @@ FULL = Size(
     rounds=5,
     steps=20,
     photos=2000,
+    loaded=256,
     seconds=2.0,
     peers=["plain loop", "lightning", "accelerate", "deepspeed", "timm"],
     seeds=3,
@@ -70,12 +73,13 @@ FULL = Size(
 )
 SMALL = Size(  # no figure of it says anything: it is there to be quick on a CPU
     network="vgg11",
-    batches={16: [2], 48: [2]},
+    batches={32: [2]},
     precisions=["fp32", "tf32"],
     compilations=["graph"],
     rounds=1,
     steps=1,
     photos=16,
+    loaded=8,
     seconds=0.01,
     peers=["plain loop"],
     seeds=1,
@@ -115,7 +119,7 @@ def stages(small: bool, data: str, folder: Path) -> list[Stage]:
             stage(f"compile-{side}", "throughput", *cell, "--compile", "false", *size.compilations),
         ]
     side, batches = next(iter(size.batches.items()))
-    load = ["--data", "digits", "--photos", size.photos, "--seconds", size.seconds]
+    load = ["--data", "digits", "--photos", size.photos, "--batch", size.loaded, "--seconds", size.seconds]
     others = ["--networks", size.network, "--image-size", side, "--batches", *batches, "--peers", *size.peers]
     training = [f"data.source={data}", f"data.directory={folder / 'datasets'}", *size.training]
     return [

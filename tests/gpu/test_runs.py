@@ -83,9 +83,9 @@ def test_two_ranks_on_one_gpu_take_the_steps_of_one(
 def test_deepspeed_takes_the_steps_of_ddp(
     stage: int, one_rank: Path, at_the_start: dict[str, Tensor], train: Train, device: torch.device
 ) -> None:
-    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     if device.type == "cpu":
         pytest.skip("tests/engines has DeepSpeed on a CPU")
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     zero = ("engine=deepspeed", f"deepspeed.stage={stage}")
     run = train(f"zero {stage}", "model.batch_norm=false", "precision=fp32", "min_steps=3", *zero)
     assert_same_steps(weights(run), weights(one_rank), at_the_start)
