@@ -3,13 +3,15 @@
     python -m benchmarks.loaders --data SOURCE [--photos 2000] [--rounds 3] [--json FILE]
 
 SOURCE is prepared as raw pixels and as the files it has, and loaded with a reflect-padded random crop and a flip. The photos
-are made for the purpose: JPEG files of 300 to 600 pixels, loaded with a random resized crop to 224 and a flip.
+are made for the purpose: JPEG files of 300 to 600 pixels, loaded with a random resized crop to 224 and a flip. A loader that is
+not to be had here, such as DALI where it is not installed, is named and left out.
 `--memory-batches 10000` loads that many batches with each loader instead, and shows that memory does not grow.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +39,7 @@ from vgg_ddp.data.splits import EncodedSplit, Split, decode_image
 from vgg_ddp.data.storage import Storage
 from vgg_ddp.distributed.memory import used_bytes
 from vgg_ddp.distributed.world import World, device_of
+from vgg_ddp.errors import UserError
 
 CROP_AND_FLIP = AugmentConfig(crop_padding=4, flip=True)
 RESIZED_CROP_AND_FLIP = AugmentConfig(random_resized_crop=[0.08, 1.0], flip=True)
@@ -168,14 +171,26 @@ def prepared_sides(options: argparse.Namespace, place: Path) -> dict[str, tuple[
     return {name: side for name, side in sides.items() if not options.only or name in options.only}
 
 
+def built(name: str, build: Callable[[], Any]) -> Any:
+    """What is measured; None, said, where it cannot be had here."""
+    try:
+        return build()
+    except UserError as error:
+        print(f"{name} is left out: {error}", file=sys.stderr)
+        return None
+
+
 def measure_speed(options: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
     """A row for each side: images per second, and the seconds from nothing to its first batch."""
     rows, running = {}, {}
     for name, (about, build) in prepared_sides(options, place).items():
         start = time.perf_counter()
-        running[name] = build()
-        if isinstance(running[name], Ours):
-            next(iter(batches := running[name].batches(1)))
+        side = built(name, build)
+        if side is None:
+            continue
+        running[name] = side
+        if isinstance(side, Ours):
+            next(iter(batches := side.batches(1)))
             rows[name] = {**about, "first_batch_seconds": time.perf_counter() - start}
             list(batches)
         else:
@@ -196,7 +211,7 @@ def measure_memory(options: argparse.Namespace, place: Path) -> list[dict[str, A
     """A row for each loader: the memory in use after a tenth of the batches, and after all."""
     rows = []
     for name, (about, build) in prepared_sides(options, place).items():
-        loader = build()
+        loader = built(name, build)
         if not isinstance(loader, Ours):
             continue
         early = 0
@@ -234,6 +249,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="only these, e.g. 'dali files' 'torchvision files'")
     parser.add_argument("--memory-batches", type=int, help="load this many batches and measure the memory")
     options = parser.parse_args()
+    if 0 < options.photos < options.batch:
+        raise UserError(
+            f"--photos {options.photos} are fewer than one batch of {options.batch}; set --batch to that or less"
+        )
     torch.set_num_threads(1 if not torch.cuda.is_available() else options.threads)  # the cores are the loaders'
     with tempfile.TemporaryDirectory(prefix="vgg_ddp-loaders-") as place:
         rows = (measure_memory if options.memory_batches else measure_speed)(options, Path(place))

@@ -5,8 +5,9 @@
 Peers: PyTorch Lightning, Hugging Face Accelerate, DeepSpeed's own loop, a timm loop, and a plain torch loop in the style of the
 common CIFAR repositories. Each is set up as its documentation recommends for the precision, with channels-last memory,
 which is as fast or faster for all of them; their network has torchvision's layers of the same VGG and one linear layer. All
-take the same batches from memory: theirs normalised already, ours as uint8. Each runs in a process of its own, so that none
-has another's settings, and only one works at a time. A peer that is not installed is named and left out:
+take the same batches from memory: theirs normalised already, ours as uint8. Each runs in a process of its own, and only one
+works at a time. All have the same settings of arithmetic (cudnn.benchmark, tf32), set and looked at again around every round,
+and none waits for the device between the steps of a round. A peer that is not installed is named and left out:
 `pip install 'vgg_ddp[peers]'`.
 """
 
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 
 import vgg_ddp
 from benchmarks.measurement import command, rounds
+from benchmarks.measurement.arithmetic import arithmetic
 from benchmarks.measurement.device_speed import DTYPES, chosen_precision, reference, wait_for
 from benchmarks.throughput import Cell, Step, cached, plain_network
 from vgg_ddp.distributed.memory import keep_freed_memory
@@ -85,17 +87,19 @@ class Task:
 
 
 def plain(task: Task) -> Seconds:
-    """The loop of the common CIFAR repositories, with torch.autocast."""
+    """The loop of the common CIFAR repositories, with torch.autocast and torch's gradient scaler."""
     network, criterion = task.network(), nn.CrossEntropyLoss()
     optimizer = task.optimizer(network)
+    scaler = torch.amp.GradScaler(task.device.type, enabled=task.cell.precision == "fp16")
     context = torch.autocast(task.device.type, task.dtype, enabled=task.cell.precision != "fp32")
 
     def step(images: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad()
         with context:
             loss = criterion(network(images), labels)
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
 
     return task.timed(step)
 
@@ -116,9 +120,10 @@ def lightning(task: Task) -> Seconds:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return task.optimizer(self.network)
 
-        def on_train_batch_end(self, *rest: object) -> None:
-            wait_for(task.device)
-            self.marks.append(time.perf_counter())
+        def on_train_batch_end(self, outputs: object, batch: object, number: int) -> None:
+            if number in (0, self.trainer.max_steps - 1):
+                wait_for(task.device)
+                self.marks.append(time.perf_counter())
 
     class Batches(torch.utils.data.IterableDataset[tuple[Tensor, Tensor]]):
         def __init__(self, count: int) -> None:
@@ -146,7 +151,8 @@ def lightning(task: Task) -> Seconds:
             enable_model_summary=False,
         )
         trainer.fit(module, torch.utils.data.DataLoader(Batches(steps + 1), batch_size=None))
-        return module.marks[-1] - module.marks[0]
+        begun, ended = module.marks
+        return ended - begun
 
     return run
 
@@ -251,28 +257,36 @@ def ours(cell: Cell) -> Seconds:
     keep_freed_memory()
     world = World(0, 1, 0, 1, device_of(0))
     step = Step(cell, world, cached(cell, world))
-    return lambda steps: step.run(steps)[0]
+    step.phases_apart = False
+    return lambda steps: step.run(steps).seconds
 
 
 def work(name: str, cell: Cell, threads: int, connection: Connection) -> None:
     """A side's process: builds it, then answers each number of steps with the seconds that they took."""
     warnings.filterwarnings("ignore")  # the peers' advice on logging, workers and the like
     torch.set_num_threads(threads)
-    if name == OURS:
-        run = ours(cell)
-    else:
-        world = World(0, 1, 0, 1, device_of(0))
-        images, labels = next(cached(cell, world))
-        pixels = ((images.permute(0, 3, 1, 2).float() - 128.0) / 64.0).contiguous(memory_format=torch.channels_last)
-        run = PEERS[name](Task(cell, world.device, pixels, labels))
+    with arithmetic(cell.precision):
+        run = ours(cell) if name == OURS else PEERS[name](task(cell))
     while steps := connection.recv():
-        connection.send(run(steps))
+        with arithmetic(cell.precision):
+            seconds = run(steps)
+        connection.send(seconds)
+
+
+def task(cell: Cell) -> Task:
+    """What every peer gets, made alike in each one's process."""
+    world = World(0, 1, 0, 1, device_of(0))
+    images, labels = next(cached(cell, world))
+    pixels = ((images.permute(0, 3, 1, 2).float() - 128.0) / 64.0).contiguous(memory_format=torch.channels_last)
+    return Task(cell, world.device, pixels, labels)
 
 
 @contextlib.contextmanager
 def side(name: str, cell: Cell, options: argparse.Namespace) -> Iterator[Callable[[], float]]:
     """A process that measures one side; images per second at each call."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(
+        "forkserver"
+    )  # each from one process that has imported torch and done no more
     here, there = context.Pipe()
     process = context.Process(target=work, args=(name, cell, options.threads, there))
     process.start()
@@ -332,6 +346,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="steps in a round (default: 2)")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS), help="(default: all)")
     options = parser.parse_args()
+    multiprocessing.set_forkserver_preload(["benchmarks.throughput"])
     torch.set_num_threads(options.threads)
     rows = measure(options)
     command.keep(options, rows, "images_per_second", "images per second")

@@ -3,8 +3,10 @@
     python -m benchmarks.throughput [--networks vgg16 ...] [--precisions bf16 ...] [--data SOURCE] [--json FILE]
 
 Every cell of the grid is measured in turns with the others and with a plain fp32 NCHW loop over torchvision's layers, on one
-batch that lies in memory; with `--data` also from a prepared data set, end to end. MFU is the step's arithmetic over what a
-large matrix product of the same precision reaches in the same turns; joules are shown where the device counts them. `torchrun`
+batch that lies in memory; with `--data` also from a prepared data set, end to end. Before the first round it says what each
+step should take: its arithmetic and its traffic, layer by layer, at the rates of a large matrix product and a large copy. MFU
+is the step's arithmetic over what a large matrix product of the same precision reaches in the same turns; joules are shown
+where the device counts them. A cell that does not fit into memory, or cannot be compiled, is named and left out. `torchrun`
 starts it on several ranks; then the time of communication is that of a step with the gradients' reduction less that of one
 without.
 """
@@ -12,36 +14,42 @@ without.
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
+import math
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
+import msgspec
 import numpy as np
 import torch
 import torchvision
 from torch import nn
 
 from benchmarks.measurement import command, rounds
+from benchmarks.measurement.arithmetic import arithmetic
 from benchmarks.measurement.device_speed import DTYPES, chosen_precision, copy, matrix_product, reference, wait_for
 from benchmarks.measurement.energy import meter as energy_meter
-from benchmarks.measurement.flops import flop_per_image, layers
+from benchmarks.measurement.flops import Layer, layers
 from benchmarks.measurement.step import CLASSES, PHASES, TrainingStep, noise
+from benchmarks.scaling_model.device import Device, roofline
 from vgg_ddp import loaders
 from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config import Config
-from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.order import Order
 from vgg_ddp.distributed.memory import keep_freed_memory, peak_bytes
 from vgg_ddp.distributed.world import World, joined
+from vgg_ddp.errors import UserError
 from vgg_ddp.loaders.choice import choose
 from vgg_ddp.training import parts
 
@@ -49,7 +57,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 LAYOUTS = ("channels_last", "contiguous")
-COMPILE = {"true": True, "false": False, "stages": "stages"}
+COMPILE = {"true": True, "false": False, "stages": "stages", "graph": "graph"}
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -62,52 +70,88 @@ class Cell:
     batch: int
     precision: str
     layout: str
-    compile: bool | Literal["stages"] = False
+    compile: bool | str = False
     engine: str = "ddp"
     recompute: str = "none"
 
     @property
     def name(self) -> str:
         """The settings in words; those left at their defaults are not named."""
-        compiled = {False: "", True: " compiled", "stages": " compiled by stages"}[self.compile]
+        compiled = {False: "", True: " compiled", "stages": " compiled by stages", "graph": " graph"}[self.compile]
         engine = "" if self.engine == "ddp" else f" {self.engine}"
         recompute = "" if self.recompute == "none" else f" {self.recompute} again"
         cell = f"{self.network} {self.image_size}px {self.batch} {self.precision} {self.layout}"
         return cell + compiled + engine + recompute
 
     def config(self, world: World) -> Config:
-        """The configuration of a training with these settings."""
-        return Config(
-            network=self.network,  # type: ignore[arg-type]
-            batch=self.batch * world.size,
-            precision=self.precision,  # type: ignore[arg-type]
-            channels_last=self.layout == "channels_last",
-            compile=self.compile,
-            engine=self.engine,  # type: ignore[arg-type]
-            recompute=self.recompute,  # type: ignore[arg-type]
-            data=DataConfig(image_size=self.image_size),
-            augment=AugmentConfig(crop_padding=4, flip=True),
-        )
+        """The configuration of a training with these settings.
+
+        Raises:
+            UserError: there is no such training.
+        """
+        settings = {
+            "network": self.network,
+            "batch": self.batch * world.size,
+            "precision": self.precision,
+            "channels_last": self.layout == "channels_last",
+            "compile": self.compile,
+            "engine": self.engine,
+            "recompute": self.recompute,
+            "data": {"image_size": self.image_size},
+            "augment": {"crop_padding": 4, "flip": True},
+        }
+        try:
+            return msgspec.convert(settings, Config)
+        except msgspec.ValidationError as error:
+            raise UserError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What some steps took.
+
+    Attributes:
+        seconds: of all of them, the device's work included.
+        joules: of all of them; not a number where nobody counts.
+        phases: seconds of each phase of one step, as the host sees them.
+    """
+
+    seconds: float
+    joules: float
+    phases: dict[str, float]
 
 
 class Step:
-    """The step of the training loop, timed by phase."""
+    """The step of the training loop, timed by phase.
 
-    def __init__(self, cell: Cell, world: World, batches: Batches) -> None:
+    Attributes:
+        phases_apart: whether the phases are those of further steps, in which the host waits after each: where it runs ahead
+            of the device, as on a GPU.
+    """
+
+    def __init__(
+        self, cell: Cell, world: World, batches: Batches, joules: Callable[[], float] = lambda: math.nan
+    ) -> None:
         self._training = TrainingStep(cell.config(world), world)
-        self.flop_per_image = flop_per_image(self._training.network, cell.image_size)
-        self._batches, self._device = batches, world.device
+        self.layers = layers(self._training.network, cell.image_size)
+        self._precision, self._batches, self._device, self._joules = cell.precision, batches, world.device, joules
+        self.phases_apart = world.device.type == "cuda"
 
-    def run(self, steps: int, reduce: bool = True) -> tuple[float, dict[str, float]]:
-        """Seconds of `steps` steps, the device's work included, and of the phases of one as the host sees them.
+    @property
+    def flop_per_image(self) -> float:
+        """Of forward and backward."""
+        return sum(layer.training_flops for layer in self.layers)
 
-        On a GPU the host runs ahead: there the phases are those of further steps in which it waits after each.
-        """
-        start = time.perf_counter()
-        phases = self._phases(steps, reduce, wait=False)
-        wait_for(self._device)
-        seconds = time.perf_counter() - start
-        return seconds, self._phases(steps, reduce, wait=True) if self._device.type == "cuda" else phases
+    def run(self, steps: int, reduce: bool = True) -> Timing:
+        """Take `steps` steps."""
+        with arithmetic(self._precision):
+            before, start = self._joules(), time.perf_counter()
+            phases = self._phases(steps, reduce, wait=False)
+            wait_for(self._device)
+            seconds, joules = time.perf_counter() - start, self._joules() - before
+            if self.phases_apart:
+                phases = self._phases(steps, reduce, wait=True)
+        return Timing(seconds, joules, phases)
 
     def _phases(self, steps: int, reduce: bool, wait: bool) -> dict[str, float]:
         seconds = dict.fromkeys(("data_wait", *PHASES), 0.0)
@@ -127,16 +171,62 @@ class Step:
         return seconds
 
     def profile(self, folder: Path, steps: int = 3) -> None:
-        """Write a chrome trace of some steps, and on a GPU a snapshot of its memory."""
+        """Print and write the longest kernels of some steps, a chrome trace, and on a GPU a snapshot of its memory."""
         folder.mkdir(parents=True, exist_ok=True)
         if self._device.type == "cuda":
             torch.cuda.memory._record_memory_history()
         with torch.profiler.profile() as profiler:
             self.run(steps)
         profiler.export_chrome_trace(str(folder / "trace.json"))
+        kernels = longest_kernels(profiler, self._device)
+        (folder / "kernels.json").write_text(command.as_json(kernels) + "\n")
+        for kernel in kernels:
+            print(
+                f"{kernel['share']:6.1%} {kernel['seconds'] * 1e3:9.3f} ms {kernel['calls']:5}  {kernel['name'][:90]}"
+            )
         if self._device.type == "cuda":
             torch.cuda.memory._dump_snapshot(str(folder / "memory.pickle"))
             torch.cuda.memory._record_memory_history(enabled=None)
+
+
+def longest_kernels(profiler: torch.profiler.profile, device: torch.device, count: int = 10) -> list[dict[str, Any]]:
+    """The kernels (on a CPU: operators) that took the most time by themselves, and their share of that of all."""
+    kind = torch.autograd.DeviceType.CUDA if device.type == "cuda" else torch.autograd.DeviceType.CPU  # type: ignore[attr-defined]
+    of_kind = [event for event in profiler.key_averages() if event.device_type == kind]
+    time_of = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    microseconds = {event.key: (getattr(event, time_of), event.count) for event in of_kind}
+    total = sum(spent for spent, _ in microseconds.values())
+    longest = sorted(microseconds.items(), key=lambda item: item[1][0], reverse=True)[:count]
+    return [
+        {"name": name, "seconds": spent / 1e6, "calls": calls, "share": spent / total}
+        for name, (spent, calls) in longest
+    ]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a step should take: its arithmetic, its traffic with the device's memory, and the time for both."""
+
+    flop: float
+    bytes: float
+    seconds: float
+
+
+def predicted(network: list[Layer], cell: Cell, product: float, copy: float) -> Prediction:
+    """The prediction for a cell from the rates of a matrix product (FLOP/s) and a copy (bytes/s).
+
+    Each layer by itself takes the longer of its arithmetic and its traffic, so no layer is fused with another. The update
+    reads and writes weights and momenta and reads gradients, all of 4 bytes.
+    """
+    width = DTYPES[cell.precision].itemsize
+    device = Device("this", product, copy, 1.0, width, "measured")
+    update = 5 * 4 * sum(layer.weights for layer in network)
+    traffic = width * sum(cell.batch * layer.training_values + 3 * layer.weights for layer in network)
+    return Prediction(
+        flop=cell.batch * sum(layer.training_flops for layer in network),
+        bytes=traffic + update,
+        seconds=sum(map(sum, roofline(network, cell.batch, device))) + update / copy,
+    )
 
 
 def plain_network(cell: Cell) -> nn.Module:
@@ -159,13 +249,14 @@ class PlainStep:
 
     def run(self, steps: int) -> float:
         """Seconds of `steps` steps."""
-        start = time.perf_counter()
-        for _ in range(steps):
-            self._optimizer.zero_grad()
-            self._criterion(self._network(self._pixels), self._labels).backward()
-            self._optimizer.step()
-        wait_for(self._pixels.device)
-        return time.perf_counter() - start
+        with arithmetic("fp32"):
+            start = time.perf_counter()
+            for _ in range(steps):
+                self._optimizer.zero_grad()
+                self._criterion(self._network(self._pixels), self._labels).backward()
+                self._optimizer.step()
+            wait_for(self._pixels.device)
+            return time.perf_counter() - start
 
 
 def cached(cell: Cell, world: World) -> Batches:
@@ -194,43 +285,39 @@ def grid(options: argparse.Namespace, world: World) -> list[Cell]:
 
 
 def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
-    """A row for each cell, for the plain loop, and for the device's peak."""
+    """A row for each cell, for the plain loop, and for the device's peak.
+
+    Raises:
+        UserError: no cell can be measured; why the first one cannot.
+    """
     cells = grid(options, world)
-    joules = energy_meter(world.device)
     energy: dict[str, list[float]] = defaultdict(list)
-    directory = ensure(DataConfig(source=options.data), lambda line: None)[0] if options.data else None
-    steps: dict[str, tuple[Cell, Step]] = {}
-    sides: dict[str, Callable[[], float]] = {}
     phases: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for cell in cells:
-        sources = {"": cached(cell, world)}
-        if directory is not None:
-            sources[f" from {options.loader}"] = loaded(cell, world, directory, options.loader)
-        for suffix, batches in sources.items():
-            name = cell.name + suffix
-            steps[name] = cell, Step(cell, world, batches)
-            sides[name] = lambda name=name: rate(name)  # type: ignore[misc]
+    steps, left_out = build_steps(cells, options, world)
 
     def rate(name: str) -> float:
         cell, step = steps[name]
-        before = joules() if joules else 0.0
-        seconds, of_phases = step.run(options.steps)
-        if joules:
-            energy[name].append((joules() - before) / (cell.batch * options.steps))
+        timing = step.run(options.steps)
+        energy[name].append(timing.joules / (cell.batch * options.steps))
         if world.size > 1:
-            without = step.run(options.steps, reduce=False)[0]
-            of_phases["communication"] = max(0.0, (seconds - without) / options.steps)
-        phases[name].append(of_phases)
-        return cell.batch * world.size * options.steps / seconds
+            without = step.run(options.steps, reduce=False).seconds
+            timing.phases["communication"] = max(0.0, (timing.seconds - without) / options.steps)
+        phases[name].append(timing.phases)
+        return cell.batch * world.size * options.steps / timing.seconds
 
+    sides: dict[str, Callable[[], float]] = {name: lambda name=name: rate(name) for name in steps}  # type: ignore[misc]
     if options.plain:
         for cell in {(c.network, c.image_size, c.batch): c for c in cells}.values():
             plain = PlainStep(cell, world)
             name = f"plain {cell.network} {cell.image_size}px {cell.batch} fp32"
             sides[name] = lambda cell=cell, plain=plain: cell.batch * options.steps / plain.run(options.steps)  # type: ignore[misc]
-    for precision in dict.fromkeys(cell.precision for cell in cells):
-        sides[f"matrix product {precision}"] = matrix_product(world.device, precision)
-    sides["copy"] = copy(world.device)
+    products = {p: matrix_product(world.device, p) for p in dict.fromkeys(cell.precision for cell in cells)}
+    copied = copy(world.device)
+    predictions = predict(steps, products, copied)
+    if world.is_main:
+        show_predictions(predictions)
+    sides |= {f"matrix product {precision}": product for precision, product in products.items()}
+    sides["copy"] = copied
     sides[rounds.REFERENCE] = reference(world.device)
     rates = rounds.in_turns(sides, options.rounds)
     speed = rates.pop(rounds.REFERENCE)
@@ -246,8 +333,11 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
                 "seconds": {p: statistics.median(s[p] for s in phases[name][1:]) for p in phases[name][0]},
                 "flop_per_image": step.flop_per_image,
             }
-            if joules:
-                row["joules_per_image"] = statistics.median(energy[name][1:])
+            row["step_seconds"] = cell.batch * world.size / row["images_per_second"]
+            row["predicted"] = vars(predictions[name])
+            joules = statistics.median(energy[name][1:])
+            if not math.isnan(joules):
+                row["joules_per_image"] = joules
             top = statistics.median(rates[f"matrix product {cell.precision}"])
             row["mfu"] = row["images_per_second"] / world.size * step.flop_per_image / top
             if len(cells) == 1:
@@ -261,7 +351,68 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
     if options.profile:
         name, (_, step) = next(iter(steps.items()))
         step.profile(options.profile)
-    return rows
+    return rows + [{"name": name, "left_out": reason} for name, reason in left_out.items()]
+
+
+def build_steps(
+    cells: list[Cell], options: argparse.Namespace, world: World
+) -> tuple[dict[str, tuple[Cell, Step]], dict[str, str]]:
+    """The steps that can be taken, each after a first one, by name; and why others cannot.
+
+    Several ranks must take the same: an error of one ends them all.
+
+    Raises:
+        UserError: none can be taken.
+    """
+    if any(options.compile):
+        import torch._dynamo.config as dynamo
+
+        # Each cell is compiled for its own sizes, as a training is, not for any batch once a second one has been met.
+        dynamo.automatic_dynamic_shapes = False
+        dynamo.recompile_limit = 8 * len(cells)
+    joules = energy_meter(world.device) or (lambda: math.nan)
+    directory = ensure(DataConfig(source=options.data), lambda line: None)[0] if options.data else None
+    steps: dict[str, tuple[Cell, Step]] = {}
+    left_out: dict[str, str] = {}
+    for cell in cells:
+        sources = {"": cached(cell, world)}
+        if directory is not None:
+            sources[f" from {options.loader}"] = loaded(cell, world, directory, options.loader)
+        for suffix, batches in sources.items():
+            name = cell.name + suffix
+            try:
+                step = Step(cell, world, batches, joules)
+                step.run(1)
+                steps[name] = cell, step
+            except (UserError, torch.OutOfMemoryError) as error:
+                if world.size > 1:
+                    raise
+                left_out[name] = str(error).splitlines()[0]
+                print(f"{name} is left out: {left_out[name]}", file=sys.stderr)
+                step = None  # type: ignore[assignment]  # and with it the memory that it has
+            gc.collect()
+    if not steps:
+        raise UserError(next(iter(left_out.values())))
+    return steps, left_out
+
+
+def predict(
+    steps: dict[str, tuple[Cell, Step]], products: dict[str, Callable[[], float]], copied: Callable[[], float]
+) -> dict[str, Prediction]:
+    """What each step should take, by the rates that the device reaches now, after a first try."""
+    rates = {name: [rate() for _ in range(2)][-1] for name, rate in {**products, "copy": copied}.items()}
+    return {
+        name: predicted(step.layers, cell, rates[cell.precision], rates["copy"]) for name, (cell, step) in steps.items()
+    }
+
+
+def show_predictions(predictions: dict[str, Prediction]) -> None:
+    """Print a line for each step."""
+    for name, step in predictions.items():
+        print(
+            f"{name:<44} predicted: {step.flop / 1e12:8.3f} TFLOP {step.bytes / 1e9:8.2f} GB {step.seconds * 1e3:10.2f} ms",
+            flush=True,
+        )
 
 
 def draw_roofline(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -297,10 +448,13 @@ def show(rows: list[dict[str, Any]]) -> None:
             split = "  ".join(f"{name} {seconds:.4f}" for name, seconds in row.get("seconds", {}).items())
             span = f"{row['least']:.1f} to {row['most']:.1f}"
             joules = f"  {row['joules_per_image']:.2f} J an image" if "joules_per_image" in row else ""
-            print(f"{row['name']:<44} {row['images_per_second']:9.1f} {span:>17} {mfu}  {split}{joules}")
+            step = (
+                f"{row['step_seconds']:.4f} predicted {row['predicted']['seconds']:.4f}  " if "predicted" in row else ""
+            )
+            print(f"{row['name']:<44} {row['images_per_second']:9.1f} {span:>17} {mfu}  {step}{split}{joules}")
         elif "flop_per_second" in row:
             print(f"{row['name']:<44} {row['flop_per_second'] / 1e9:9.1f} GFLOP/s")
-        else:
+        elif "bytes_per_second" in row:
             print(f"{row['name']:<44} {row['bytes_per_second'] / 1e9:9.1f} GB/s")
     plain = next((row for row in rows if row["name"].startswith("plain")), None)
     if plain:

@@ -68,6 +68,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tests")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Here, since pytest takes options from the outermost conftest alone."""
+    parser.addoption(
+        "--gpu-rehearsal", action="store_true", help="run the bodies of tests/gpu on the CPU without a GPU"
+    )
+
+
 STARTING = {"launch", "train", "start_with", "runs"}  # fixtures of tests that start processes
 
 

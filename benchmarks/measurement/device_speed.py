@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.measurement.arithmetic import arithmetic
 from vgg_ddp.optim.precision import fastest
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -21,11 +22,16 @@ def chosen_precision(name: str, device: torch.device) -> str:
 def matrix_product(device: torch.device, precision: str = "auto", seconds: float = 0.2) -> Callable[[], float]:
     """FLOP/s of a large matrix product, repeated for `seconds` at each call."""
     size = 8192 if device.type == "cuda" else 1024
-    dtype = DTYPES[chosen_precision(precision, device)]
+    precision = chosen_precision(precision, device)
     generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
+    left, right = (torch.randn(size, size, generator=generator).to(device, DTYPES[precision]) for _ in range(2))
     repeat = _repeated(lambda: left @ right, device, seconds)
-    return lambda: 2 * size**3 * repeat()
+
+    def rate() -> float:
+        with arithmetic(precision):
+            return 2 * size**3 * repeat()
+
+    return rate
 
 
 def copy(device: torch.device, seconds: float = 0.2) -> Callable[[], float]:

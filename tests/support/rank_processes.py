@@ -42,6 +42,9 @@ _context.set_forkserver_preload(
         "vgg_ddp.data.prepare",
         "vgg_ddp.evaluate",
         "vgg_ddp.report",
+        "benchmarks.measurement.step",
+        "benchmarks.measurement.command",
+        "torchvision",
         "scipy.cluster.hierarchy",
         "scipy.stats",
         "sklearn.metrics",
@@ -52,9 +55,14 @@ _context.set_forkserver_preload(
 
 
 class Ranks:
-    """Ranks of one launch that run `function(*arguments)`."""
+    """Ranks of one launch that run `function(*arguments)`.
 
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], size: int, output: Path) -> None:
+    Not `warm`: in new processes, for what uses CUDA, which does not work where a library had begun with it before the fork.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], size: int, output: Path, warm: bool = True
+    ) -> None:
         output.mkdir(parents=True, exist_ok=True)
         self._output, self._size = output, size
         for left in output.iterdir():  # by an earlier launch
@@ -72,7 +80,8 @@ class Ranks:
                 "TORCHELASTIC_USE_AGENT_STORE": "True",
                 "TORCHELASTIC_RESTART_COUNT": "0",
             }
-            process = _context.Process(target=_enter, args=(function, arguments, environment, output / str(rank)))
+            started = (function, arguments, environment, output / str(rank))
+            process = context(warm).Process(target=_enter, args=started)  # type: ignore[attr-defined]
             process.start()
             self.processes.append(process)
 
@@ -112,13 +121,20 @@ class Ranks:
         return "".join(file.read_text() for file in files if file.exists())
 
 
-def start(module: str, arguments: list[str], size: int, output: Path, pause: dict[str, Any] | None = None) -> Ranks:
+def start(
+    module: str,
+    arguments: list[str],
+    size: int,
+    output: Path,
+    pause: dict[str, Any] | None = None,
+    warm: bool = True,
+) -> Ranks:
     """`torchrun --nproc-per-node SIZE -m MODULE ARGUMENTS`, forked.
 
     Rank 0 stops, as by Ctrl-Z, once it has logged a row of metrics with the values of `pause` and what it is saving is on
     the disk, until it gets SIGCONT.
     """
-    return Ranks(_main, (module, arguments, pause), size, output)
+    return Ranks(_main, (module, arguments, pause), size, output, warm)
 
 
 def step(number: int) -> dict[str, Any]:
@@ -145,9 +161,14 @@ def program(module: str, *arguments: str, folder: Path, **variables: str) -> sub
     return subprocess.CompletedProcess([module, *arguments], process.exitcode or 0, out, err)
 
 
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+def context(warm: bool) -> multiprocessing.context.BaseContext:
+    """How a process is started: forked from the warm one, or new."""
+    return _context if warm else multiprocessing.get_context("spawn")
+
+
+def apart(function: Callable[..., Any], *arguments: Any, warm: bool = True) -> Any:
     """What `function(*arguments)` returns or raises, in a process of its own: its end is a BrokenProcessPool here."""
-    with ProcessPoolExecutor(1, mp_context=_context) as process:
+    with ProcessPoolExecutor(1, mp_context=context(warm)) as process:
         return process.submit(function, *arguments).result(TIMEOUT)
 
 

@@ -1,0 +1,68 @@
+"""What only a GPU can show. Every test takes its device from the fixture `device`, and is skipped where there is no GPU.
+
+`pytest tests/gpu --gpu-rehearsal` runs the same bodies on the CPU, so that a mistake in them is seen where there is no GPU.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from tests.support.rank_processes import Launch, Ranks, start
+from vgg_ddp.config import Config
+from vgg_ddp.distributed.world import World
+
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker("gpu")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The GPU; in a rehearsal without one, the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    if not request.config.getoption("--gpu-rehearsal"):
+        pytest.skip("no NVIDIA GPU here; --gpu-rehearsal runs the bodies of these tests on the CPU")
+    return torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def world(device: torch.device) -> World:
+    return World(0, 1, 0, 1, device)
+
+
+@pytest.fixture(scope="session")
+def precision(device: torch.device) -> str:
+    """What trainings on the device use: a CPU may have to emulate bf16."""
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+@pytest.fixture(scope="module")
+def launch(runs: Path, recipe: Path, device: torch.device) -> Launch:
+    """As the fixture of all tests, but on the device."""
+
+    def begin(name: str, *words: str, size: int = 1, pause: dict[str, Any] | None = None) -> Ranks:
+        on_device = [f"device={device.type}"] if has_key(device=device.type) else []
+        arguments = [str(recipe), f"run.dir={runs / name}", f"nproc={size}", *on_device, *words]
+        return start("vgg_ddp.train", arguments, size, runs / f"{name} output", pause, warm=device.type == "cpu")
+
+    return begin
+
+
+def has_key(**values: object) -> bool:
+    """Whether a configuration takes these keys with these values."""
+    try:
+        msgspec.convert(values, Config)
+    except msgspec.ValidationError:
+        return False
+    return True
