@@ -11,7 +11,7 @@ from typing import Any
 
 from vgg_ddp import preflight
 from vgg_ddp.config import Config
-from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.dataset import Dataset, read_record
 from vgg_ddp.distributed import rank_process
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
@@ -55,7 +55,10 @@ def run(resolved: ResolvedRun, world: World) -> None:
     from vgg_ddp.trackers.follow import followed
 
     config, _ = precision.set_arithmetic(resolved.config, world.device)
-    directory, dataset = RunDirectory(resolved.run), Dataset(resolved.dataset)
+    directory = RunDirectory(resolved.run)
+    dataset = Dataset(resolved.dataset, read_record(directory.dataset))
+    if world.is_main and resolved.choices:
+        say("\n".join(resolved.choices))
     trackers = resolved.trackers if world.is_main else {}
     with followed(config, directory, dataset.directory, State(), trackers):
         evaluate_and_report(config, dataset, directory, Path(resolved.checkpoint), world)
@@ -70,7 +73,8 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
     from vgg_ddp.report.image_answers import Answer, write_image_answers
 
     config, _ = precision.set_arithmetic(resolved.config, world.device)
-    dataset, run = Dataset(resolved.dataset), RunDirectory(resolved.run)
+    run = RunDirectory(resolved.run)
+    dataset = Dataset(resolved.dataset, read_record(run.dataset))
     unreadable: list[str] = []
     found = own_images.answers(folder, config, dataset, Path(resolved.checkpoint), world.device, unreadable)
     answers = [Answer.of(one.name, one.label, one.probabilities, one.pixels, one.seen) for one in found]

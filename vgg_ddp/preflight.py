@@ -58,7 +58,7 @@ def check_evaluation(target: str, overrides: Sequence[str], images: Path | None 
     run, folder = find_run(Path(target))
     config = load(run.config, list(overrides))
     folder = folder or chosen_checkpoint(run, config.evaluate.checkpoint)
-    return _check(config, str(run.path), str(folder))
+    return _check(config, str(run.path), str(folder), run.dataset)
 
 
 def on_ranks(arguments: list[str], world: World, check: Callable[[str, list[str]], ResolvedRun]) -> ResolvedRun:
@@ -105,16 +105,25 @@ def _check_installed(config: Config) -> None:
         deepspeed_file.read(config)
 
 
-def _check(config: Config, run: str, checkpoint: str = "") -> ResolvedRun:
+def _check(config: Config, run: str, checkpoint: str = "", trained: Path | None = None) -> ResolvedRun:
+    """`trained`: of an evaluation, the record of the data set that the network was trained on."""
     from vgg_ddp.trackers import wanted
 
     trackers = wanted(config.tracking)
 
-    from vgg_ddp.data.dataset import Dataset
+    from vgg_ddp.data.dataset import Dataset, listed, read_record
     from vgg_ddp.data.settling import settle
 
     directory, fallbacks = prepare_data(config)
-    config, choices = settle(config, Dataset(directory))
+    dataset = Dataset(directory, None if trained is None else read_record(trained))
+    config, choices = settle(config, dataset)
+    counts = dataset.record.splits["test"].class_counts
+    if trained is not None and 0 in counts:
+        lacking = listed([name for name, count in zip(dataset.classes, counts) if not count])
+        there = sum(count > 0 for count in counts)
+        choices.append(
+            f"{dataset.name} has test images of {there} of the network's {len(counts)} classes, none of {lacking}"
+        )
     return ResolvedRun(
         config=config,
         run=run,

@@ -9,6 +9,7 @@ import contextlib
 import sys
 from pathlib import Path
 
+import msgspec
 import torch
 
 from vgg_ddp import evaluate, preflight
@@ -86,7 +87,8 @@ def validate(job: Job, state: State, recorder: Recorder) -> bool:
     config, world = job.config, job.world
     network = job.evaluated_network()
     with job.statistics_at_evaluated_size(network, state.epoch - 1):
-        predictions = predict(network, job.preprocess, job.data.validation_loader, job.data.validation, config, world)
+        samples = job.data.validation.samples
+        predictions = predict(network, job.preprocess, job.data.validation_loader, samples, config, world)
     found, per_class = torch.tensor([0.0, 0.0], dtype=torch.float64), None
     if predictions is not None:
         found = torch.tensor([loss(predictions), accuracy(predictions)], dtype=torch.float64)
@@ -169,6 +171,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
         log = None
         if world.is_main:
             directory.config.write_text(dump(config))
+            directory.write_json(directory.dataset, msgspec.to_builtins(dataset.record))
             directory.write_json(directory.environment, environment.describe(job, resolved, precision_reason))
             log = stack.enter_context(MetricsLog(directory.metrics))
             say("\n".join([environment.sentence(job), *resolved.choices, *environment.choices(job)]))

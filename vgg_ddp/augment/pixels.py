@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vgg_ddp.augment.geometry import Placement
+from vgg_ddp.augment.geometry import Geometry, Placement
 
 
 def finish(windows: Tensor, placement: Placement) -> Tensor:
@@ -69,6 +69,14 @@ def rotate(images: Tensor, angle: NDArray[np.float64]) -> Tensor:
     )
     turned = torch.nn.functional.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return turned.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def window(image: NDArray[np.uint8], box: NDArray[np.float64], geometry: Geometry) -> NDArray[np.uint8]:
+    """What lies in a box of an image (top, left, bottom, right), scaled if the geometry scales; size x size x channels."""
+    if geometry.resamples:
+        return resample(image, box, geometry.size)
+    top, left = box[:2].astype(int)
+    return image[top : top + geometry.size, left : left + geometry.size]
 
 
 def resample(image: NDArray[np.uint8], box: NDArray[np.float64], size: int) -> NDArray[np.uint8]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vgg_ddp.data.decoding import SUFFIXES
+from vgg_ddp.data.sources.containers import hiding, listing
 from vgg_ddp.errors import UserError
-
-KINDS = (".jpg", ".jpeg", ".png")
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Every JPEG and PNG file in `folder` and below it, in the order of their names.
+    """Every image file in `folder` and below it, in the order of their names, but for what is hidden.
 
     Raises:
         UserError: it is no folder, or has no such file.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; --images takes a folder of JPEG or PNG files")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS and path.is_file())
+        raise UserError(f"{folder} is not a folder; --images takes a folder of image files")
+    files = sorted(
+        folder / name for name in listing(folder).files if name.lower().endswith(SUFFIXES) and hiding(name) is None
+    )
     if not files:
-        raise UserError(f"{folder} has no {', '.join(KINDS)} file in it; --images takes a folder of JPEG or PNG files")
+        raise UserError(f"{folder} has no image in it ({', '.join(SUFFIXES)}); --images takes a folder of image files")
     return files

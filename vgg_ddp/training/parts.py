@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from vgg_ddp import loaders
 from vgg_ddp.augment.appearance import Appearance
 from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
 from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.data.order import Order, stratified_split
+from vgg_ddp.data.order import Order
+from vgg_ddp.data.validation import HeldOut, held_out
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders.choice import Choice, choose
@@ -31,14 +31,15 @@ class Data:
 
     Attributes:
         order: which samples make up which global batch.
-        validation: indices into the train split that are held out, int64[n].
-        train_loader, validation_loader: loaders of the train split, augmented and not.
+        validation: the images that are validated on.
+        train_loader: augmented training images.
+        validation_loader: images of the split that `validation` is of, as they are.
         loader: which loader it is, and why.
     """
 
     dataset: Dataset
     order: Order
-    validation: NDArray[np.int64]
+    validation: HeldOut
     train_loader: loaders.Loader
     validation_loader: loaders.Loader
     loader: Choice
@@ -52,7 +53,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
     """
     share = config.local_batch(world.size)
     split = dataset.split("train")
-    train, validation = stratified_split(split.labels, config.data.validation, config.seed)
+    train, validation = held_out(dataset, config.data.validation, config.seed)
     order = Order(config.seed, train, config.batch)
     if order.steps_per_epoch == 0:
         raise UserError(
@@ -65,7 +66,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
         order,
         validation,
         loaders.build(choice.name, split, geometry, config.data, world, share),
-        evaluation_loader(config, dataset, "train", world),
+        evaluation_loader(config, dataset, validation.split, world),
         choice,
     )
 
