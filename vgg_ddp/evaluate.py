@@ -56,7 +56,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
 
     config, _ = precision.set_arithmetic(resolved.config, world.device)
     directory = RunDirectory(resolved.run)
-    dataset = Dataset(resolved.dataset, read_record(directory.dataset))
+    dataset = Dataset(resolved.dataset, read_record(directory.trained_on))
     if world.is_main and resolved.choices:
         say("\n".join(resolved.choices))
     trackers = resolved.trackers if world.is_main else {}
@@ -74,7 +74,7 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
 
     config, _ = precision.set_arithmetic(resolved.config, world.device)
     run = RunDirectory(resolved.run)
-    dataset = Dataset(resolved.dataset, read_record(run.dataset))
+    dataset = Dataset(resolved.dataset, read_record(run.trained_on))
     unreadable: list[str] = []
     found = own_images.answers(folder, config, dataset, Path(resolved.checkpoint), world.device, unreadable)
     answers = [Answer.of(one.name, one.label, one.probabilities, one.pixels, one.seen) for one in found]

@@ -58,7 +58,7 @@ def check_evaluation(target: str, overrides: Sequence[str], images: Path | None 
     run, folder = find_run(Path(target))
     config = load(run.config, list(overrides))
     folder = folder or chosen_checkpoint(run, config.evaluate.checkpoint)
-    return _check(config, str(run.path), str(folder), run.dataset)
+    return _check(config, str(run.path), str(folder), run.trained_on)
 
 
 def on_ranks(arguments: list[str], world: World, check: Callable[[str, list[str]], ResolvedRun]) -> ResolvedRun:

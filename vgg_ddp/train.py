@@ -171,7 +171,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
         log = None
         if world.is_main:
             directory.config.write_text(dump(config))
-            directory.write_json(directory.dataset, msgspec.to_builtins(dataset.record))
+            directory.write_json(directory.trained_on, msgspec.to_builtins(dataset.record))
             directory.write_json(directory.environment, environment.describe(job, resolved, precision_reason))
             log = stack.enter_context(MetricsLog(directory.metrics))
             say("\n".join([environment.sentence(job), *resolved.choices, *environment.choices(job)]))

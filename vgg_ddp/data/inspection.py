@@ -60,6 +60,8 @@ def inspect(key: str, data: bytes) -> Inspection:
         decoded = decode(data)
         surplus = _surplus(data) if decoded.kind == "JPEG" and decoded.mode in ("RGB", "L") else False
         file, suffix = plain(data, decoded, damaged=surplus)
+        own = PurePosixPath(key).suffix.lower()
+        suffix = own[1:] if file is data and own in SUFFIXES else suffix
     except Exception as error:  # whatever a decoder raises of a broken file
         return Inspection(None, str(error).strip() or type(error).__name__)
     unusual = _remarks(key, decoded)
