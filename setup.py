@@ -10,9 +10,11 @@ DEEPSPEED = ["deepspeed>=0.19"]
 WANDB = ["wandb>=0.31", "wandb-workspaces>=0.4"]
 TENSORBOARD = ["tensorboard>=2.18"]
 EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"]
+PARQUET = ["pyarrow>=17"]
 REPORT = ["matplotlib>=3.8", "jinja2>=3.1", "markupsafe>=2.1"]
 PEERS = ["lightning>=2.4", "accelerate>=1.0", "timm>=1.0", "deepspeed>=0.19"]
 DEV = [
+    *PARQUET,
     "pytest>=8",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
@@ -69,10 +71,11 @@ setup(
         "wandb": WANDB,
         "tensorboard": TENSORBOARD,
         "export": EXPORT,
+        "parquet": PARQUET,
         "report": REPORT,
         "peers": PEERS,
         "dev": DEV,
-        "all": [*DALI, *DEEPSPEED, *WANDB, *TENSORBOARD, *EXPORT, *REPORT],
+        "all": [*DALI, *DEEPSPEED, *WANDB, *TENSORBOARD, *EXPORT, *PARQUET, *REPORT],
     },
     entry_points={"console_scripts": ["vgg-ddp = vgg_ddp.cli:main"]},
 )

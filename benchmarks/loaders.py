@@ -33,9 +33,10 @@ from vgg_ddp import loaders
 from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.data.decoding import decode_image
 from vgg_ddp.data.order import Order, Slice
 from vgg_ddp.data.prepare import prepare
-from vgg_ddp.data.splits import EncodedSplit, Split, decode_image
+from vgg_ddp.data.splits import EncodedSplit, Split
 from vgg_ddp.data.storage import Storage
 from vgg_ddp.distributed.memory import used_bytes
 from vgg_ddp.distributed.world import World, device_of

@@ -58,16 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vgg-ddp {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
-    prepare = commands.add_parser(
-        "prepare", help="make a dataset from an archive, an image folder, a tar or the digits"
-    )
-    prepare.add_argument("source", help="cifar10, cifar100, digits, an archive, an image folder, or a tar of one")
+    prepare = commands.add_parser("prepare", help="make a dataset from an image folder, an archive or the digits")
+    prepare.add_argument("source", help="cifar10, cifar100, digits, an image folder, or an archive (docs/data.md)")
     prepare.add_argument("--out", required=True, type=Path, help="the dataset's directory; must not exist yet")
     prepare.add_argument(
         "--storage",
         choices=("original", "raw", "jpeg", "jpeg2000"),
         default="original",
-        help="original: files or pixels as they come (default); raw: decoded pixels, for images of one size; "
+        help="original: files or pixels as they come, PNG of what decoders do not read alike (default); "
+        "raw: decoded pixels, for images of one size; "
         "jpeg: JPEG files as they are, the rest encoded with loss; jpeg2000: all encoded without loss",
     )
     prepare.add_argument("--quality", type=int, default=95, help="of --storage jpeg, 1 to 100 (default 95)")
@@ -83,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
         default="convert",
         help="images that are not 8-bit RGB, animated, tiny, huge or named wrong: convert to RGB (default) or refuse",
     )
+    prepare.add_argument(
+        "--test-share", type=float, default=0.2, help="of each class to test on, where there is no test split (0.2)"
+    )
+    prepare.add_argument("--split-seed", type=int, default=0, help="draws --test-share (default 0)")
     prepare.set_defaults(run=_prepare)
 
     train = commands.add_parser(
@@ -161,11 +164,14 @@ class _TrainHelp(argparse.Action):
 def _prepare(options: argparse.Namespace) -> int:
     if not 1 <= options.quality <= 100:
         raise UserError(f"--quality {options.quality} is not between 1 and 100")
-    from vgg_ddp.data.prepare import Policy, prepare
+    if not 0 < options.test_share < 1:
+        raise UserError(f"--test-share {options.test_share:g} is not between 0 and 1")
+    from vgg_ddp.data.conversion import Policy
+    from vgg_ddp.data.prepare import prepare
     from vgg_ddp.data.storage import Storage
 
     storage = Storage(options.storage, options.quality, options.chroma)
-    policy = Policy(options.unreadable, options.unusual)
+    policy = Policy(options.unreadable, options.unusual, options.test_share, options.split_seed)
     prepare(options.source, options.out, print, options.out.parent / "downloads", storage, policy)
     return EXIT_OK
 

@@ -15,7 +15,7 @@ from typing import Any
 from vgg_ddp import preflight
 from vgg_ddp.config import Config
 from vgg_ddp.data import of_run
-from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.dataset import Dataset, read_record
 from vgg_ddp.distributed import rank_process
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
@@ -69,7 +69,10 @@ def run(resolved: ResolvedRun, world: World) -> None:
     from vgg_ddp.trackers.follow import followed
 
     config, _ = precision.set_arithmetic(resolved.config, world.device)
-    directory, dataset = RunDirectory(resolved.run), Dataset(resolved.dataset)
+    directory = RunDirectory(resolved.run)
+    dataset = Dataset(resolved.dataset, read_record(directory.data))
+    if world.is_main and resolved.choices:
+        say("\n".join(resolved.choices))
     trackers = resolved.trackers if world.is_main else {}
     with followed(config, directory, dataset.directory, State(), trackers):
         evaluate_and_report(config, dataset, directory, Path(resolved.checkpoint), world, resolved.out)
@@ -85,7 +88,7 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
 
     config, _ = precision.set_arithmetic(resolved.config, world.device)
     run = RunDirectory(resolved.run)
-    dataset = of_run.held(run) if resolved.dataset == resolved.run else Dataset(resolved.dataset)
+    dataset = of_run.held(run) if resolved.dataset == resolved.run else Dataset(resolved.dataset, read_record(run.data))
     assert dataset is not None
     unreadable: list[str] = []
     found = own_images.answers(folder, config, dataset, Path(resolved.checkpoint), world.device, unreadable)

@@ -66,7 +66,7 @@ def check_evaluation(
     if config.data.source == load(run.config).data.source:
         dataset = of_run.find(run) if images is None else of_run.held(run)
     RunDirectory(out or run.path).must_be_writable()
-    resolved = _check(config, str(run.path), str(folder), dataset)
+    resolved = _check(config, str(run.path), str(folder), dataset, run.data)
     if out is None and images is None and not of_run.is_of(run, resolved.dataset):
         out = run.path / "evaluations" / Path(resolved.dataset).resolve().name
     return msgspec.structs.replace(resolved, out=str(out or ""), trackers={} if out else resolved.trackers)
@@ -145,19 +145,30 @@ def _check_installed(config: Config) -> None:
         deepspeed_file.read(config)
 
 
-def _check(config: Config, run: str, checkpoint: str = "", dataset: Dataset | None = None) -> ResolvedRun:
+def _check(
+    config: Config, run: str, checkpoint: str = "", dataset: Dataset | None = None, trained: Path | None = None
+) -> ResolvedRun:
+    """`trained`: of an evaluation, the record of the data set that the network was trained on."""
     from vgg_ddp.trackers import wanted
 
     trackers = wanted(config.tracking)
 
-    from vgg_ddp.data.dataset import Dataset
+    from vgg_ddp.data.dataset import Dataset, listed, read_record
     from vgg_ddp.data.settling import settle
 
     fallbacks: list[str] = []
     if dataset is None:
         directory, fallbacks = prepare_data(config)
-        dataset = Dataset(directory)
+        dataset = Dataset(directory, None if trained is None else read_record(trained))
     config, choices = settle(config, dataset) if dataset.has_images else (config, [])
+    counts = dataset.record.splits["test"].class_counts
+    if trained is not None and 0 in counts:
+        lacking = listed([name for name, count in zip(dataset.classes, counts) if not count])
+        there = sum(count > 0 for count in counts)
+        choices = [
+            *choices,
+            f"{dataset.name} has test images of {there} of the network's {len(counts)} classes, none of {lacking}",
+        ]
     if config.threads == "auto" and (threads := cores.openmp_threads()) is not None:
         config = msgspec.structs.replace(config, threads=threads)
         choices = [*choices, f"threads: {threads}, as OMP_NUM_THREADS says"]

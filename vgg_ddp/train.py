@@ -93,7 +93,8 @@ def validate(job: Job, state: State, recorder: Recorder) -> bool:
     config, world = job.config, job.world
     network = job.evaluated_network()
     with job.statistics_at_evaluated_size(network, state.epoch - 1):
-        predictions = predict(network, job.preprocess, job.data.validation_loader, job.data.validation, config, world)
+        samples = job.data.validation.samples
+        predictions = predict(network, job.preprocess, job.data.validation_loader, samples, config, world)
     found, per_class = torch.tensor([0.0, 0.0], dtype=torch.float64), None
     if predictions is not None:
         found = torch.tensor([loss(predictions), accuracy(predictions)], dtype=torch.float64)

@@ -38,8 +38,8 @@ from tests.support.cifar_archives import (
     random_part,
 )
 from tests.support.pictures import write_folder, write_tar
-from vgg_ddp.data import cifar
-from vgg_ddp.data.sources import PixelSource, open_source
+from vgg_ddp.data.sources import cifar, open_source
+from vgg_ddp.data.sources.source import PixelSource
 from vgg_ddp.errors import UserError
 
 
@@ -192,7 +192,13 @@ def test_a_pickle_that_calls_anything_is_refused_and_never_runs(tmp_path: Path, 
 
 def test_every_name_but_numpys_own_is_refused(tmp_path: Path) -> None:
     names = ["os system", "builtins getattr", "numpy load", "numpy.core.multiarray scalar", "numpy dtype.__class__"]
-    for name in [*names, "_codecs decode", "copyreg _reconstructor", "vgg_ddp.data.cifar read", "numpy ndarray.tofile"]:
+    for name in [
+        *names,
+        "_codecs decode",
+        "copyreg _reconstructor",
+        "vgg_ddp.data.sources.cifar read",
+        "numpy ndarray.tofile",
+    ]:
         module, attribute = name.split()
         stacked = b"\x80\x04" + text(module) + text(attribute) + b"\x93."
         message = refusal(tmp_path, {**python_files10(), "cifar-10-batches-py/test_batch": stacked})
@@ -212,9 +218,7 @@ def test_a_pickle_cannot_change_the_reader() -> None:
 
 def test_a_pickle_that_asks_for_more_memory_than_it_has_bytes_is_refused() -> None:
     """Ten bytes that have Python's reader make room for four thousand million values."""
-    program = (
-        "from vgg_ddp.data.cifar import read_plain_pickle; read_plain_pickle(b'\\x80\\x02Nr\\xff\\xff\\xff\\x7f.')"
-    )
+    program = "from vgg_ddp.data.sources import cifar; cifar.read_plain_pickle(b'\\x80\\x02Nr\\xff\\xff\\xff\\x7f.')"
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -29,15 +30,17 @@ from tests.support.pictures import encode, jpegs, noise, oriented, png16, smooth
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data import download
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.decoding import decode_image
 from vgg_ddp.data.download import ARCHIVES
 from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.prepare import prepare
-from vgg_ddp.data.splits import EncodedSplit, RawSplit, decode_image
+from vgg_ddp.data.splits import EncodedSplit, RawSplit
 from vgg_ddp.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("small_heap")
 
 ROOT = Path(__file__).parents[2]
+GREY = encode(noise(32, 32, 0)[..., 0], "PNG")
 COUNTS = {"train/cat": 5, "train/dog": 4, "train/eel": 2, "test/cat": 2, "test/dog": 3}
 LABELS = {"cat": 0, "dog": 1, "eel": 2}
 
@@ -199,13 +202,18 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return made(write_folder(folder / "source", files), folder / "dataset")
 
 
-def test_every_kind_of_jpeg_and_png_is_kept_to_the_byte_at_its_own_size(kinds: Dataset) -> None:
+REWRITTEN = {"palette.png", "black_and_white.png", "alpha.png", "cmyk.jpeg"}  # which decoders do not read alike
+
+
+def test_every_plain_jpeg_and_png_is_kept_to_the_byte_at_its_own_size(kinds: Dataset) -> None:
     assert kinds.record.image_shape is None
     split = encoded(kinds, "train")
     assert len(split) == 2 * len(KINDS)
     for i in range(len(split)):
-        data, shape = KINDS[split.key(i).split("/")[-1]]
-        assert split.encoded(i).tobytes() == data
+        name = split.key(i).split("/")[-1]
+        data, shape = KINDS[name]
+        assert (split.encoded(i).tobytes() == data) == (name not in REWRITTEN)
+        assert_array_equal(split.decode(i), decode_image(data))
         assert tuple(split.shapes(np.array([i]))[0]) == shape == split.decode(i).shape[:2]
 
 
@@ -247,7 +255,8 @@ def test_files_that_are_no_images_are_left_out_and_counted(tmp_path: Path) -> No
     files, lines = {**jpegs(COUNTS), **extra}, list[str]()
     dataset = made(write_tar(tmp_path / "source.tar", files), tmp_path / "dataset", lines.append)
     assert set(contents(dataset)) == set(jpegs(COUNTS))
-    assert any("4 files" in line and "left out" in line for line in lines)
+    assert any("not images in a class folder: 3" in line for line in lines)
+    assert any("left out: 1, such as test/cat/.DS_Store" in line for line in lines)
 
 
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE], ids=["hard", "symbolic"])
@@ -363,7 +372,10 @@ FOLDERS: dict[str, tuple[dict[str, int], str]] = {
     "empty": ({}, r"no images in train/CLASS"),
     "without classes": ({"train": 3, "test": 3}, r"no images in train/CLASS"),
     "without train": ({"test/cat": 2, "test/dog": 2}, r"no images in train/CLASS"),
-    "without test": ({"train/cat": 2, "train/dog": 2}, r"no images in test/CLASS"),
+    "without test, and of too few to share": (
+        {"train/cat": 2, "train/dog": 2},
+        r"has no test images, and data.test_share=0.2",
+    ),
     "of one class": ({"train/cat": 2, "test/cat": 2}, "single class, 'cat'"),
     "with a class only in test": ({**COUNTS, "test/fox": 1}, "class 'fox' is only in test"),
 }
@@ -385,7 +397,7 @@ UNREADABLE = {
     "empty": b"",
     "text": b"<html>404</html>",
     "half": encode(noise(64, 64, 0))[:2000],
-    "a gif": encode(Image.new("L", (32, 32)), "GIF"),
+    "half a gif": encode(noise(32, 32, 0), "GIF")[:600],
     "a png without its end": encode(noise(32, 32, 0), "PNG")[:-12],
 }
 
@@ -511,7 +523,7 @@ ENSURE = "print(ensure(DataConfig(source=sys.argv[1], directory=sys.argv[2]), la
 # In the middle of its work: an image of which the inspection never ends.
 STUCK = """
 import itertools, threading
-import vgg_ddp.data.prepare as module
+import vgg_ddp.data.conversion as module
 
 def inspect(*arguments, count=itertools.count(), real=module.inspect):
     if next(count) == 5:
@@ -580,6 +592,33 @@ def test_an_image_that_was_added_deeper_in_a_class_is_in_the_dataset(tmp_path: P
     assert "train/cat/day 1/0.jpg" in contents(Dataset(ensure(config, silent)[0]))
     write_folder(source, {"train/cat/day 1/1.jpg": encode(noise(32, 32, 99))})
     assert "train/cat/day 1/1.jpg" in contents(Dataset(ensure(config, silent)[0]))
+
+
+def test_a_training_says_what_to_do_with_images_that_are_not_as_they_should_be(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", {**jpegs(COUNTS), "train/cat/bad.jpg": b"", "train/cat/grey.png": GREY})
+    config = DataConfig(source=str(source), directory=str(tmp_path / "datasets"))
+    with pytest.raises(UserError, match=r"train/cat/bad\.jpg cannot be read"):
+        ensure(config, silent)
+    with pytest.raises(UserError, match=r"see data\.unreadable and data\.unusual"):
+        ensure(msgspec.structs.replace(config, unusual="refuse"), silent)
+    dropping = msgspec.structs.replace(config, unreadable="drop")
+    first = ensure(dropping, silent)[0]
+    assert len(contents(Dataset(first))) == sum(COUNTS.values()) + 1
+    with pytest.raises(UserError, match="is greyscale"):  # not the one that was prepared by other rules
+        ensure(msgspec.structs.replace(dropping, unusual="refuse"), silent)
+
+
+def test_a_test_split_is_drawn_by_its_own_seed_and_share(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", jpegs({"cat": 20, "dog": 10}))
+    drawn = {}
+    for share, seed in ((0.2, 0), (0.2, 1), (0.5, 0)):
+        config = DataConfig(source=str(source), directory=str(tmp_path / "datasets"), test_share=share, split_seed=seed)
+        dataset = Dataset(ensure(config, silent)[0])
+        assert dataset.record.splits["test"].class_counts == [20 * share, 10 * share]
+        keys = {name: {s.key(i) for i in range(len(s))} for name in ("train", "test") for s in [encoded(dataset, name)]}
+        assert not keys["train"] & keys["test"] and len(keys["train"] | keys["test"]) == 30
+        drawn[share, seed] = keys["test"]
+    assert drawn[0.2, 0] != drawn[0.2, 1]
 
 
 def test_a_prepared_dataset_is_a_source_as_it_is(tmp_path: Path) -> None:

@@ -8,10 +8,15 @@ import msgspec
 import numpy as np
 import pytest
 
+from tests.support.pictures import jpegs, write_folder
 from vgg_ddp.config import Config
 from vgg_ddp.config.schema import AugmentConfig, DataConfig
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.settling import settle, settle_batch, settle_sizes
+from vgg_ddp.data.validation import held_out
+
+SPLITS = {"train": 8, "val": 3, "test": 2}  # images of each class
 
 
 class Shapes:
@@ -78,3 +83,16 @@ def test_small_sets_get_a_batch_and_a_rate_that_fit(images: int, batch: int) -> 
 
 def test_a_batch_that_was_asked_for_stays() -> None:
     assert settle_batch(Config(batch=256), 300) == (Config(batch=256), [])
+
+
+def test_a_set_s_own_validation_images_take_the_place_of_a_share(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", jpegs({f"{s}/{c}": n for s, n in SPLITS.items() for c in "ab"}))
+    dataset = prepare(str(source), tmp_path / "dataset", lambda line: None, tmp_path)
+    train, own = held_out(dataset, 0.25, seed=0)
+    assert train.tolist() == list(range(16))
+    assert (own.split, own.samples.tolist()) == ("validation", list(range(6)))
+    config, choices = settle(Config(batch=64, min_steps_per_epoch=1), dataset)
+    assert config.batch == 16 and "validation: on the 6 validation images of source" in choices[0]
+    train, none = held_out(dataset, 0, seed=0)
+    assert (len(train), len(none)) == (16, 0)
+    assert settle(Config(data=DataConfig(validation=0)), dataset)[1] == []

@@ -14,9 +14,10 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from tests.support.pictures import encode, jpegs, noise, png16, smooth, write_folder
+from vgg_ddp.data.conversion import Policy
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.inspection import inspect
-from vgg_ddp.data.prepare import Policy, prepare
+from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.sources import digits
 from vgg_ddp.data.splits import EncodedSplit, RawSplit
 from vgg_ddp.data.storage import Storage

@@ -95,9 +95,12 @@ def test_the_temperature_is_fitted_on_the_held_out_images_at_any_world_size(trai
     shutil.rmtree(run)
 
 
-def test_one_s_own_images_are_answered_as_in_the_evaluation(whole_run: Path, few_digits: Path, tmp_path: Path) -> None:
-    """The test images as files, in folders named after their classes."""
-    words = ["data.resize=16", "evaluate.batch=7"]
+@pytest.mark.parametrize("resize", ["null", "16"])
+def test_one_s_own_images_are_answered_as_in_the_evaluation(
+    whole_run: Path, few_digits: Path, tmp_path: Path, resize: str
+) -> None:
+    """The test images of 32 pixels as files, in folders named after their classes, of which the network sees 16 x 16."""
+    words = [f"data.resize={resize}", "evaluate.batch=7"]
     ranks = start("vgg_ddp.evaluate", [str(whole_run), *words], 1, tmp_path / "ranks")
     assert ranks.wait() == [0], ranks.stderr
     with np.load(whole_run / "evaluation" / "predictions.npz") as arrays:
@@ -112,7 +115,10 @@ def test_one_s_own_images_are_answered_as_in_the_evaluation(whole_run: Path, few
     ranks = Ranks(evaluate.main, ([str(whole_run), *words], folder), 1, tmp_path / "own")
     assert ranks.wait() == [0], ranks.stderr
     found = json.loads((whole_run / "images" / "mine" / "predictions.json").read_text())
-    assert found["unreadable"] == ["broken.jpg cannot be decoded: it is no JPEG or PNG file"]
+    assert len(found["unreadable"]) == 1
+    assert found["unreadable"][0].startswith(
+        "broken.jpg cannot be decoded: it is no image of a format that is read (JPEG,"
+    )
     assert "left out: broken.jpg" in ranks.stdout
     assert len(found["images"]) == 40
     for row in found["images"]:
@@ -121,6 +127,48 @@ def test_one_s_own_images_are_answered_as_in_the_evaluation(whole_run: Path, few
         ours = [row["probabilities"][name] for name in dataset.classes]
         assert ours == pytest.approx(expected[k].tolist(), rel=1e-4, abs=1e-6)
     assert (whole_run / "images" / "mine" / "index.html").is_file()
+
+
+def other_set(few_digits: Path, folder: Path, classes: dict[str, int]) -> Path:
+    """An image folder of the test images of some digits, each in a class of a name of ours: name to digit."""
+    split = Dataset(few_digits).split("test")
+    for name, digit in classes.items():
+        for k in np.flatnonzero(split.labels == digit):
+            for part in ("train", "test"):
+                target = folder / part / name / f"{k:02}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(split.decode(int(k))).save(target)
+    return folder
+
+
+def test_classes_of_other_data_are_matched_by_name(whole_run: Path, few_digits: Path, tmp_path: Path) -> None:
+    summary, arrays = evaluated(whole_run, 1, 7, tmp_path / "own")
+    source = other_set(few_digits, tmp_path / "other", {"7": 7, "2": 2, "5": 5})
+    words = [str(whole_run), f"data.source={source}", f"data.directory={tmp_path}"]
+    ranks = start("vgg_ddp.evaluate", words, 1, tmp_path / "ranks")
+    assert ranks.wait() == [0], ranks.stderr
+    assert "other has test images of 3 of the network's 10 classes, none of 0, 1, 3, 4, 6, 8, 9" in ranks.stdout
+    found = json.loads((whole_run / "evaluation" / "summary.json").read_text())
+    assert (found["images"], found["classes"]) == (12, summary["classes"])
+    assert [row["images"] for row in found["per_class"]] == [4 * (digit in (2, 5, 7)) for digit in range(10)]
+    with np.load(whole_run / "evaluation" / "predictions.npz") as others:
+        which = [k for digit in (2, 5, 7) for k in np.flatnonzero(arrays["label"] == digit)]
+        assert np.array_equal(others["label"], arrays["label"][which])
+        # normalised by the training set's mean and deviation, not by their own
+        assert np.allclose(others["probabilities"], arrays["probabilities"][which], rtol=1e-4, atol=1e-6)
+
+
+def test_a_class_that_the_network_does_not_know_is_refused_with_both_lists(
+    whole_run: Path, few_digits: Path, tmp_path: Path
+) -> None:
+    source = other_set(few_digits, tmp_path / "other", {"7": 7, "dog": 2})
+    words = [str(whole_run), f"data.source={source}", f"data.directory={tmp_path}"]
+    ranks = start("vgg_ddp.evaluate", words, 2, tmp_path / "ranks")
+    assert ranks.wait() == [2, 2]
+    expected = (
+        "other has test images of dog, which the network does not know: it tells apart 0, 1, 2, 3, 4, 5, 6, 7, 8, 9;"
+    )
+    assert expected in ranks.stderr and "the classes of other are 7, dog" in ranks.stderr
 
 
 @pytest.fixture(scope="module")

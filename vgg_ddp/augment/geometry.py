@@ -182,7 +182,7 @@ def training_geometry(data: DataConfig, config: AugmentConfig, seed: int) -> Geo
 
 
 def evaluation_geometry(data: DataConfig) -> Geometry:
-    """Resized to `data.resize` and cut from the centre."""
+    """Resized to `data.resize` and cut from the centre: what becomes of every image that a network answers to."""
     side = data.shorter_side
     return Geometry(None, data.image_size, None if side is None else (side, side))
 

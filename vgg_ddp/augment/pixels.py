@@ -107,6 +107,14 @@ def rotate(images: Tensor, angle: NDArray[np.float64]) -> Tensor:
     return turned.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+def window(image: NDArray[np.uint8], box: NDArray[np.float64], geometry: Geometry) -> NDArray[np.uint8]:
+    """What lies in a box of an image (top, left, bottom, right), scaled if the geometry scales; size x size x channels."""
+    if geometry.resamples:
+        return resample(image, box, geometry.size)
+    top, left = box[:2].astype(int)
+    return image[top : top + geometry.size, left : left + geometry.size]
+
+
 def resample(image: NDArray[np.uint8], box: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
     """Scale the region of an image inside `box` (top, left, bottom, right) to size x size; height x width x channels."""
     top, left, bottom, right = (float(edge) for edge in box)

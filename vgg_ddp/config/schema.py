@@ -51,12 +51,24 @@ class DataConfig(Group, frozen=True):
 
     source: Annotated[
         str,
-        key("cifar10, cifar100, digits, an archive, an image folder, a tar of one, or a prepared dataset"),
+        key("cifar10, cifar100, digits, an image folder, an archive (docs/data.md), or a prepared dataset"),
     ] = "cifar10"
     fallback: Annotated[Literal["none", "digits"], key("what to train on where cifar10 or cifar100 cannot be had")] = (
         "none"
     )
     directory: Annotated[str, key("where downloads and prepared datasets are kept")] = "datasets"
+    unreadable: Annotated[
+        Literal["refuse", "drop"], key("images that cannot be read: refuse the source, or leave them out")
+    ] = "refuse"
+    unusual: Annotated[
+        Literal["convert", "refuse"], key("images that are not 8-bit RGB, animated, tiny, huge or named wrong")
+    ] = "convert"
+    test_share: Annotated[
+        float, key("share of each class to test on, of a source that has no test or validation images", gt=0, lt=1)
+    ] = 0.2
+    split_seed: Annotated[
+        int, key("seed that draws test_share; not the run's, so that all runs are tested alike", ge=0)
+    ] = 0
     resize: Annotated[
         Annotated[int, Meta(ge=8)] | Literal["auto"] | None,
         key(
@@ -73,7 +85,14 @@ class DataConfig(Group, frozen=True):
         list[Annotated[int, Meta(ge=16)]],
         key("sizes to shrink training images to, one per epoch, pixels; later epochs use image_size"),
     ] = msgspec.field(default_factory=list)
-    validation: Annotated[float, key("share of the training set held out for validation, stratified", ge=0, lt=1)] = 0.1
+    validation: Annotated[
+        float,
+        key(
+            "share of the training set held out for validation, stratified; a source's own validation images take its place",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.1
     resident_share: Annotated[
         float, key("loader=auto keeps the decoded images on the device if they fit into this share of it", ge=0, le=1)
     ] = 0.25

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split
 from vgg_ddp.errors import UserError
 
 FORMAT_VERSION = 2
+MOST_NAMES = 20  # of classes in a message
 
 
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,31 +52,48 @@ class DatasetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     notes: list[str]  # on images that are unusual, or were left out
 
 
+def read_record(path: Path) -> DatasetRecord | None:
+    """What a dataset.json says; None where there is none.
+
+    Raises:
+        UserError: it is damaged, or of another version.
+    """
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=DatasetRecord)
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); prepare the dataset again") from None
+    if record.format_version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format {record.format_version}, this version reads {FORMAT_VERSION}; prepare it again"
+        )
+    return record
+
+
 class Dataset:
     """A prepared dataset opened for reading.
 
     Args:
+        trained: the record of the dataset that a network was trained on, for whose evaluation this one is opened. Classes,
+            matched by name, and normalisation are then those of that one.
         copy: the name of a copy of dataset.json in `directory`, where the images themselves are not.
 
     Raises:
-        UserError: no dataset in the directory, a file of it missing or of the wrong size.
+        UserError: no dataset in the directory, a file of it missing or of the wrong size, or test images of a class that the
+            network does not know.
     """
 
-    def __init__(self, directory: str | Path, copy: str = "") -> None:
+    def __init__(self, directory: str | Path, trained: DatasetRecord | None = None, copy: str = "") -> None:
         self.directory = Path(directory)
-        path = self.directory / (copy or "dataset.json")
-        try:
-            self.record = msgspec.json.decode(path.read_bytes(), type=DatasetRecord)
-        except FileNotFoundError:
-            raise UserError(
-                f"{directory} is not a prepared dataset: it has no dataset.json; run 'vgg-ddp prepare'"
-            ) from None
-        except (msgspec.DecodeError, OSError) as error:
-            raise UserError(f"{path} cannot be read ({error}); prepare the dataset again") from None
-        if self.record.format_version != FORMAT_VERSION:
-            raise UserError(
-                f"{path} has format {self.record.format_version}, this version reads {FORMAT_VERSION}; prepare it again"
-            )
+        record = read_record(self.directory / (copy or "dataset.json"))
+        if record is None:
+            raise UserError(f"{directory} is not a prepared dataset: it has no dataset.json; run 'vgg-ddp prepare'")
+        self.record, self._labels = record, np.arange(len(record.classes))
+        if trained is not None and trained.classes != record.classes:
+            self._labels = _labels_by_name(record, trained.classes)
+        if trained is not None:
+            self.record = _as_trained(record, trained, self._labels)
         self.has_images = not copy
         for split in self.record.splits.values() if self.has_images else ():
             for file in split.files:
@@ -103,7 +123,9 @@ class Dataset:
         if name not in self._splits:
             shards = sorted(file.name for file in self.record.splits[name].files if file.name.endswith(".tar"))
             raw = self.record.storage == "raw"
-            self._splits[name] = RawSplit(self.directory, name) if raw else EncodedSplit(self.directory, name, shards)
+            split = RawSplit(self.directory, name) if raw else EncodedSplit(self.directory, name, shards)
+            split.labels = self._labels[split.labels]
+            self._splits[name] = split
         return self._splits[name]
 
     def verify(self) -> int:
@@ -119,6 +141,47 @@ class Dataset:
                     f"{self.directory / file.name} is not what was prepared (sha256 differs); prepare it again"
                 )
         return len(files)
+
+
+def _labels_by_name(record: DatasetRecord, classes: list[str]) -> NDArray[np.int64]:
+    """For each class of a dataset its label among `classes`, the one of that name; -1 for a name that is not there.
+
+    Raises:
+        UserError: the dataset has test images of such a class.
+    """
+    number = {name: i for i, name in enumerate(classes)}
+    counts = record.splits["test"].class_counts
+    unknown = [name for name, count in zip(record.classes, counts) if count and name not in number]
+    if unknown:
+        raise UserError(
+            f"{record.name} has test images of {listed(unknown)}, which the network does not know: it tells apart "
+            f"{listed(classes)}; the classes of {record.name} are {listed(record.classes)}"
+        )
+    return np.array([number.get(name, -1) for name in record.classes])
+
+
+def _as_trained(record: DatasetRecord, trained: DatasetRecord, labels: NDArray[np.int64]) -> DatasetRecord:
+    """The record of a dataset with the classes and the normalisation of another; `labels`: see `_labels_by_name`."""
+    known = labels >= 0
+    splits = {}
+    for name, split in record.splits.items():
+        counts = np.zeros(len(trained.classes), dtype=np.int64)
+        counts[labels[known]] = np.array(split.class_counts)[known]
+        splits[name] = msgspec.structs.replace(split, class_counts=counts.tolist())
+    return msgspec.structs.replace(
+        record,
+        classes=trained.classes,
+        groups=trained.groups,
+        mean=trained.mean,
+        std=trained.std,
+        covariance=trained.covariance,
+        splits=splits,
+    )
+
+
+def listed(names: list[str]) -> str:
+    """Names of classes in a message, the first of many."""
+    return ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
 
 
 def file_sha256(path: Path) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
 
 from vgg_ddp.config.schema import BUILT_IN_SOURCES, DataConfig
+from vgg_ddp.data.conversion import PREPARATION, Policy
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.sources import Unavailable, missing
+from vgg_ddp.data.sources.containers import listing
+from vgg_ddp.data.storage import Storage
 from vgg_ddp.errors import UserError
 
 
@@ -25,19 +27,20 @@ def ensure(config: DataConfig, report: Callable[[str], None]) -> tuple[Path, lis
         UserError: the source cannot be had or is not what it should be.
     """
     try:
-        return _ensure(config.source, Path(config.directory), report), []
+        return _ensure(config.source, config, report), []
     except Unavailable as error:
         if config.fallback == "none":
             raise
         note = f"{config.source} could not be had, so {config.fallback} took its place ({error})"
-        return _ensure(config.fallback, Path(config.directory), report), [note]
+        return _ensure(config.fallback, config, report), [note]
 
 
-def _ensure(source: str, directory: Path, report: Callable[[str], None]) -> Path:
-    path = Path(source)
+def _ensure(source: str, config: DataConfig, report: Callable[[str], None]) -> Path:
+    path, directory = Path(source), Path(config.directory)
     if source not in BUILT_IN_SOURCES and (path / "dataset.json").is_file():
         return path
-    target = directory / (source if source in BUILT_IN_SOURCES else _folder_name(path))
+    policy = Policy(config.unreadable, config.unusual, config.test_share, config.split_seed)
+    target = directory / (source if source in BUILT_IN_SOURCES else _folder_name(path, policy))
     if (target / "dataset.json").is_file():
         return target
     try:
@@ -45,18 +48,19 @@ def _ensure(source: str, directory: Path, report: Callable[[str], None]) -> Path
         lock = FileLock(directory / f".{target.name}.lock")
         with lock:  # several processes may ask at once; the first prepares, the others find it
             if not (target / "dataset.json").is_file():
-                prepare(source, target, report, downloads=directory / "downloads")
+                prepare(source, target, report, directory / "downloads", Storage(), policy)
     except OSError as error:
         raise UserError(f"data.directory {directory} cannot be written: {error.strerror}; set data.directory") from None
     return target
 
 
-def _folder_name(path: Path) -> str:
-    """A name for the dataset made from what is at `path` now: another one once that has changed."""
+def _folder_name(path: Path, policy: Policy) -> str:
+    """A name for the dataset made from what is at `path` now: another one once that, or the way of making it, has changed."""
     if not path.exists():
         raise missing(path)
-    walk = os.walk(path, followlinks=True)  # yields nothing for a file
-    paths = [path, *(Path(folder, name) for folder, folders, files in walk for name in folders + files)]
-    stats = [(str(entry.resolve()), entry.stat()) for entry in sorted(paths) if entry.exists()]
-    text = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
-    return f"{path.resolve().name.split('.')[0]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    found = listing(path) if path.is_dir() else None
+    entries = [path, *(path / name for name in sorted(found.files + found.folders))] if found else [path]
+    stats = [(str(entry.resolve()), entry.stat()) for entry in entries]
+    lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
+    digest = hashlib.sha256("\n".join([*lines, str(policy), PREPARATION]).encode(errors="surrogateescape"))
+    return f"{path.resolve().name.split('.')[0]}-{digest.hexdigest()[:8]}"

@@ -1,21 +1,23 @@
-"""Looks at an image file before it is stored: can it be read, and is it what its name says?"""
+"""Looks at an image file before it is stored: can it be read, is it what its name says, and do all decoders read it alike?"""
 
 from __future__ import annotations
 
-import io
+import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from PIL import Image
 
-from vgg_ddp.data.splits import decode_image
+from vgg_ddp.data.decoding import FORMATS, SUFFIXES, Decoded, decode
+from vgg_ddp.data.plain_files import plain
 
 TINY = 8  # pixels: a shorter side below this is unusual
 HUGE = 20e6  # pixels: an image of more is unusual
-EXTENSIONS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
+# What libjpeg says of a file whose pixels end before its end mark: there is something else between, or they went wrong early.
+SURPLUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+FEW = 16  # bytes of anything that may stand there; more of them are padding or text, or what is left of damaged pixels
 MODES = {
     "L": "is greyscale",
     "1": "is black and white",
@@ -38,12 +40,16 @@ class Inspection:
     Attributes:
         pixels: its RGB pixels, uint8 height x width x 3; None if it cannot be read.
         unreadable: why it cannot be read; empty if it can.
-        unusual: what is unusual about an image that can be read; it is converted to 8-bit RGB when it is decoded.
+        unusual: what is unusual about an image that can be read; it is converted to 8-bit RGB.
+        file: what to store of it, which every decoder decodes to `pixels`: its own bytes if they are plain.
+        suffix: of that file, without the dot.
     """
 
     pixels: NDArray[np.uint8] | None
     unreadable: str = ""
     unusual: list[str] = field(default_factory=list)
+    file: bytes = b""
+    suffix: str = ""
 
 
 def inspect(key: str, data: bytes) -> Inspection:
@@ -51,22 +57,51 @@ def inspect(key: str, data: bytes) -> Inspection:
     if not data:
         return Inspection(None, "the file is empty")
     try:
-        pixels = decode_image(data)
-        with Image.open(io.BytesIO(data)) as image:
-            kind, mode, frames = image.format or "", image.mode, getattr(image, "n_frames", 1)
-        if kind in ("JPEG", "MPO") and mode in ("RGB", "L"):
-            simplejpeg.decode_jpeg(data, strict=True)  # Pillow and DALI are silent about corrupt data
+        decoded = decode(data)
+        surplus = _surplus(data) if decoded.kind == "JPEG" and decoded.mode in ("RGB", "L") else False
+        file, suffix = plain(data, decoded, damaged=surplus)
+        own = PurePosixPath(key).suffix.lower()
+        suffix = own[1:] if file is data and own in SUFFIXES else suffix
     except Exception as error:  # whatever a decoder raises of a broken file
         return Inspection(None, str(error).strip() or type(error).__name__)
-    unusual = [MODES[mode]] if mode in MODES else []
-    if frames > 1 and kind != "MPO":  # a camera's preview beside its picture is no animation
-        unusual.append(f"is animated: the first of {frames} frames is taken")
+    unusual = _remarks(key, decoded)
+    if surplus:
+        unusual.append("has surplus bytes before its end")
+    return Inspection(decoded.pixels, "", unusual, file, suffix)
+
+
+def _surplus(jpeg: bytes) -> bool:
+    """Whether there are bytes between the pixels of a JPEG file and its end mark.
+
+    Raises:
+        ValueError: it is damaged, which Pillow and DALI are silent about.
+    """
+    try:
+        simplejpeg.decode_jpeg(jpeg, strict=True)
+    except ValueError as error:
+        found = SURPLUS.search(str(error))
+        if found is None:
+            raise
+        end = jpeg.rindex(b"\xff\xd9")
+        between = jpeg[end - int(found[1]) : end]
+        if len(between) > FEW and len(set(between)) > 1 and not between.isascii():
+            raise
+        return True
+    return False
+
+
+def _remarks(key: str, decoded: Decoded) -> list[str]:
+    unusual = [MODES[decoded.mode]] if decoded.mode in MODES else []
+    if decoded.frames > 1:
+        unusual.append(f"is animated: the first of {decoded.frames} frames is taken")
     suffix = PurePosixPath(key).suffix.lower()
-    if suffix not in EXTENSIONS.get("JPEG" if kind == "MPO" else kind, (suffix,)):
-        unusual.append(f"is a {kind} file named {suffix}")
-    height, width = pixels.shape[:2]
+    if suffix in SUFFIXES and suffix not in FORMATS[decoded.kind]:
+        unusual.append(f"is a {decoded.kind} file named {suffix}")
+    if decoded.exif is not None and not decoded.exif.sound:
+        unusual.append("has damaged EXIF data, of which only the way up is kept")
+    height, width = decoded.pixels.shape[:2]
     if min(height, width) < TINY:
         unusual.append(f"is only {width} x {height} pixels")
     if height * width > HUGE:
         unusual.append(f"is {height * width / 1e6:.0f} megapixels large")
-    return Inspection(pixels, "", unusual)
+    return unusual

@@ -33,4 +33,4 @@ def is_of(run: RunDirectory, directory: str) -> bool:
 
 def held(run: RunDirectory) -> Dataset | None:
     """The same without its images, as the run holds it; None in a run of an earlier version."""
-    return Dataset(run.path, run.data.name) if run.data.is_file() else None
+    return Dataset(run.path, copy=run.data.name) if run.data.is_file() else None

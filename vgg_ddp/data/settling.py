@@ -27,7 +27,15 @@ def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
         if not mirrored:
             choices.append(f"augment.flip=false: mirrored, {dataset.name} mean something else")
     config = msgspec.structs.replace(config, data=data, augment=augment, loss=settle_loss(config.loss, dataset))
-    config, more = settle_batch(config, dataset.record.splits["train"].count)
+    own = dataset.record.splits.get("validation")
+    images = dataset.record.splits["train"].count
+    if own is None:
+        images = round(images * (1 - config.data.validation))
+    elif config.data.validation:
+        choices.append(
+            f"validation: on the {own.count} validation images of {dataset.name}, not on a share of its training images"
+        )
+    config, more = settle_batch(config, images)
     return config, choices + more
 
 
@@ -40,13 +48,12 @@ def settle_loss(config: LossConfig, dataset: Dataset) -> LossConfig:
     return msgspec.structs.replace(config, class_weights=weights.tolist())
 
 
-def settle_batch(config: Config, images: int) -> tuple[Config, list[str]]:
-    """The configuration with a batch that `images` training images have enough of, and what was chosen.
+def settle_batch(config: Config, trained_on: int) -> tuple[Config, list[str]]:
+    """The configuration with a batch that `trained_on` images have enough of, and what was chosen.
 
     Few steps of a large rate diverge where many would not. The rate goes down in proportion (Goyal et al., "Accurate,
     large minibatch SGD", 2017, section 2.1).
     """
-    trained_on = round(images * (1 - config.data.validation))
     batch = config.batch
     while trained_on < batch * config.min_steps_per_epoch and batch % 2 == 0 and batch // 2 >= SMALLEST_BATCH:
         batch //= 2

@@ -7,14 +7,13 @@ image files, the source's own or made from it, in WebDataset tar shards (`SPLIT-
 
 from __future__ import annotations
 
-import io
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vgg_ddp.data.decoding import decode_image
 from vgg_ddp.errors import UserError
 
 SMALL = 8192  # bytes: batches of image files up to this size are copied into one array
@@ -56,7 +55,7 @@ class RawSplit:
 
 
 class EncodedSplit:
-    """A split of JPEG or PNG bytes in tar shards."""
+    """A split of image files in tar shards."""
 
     def __init__(self, directory: Path, name: str, shards: list[str]) -> None:
         self.name = name
@@ -126,23 +125,3 @@ class EncodedSplit:
 
 
 Split = RawSplit | EncodedSplit
-
-
-def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """The RGB pixels of a JPEG, PNG or JPEG 2000 file, uint8 height x width x 3, upright as its EXIF data says.
-
-    Raises:
-        Exception: whatever Pillow raises for a broken file.
-    """
-    try:
-        opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "JPEG2000"))
-    except UnidentifiedImageError:
-        raise ValueError("it is no JPEG or PNG file") from None
-    with opened as image:
-        if image.format == "PNG" and b"IEND\xaeB`\x82" not in data:  # Pillow alone does not look
-            raise ValueError("image file is truncated")
-        upright = ImageOps.exif_transpose(image) if image.getexif() else image
-        if upright.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-            grey = (np.asarray(upright).astype(np.float64) / 257).round().astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=2)
-        return np.asarray(upright.convert("RGB"))

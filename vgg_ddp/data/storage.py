@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vgg_ddp.data.splits import decode_image
+from vgg_ddp.data.decoding import decode_image
 
 Kind = Literal["original", "raw", "jpeg", "jpeg2000"]
 CHROMA = ("4:4:4", "4:2:2", "4:2:0")
@@ -22,9 +22,10 @@ class Storage:
     """What `vgg-ddp prepare` writes.
 
     Attributes:
-        kind: "original" keeps what the source has: the bytes of image files, the pixels of an archive of pixels. "raw" stores
-            decoded pixels of one size. "jpeg" keeps the bytes of JPEG files and encodes the rest, with loss. "jpeg2000" encodes
-            all without loss, in the one lossless format that DALI decodes on a GPU.
+        kind: "original" keeps what the source has: the bytes of image files that are plain (`vgg_ddp.data.plain_files`), the
+            rest as PNG; the pixels of an archive of pixels. "raw" stores decoded pixels of one size. "jpeg" keeps the bytes of
+            plain JPEG files and encodes the rest, with loss. "jpeg2000" encodes all without loss, in the one lossless format
+            that DALI decodes on a GPU.
         quality: of JPEG encoding, 1 to 100.
         chroma: subsampling of JPEG encoding.
     """

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vgg_ddp.data.decoding import SUFFIXES
+from vgg_ddp.data.sources.containers import hiding, listing
 from vgg_ddp.errors import UserError
-
-KINDS = (".jpg", ".jpeg", ".png")
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Every JPEG and PNG file in `folder` and below it, in the order of their names; or the one that `folder` is.
+    """Every image file in `folder` and below it, in the order of their names, but for what is hidden; or the one it is.
 
     Raises:
         UserError: it is no folder, or has no such file.
     """
-    if folder.is_file() and folder.suffix.lower() in KINDS:
+    if folder.is_file() and folder.name.lower().endswith(SUFFIXES):
         return [folder]
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; --images takes a folder of JPEG or PNG files")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS and path.is_file())
+        raise UserError(f"{folder} is not a folder; --images takes a folder of image files")
+    files = [folder / name for name in _files(folder) if name.lower().endswith(SUFFIXES)]
     if not files:
-        raise UserError(f"{folder} has no {', '.join(KINDS)} file in it; --images takes a folder of JPEG or PNG files")
+        raise UserError(f"{folder} has no image in it ({', '.join(SUFFIXES)}); --images takes a folder of image files")
     return files
 
 
 def not_images(folder: Path) -> list[str]:
     """The other files in `folder` and below it: a line with how many there are, and the first."""
-    others = sorted(path for path in folder.rglob("*") if path.suffix.lower() not in KINDS and path.is_file())
-    return (
-        [f"{len(others)} files that are not {', '.join(KINDS)}, such as {others[0].relative_to(folder)}"]
-        if others
-        else []
-    )
+    others = [name for name in _files(folder) if not name.lower().endswith(SUFFIXES)] if folder.is_dir() else []
+    return [f"{len(others)} files that are not {', '.join(SUFFIXES)}, such as {others[0]}"] if others else []
+
+
+def _files(folder: Path) -> list[str]:
+    """Every file in `folder` and below it that is not hidden, in the order of their names."""
+    return sorted(name for name in listing(folder).files if hiding(name) is None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vgg_ddp.augment.geometry import Geometry
-from vgg_ddp.augment.pixels import resample
+from vgg_ddp.augment.geometry import evaluation_geometry
+from vgg_ddp.augment.pixels import window
 from vgg_ddp.config import Config
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.decoding import decode_image
 from vgg_ddp.data.order import Slice
-from vgg_ddp.data.splits import decode_image
 from vgg_ddp.evaluation.image_files import find_images
 from vgg_ddp.optim import precision
 from vgg_ddp.run import checkpoint
@@ -45,16 +45,15 @@ def read(files: list[Path], folder: Path, unreadable: list[str]) -> Iterator[Fou
 
 
 def seen(pixels: NDArray[np.uint8], data: DataConfig) -> NDArray[np.uint8]:
-    """An image as the network sees it, [size, size, 3]: resized as in evaluation, or to the network's size, and cut from
-    the centre.
+    """An image as the network sees it, [size, size, 3]: as in training's validation, and as an exported network wants it.
+
+    One that is too small to cut a square of `data.image_size` from, which a data set may not have, is enlarged to it.
     """
-    shorter = data.shorter_side or data.image_size
-    place = Geometry(None, data.image_size, (shorter, shorter)).place
-    box = place(Slice(0, 0, np.zeros(1, dtype=np.int64)), np.array([pixels.shape[:2]])).box[0]
-    top, left, bottom, right = (round(edge) for edge in box)
-    if (bottom - top, right - left) == (data.image_size, data.image_size):
-        return pixels[top:bottom, left:right]
-    return resample(pixels, box, data.image_size)
+    geometry = evaluation_geometry(data)
+    if not geometry.resamples and min(pixels.shape[:2]) < geometry.size:
+        geometry = replace(geometry, resize=(geometry.size, geometry.size))
+    box = geometry.place(Slice(0, 0, np.zeros(1, dtype=np.int64)), np.array([pixels.shape[:2]])).box[0]
+    return window(pixels, box, geometry)
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vgg_ddp.analysis import data_quality
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe
 from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.data.order import stratified_split
+from vgg_ddp.data.validation import HeldOut, held_out
 from vgg_ddp.distributed.world import World
+from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation.inference import predict
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.directory import RunDirectory
@@ -40,18 +40,24 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
     files = world.broadcast(files)
     with world.together():
         contents = checkpoint.unpack(files)
+        of_trained = checkpoint.state(contents).identity.get("dataset") == dataset.sha256
+        if not of_trained and not run.data.is_file():
+            raise UserError(
+                f"{run.path} is of an earlier version and does not name its classes, so that only the data that it was trained "
+                f"on can be evaluated, and {dataset.name} is other data"
+            )
         network = parts.build_network(config, len(dataset.classes), world.device)
         parts.load_weights(network, contents, folder)
         loader = parts.evaluation_loader(config, dataset, "test", world)
     preprocess = parts.build_preprocess(config, dataset, world.device)
     images = np.arange(len(dataset.split("test")))
     predictions = predict(network, preprocess, loader, images, config, world)
-    held_out, reason = held_out_images(config, dataset, checkpoint.state(contents))
+    calibrated_on, reason = calibration_images(config, dataset, checkpoint.state(contents))
     validation = None
-    if len(held_out):
+    if len(calibrated_on):
         with world.together():
-            loader = parts.evaluation_loader(config, dataset, "train", world)
-        validation = predict(network, preprocess, loader, held_out, config, world)
+            loader = parts.evaluation_loader(config, dataset, calibrated_on.split, world)
+        validation = predict(network, preprocess, loader, calibrated_on.samples, config, world)
     if predictions is None:
         return None
     summary = {
@@ -67,19 +73,17 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
     return summary
 
 
-def held_out_images(config: Config, dataset: Dataset, state: checkpoint.State) -> tuple[NDArray[np.int64], str]:
-    """Images of the train split that the checkpoint was not trained on, at most `CALIBRATION_IMAGES`, and which they are;
-    or none, and why.
-    """
-    none = np.empty(0, dtype=np.int64)
+def calibration_images(config: Config, dataset: Dataset, state: checkpoint.State) -> tuple[HeldOut, str]:
+    """Images that the checkpoint was not trained on, at most `CALIBRATION_IMAGES`, and which they are; or none, and why."""
+    none = HeldOut("train", np.empty(0, dtype=np.int64))
     now = parts.identity(config, dataset)
     if any(state.identity.get(key) != now[key] for key in ("dataset", "data.validation", "seed")):
         return none, "the checkpoint was trained on other data, or held out other images for validation"
-    _, held_out = stratified_split(dataset.split("train").labels, config.data.validation, config.seed)
-    if len(held_out) == 0:
+    _, validation = held_out(dataset, config.data.validation, config.seed)
+    if len(validation) == 0:
         return none, "the run held out no images for validation"
-    held_out = held_out[:: -(-len(held_out) // CALIBRATION_IMAGES)]
-    return held_out, f"{len(held_out):,} images held out for validation"
+    samples = validation.samples[:: -(-len(validation) // CALIBRATION_IMAGES)]
+    return HeldOut(validation.split, samples), f"{len(samples):,} images held out for validation"
 
 
 def write(run: RunDirectory, summary: dict[str, Any], predictions: Predictions) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from vgg_ddp.augment.pixels import finish
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.order import Slice
 from vgg_ddp.data.splits import EncodedSplit, Split
+from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch, Loader
 
 with warnings.catch_warnings():
@@ -63,10 +64,10 @@ class DaliLoader(Loader):
             except StopIteration:
                 self._pipeline.reset()
                 return
-            except RuntimeError:
-                for sample in (sample for piece, _ in self._fetched for sample in piece.samples):
-                    self._split.decode(int(sample))  # raises a UserError that names the bad one
-                raise
+            except RuntimeError as error:
+                raise _undecodable(
+                    self._split, [s for piece, _ in self._fetched for s in piece.samples], error
+                ) from None
             piece, placement = self._fetched.popleft()
             if placement.rows is None:
                 placement = replace(placement, flip=None)  # the pipeline did it
@@ -133,16 +134,27 @@ def decode(
     for start in range(0, len(samples), batch):
         try:
             (images,) = pipeline.run(_stream(device))
-        except RuntimeError:
-            for sample in samples[start:]:
-                split.decode(int(sample))
-            raise
+        except RuntimeError as error:
+            raise _undecodable(split, samples[start:], error) from None
         yield start, from_dlpack(images.as_tensor())
 
 
 def _stream(device: torch.device) -> Any:
     """Torch's stream, on which DALI's outputs are then ready without the host's waiting; None for the CPU."""
     return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
+def _undecodable(split: Split, samples: Sequence[int] | NDArray[np.int64], error: RuntimeError) -> Exception:
+    """What to raise where DALI failed on one of `samples`: what Pillow says of it, or else that DALI alone cannot read it."""
+    for sample in samples:
+        try:
+            split.decode(int(sample))
+        except UserError as named:
+            return named
+    if isinstance(split, EncodedSplit) and "decod" in str(error):
+        some = f"{split.key(int(samples[0]))} or one of the {len(samples) - 1} after it"
+        return UserError(f"loader=dali cannot decode {some}; prepare the data set anew, or set loader=torch")
+    return error
 
 
 @pipeline_def  # type: ignore[untyped-decorator]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vgg_ddp.augment.geometry import Geometry
-from vgg_ddp.augment.pixels import finish, resample
+from vgg_ddp.augment.pixels import finish, window
 from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.order import Slice
 from vgg_ddp.data.splits import RawSplit, Split
@@ -108,13 +108,8 @@ class _Batches(Dataset[Item]):
         if isinstance(split, RawSplit) and split.uniform_shape == (size, size) and not self._geometry.resamples:
             return split.images[piece.samples]
         windows = np.empty((len(piece.samples), size, size, 3), dtype=np.uint8)
-        for window, sample, edges in zip(windows, piece.samples, box):
-            image = split.decode(int(sample))
-            if self._geometry.resamples:
-                window[:] = resample(image, edges, size)
-            else:
-                top, left = edges[:2].astype(int)
-                window[:] = image[top : top + size, left : left + size]
+        for i, (sample, edges) in enumerate(zip(piece.samples, box)):
+            windows[i] = window(split.decode(int(sample)), edges, self._geometry)
         return windows
 
     def _random_augment(self, windows: NDArray[np.uint8], piece: Slice) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ import msgspec
 from filelock import FileLock
 
 from vgg_ddp.config import load
-from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.dataset import Dataset, read_record
 from vgg_ddp.evaluation.stored import read_evaluation
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import read_json, replace_file
@@ -89,7 +89,7 @@ def _end_after(training: int) -> None:
 def follow(assignment: Assignment, say: Say) -> None:
     """Hand every row of the run to its tracker as it comes, at the end the evaluation; whatever the tracker raises."""
     run = RunDirectory(assignment.run)
-    dataset = Dataset(assignment.dataset)
+    dataset = Dataset(assignment.dataset, read_record(run.data))
     module = importlib.import_module(TRACKERS[assignment.tracker])
     lock = FileLock(position_file(run.path, assignment.tracker).with_suffix(".lock"))
     with lock.acquire(timeout=2 * SECONDS_AFTER_THE_TRAINING):  # one that follows a killed training may not be done yet

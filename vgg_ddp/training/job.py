@@ -24,7 +24,14 @@ from vgg_ddp.optim.averaging import Average
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.training import cuda_graph, fitting
-from vgg_ddp.training.parts import Data, build_appearance, build_data, build_network, build_preprocess
+from vgg_ddp.training.parts import (
+    Data,
+    build_appearance,
+    build_data,
+    build_network,
+    build_preprocess,
+    evaluation_loader,
+)
 from vgg_ddp.training.saving import Saver
 
 
@@ -78,7 +85,10 @@ class Job:
         samples = self.data.order.samples
         samples = samples[:: -(-len(samples) // batch_statistics.IMAGES)]
         slices = evaluation_slices(samples, max(2, min(batch_statistics.BATCH, self.config.evaluate.batch)))
-        loaded = (self.preprocess(batch.images) for batch in self.data.validation_loader.stream(slices))
+        loader = self.data.validation_loader
+        if self.data.validation.split != "train":
+            loader = evaluation_loader(self.config, self.data.dataset, "train", self.world)
+        loaded = (self.preprocess(batch.images) for batch in loader.stream(slices))
         autocast = precision.autocast(self.config.precision, self.world.device)
         with batch_statistics.measured(network, loaded, autocast):
             yield

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from vgg_ddp import loaders
 from vgg_ddp.augment.appearance import Appearance
 from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
 from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.data.order import Order, stratified_split
+from vgg_ddp.data.order import Order
+from vgg_ddp.data.validation import HeldOut, held_out
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders.choice import Choice, choose, shortage_for_workers
@@ -31,15 +31,16 @@ class Data:
 
     Attributes:
         order: which samples make up which global batch.
-        validation: indices into the train split that are held out, int64[n].
-        train_loader, validation_loader: loaders of the train split, augmented and not.
+        validation: the images that are validated on.
+        train_loader: augmented training images.
+        validation_loader: images of the split that `validation` is of, as they are.
         loader: which loader it is, and why.
         fallbacks: what it does in place of what was asked for.
     """
 
     dataset: Dataset
     order: Order
-    validation: NDArray[np.int64]
+    validation: HeldOut
     train_loader: loaders.Loader
     validation_loader: loaders.Loader
     loader: Choice
@@ -57,7 +58,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
     if weights is not None and len(weights) != classes:
         raise UserError(f"loss.class_weights has {len(weights)} weights for the {classes} classes of {dataset.name}")
     split = dataset.split("train")
-    train, validation = stratified_split(split.labels, config.data.validation, config.seed)
+    train, validation = held_out(dataset, config.data.validation, config.seed)
     order = Order(config.seed, train, config.batch)
     if order.steps_per_epoch == 0:
         raise UserError(
@@ -72,7 +73,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
         order,
         validation,
         loaders.build(choice.name, split, geometry, config.data, world, share, config.compile == "graph"),
-        evaluation_loader(config, dataset, "train", world),
+        evaluation_loader(config, dataset, validation.split, world),
         choice,
         [f"data.workers=0: {shortage}; give the container more, e.g. docker run --shm-size=1g"] if shortage else [],
     )

@@ -9,20 +9,31 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-import tarfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vgg_ddp.data.download import ARCHIVES
+from vgg_ddp.data.sources.containers import Container, Folder, Tar
+from vgg_ddp.data.sources.source import Pixels, PixelSource
 from vgg_ddp.errors import UserError
 
 GROUPS_CIFAR10 = {
     "vehicles": ["airplane", "automobile", "ship", "truck"],
     "animals": ["bird", "cat", "deer", "dog", "frog", "horse"],
 }
+NAMES_CIFAR10 = sorted(name for names in GROUPS_CIFAR10.values() for name in names)
+NAMES_CIFAR100 = (  # noqa: SIM905
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
+    "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
+    "elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster "
+    "man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
+    "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk "
+    "skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger "
+    "tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+).split()
 
 
 @dataclass(frozen=True)
@@ -47,37 +58,64 @@ LAYOUTS = (
 )  # fmt: skip
 
 
-def layout_of(folder: str) -> Layout | None:
-    """The layout whose archive has this top folder."""
-    return next((layout for layout in LAYOUTS if layout.folder == folder), None)
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """Decoded images of one size, uint8 n x height x width x 3, and their classes, int64[n]."""
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-
-def read(archive: tarfile.TarFile, path: Path, layout: Layout) -> tuple[list[str], dict[str, Pixels]]:
-    """Class names and splits of an official archive, members read from an allow-list.
+def find(container: Container) -> PixelSource | None:
+    """The official archive, packed or unpacked; None where there is none.
 
     Raises:
-        UserError: a member missing, or not what the format says.
+        UserError: a file of it is missing, or not what the format says; or there are several.
     """
-    wanted = {f"{layout.folder}/{file}" for files in (*layout.splits.values(), (layout.names_file,)) for file in files}
-    members = ((str(PurePosixPath(member.name)), member) for member in archive if member.isfile())  # "./x" is "x"
-    contents = {name: _bytes(archive, member) for name, member in members if name in wanted}
-    missing = sorted(wanted - contents.keys())
+    found = {
+        _folder_of(name): layout for layout in LAYOUTS for name in container.names if _begins(layout, name, container)
+    }
+    if not found:
+        return _packed_in(container)
+    if len(found) > 1:
+        raise UserError(f"{container.path} holds several sets: {', '.join(sorted(found))}; give one of them")
+    ((folder, layout),) = found.items()
+    classes, splits = read(container, folder, layout)
+    groups = GROUPS_CIFAR10 if layout.name == "CIFAR-10" else {}
+    return PixelSource(
+        layout.name, classes, groups, splits, container.origin, str(container.path), tuple(container.remarks)
+    )
+
+
+def _folder_of(name: str) -> str:
+    """The folder that a file lies in, with a slash; "" at the top."""
+    return name[: name.rfind("/") + 1]
+
+
+def _begins(layout: Layout, name: str, container: Container) -> bool:
+    """Whether a file shows this layout: it lies in a folder of its name, whatever wraps that."""
+    folder = _folder_of(name).rstrip("/").rpartition("/")[2] or container.path.name
+    return folder == layout.folder
+
+
+def _packed_in(container: Container) -> PixelSource | None:
+    """The official archive in a folder that it was downloaded to."""
+    packed = [name for name in container.names if name.rpartition("/")[2] in ARCHIVES]
+    if len(packed) != 1 or not isinstance(container, Folder):
+        return None
+    return find(Tar(container.folder / packed[0]))
+
+
+def read(container: Container, folder: str, layout: Layout) -> tuple[list[str], dict[str, Pixels]]:
+    """Class names and splits of an official archive, whose files lie in `folder` and are read from an allow-list.
+
+    Raises:
+        UserError: a file missing, or not what the format says.
+    """
+    path = container.path
+    wanted = [file for files in (*layout.splits.values(), (layout.names_file,)) for file in files]
+    missing = sorted(folder + file for file in wanted if folder + file not in container.names)
     if missing:
         raise UserError(f"{path} lacks {missing[0]}: it is not the official {layout.name} archive; download it again")
+    contents = {name.removeprefix(folder): data for name, data in container.read([folder + file for file in wanted])}
     parse = _binary if layout.label_bytes else _python
     try:
-        names = _class_names(contents[f"{layout.folder}/{layout.names_file}"], layout)
+        names = _class_names(contents[layout.names_file], layout)
         splits = {}
         for split, files in layout.splits.items():
-            batches = [parse(contents[f"{layout.folder}/{file}"], layout) for file in files]
+            batches = [parse(contents[file], layout) for file in files]
             if any(len(pixels) != len(labels) or not len(labels) for pixels, labels in batches):
                 raise ValueError(f"labels and images of {split} do not match")
             labels = np.concatenate([labels for _, labels in batches]).astype(np.int64)
@@ -89,12 +127,6 @@ def read(archive: tarfile.TarFile, path: Path, layout: Layout) -> tuple[list[str
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is not in the {layout.name} format: {error}; download it again") from None
     return names, splits
-
-
-def _bytes(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    assert file is not None, "a regular file"
-    return file.read()
 
 
 def _class_names(data: bytes, layout: Layout) -> list[str]:

@@ -1,0 +1,140 @@
+"""Every kind of picture and every layout of a set that people bring: what must come out, pictures alike from every loader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+
+from tests.support.layouts import LAYOUTS, Layout, parquet_sets
+from tests.support.odd_pictures import KINDS, SIDE, UNREADABLE, Kind
+from tests.support.pictures import write_folder
+from vgg_ddp.augment.geometry import evaluation_geometry
+from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.data.conversion import Policy
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.order import evaluation_slices
+from vgg_ddp.data.prepare import prepare
+from vgg_ddp.data.splits import EncodedSplit, RawSplit
+from vgg_ddp.data.storage import Storage
+from vgg_ddp.distributed.world import World
+from vgg_ddp.errors import UserError
+from vgg_ddp.loaders import build
+
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+LOADERS = ("dali", "torch", "resident")
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """All kinds in one class, what cannot be read in another, prepared."""
+    folder = tmp_path_factory.mktemp("zoo")
+    some = KINDS["rgb.png"].data
+    files = {f"train/kinds/{name}": kind.data for name, kind in KINDS.items()} | {"train/others/some.png": some}
+    files |= {f"train/others/{name}": kind.data for name, kind in UNREADABLE.items()}
+    files |= {"test/kinds/some.png": some}
+    source = str(write_folder(folder / "source", files))
+    return prepare(source, folder / "dataset", print, folder, Storage(), Policy(unreadable="drop"))
+
+
+@pytest.fixture(scope="module")
+def passes(zoo: Dataset) -> dict[str, dict[str, np.ndarray]]:
+    """The pixels that each loader gives, by the picture's name."""
+    split, data = zoo.split("train"), DataConfig(image_size=SIDE, resize=None, workers=0)
+    names = [split.key(i).removeprefix("train/kinds/") for i in range(len(split))]
+    found = {}
+    for loader in LOADERS:
+        built = build(loader, split, evaluation_geometry(data), data, ALONE, 64)
+        images = [batch.images.numpy().copy() for batch in built.stream(evaluation_slices(np.arange(len(split)), 64))]
+        found[loader] = dict(zip(names, np.concatenate(images), strict=True))
+    return found
+
+
+def test_there_are_many_kinds() -> None:
+    assert len(KINDS) + len(UNREADABLE) > 120
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_of_picture_is_the_same_from_every_loader(
+    zoo: Dataset, passes: dict[str, dict[str, np.ndarray]], name: str
+) -> None:
+    kind = KINDS[name]
+    assert kind.pixels is not None
+    for loader in LOADERS:
+        assert_array_equal(passes[loader][name], kind.pixels, err_msg=loader)
+    split = zoo.split("train")
+    assert isinstance(split, EncodedSplit)
+    index = next(i for i in range(len(split)) if split.key(i) == f"train/kinds/{name}")
+    assert (split.encoded(index).tobytes() == kind.data) == kind.kept
+    assert_said(zoo, f"train/kinds/{name} ", kind)
+
+
+def test_what_dali_alone_cannot_decode_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a data set that holds files as they came, as earlier versions made them."""
+    monkeypatch.setattr("vgg_ddp.data.inspection.plain", lambda data, decoded, damaged: (data, "jpg"))
+    name = "exif of a directory outside.jpg"
+    files = {f"{split}/{label}/{name}": KINDS[name].data for split in ("train", "test") for label in "ab"}
+    dataset = prepare(str(write_folder(tmp_path / "source", files)), tmp_path / "dataset", print, tmp_path)
+    split, data = dataset.split("train"), DataConfig(image_size=SIDE, resize=None)
+    for loader in ("dali", "resident"):
+        with pytest.raises(
+            UserError, match=r"loader=dali cannot decode train/a/exif of .*; prepare .* or set loader=torch"
+        ):
+            [
+                *build(loader, split, evaluation_geometry(data), data, ALONE, 64).stream(
+                    evaluation_slices(np.arange(2), 2)
+                )
+            ]
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_read_is_left_out_and_said(zoo: Dataset, name: str) -> None:
+    split = zoo.split("train")
+    assert f"train/others/{name}" not in {split.key(i) for i in range(len(split))}
+    assert_said(zoo, f"train/others/{name} cannot be read: ", UNREADABLE[name])
+
+
+def assert_said(zoo: Dataset, start: str, kind: Kind) -> None:
+    notes = [note for note in zoo.record.notes if note.startswith(start)]
+    if kind.remark or kind.pixels is None:
+        assert any(kind.remark in note for note in notes), notes
+    else:
+        assert notes == []
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_gives_its_images_under_their_classes(name: str, tmp_path: Path) -> None:
+    check(LAYOUTS[name], tmp_path)
+
+
+def test_parquet_gives_its_images_under_their_classes(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    for name, layout in parquet_sets():
+        (tmp_path / name).mkdir()
+        check(layout, tmp_path / name)
+
+
+def check(layout: Layout, folder: Path) -> None:
+    lines: list[str] = []
+    source, target = str(layout.make(folder)), folder / "dataset"
+    if not layout.counts:
+        with pytest.raises(UserError) as refused:
+            prepare(source, target, lines.append, folder)
+        assert layout.remark in str(refused.value)
+        assert "\n" not in str(refused.value)
+        assert not target.exists()
+        return
+    dataset = prepare(source, target, lines.append, folder)
+    assert {name: split.count for name, split in dataset.record.splits.items()} == layout.counts
+    assert tuple(dataset.classes) == layout.classes
+    assert any(layout.remark in line for line in lines)
+    if not layout.remark:
+        usual = ("prepared ", "stored as PNG", "are uneven: ", "set apart for it")
+        assert [line for line in lines if not any(part in line for part in usual)] == []
+    for name in layout.counts if layout.coloured else ():
+        split = dataset.split(name)
+        assert isinstance(split, EncodedSplit | RawSplit)
+        assert [int(split.decode(i)[0, 0, 0]) for i in range(len(split))] == [80 * label for label in split.labels]

@@ -1,0 +1,85 @@
+"""Which part of a source is what: the names of splits, and a test split for a source that comes without one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+
+from vgg_ddp.data.order import stratified_split
+from vgg_ddp.data.sources.source import Pixels, PixelSource, Source
+from vgg_ddp.errors import UserError
+
+# What people call the folder or the file of a split; in capitals too.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def split_named(name: str) -> str | None:
+    """The split that a folder of this name holds; None where the name is not one of a split."""
+    return SPLIT_NAMES.get(name.lower())
+
+
+def split_in(path: str) -> str:
+    """The split that the path of a file of many images names ("plain_text/test-00000-of-00001.parquet"); else "train"."""
+    words = re.split(r"[^a-z]+", path.lower())
+    return next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "train")
+
+
+def with_test_split(source: Source, share: float, seed: int) -> Source:
+    """The source with a test split: its own; else its validation split; else `share` of each class, drawn by `seed`.
+
+    Raises:
+        UserError: it has no images to train on, or a share of them is not a single image.
+    """
+    counts = source.counts
+    if not counts.get("train"):
+        raise UserError(f"{source.path} has no images to train on")
+    if counts.get("test"):
+        return source
+    if counts.get("validation"):
+        remark = f"there is no test split, so the {counts['validation']} images of the validation split are tested on"
+        return replace(_renamed(source, "validation", "test"), remarks=(*source.remarks, remark))
+    source, tested_on = _split_off(source, share, seed)
+    if not tested_on:
+        raise UserError(f"{source.path} has no test images, and data.test_share={share:g} of its images is not one")
+    remark = (
+        f"there is no test split, so {tested_on} of {counts['train']} images are set apart for it "
+        f"(data.test_share={share:g} of each class, data.split_seed={seed})"
+    )
+    return replace(source, remarks=(*source.remarks, remark))
+
+
+def _renamed(source: Source, old: str, new: str) -> Source:
+    if isinstance(source, PixelSource):
+        return replace(source, splits={new if name == old else name: value for name, value in source.splits.items()})
+    return replace(source, keys={k: (new if split == old else split, c) for k, (split, c) in source.keys.items()})
+
+
+def _split_off(source: Source, share: float, seed: int) -> tuple[Source, int]:
+    """The source with a test split out of its training images, and how many those are."""
+    if isinstance(source, PixelSource):
+        whole = source.splits["train"]
+        train, test = stratified_split(whole.labels, share, seed)
+        splits = {
+            name: Pixels(whole.images[part], whole.labels[part]) for name, part in (("train", train), ("test", test))
+        }
+        return replace(source, splits=splits), len(test)
+    keys = sorted(source.keys)
+    _, test = stratified_split(np.array([source.keys[key][1] for key in keys]), share, seed)
+    chosen = {keys[i]: ("test", source.keys[keys[i]][1]) for i in test}
+    return replace(source, keys={**source.keys, **chosen}), len(test)
+
+
+def must_be_several(classes: list[str], path: object) -> None:
+    """Raises a `UserError` where there are fewer than two classes."""
+    if len(classes) < 2:
+        raise UserError(f"{path} has a single class, {classes[0]!r}; there is nothing to tell apart")
