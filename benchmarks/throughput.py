@@ -389,7 +389,7 @@ def build_steps(
                     raise
                 left_out[name] = str(error).splitlines()[0]
                 print(f"{name} is left out: {left_out[name]}", file=sys.stderr)
-                step = None  # type: ignore[assignment]  # and with it the memory that it has
+                step = None
             gc.collect()
     if not steps:
         raise UserError(next(iter(left_out.values())))
