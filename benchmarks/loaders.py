@@ -32,7 +32,7 @@ from benchmarks.measurement.device_speed import reference, wait_for
 from vgg_ddp import loaders
 from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config.augment import AugmentConfig
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.decoding import decode_image
 from vgg_ddp.data.order import Order, Slice
 from vgg_ddp.data.prepare import prepare

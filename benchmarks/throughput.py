@@ -43,7 +43,7 @@ from benchmarks.scaling_model.device import Device, roofline
 from vgg_ddp import loaders
 from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config import Config
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.order import Order

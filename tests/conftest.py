@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from tests.support.rank_processes import Ranks, Train, start
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.dataset import Dataset, FileRecord, SplitRecord, file_sha256
 from vgg_ddp.data.ensure import ensure
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from vgg_ddp import cores, preflight
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.distributed.world import World
-from vgg_ddp.loaders import with_cores
+from vgg_ddp.loaders.choice import with_cores
 
 ALLOWED = len(os.sched_getaffinity(0))
 

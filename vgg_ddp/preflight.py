@@ -153,7 +153,8 @@ def _check(
 
     trackers = wanted(config.tracking)
 
-    from vgg_ddp.data.dataset import Dataset, listed, read_record
+    from vgg_ddp.data.dataset import Dataset, read_record
+    from vgg_ddp.data.other_classes import listed
     from vgg_ddp.data.settling import settle
 
     fallbacks: list[str] = []

@@ -33,6 +33,7 @@ from vgg_ddp.training import continuing, cuda_graph, environment, parts
 from vgg_ddp.training.job import Job, build_job
 from vgg_ddp.training.profiling import traced
 from vgg_ddp.training.recorder import Recorder
+from vgg_ddp.training.shrunk_images import statistics_at_evaluated_size
 from vgg_ddp.training.stopping import StopRequest, note_validation
 
 
@@ -92,7 +93,7 @@ def validate(job: Job, state: State, recorder: Recorder) -> bool:
     """Evaluate on the images held out from training; whether the accuracy is the best so far."""
     config, world = job.config, job.world
     network = job.evaluated_network()
-    with job.statistics_at_evaluated_size(network, state.epoch - 1):
+    with statistics_at_evaluated_size(job, network, state.epoch - 1):
         samples = job.data.validation.samples
         predictions = predict(network, job.preprocess, job.data.validation_loader, samples, config, world)
     found, per_class = torch.tensor([0.0, 0.0], dtype=torch.float64), None

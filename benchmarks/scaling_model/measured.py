@@ -17,7 +17,7 @@ from benchmarks.scaling_model.device import Device
 from benchmarks.scaling_model.network import layers
 from vgg_ddp import cores
 from vgg_ddp.config import Config
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.distributed.world import device_of
 from vgg_ddp.errors import UserError
 

@@ -21,7 +21,7 @@ from tests.support.pictures import noise, smooth
 from vgg_ddp.augment.geometry import Geometry, Placement, evaluation_geometry, resized_shapes, training_geometry
 from vgg_ddp.augment.pixels import finish, resample, resample_batch, rotate, take
 from vgg_ddp.config.augment import AugmentConfig
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.order import Slice
 
 EVERYTHING: list[dict[str, Any]] = [

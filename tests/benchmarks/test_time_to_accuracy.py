@@ -13,7 +13,7 @@ from benchmarks import time_to_accuracy
 from benchmarks.scaling_model.network import layers, training_flops
 from tests.support.rank_processes import program
 from vgg_ddp.config import Config
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 
 pytestmark = pytest.mark.host
 

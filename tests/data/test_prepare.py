@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 
 from tests.support.cifar_archives import binary_files100
 from tests.support.pictures import encode, jpegs, noise, oriented, png16, smooth, write_folder, write_tar
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data import download
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.decoding import decode_image
@@ -511,7 +511,7 @@ def test_a_prepared_dataset_is_found_on_a_disk_that_cannot_be_written(tmp_path: 
 
 
 def program(text: str, *arguments: object) -> subprocess.Popen[str]:
-    head = "import sys; from pathlib import Path; from vgg_ddp.config.schema import DataConfig\n"
+    head = "import sys; from pathlib import Path; from vgg_ddp.config.data import DataConfig\n"
     head += "from vgg_ddp.data.ensure import ensure\nfrom vgg_ddp.data.prepare import prepare\n"
     command = [sys.executable, "-c", head + text, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -10,7 +10,8 @@ import pytest
 
 from tests.support.pictures import jpegs, write_folder
 from vgg_ddp.config import Config
-from vgg_ddp.config.schema import AugmentConfig, DataConfig
+from vgg_ddp.config.augment import AugmentConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.settling import settle, settle_batch, settle_sizes

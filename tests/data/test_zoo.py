@@ -13,7 +13,7 @@ from tests.support.layouts import LAYOUTS, Layout, parquet_sets
 from tests.support.odd_pictures import KINDS, SIDE, UNREADABLE, Kind
 from tests.support.pictures import write_folder
 from vgg_ddp.augment.geometry import evaluation_geometry
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.conversion import Policy
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import evaluation_slices

@@ -15,7 +15,7 @@ from tests.support.rank_processes import CPU, Ranks
 from vgg_ddp import engines
 from vgg_ddp.config import Config
 from vgg_ddp.config.communication import CommunicationConfig
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.distributed.world import World, joined
 from vgg_ddp.engines.compilation import EAGER, compilations, compiled
 from vgg_ddp.engines.trials import quickest

@@ -22,7 +22,7 @@ from vgg_ddp.config import Config
 from vgg_ddp.config.deepspeed import DeepSpeedConfig
 from vgg_ddp.config.optimizer import OptimizerConfig
 from vgg_ddp.distributed.world import joined
-from vgg_ddp.model.network import initialize, vgg
+from vgg_ddp.model import initialize, vgg
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 

@@ -13,7 +13,7 @@ import pytest
 from tests.support.pictures import encode, write_folder
 from tests.support.rank_processes import vgg_ddp
 from vgg_ddp.config import Config, load
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.distributed.world import World, device_of
 from vgg_ddp.loaders.choice import shortage_for_workers
 

@@ -14,7 +14,7 @@ from tests.support.pictures import jpegs, smooth, write_folder
 from vgg_ddp import loaders
 from vgg_ddp.augment.geometry import training_geometry
 from vgg_ddp.config.augment import AugmentConfig
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order
 from vgg_ddp.data.prepare import prepare

@@ -17,7 +17,7 @@ from tests.support.run_folders import assert_same_steps, assert_undisturbed, lat
 from vgg_ddp.distributed import rank_process
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
-from vgg_ddp.model.network import initialize, vgg
+from vgg_ddp.model import initialize, vgg
 
 STEPS = 6
 SECONDS_TO_SAY_WHY = 10

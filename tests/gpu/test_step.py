@@ -17,7 +17,8 @@ from benchmarks.measurement.step import CLASSES, TrainingStep, noise
 from tests.support.rank_processes import apart
 from vgg_ddp.config import Config
 from vgg_ddp.config.augment import AugmentConfig
-from vgg_ddp.config.schema import DataConfig, LogConfig
+from vgg_ddp.config.data import DataConfig
+from vgg_ddp.config.schema import LogConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.distributed.memory import used_bytes
 from vgg_ddp.distributed.world import World

@@ -25,7 +25,7 @@ from tests.support.pictures import encode, jpegs, noise, oriented, png16, smooth
 from tests.support.rank_processes import apart
 from vgg_ddp.augment.geometry import Geometry, evaluation_geometry, training_geometry
 from vgg_ddp.config.augment import AugmentConfig
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data import nvidia_dali
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order, Slice, evaluation_slices

@@ -11,7 +11,7 @@ import torch
 from tests.support.rank_processes import CPU, Ranks
 from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
 from vgg_ddp.config.augment import AugmentConfig
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order, Slice, evaluation_slices
 from vgg_ddp.distributed.world import World, joined

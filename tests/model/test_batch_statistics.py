@@ -6,8 +6,8 @@ import copy
 
 import torch
 
+from vgg_ddp.model import initialize, vgg
 from vgg_ddp.model.batch_statistics import measured
-from vgg_ddp.model.network import initialize, vgg
 
 FP32 = torch.autocast("cpu", enabled=False)
 

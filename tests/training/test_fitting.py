@@ -13,7 +13,7 @@ import torch
 from tests.support.rank_processes import apart
 from vgg_ddp.config import Config, dump
 from vgg_ddp.config.augment import AugmentConfig
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.distributed import memory
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError

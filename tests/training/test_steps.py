@@ -23,8 +23,8 @@ from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order
 from vgg_ddp.distributed.world import joined
+from vgg_ddp.model import initialize, vgg
 from vgg_ddp.model.convolution import CpuConvolution
-from vgg_ddp.model.network import initialize, vgg
 
 STEPS = 3
 NO_NORM = "model.batch_norm=false"

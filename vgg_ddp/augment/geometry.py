@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg_ddp.config.augment import AugmentConfig
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.order import Slice
 from vgg_ddp.randomness import random_words, seeds, uniform
 

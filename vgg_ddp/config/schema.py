@@ -1,7 +1,7 @@
 """Every key of a configuration: its type, default, unit, meaning, and the rules it must obey.
 
-Each group is one frozen struct that checks its own keys; `Config` checks the rules between groups. The groups of optional
-features lie in the modules beside this one. `vgg-ddp train --help` is made from these structs. Nothing here imports torch,
+Each group is one frozen struct that checks its own keys; `rules` has the rules between groups. Larger groups lie in the
+modules beside this one. `vgg-ddp train --help` is made from these structs. Nothing here imports torch,
 so a wrong configuration is refused at once.
 """
 
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import msgspec
 from msgspec import Meta
 
 from vgg_ddp.config.augment import AugmentConfig
-from vgg_ddp.config.communication import CommunicationConfig, check_communication
-from vgg_ddp.config.deepspeed import DeepSpeedConfig, check_deepspeed
+from vgg_ddp.config.communication import CommunicationConfig
+from vgg_ddp.config.data import DataConfig
+from vgg_ddp.config.deepspeed import DeepSpeedConfig
 from vgg_ddp.config.group import Group, key
 from vgg_ddp.config.optimizer import LossConfig, OptimizerConfig, ScheduleConfig
+from vgg_ddp.config.rules import check_between_groups
 from vgg_ddp.config.tracking import TrackingConfig
 from vgg_ddp.errors import UserError
 
@@ -44,82 +45,6 @@ class ModelConfig(Group, frozen=True):
     def __post_init__(self) -> None:
         if self.sync_batch_norm and not self.batch_norm:
             raise ValueError("model.sync_batch_norm needs model.batch_norm=true")
-
-
-class DataConfig(Group, frozen=True):
-    """Which images, at which size, and how they are loaded."""
-
-    source: Annotated[
-        str,
-        key("cifar10, cifar100, digits, an image folder, an archive (docs/data.md), or a prepared dataset"),
-    ] = "cifar10"
-    fallback: Annotated[Literal["none", "digits"], key("what to train on where cifar10 or cifar100 cannot be had")] = (
-        "none"
-    )
-    directory: Annotated[str, key("where downloads and prepared datasets are kept")] = "datasets"
-    unreadable: Annotated[
-        Literal["refuse", "drop"], key("images that cannot be read: refuse the source, or leave them out")
-    ] = "refuse"
-    unusual: Annotated[
-        Literal["convert", "refuse"], key("images that are not 8-bit RGB, animated, tiny, huge or named wrong")
-    ] = "convert"
-    test_share: Annotated[
-        float, key("share of each class to test on, of a source that has no test or validation images", gt=0, lt=1)
-    ] = 0.2
-    split_seed: Annotated[
-        int, key("seed that draws test_share; not the run's, so that all runs are tested alike", ge=0)
-    ] = 0
-    resize: Annotated[
-        Annotated[int, Meta(ge=8)] | Literal["auto"] | None,
-        key(
-            "resize the shorter side to this first, pixels; null keeps the size; auto: keeps it too, unless images are "
-            "smaller or much larger than image_size"
-        ),
-    ] = "auto"
-    image_size: Annotated[int, key("side of the square that the network sees, pixels", ge=16)] = 32
-    photo_size: Annotated[
-        Annotated[int, Meta(ge=16)] | None,
-        key("image_size where most images are at least this large, pixels; null: image_size for all"),
-    ] = None
-    train_sizes: Annotated[
-        list[Annotated[int, Meta(ge=16)]],
-        key("sizes to shrink training images to, one per epoch, pixels; later epochs use image_size"),
-    ] = msgspec.field(default_factory=list)
-    validation: Annotated[
-        float,
-        key(
-            "share of the training set held out for validation, stratified; a source's own validation images take its place",
-            ge=0,
-            lt=1,
-        ),
-    ] = 0.1
-    resident_share: Annotated[
-        float, key("loader=auto keeps the decoded images on the device if they fit into this share of it", ge=0, le=1)
-    ] = 0.25
-    residency: Annotated[
-        Literal["whole", "sharded"],
-        key("resident loader: every rank keeps all images, or its share, exchanging what a batch needs"),
-    ] = "whole"
-    workers: Annotated[
-        Annotated[int, Meta(ge=0)] | Literal["auto"],
-        key("worker processes of the torch loader, per rank; auto: the cores that a rank has for loading"),
-    ] = "auto"
-    decode_threads: Annotated[
-        Annotated[int, Meta(ge=1)] | Literal["auto"],
-        key("CPU threads of the dali loader, per rank; auto: the cores that a rank has for loading"),
-    ] = "auto"
-    prefetch: Annotated[int, key("batches made ready ahead of the step", ge=1)] = 2
-
-    def __post_init__(self) -> None:
-        if isinstance(self.resize, int) and self.resize < self.image_size:
-            raise ValueError(f"data.resize ({self.resize}) is smaller than data.image_size ({self.image_size})")
-        if self.photo_size is not None and self.photo_size < self.image_size:
-            raise ValueError(f"data.photo_size ({self.photo_size}) is smaller than data.image_size ({self.image_size})")
-
-    @property
-    def shorter_side(self) -> int | None:
-        """To how many pixels the shorter side of an image is resized; None keeps it (also an "auto" that nobody settled)."""
-        return None if self.resize == "auto" else self.resize
 
 
 class StopConfig(Group, frozen=True):
@@ -259,39 +184,7 @@ class Config(Group, frozen=True):
     tracking: TrackingConfig = TrackingConfig()
 
     def __post_init__(self) -> None:
-        smallest = min([self.data.image_size, *self.data.train_sizes])
-        if self.model.head == "paper" and smallest < 32:
-            raise ValueError(
-                f"model.head=paper needs images of 32 pixels or more, not {smallest}; use model.head=compact"
-            )
-        if self.model.head == "paper" and set(self.data.train_sizes) - {self.data.image_size}:
-            raise ValueError("data.train_sizes needs model.head=compact: the paper's head is built for one size")
-        if self.augment.crop_padding >= self.data.image_size:
-            raise ValueError(
-                f"augment.crop_padding ({self.augment.crop_padding}) must be less than data.image_size ({self.data.image_size})"
-            )
-        if self.augment.scale_jitter is not None and self.augment.scale_jitter[0] < self.data.image_size:
-            raise ValueError(f"augment.scale_jitter starts below data.image_size ({self.data.image_size})")
-        if self.network == "A-LRN" and self.model.batch_norm:
-            raise ValueError("network=A-LRN has its own normalisation; set model.batch_norm=false")
-        if self.stop.patience is not None and self.data.validation == 0:
-            raise ValueError("stop.patience needs a validation split; set data.validation above 0")
-        if self.evaluate.checkpoint == "best" and self.data.validation == 0:
-            raise ValueError("evaluate.checkpoint=best needs a validation split; set data.validation above 0")
-        if self.batch % self.accumulation:
-            raise ValueError(
-                f"batch ({self.batch}) does not divide into accumulation ({self.accumulation}) micro-batches"
-            )
-
-        if self.recompute != "none" and self.compile is not False:
-            raise ValueError(
-                "recompute works with compile=false alone: torch.compile chooses what to compute again itself"
-            )
-        if self.recompute != "none" and self.model.sync_batch_norm:
-            raise ValueError("recompute would send model.sync_batch_norm's messages twice; use one of them")
-        check_communication(self)
-        if self.engine == "deepspeed":
-            check_deepspeed(self)
+        check_between_groups(self)
 
     def local_batch(self, world_size: int) -> int:
         """The local batch: images that each rank takes of the global batch.

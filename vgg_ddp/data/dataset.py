@@ -9,13 +9,12 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from vgg_ddp.data.other_classes import as_trained, labels_by_name
 from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split
 from vgg_ddp.errors import UserError
 
 FORMAT_VERSION = 2
-MOST_NAMES = 20  # of classes in a message
 
 
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,9 +90,9 @@ class Dataset:
             raise UserError(f"{directory} is not a prepared dataset: it has no dataset.json; run 'vgg-ddp prepare'")
         self.record, self._labels = record, np.arange(len(record.classes))
         if trained is not None and trained.classes != record.classes:
-            self._labels = _labels_by_name(record, trained.classes)
+            self._labels = labels_by_name(record, trained.classes)
         if trained is not None:
-            self.record = _as_trained(record, trained, self._labels)
+            self.record = as_trained(record, trained, self._labels)
         self.has_images = not copy
         for split in self.record.splits.values() if self.has_images else ():
             for file in split.files:
@@ -141,47 +140,6 @@ class Dataset:
                     f"{self.directory / file.name} is not what was prepared (sha256 differs); prepare it again"
                 )
         return len(files)
-
-
-def _labels_by_name(record: DatasetRecord, classes: list[str]) -> NDArray[np.int64]:
-    """For each class of a dataset its label among `classes`, the one of that name; -1 for a name that is not there.
-
-    Raises:
-        UserError: the dataset has test images of such a class.
-    """
-    number = {name: i for i, name in enumerate(classes)}
-    counts = record.splits["test"].class_counts
-    unknown = [name for name, count in zip(record.classes, counts) if count and name not in number]
-    if unknown:
-        raise UserError(
-            f"{record.name} has test images of {listed(unknown)}, which the network does not know: it tells apart "
-            f"{listed(classes)}; the classes of {record.name} are {listed(record.classes)}"
-        )
-    return np.array([number.get(name, -1) for name in record.classes])
-
-
-def _as_trained(record: DatasetRecord, trained: DatasetRecord, labels: NDArray[np.int64]) -> DatasetRecord:
-    """The record of a dataset with the classes and the normalisation of another; `labels`: see `_labels_by_name`."""
-    known = labels >= 0
-    splits = {}
-    for name, split in record.splits.items():
-        counts = np.zeros(len(trained.classes), dtype=np.int64)
-        counts[labels[known]] = np.array(split.class_counts)[known]
-        splits[name] = msgspec.structs.replace(split, class_counts=counts.tolist())
-    return msgspec.structs.replace(
-        record,
-        classes=trained.classes,
-        groups=trained.groups,
-        mean=trained.mean,
-        std=trained.std,
-        covariance=trained.covariance,
-        splits=splits,
-    )
-
-
-def listed(names: list[str]) -> str:
-    """Names of classes in a message, the first of many."""
-    return ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
 
 
 def file_sha256(path: Path) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from vgg_ddp.config.schema import BUILT_IN_SOURCES, DataConfig
+from vgg_ddp.config.data import DataConfig
+from vgg_ddp.config.schema import BUILT_IN_SOURCES
 from vgg_ddp.data.conversion import PREPARATION, Policy
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.sources import Unavailable, missing

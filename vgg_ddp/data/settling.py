@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 
 from vgg_ddp.config import Config
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.config.optimizer import LossConfig
-from vgg_ddp.config.schema import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.splits import Split
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vgg_ddp.augment.geometry import evaluation_geometry
 from vgg_ddp.augment.pixels import window
 from vgg_ddp.config import Config
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.decoding import decode_image
 from vgg_ddp.data.order import Slice

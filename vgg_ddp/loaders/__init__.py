@@ -10,20 +10,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vgg_ddp.augment.geometry import Geometry, resized_shapes
+from vgg_ddp.augment.geometry import Geometry
 from vgg_ddp.augment.philox import DeviceSlice
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data import nvidia_dali
 from vgg_ddp.data.order import Slice
 from vgg_ddp.data.splits import Split
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.loaders.choice import shortage_for_workers
+from vgg_ddp.loaders.choice import check_sizes, shortage_for_workers, with_cores
 
 
 @dataclass(frozen=True)
@@ -102,26 +101,3 @@ def build(
     assert config.workers != "auto"
     workers = 0 if shortage_for_workers(config, world, batch) else config.workers
     return TorchLoader(split, geometry, config, workers, world.device)
-
-
-def with_cores(config: DataConfig, world: World) -> DataConfig:
-    """The same with a number in place of each "auto" of workers and threads."""
-    chosen = {
-        name: world.cores_for_loading() for name in ("workers", "decode_threads") if getattr(config, name) == "auto"
-    }
-    return msgspec.structs.replace(config, **chosen)
-
-
-def check_sizes(split: Split, geometry: Geometry) -> None:
-    """Raises a `UserError` if an image of the split is too small for the crop."""
-    if geometry.area is not None:
-        return
-    shorter = None if geometry.resize is None else np.array([geometry.resize[0]])
-    shapes = resized_shapes(split.shapes(np.arange(len(split))), shorter)
-    small = np.flatnonzero(shapes.min(axis=1) < geometry.size)
-    if len(small):
-        height, width = shapes[small[0]]
-        raise UserError(
-            f"{split.key(int(small[0]))} is {width} x {height} pixels, smaller than data.image_size ({geometry.size}); "
-            f"set data.resize={geometry.size} to enlarge it"
-        )

@@ -1,4 +1,4 @@
-"""Which loader `loader=auto` means for a split, on this machine."""
+"""Which loader `loader=auto` means for a split, on this machine, and what it can do there."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import multiprocessing
 import shutil
 from dataclasses import dataclass, replace
 
-from vgg_ddp.config.schema import DataConfig
+import msgspec
+import numpy as np
+
+from vgg_ddp.augment.geometry import Geometry, resized_shapes
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data import nvidia_dali
 from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split
 from vgg_ddp.distributed.memory import total_bytes
 from vgg_ddp.distributed.world import World
+from vgg_ddp.errors import UserError
 
 SHARED_MEMORY = "/dev/shm"
 
@@ -76,3 +81,26 @@ def shortage_for_workers(config: DataConfig, world: World, batch: int) -> str:
     if needed <= free or not workers:
         return ""
     return f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free, batches made ahead take {needed / 1e6:.0f} MB"
+
+
+def with_cores(config: DataConfig, world: World) -> DataConfig:
+    """The same with a number in place of each "auto" of workers and threads."""
+    chosen = {
+        name: world.cores_for_loading() for name in ("workers", "decode_threads") if getattr(config, name) == "auto"
+    }
+    return msgspec.structs.replace(config, **chosen)
+
+
+def check_sizes(split: Split, geometry: Geometry) -> None:
+    """Raises a `UserError` if an image of the split is too small for the crop."""
+    if geometry.area is not None:
+        return
+    shorter = None if geometry.resize is None else np.array([geometry.resize[0]])
+    shapes = resized_shapes(split.shapes(np.arange(len(split))), shorter)
+    small = np.flatnonzero(shapes.min(axis=1) < geometry.size)
+    if len(small):
+        height, width = shapes[small[0]]
+        raise UserError(
+            f"{split.key(int(small[0]))} is {width} x {height} pixels, smaller than data.image_size ({geometry.size}); "
+            f"set data.resize={geometry.size} to enlarge it"
+        )

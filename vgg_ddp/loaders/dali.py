@@ -21,7 +21,7 @@ from torch.utils.dlpack import from_dlpack
 
 from vgg_ddp.augment.geometry import Geometry, Placement
 from vgg_ddp.augment.pixels import finish
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.order import Slice
 from vgg_ddp.data.splits import EncodedSplit, Split
 from vgg_ddp.errors import UserError

@@ -21,7 +21,7 @@ from torch import Tensor
 from vgg_ddp.augment.geometry import Geometry
 from vgg_ddp.augment.philox import DeviceSlice
 from vgg_ddp.augment.pixels import crop, finish, on_device, resample_batch, rotate, take
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data import nvidia_dali
 from vgg_ddp.data.order import Slice
 from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vgg_ddp.augment.geometry import Geometry
 from vgg_ddp.augment.pixels import finish, window
-from vgg_ddp.config.schema import DataConfig
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.order import Slice
 from vgg_ddp.data.splits import RawSplit, Split
 from vgg_ddp.errors import UserError

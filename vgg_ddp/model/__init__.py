@@ -1,5 +1,6 @@
 """The network and what belongs to it: its convolutions, sync batch norm, activation checkpointing, preprocessing."""
 
-from vgg_ddp.model.network import VGG, initialize, vgg
+from vgg_ddp.model.initialization import initialize
+from vgg_ddp.model.network import VGG, vgg
 
 __all__ = ["VGG", "initialize", "vgg"]

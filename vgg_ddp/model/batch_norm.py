@@ -1,6 +1,6 @@
-"""Sync batch norm: batch statistics over the images of all ranks. torch's own SyncBatchNorm runs on GPUs only.
+"""Sync batch norm: batch statistics over the images of all ranks. torch's own runs on GPUs only, and waits in each layer.
 
-On a CPU each rank sends the mean and variance of its images, and gets those of all images (Chan, Golub & LeVeque 1979, for
+Each rank sends the mean and variance of its images, and gets those of all images (Chan, Golub & LeVeque 1979, for
 samples of equal size); the backward pass sends two sums for each channel. All ranks must have equally many images.
 """
 
@@ -75,8 +75,6 @@ def convert(network: nn.Module) -> None:
 
 
 def _sync_batch_norm(norm: nn.BatchNorm2d) -> nn.Module:
-    if norm.weight.is_cuda:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
     converted = SyncBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
     converted._parameters, converted._buffers = norm._parameters, norm._buffers
     return converted

@@ -69,6 +69,23 @@ def chosen(implementation: str, key: str, device: torch.device, built: bool = Tr
     return usable
 
 
+def has_the_steps(groups: list[dict[str, Any]], config: OptimizerConfig) -> bool:
+    """Whether apex has the optimizer; its LAMB scales the steps of what is decayed, and those of nothing else.
+
+    Raises:
+        UserError: apex's LAMB is asked for, and other parameters than the weights are decayed, or none.
+    """
+    if config.name != "lamb":
+        return config.name == "sgd"
+    same = all(group["adapt"] == (group["weight_decay"] != 0) for group in groups)
+    if config.implementation == "apex" and not same:
+        raise UserError(
+            "optimizer.implementation=apex: apex's LAMB scales the steps of what is decayed, here not the weights alone; set "
+            "optimizer.weight_decay above 0 and optimizer.decay_biases_and_norms=false, or optimizer.implementation=torch"
+        )
+    return same
+
+
 def optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
     """FusedSGD or FusedLAMB over groups of parameters, as `config.name` says; `chosen` comes first."""
     from apex.optimizers import FusedLAMB, FusedSGD

@@ -47,7 +47,9 @@ def build(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.
     groups = parameter_groups(parameters, config)
     rate, betas = config.learning_rate, (config.beta1, config.beta2)
     device = groups[0]["params"][0].device
-    if config.name in ("sgd", "lamb") and nvidia_apex.chosen(config.implementation, "optimizer.implementation", device):
+    if nvidia_apex.has_the_steps(groups, config) and nvidia_apex.chosen(
+        config.implementation, "optimizer.implementation", device
+    ):
         return nvidia_apex.optimizer(groups, config)
     if config.name == "sgd":
         sgd = torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +13,10 @@ from vgg_ddp import engines
 from vgg_ddp.augment.appearance import Appearance
 from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.data.order import evaluation_slices
 from vgg_ddp.distributed.world import World
 from vgg_ddp.loaders import Batch
-from vgg_ddp.model import batch_statistics
 from vgg_ddp.model.preprocess import Preprocess
-from vgg_ddp.optim import precision, schedules
+from vgg_ddp.optim import schedules
 from vgg_ddp.optim.averaging import Average
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
@@ -30,7 +27,6 @@ from vgg_ddp.training.parts import (
     build_data,
     build_network,
     build_preprocess,
-    evaluation_loader,
 )
 from vgg_ddp.training.saving import Saver
 
@@ -72,26 +68,6 @@ class Job:
     def evaluated_network(self) -> nn.Module:
         """What is validated: the averaged weights if there are any, else the engine's. All ranks together."""
         return self.average.network if self.config.ema else self.engine.whole_network()
-
-    @contextlib.contextmanager
-    def statistics_at_evaluated_size(self, network: nn.Module, epoch: int) -> Iterator[None]:
-        """Inside the context, where images were shrunk in `epoch`: batch-norm statistics of images as they are evaluated.
-
-        They are measured on training images without augmentation, the same on every rank. All ranks together.
-        """
-        if self.side(epoch) is None:
-            yield
-            return
-        samples = self.data.order.samples
-        samples = samples[:: -(-len(samples) // batch_statistics.IMAGES)]
-        slices = evaluation_slices(samples, max(2, min(batch_statistics.BATCH, self.config.evaluate.batch)))
-        loader = self.data.validation_loader
-        if self.data.validation.split != "train":
-            loader = evaluation_loader(self.config, self.data.dataset, "train", self.world)
-        loaded = (self.preprocess(batch.images) for batch in loader.stream(slices))
-        autocast = precision.autocast(self.config.precision, self.world.device)
-        with batch_statistics.measured(network, loaded, autocast):
-            yield
 
     def side(self, epoch: int) -> int | None:
         """The size to shrink this epoch's images to; None leaves them as they are."""

@@ -1,0 +1,45 @@
+"""The rules between groups of keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vgg_ddp.config.communication import check_communication
+from vgg_ddp.config.deepspeed import check_deepspeed
+
+if TYPE_CHECKING:
+    from vgg_ddp.config.schema import Config
+
+
+def check_between_groups(config: Config) -> None:
+    """Raises a `ValueError` for the first rule between groups that `config` breaks."""
+    smallest = min([config.data.image_size, *config.data.train_sizes])
+    if config.model.head == "paper" and smallest < 32:
+        raise ValueError(f"model.head=paper needs images of 32 pixels or more, not {smallest}; use model.head=compact")
+    if config.model.head == "paper" and set(config.data.train_sizes) - {config.data.image_size}:
+        raise ValueError("data.train_sizes needs model.head=compact: the paper's head is built for one size")
+    if config.augment.crop_padding >= config.data.image_size:
+        raise ValueError(
+            f"augment.crop_padding ({config.augment.crop_padding}) must be less than data.image_size ({config.data.image_size})"
+        )
+    if config.augment.scale_jitter is not None and config.augment.scale_jitter[0] < config.data.image_size:
+        raise ValueError(f"augment.scale_jitter starts below data.image_size ({config.data.image_size})")
+    if config.network == "A-LRN" and config.model.batch_norm:
+        raise ValueError("network=A-LRN has its own normalisation; set model.batch_norm=false")
+    if config.stop.patience is not None and config.data.validation == 0:
+        raise ValueError("stop.patience needs a validation split; set data.validation above 0")
+    if config.evaluate.checkpoint == "best" and config.data.validation == 0:
+        raise ValueError("evaluate.checkpoint=best needs a validation split; set data.validation above 0")
+    if config.batch % config.accumulation:
+        raise ValueError(
+            f"batch ({config.batch}) does not divide into accumulation ({config.accumulation}) micro-batches"
+        )
+    if config.recompute != "none" and config.compile is not False:
+        raise ValueError(
+            "recompute works with compile=false alone: torch.compile chooses what to compute again itconfig"
+        )
+    if config.recompute != "none" and config.model.sync_batch_norm:
+        raise ValueError("recompute would send model.sync_batch_norm's messages twice; use one of them")
+    check_communication(config)
+    if config.engine == "deepspeed":
+        check_deepspeed(config)
