@@ -29,7 +29,7 @@ from vgg_ddp.run.console import TrainingProgress, say
 from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint
 from vgg_ddp.run.metrics_log import MetricsLog
 from vgg_ddp.run.resolved import ResolvedRun
-from vgg_ddp.training import continuing, cuda_graph, environment, parts
+from vgg_ddp.training import continuing, cuda_graph, environment
 from vgg_ddp.training.job import Job, build_job
 from vgg_ddp.training.profiling import traced
 from vgg_ddp.training.recorder import Recorder
@@ -125,7 +125,7 @@ def save(job: Job, state: State, recorder: Recorder, best: bool = False) -> None
 def resume(job: Job) -> State:
     """The state to begin from: that of the newest whole checkpoint, loaded into the parts of `job`, or a fresh one."""
     world, config = job.world, job.config
-    identity = parts.identity(config, job.data.dataset)
+    identity = continuing.identity(config, job.data.dataset)
     files = b""
     with world.together():
         found = checkpoint.read_newest(job.run.checkpoints) if world.is_main else None

@@ -21,7 +21,7 @@ from vgg_ddp.evaluation.inference import predict
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import replace_file
-from vgg_ddp.training import parts
+from vgg_ddp.training import continuing, parts
 
 CALIBRATION_IMAGES = 10_000  # at most, to fit one temperature on
 
@@ -76,7 +76,7 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
 def calibration_images(config: Config, dataset: Dataset, state: checkpoint.State) -> tuple[HeldOut, str]:
     """Images that the checkpoint was not trained on, at most `CALIBRATION_IMAGES`, and which they are; or none, and why."""
     none = HeldOut("train", np.empty(0, dtype=np.int64))
-    now = parts.identity(config, dataset)
+    now = continuing.identity(config, dataset)
     if any(state.identity.get(key) != now[key] for key in ("dataset", "data.validation", "seed")):
         return none, "the checkpoint was trained on other data, or held out other images for validation"
     _, validation = held_out(dataset, config.data.validation, config.seed)

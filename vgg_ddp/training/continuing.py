@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import msgspec
 
 from vgg_ddp.config import Config, flat, load, with_absolute_paths
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import say
 from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint
@@ -61,3 +63,19 @@ def _is_evaluated(run: RunDirectory, config: Config) -> bool:
     manifest = chosen_checkpoint(run, config.evaluate.checkpoint) / "manifest.json"
     evaluated = (read_json(run.evaluation / "summary.json") or {}).get("checkpoint_sha256")
     return run.report.is_file() and evaluated == hashlib.sha256(manifest.read_bytes()).hexdigest()
+
+
+def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What two trainings must share for one to continue the other: network, data, order, optimizer."""
+    return {
+        "network": config.network,
+        "model.batch_norm": config.model.batch_norm,
+        "model.head": config.model.head,
+        "data.image_size": config.data.image_size,
+        "data.validation": config.data.validation,
+        "dataset": dataset.sha256,
+        "seed": config.seed,
+        "batch": config.batch,
+        "optimizer.name": config.optimizer.name,
+        "ema": config.ema,
+    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -131,19 +130,3 @@ def build_appearance(config: Config, dataset: Dataset, device: torch.device) -> 
     """What changes the look of training images."""
     covariance, mean = np.array(dataset.record.covariance), np.array(dataset.record.mean)
     return Appearance(config.augment, config.seed, covariance, mean, len(dataset.classes), device)
-
-
-def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """What two trainings must share for one to continue the other: network, data, order, optimizer."""
-    return {
-        "network": config.network,
-        "model.batch_norm": config.model.batch_norm,
-        "model.head": config.model.head,
-        "data.image_size": config.data.image_size,
-        "data.validation": config.data.validation,
-        "dataset": dataset.sha256,
-        "seed": config.seed,
-        "batch": config.batch,
-        "optimizer.name": config.optimizer.name,
-        "ema": config.ema,
-    }
