@@ -155,7 +155,7 @@ def test_loaders_has_a_row_a_loader_and_storage(tmp_path: Path) -> None:
 
 def test_engines_take_turns_on_the_same_step(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
-    options = ["--network", "vgg11", "--batch", 8, "--stages", 1, "--steps", 1, "--rounds", 1, "--threads", 1]
+    options = ["--network", "vgg11", "--batch", 8, "--stages", 1, "--steps", 1, "--rounds", 1]
     output, rows = run("engines", *options, "--json", tmp_path / "out.json")
     assert [row["engine"] for row in rows] == ["ddp", "deepspeed 1"]
     assert rows[0]["to_ddp"] == 1
