@@ -1,6 +1,7 @@
 """What the benchmarks share.
 
 command       a command's options, its file of rows with the machine, its exit code
+arithmetic    torch's settings of arithmetic, the same for all that is compared
 rounds        rounds that alternate between what is compared, and their statistics
 baseline      whether a run is faster or slower than stored runs, or whether the difference is noise
 device_speed  the device's own rates: a large matrix product, a large copy, and the reference made of both

@@ -17,7 +17,7 @@ import torch
 from benchmarks.measurement import baseline, pictures
 from vgg_ddp import cores
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
-from vgg_ddp.training.environment import commit, devices
+from vgg_ddp.training.environment import commit, cuda_versions, devices, gpus
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 PRECISION_HELP = "(default: auto, the fastest of the device)"
@@ -78,6 +78,8 @@ def machine(threads: int) -> dict[str, Any]:
     """The devices, versions and load of this machine, for the file of rows."""
     return {
         "devices": devices(),
+        "gpus": gpus(),
+        "libraries": cuda_versions(),
         "threads": threads,
         "cores": cores.usable(),
         "system": platform.platform(),

@@ -8,12 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 
 from tests.support.rank_processes import Launch, Ranks, start
-from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World
 
 HERE = Path(__file__).parent
@@ -49,20 +47,11 @@ def precision(device: torch.device) -> str:
 
 @pytest.fixture(scope="module")
 def launch(runs: Path, recipe: Path, device: torch.device) -> Launch:
-    """As the fixture of all tests, but on the device."""
+    """As the fixture of all tests, but on the device, which all ranks share."""
 
     def begin(name: str, *words: str, size: int = 1, pause: dict[str, Any] | None = None) -> Ranks:
-        on_device = [f"device={device.type}"] if has_key(device=device.type) else []
-        arguments = [str(recipe), f"run.dir={runs / name}", f"nproc={size}", *on_device, *words]
+        place = [f"device={device.type}", f"nproc={size}", f"ranks_per_gpu={size}"]
+        arguments = [str(recipe), f"run.dir={runs / name}", *place, *words]
         return start("vgg_ddp.train", arguments, size, runs / f"{name} output", pause, warm=device.type == "cpu")
 
     return begin
-
-
-def has_key(**values: object) -> bool:
-    """Whether a configuration takes these keys with these values."""
-    try:
-        msgspec.convert(values, Config)
-    except msgspec.ValidationError:
-        return False
-    return True

@@ -11,15 +11,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.gpu.conftest import has_key
 from tests.support.rank_processes import Launch, Ranks, Train, step
 from tests.support.run_folders import assert_same_steps, assert_undisturbed, latest, stop
 from vgg_ddp.distributed import rank_process
+from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 from vgg_ddp.model import initialize, vgg
+from vgg_ddp.training.cuda_graph import WARM_UP
 
-STEPS = 6
+STEPS = WARM_UP + 3
 SECONDS_TO_SAY_WHY = 10
 
 
@@ -44,8 +45,6 @@ def test_continued_to_the_same_bits(
 def test_a_graph_takes_the_steps_of_eager_to_the_same_bits(
     whole: Path, train: Train, words: tuple[str, ...], device: torch.device
 ) -> None:
-    if not has_key(compile="graph"):
-        pytest.skip("there is no compile=graph yet")
     if device.type == "cpu":
         pytest.skip("a CPU has no graphs")
     assert_undisturbed(train("graph", *words, "compile=graph"), whole)
@@ -68,14 +67,9 @@ def at_the_start() -> dict[str, Tensor]:
 
 
 def test_two_ranks_on_one_gpu_take_the_steps_of_one(
-    one_rank: Path, at_the_start: dict[str, Tensor], train: Train, device: torch.device
+    one_rank: Path, at_the_start: dict[str, Tensor], train: Train
 ) -> None:
-    shared = []
-    if device.type == "cuda":
-        if not has_key(ranks_per_gpu=2):
-            pytest.skip("there is no ranks_per_gpu yet")
-        shared = ["ranks_per_gpu=2"]
-    two = train("two", "model.batch_norm=false", "precision=fp32", "min_steps=3", *shared, size=2)
+    two = train("two", "model.batch_norm=false", "precision=fp32", "min_steps=3", size=2)
     assert_same_steps(weights(two), weights(one_rank), at_the_start)
 
 
@@ -92,7 +86,7 @@ def test_deepspeed_takes_the_steps_of_ddp(
     shutil.rmtree(run)
 
 
-def fail_alone(failed: Path) -> int:
+def fail_alone(failed: Path, device: str) -> int:
     """As one of two ranks: the second meets a mistake while the first waits for it."""
 
     def body(world: World) -> None:
@@ -103,14 +97,12 @@ def fail_alone(failed: Path) -> int:
             raise UserError("sample 40 cannot be decoded")
         world.barrier()
 
-    return rank_process.run(body)
+    return rank_process.run(body, Devices(device, ranks_per_gpu=2))
 
 
 def test_a_rank_that_fails_says_why_at_once(runs: Path, device: torch.device) -> None:
-    if device.type == "cuda" and torch.cuda.device_count() < 2:
-        pytest.skip("two ranks need two GPUs, or ranks_per_gpu")
     failed = runs / "failed"
-    ranks = Ranks(fail_alone, (failed,), 2, runs / "failing", warm=device.type == "cpu")
+    ranks = Ranks(fail_alone, (failed, device.type), 2, runs / "failing", warm=device.type == "cpu")
     assert ranks.wait() == [EXIT_USER_ERROR] * 2, ranks.stderr
     assert time.time() - failed.stat().st_mtime < SECONDS_TO_SAY_WHY
     assert ranks.stderr == "vgg-ddp: sample 40 cannot be decoded\n"
