@@ -35,8 +35,10 @@ class Size:
     """How much is measured.
 
     Attributes:
-        batches: images in a step, by the side of an image in pixels: the first for precisions, layouts and compilation.
+        batches: images in a step, by the side of an image in pixels: the first for precisions and layouts, the smallest and the
+            largest for compilation, the last for a profile.
         compilations: what `compile` may be; "false" is measured beside each.
+        effort: options of every benchmark.
         loaded: images in a batch of a loader; `seconds` of a round of it.
         training: keys of the training to an accuracy, and the accuracy.
     """
@@ -45,7 +47,7 @@ class Size:
     batches: dict[int, list[int]]
     precisions: list[str]
     compilations: list[str]
-    rounds: int
+    effort: list[str]
     steps: int
     photos: int
     loaded: int
@@ -61,7 +63,7 @@ FULL = Size(
     batches={32: [1024, 256, 4096], 224: [64, 256]},
     precisions=["bf16", "fp16", "tf32", "fp32"],
     compilations=["true", "stages", "graph"],
-    rounds=5,
+    effort=["--rounds", "5"],
     steps=20,
     photos=2000,
     loaded=256,
@@ -76,7 +78,7 @@ SMALL = Size(  # no figure of it says anything: it is there to be quick on a CPU
     batches={32: [2]},
     precisions=["fp32", "tf32"],
     compilations=["graph"],
-    rounds=1,
+    effort=["--rounds", "1", "--threads", "1"],
     steps=1,
     photos=16,
     loaded=8,
@@ -97,14 +99,13 @@ def stages(small: bool, data: str, folder: Path) -> list[Stage]:
     """
     size = SMALL if small else FULL
     precision = size.precisions[0]
-    rounds = ["--rounds", size.rounds]
-    effort = [*rounds, "--steps", size.steps]
+    effort, steps = size.effort, ["--steps", size.steps]
     found = [
-        stage("environment", "gpu_session.environment", "--precisions", *size.precisions, *rounds),
+        stage("environment", "gpu_session.environment", "--precisions", *size.precisions, *effort),
         stage("tests", "gpu_session.device_tests", *(["--rehearsal"] if small else [])),
     ]
     for side, batches in size.batches.items():
-        cells = ["--networks", size.network, "--image-sizes", side, "--no-plain", *effort]
+        cells = ["--networks", size.network, "--image-sizes", side, "--no-plain", *effort, *steps]
         both_layouts = ["--layouts", "channels_last", "contiguous"]
         arithmetic = ["--precisions", *size.precisions, "--batches", batches[0], *both_layouts]
         found += [
@@ -112,21 +113,23 @@ def stages(small: bool, data: str, folder: Path) -> list[Stage]:
             stage(f"arithmetic-{side}", "throughput", *cells, *arithmetic),
         ]
     for side, batches in size.batches.items():
-        cell = ["--networks", size.network, "--image-sizes", side, "--no-plain", *effort]
-        cell += ["--precisions", precision, "--batches", batches[-1]]
+        cells = ["--networks", size.network, "--image-sizes", side, "--no-plain", *effort, *steps]
+        cells += ["--precisions", precision, "--batches"]
+        ends = sorted({min(batches), max(batches)})
         found += [
-            stage(f"profile-{side}", "throughput", *cell, "--profile", folder / f"profile-{side}"),
-            stage(f"compile-{side}", "throughput", *cell, "--compile", "false", *size.compilations),
+            stage(f"profile-{side}", "throughput", *cells, batches[-1], "--profile", folder / f"profile-{side}"),
+            stage(f"compile-{side}", "throughput", *cells, *ends, "--compile", "false", *size.compilations),
         ]
     side, batches = next(iter(size.batches.items()))
     load = ["--data", "digits", "--photos", size.photos, "--batch", size.loaded, "--seconds", size.seconds]
     others = ["--networks", size.network, "--image-size", side, "--batches", *batches, "--peers", *size.peers]
+    goal = ["--target", size.target, "--seeds", size.seeds]
     training = [f"data.source={data}", f"data.directory={folder / 'datasets'}", *size.training]
     return [
         *found,
-        stage("loaders", "loaders", *load, *rounds),
-        stage("peers", "peers", *others, "--precision", precision, *effort),
-        stage("accuracy", "time_to_accuracy", CONFIG, "--target", size.target, "--seeds", size.seeds, *training),
+        stage("loaders", "loaders", *load, *effort),
+        stage("peers", "peers", *others, "--precision", precision, *effort, *steps),
+        stage("accuracy", "time_to_accuracy", CONFIG, *goal, *effort, *training),
     ]
 
 

@@ -33,6 +33,7 @@ from vgg_ddp.train import train
 from vgg_ddp.training import parts
 from vgg_ddp.training.job import Job, build_job
 from vgg_ddp.training.recorder import Recorder
+from vgg_ddp.training.stopping import StopRequest
 
 SMALL = Config(network="vgg11", batch=16, data=DataConfig(image_size=16, resize=None, validation=0, workers=0))
 # Of the first update, relative to its length, from that of fp32: the products' operands keep 10, 10 and 7 bits. A CPU was 0.10
@@ -134,7 +135,8 @@ def test_no_step_waits_for_the_device_or_keeps_memory(
         stack.enter_context(job.saver)
         if world.device.type == "cuda":
             stack.callback(torch.cuda.set_sync_debug_mode, "default")
-        train(watched, state, recorder)
+        stop = stack.enter_context(StopRequest(world, config.log.every_steps))
+        train(watched, state, recorder, stop)
     assert state.step == 10 * epochs
     noise_of_a_process = 0 if world.device.type == "cuda" else 64e6
     assert used[1] <= used[0] + noise_of_a_process

@@ -55,8 +55,8 @@ def predict(
 
 def use_rank_zero_buffers(network: nn.Module, world: World) -> None:
     """Give every rank the running batch statistics of rank 0, which are the ones that are saved."""
-    if world.size > 1:
-        buffers = list(network.buffers())
+    buffers = list(network.buffers())
+    if world.size > 1 and buffers:  # none without batch normalisation
         values = torch.cat([buffer.flatten().double() for buffer in buffers]).cpu()  # one message for all of them
         torch.distributed.broadcast(values, 0)
         for buffer, value in zip(buffers, values.split([buffer.numel() for buffer in buffers]), strict=True):
