@@ -74,14 +74,14 @@ def test_a_kind_of_picture_is_the_same_from_every_loader(
 
 def test_what_dali_alone_cannot_decode_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a data set that holds files as they came, as earlier versions made them."""
-    monkeypatch.setattr("vgg_ddp.data.inspection.plain", lambda data, decoded, damaged: (data, "jpg"))
-    name = "exif of a directory outside.jpg"
+    monkeypatch.setattr("vgg_ddp.data.inspection.plain", lambda data, decoded, damaged: (data, "qoi"))
+    name = "plain.qoi"
     files = {f"{split}/{label}/{name}": KINDS[name].data for split in ("train", "test") for label in "ab"}
     dataset = prepare(str(write_folder(tmp_path / "source", files)), tmp_path / "dataset", print, tmp_path)
     split, data = dataset.split("train"), DataConfig(image_size=SIDE, resize=None)
     for loader in ("dali", "resident"):
         with pytest.raises(
-            UserError, match=r"loader=dali cannot decode train/a/exif of .*; prepare .* or set loader=torch"
+            UserError, match=r"loader=dali cannot decode train/a/plain.qoi or .*; prepare .* or set loader=torch"
         ):
             [
                 *build(loader, split, evaluation_geometry(data), data, ALONE, 64).stream(

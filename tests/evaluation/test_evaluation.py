@@ -106,7 +106,7 @@ def test_one_s_own_images_are_answered_as_in_the_evaluation(
     with np.load(whole_run / "evaluation" / "predictions.npz") as arrays:
         expected = arrays["probabilities"]
     dataset = Dataset(few_digits)
-    split, folder = dataset.split("test"), tmp_path / "mine"
+    split, folder = dataset.split("test"), tmp_path / f"mine {resize}"
     for k in range(len(split)):
         target = folder / dataset.classes[split.labels[k]] / f"{k:02}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def test_one_s_own_images_are_answered_as_in_the_evaluation(
     (folder / "broken.jpg").write_bytes(b"nothing")
     ranks = Ranks(evaluate.main, ([str(whole_run), *words], folder), 1, tmp_path / "own")
     assert ranks.wait() == [0], ranks.stderr
-    found = json.loads((whole_run / "images" / "mine" / "predictions.json").read_text())
+    found = json.loads((whole_run / "images" / folder.name / "predictions.json").read_text())
     assert len(found["unreadable"]) == 1
     assert found["unreadable"][0].startswith(
         "broken.jpg cannot be decoded: it is no image of a format that is read (JPEG,"
@@ -126,7 +126,7 @@ def test_one_s_own_images_are_answered_as_in_the_evaluation(
         assert row["label"] == dataset.classes[split.labels[k]]
         ours = [row["probabilities"][name] for name in dataset.classes]
         assert ours == pytest.approx(expected[k].tolist(), rel=1e-4, abs=1e-6)
-    assert (whole_run / "images" / "mine" / "index.html").is_file()
+    assert (whole_run / "images" / folder.name / "index.html").is_file()
 
 
 def other_set(few_digits: Path, folder: Path, classes: dict[str, int]) -> Path:
