@@ -88,8 +88,7 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
 
     config, _ = precision.set_arithmetic(resolved.config, world.device)
     run = RunDirectory(resolved.run)
-    dataset = of_run.held(run) if resolved.dataset == resolved.run else Dataset(resolved.dataset, read_record(run.data))
-    assert dataset is not None
+    dataset = of_run.held(run) or Dataset(resolved.dataset)
     unreadable: list[str] = []
     found = own_images.answers(folder, config, dataset, Path(resolved.checkpoint), world.device, unreadable)
     answers = [Answer.of(one.name, one.label, one.probabilities, one.pixels, one.seen) for one in found]

@@ -163,7 +163,7 @@ def _check(
         dataset = Dataset(directory, None if trained is None else read_record(trained))
     config, choices = settle(config, dataset) if dataset.has_images else (config, [])
     counts = dataset.record.splits["test"].class_counts
-    if trained is not None and 0 in counts:
+    if trained is not None and dataset.has_images and 0 in counts:
         lacking = listed([name for name, count in zip(dataset.classes, counts) if not count])
         there = sum(count > 0 for count in counts)
         choices = [

@@ -148,10 +148,11 @@ def test_classes_of_other_data_are_matched_by_name(whole_run: Path, few_digits: 
     ranks = start("vgg_ddp.evaluate", words, 1, tmp_path / "ranks")
     assert ranks.wait() == [0], ranks.stderr
     assert "other has test images of 3 of the network's 10 classes, none of 0, 1, 3, 4, 6, 8, 9" in ranks.stdout
-    found = json.loads((whole_run / "evaluation" / "summary.json").read_text())
+    (folder,) = (whole_run / "evaluations").iterdir()
+    found = json.loads((folder / "evaluation" / "summary.json").read_text())
     assert (found["images"], found["classes"]) == (12, summary["classes"])
     assert [row["images"] for row in found["per_class"]] == [4 * (digit in (2, 5, 7)) for digit in range(10)]
-    with np.load(whole_run / "evaluation" / "predictions.npz") as others:
+    with np.load(folder / "evaluation" / "predictions.npz") as others:
         which = [k for digit in (2, 5, 7) for k in np.flatnonzero(arrays["label"] == digit)]
         assert np.array_equal(others["label"], arrays["label"][which])
         # normalised by the training set's mean and deviation, not by their own
