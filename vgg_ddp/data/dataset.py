@@ -93,7 +93,7 @@ class Dataset:
             self._labels = labels_by_name(record, trained.classes)
         if trained is not None:
             self.record = as_trained(record, trained, self._labels)
-        self.has_images = not copy
+        self.has_images, self.as_trained = not copy, trained is not None
         for split in self.record.splits.values() if self.has_images else ():
             for file in split.files:
                 stored = self.directory / file.name

@@ -41,7 +41,7 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
     with world.together():
         contents = checkpoint.unpack(files)
         of_trained = checkpoint.state(contents).identity.get("dataset") == dataset.sha256
-        if not of_trained and not run.data.is_file():
+        if not of_trained and not dataset.as_trained:
             raise UserError(
                 f"{run.path} is of an earlier version and does not name its classes, so that only the data that it was trained "
                 f"on can be evaluated, and {dataset.name} is other data"
