@@ -169,3 +169,20 @@ def test_apex_has_no_adam() -> None:
     with pytest.raises(msgspec.ValidationError, match=re.escape("apex has sgd and lamb, not adamw")):
         settings: dict[str, Any] = {"name": "adamw", "implementation": "apex"}
         msgspec.convert(settings, OptimizerConfig)
+
+
+@pytest.mark.parametrize(
+    ("keys", "same"),
+    [({}, True), ({"weight_decay": 0.0}, False), ({"decay_biases_and_norms": True}, False)],
+)
+def test_apex_s_lamb_is_taken_only_where_it_scales_the_steps_of_the_weights_alone(
+    keys: dict[str, Any], same: bool
+) -> None:
+    """apex scales the steps of what is decayed."""
+    config = OptimizerConfig(name="lamb", **{"weight_decay": 0.1, **keys})
+    groups = optimizers.parameter_groups(parameters(), config)
+    assert nvidia_apex.has_the_steps(groups, config) == same
+    if not same:
+        asked = msgspec.structs.replace(config, implementation="apex")
+        with pytest.raises(UserError, match="apex's LAMB scales the steps of what is decayed"):
+            nvidia_apex.has_the_steps(groups, asked)
