@@ -28,7 +28,7 @@ def find_images(folder: Path) -> list[Path]:
 def not_images(folder: Path) -> list[str]:
     """The other files in `folder` and below it: a line with how many there are, and the first."""
     others = [name for name in _files(folder) if not name.lower().endswith(SUFFIXES)] if folder.is_dir() else []
-    return [f"{len(others)} files that are not {', '.join(SUFFIXES)}, such as {others[0]}"] if others else []
+    return [f"files that are no images: {len(others)}, such as {others[0]}"] if others else []
 
 
 def _files(folder: Path) -> list[str]:
