@@ -59,6 +59,7 @@ def _meet_nobody() -> int:
     import signal
 
     from vgg_ddp.distributed import rank_process
+    from vgg_ddp.distributed.devices import Devices
 
     world.SECONDS_BEFORE_WORD = 0.1
     os.environ |= {"WORLD_SIZE": "2", "MASTER_PORT": "0", "TORCHELASTIC_USE_AGENT_STORE": "False"}
@@ -69,7 +70,7 @@ def _meet_nobody() -> int:
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     world.complain = interrupt  # type: ignore[attr-defined]
-    return rank_process.run(lambda joined: None)
+    return rank_process.run(lambda joined: None, Devices(device="cpu"))
 
 
 @pytest.mark.parametrize("place", ["full", "gone"])
