@@ -63,7 +63,7 @@ def test_two_seeds_on_digits(tmp_path: Path) -> None:
     for trained in found["runs"]:
         assert 0 < trained["seconds"] < trained["command_seconds"]
         assert trained["seconds"] <= trained["train_seconds"] + 0.1
-        assert len(trained["curve"]) == 2
+        assert len(trained["curve"]) == 1
     assert epochs["least"] >= 1
     assert pflop["least"] > 0
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
