@@ -137,9 +137,9 @@ def test_deepspeed_s_launcher_on_two_hosts_comes_to_the_same_weights_as_on_one(
     assert_same_weights(run, one)
 
 
-def endless(launches: Launches, hosts: Hosts, config: Path, run: Path) -> list[subprocess.Popen[str]]:
+def endless(launches: Launches, hosts: Hosts, config: Path, run: Path, *options: str) -> list[subprocess.Popen[str]]:
     """A training on both hosts that has begun, and would go on."""
-    started = [launches.start(host, config, f"run.dir={run}", "min_steps=10000") for host in hosts]
+    started = [launches.start(host, config, *options, f"run.dir={run}", "min_steps=10000") for host in hosts]
     wait_until(lambda: steps_logged(run) >= 2, 60)
     return started
 
@@ -149,7 +149,7 @@ def test_a_signal_to_one_host_saves_and_ends_both(
     number: signal.Signals, who: int, launches: Launches, hosts: Hosts, config: Path, disk: Path
 ) -> None:
     run = disk / number.name
-    started = endless(launches, hosts, config, run)
+    started = endless(launches, hosts, config, run, "--grace", "90")  # however busy the machine is
     started[who].send_signal(number)
     assert_gone(hosts)
     codes, said = ends(*started)
