@@ -82,7 +82,7 @@ class Loop:
         with MetricsLog(self._log) as log, TrainingProgress(job.total_steps, state.step, shown=False) as progress:
             steps_per_epoch = job.data.order.steps_per_epoch
             recorder = Recorder(state, job.world, job.config.batch, steps_per_epoch, job.total_steps, log, progress)
-            with StopRequest(job.world, job.config.log.every_steps) as stop:
+            with StopRequest(job.world, job.config.log.every_steps) as stop, job.saver:
                 train(job, state, recorder, stop)
         after = self._seconds()
         return {name: (after[name] - before[name]) / steps for name in after}

@@ -133,8 +133,9 @@ class Geometry:
     def _flips(self, piece: Slice) -> NDArray[np.bool_]:
         assert self.seed is not None, "evaluation does not flip"
         if self.flip == "alternating":
-            count = 1 << int(piece.samples.max(initial=0)).bit_length()
-            return _coins(self.seed, count)[piece.samples] ^ bool(piece.epoch % 2)
+            coins = self.coins(int(piece.samples.max(initial=0)) + 1)
+            assert coins is not None
+            return coins[piece.samples] ^ bool(piece.epoch % 2)
         return piece.uniform(self.seed, "flip")[:, 0] < 0.5
 
     def _random_boxes(self, piece: Slice, shapes: NDArray[np.int64]) -> NDArray[np.float64]:
