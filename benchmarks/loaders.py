@@ -59,7 +59,7 @@ class Ours:
         self._loader = loaders.build(name, split, training_geometry(data, augmentation, 0), data, world, options.batch)
 
     def run(self, seconds: float) -> tuple[int, float]:
-        """Load for at least so long; the number of images, and the seconds that they took."""
+        """Load for at least so long, one batch or more; the number of images, and the seconds that they took."""
         start, images = time.perf_counter(), 0
         for batch in self._loader.stream(self._until(start + seconds)):
             images += len(batch)
@@ -74,9 +74,9 @@ class Ours:
     def _until(self, end: float) -> Iterator[Slice]:
         for epoch in self._epochs:
             for chosen in self._order.slices(epoch):
+                yield chosen
                 if time.perf_counter() > end:
                     return
-                yield chosen
 
 
 class Files(Dataset[tuple[Tensor, int]]):
@@ -111,9 +111,9 @@ class Torchvision:
         self._batches: Iterator[Any] = iter(())
 
     def run(self, seconds: float) -> tuple[int, float]:
-        """Load for at least so long; the number of images, and the seconds that they took."""
+        """Load for at least so long, one batch or more; the number of images, and the seconds that they took."""
         start, images = time.perf_counter(), 0
-        while time.perf_counter() < start + seconds:
+        while not images or time.perf_counter() < start + seconds:
             batch = next(self._batches, None)
             if batch is None:
                 self._batches = iter(self._loader)
