@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -86,8 +87,8 @@ def answers(
         UserError: no image in the folder, or a checkpoint that is damaged or of another network.
     """
     files = find_images(folder)
-    network = parts.build_network(config, len(dataset.classes), device).eval()
-    parts.load_weights(network, checkpoint.read(weights), weights)
+    load = partial(parts.load_weights, checkpoint.read(weights), weights)
+    network = parts.build_network(config, len(dataset.classes), device, load).eval()
     preprocess = parts.build_preprocess(config, dataset, device)
     images = read(files, folder, unreadable)
     while batch := list(islice(images, min(config.evaluate.batch, WAITING))):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
                 f"{run.path} is of an earlier version and does not name its classes, so that only the data that it was trained "
                 f"on can be evaluated, and {dataset.name} is other data"
             )
-        network = parts.build_network(config, len(dataset.classes), world.device)
-        parts.load_weights(network, contents, folder)
+        load = partial(parts.load_weights, contents, folder)
+        network = parts.build_network(config, len(dataset.classes), world.device, load)
         loader = parts.evaluation_loader(config, dataset, "test", world)
     preprocess = parts.build_preprocess(config, dataset, world.device)
     images = np.arange(len(dataset.split("test")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -60,8 +61,7 @@ def export(target: Path, format_name: str, out: Path | None, overrides: list[str
         )
     device = torch.device("cpu")
     config = msgspec.structs.replace(config, channels_last=False, loader="torch")
-    network = parts.build_network(config, len(dataset.classes), device)
-    parts.load_weights(network, files, folder)
+    network = parts.build_network(config, len(dataset.classes), device, partial(parts.load_weights, files, folder))
     classifier = Classifier(parts.build_preprocess(config, dataset, device), network).eval()
     form = FORMATS[format_name]
     contents = Contents(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,9 @@ from vgg_ddp.run.files import replace_file
 _HERE = Path(__file__).parent
 
 
-def render(template: str, values: dict[str, Any], path: Path) -> Path:
-    """Write `template`, filled with `values`, to `path`.
-
-    The page's content security policy allows one script, by its hash, and no request to anywhere.
-
-    Raises:
-        UserError: the page cannot be written.
-    """
+@cache
+def templates() -> jinja2.Environment:
+    """The pages' templates, each compiled once a process."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -33,8 +29,20 @@ def render(template: str, values: dict[str, Any], path: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["width"] = lambda share: Markup(f"{100 * share:.2f}%")
+    return environment
+
+
+def render(template: str, values: dict[str, Any], path: Path) -> Path:
+    """Write `template`, filled with `values`, to `path`.
+
+    The page's content security policy allows one script, by its hash, and no request to anywhere.
+
+    Raises:
+        UserError: the page cannot be written.
+    """
     script = (_HERE / "report.js").read_text(encoding="utf-8")
-    page = environment.get_template(template).render(
+    page = templates().get_template(template)
+    html = page.render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
@@ -42,7 +50,7 @@ def render(template: str, values: dict[str, Any], path: Path) -> Path:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, page.encode(errors="replace"))
+        replace_file(path, html.encode(errors="replace"))
     except OSError as error:
         raise UserError(f"the report {path} cannot be written: {error.strerror or error}") from None
     return path

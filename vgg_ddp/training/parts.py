@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,24 +89,28 @@ def evaluation_loader(config: Config, dataset: Dataset, split: str, world: World
     return loaders.build(name, images, geometry, config.data, world, config.evaluate.batch)
 
 
-def build_network(config: Config, num_classes: int, device: torch.device) -> VGG:
-    """The network with its initial weights, on its device, in its memory layout."""
-    network = vgg(
-        config.network,
-        config.model.batch_norm,
-        config.model.head,
-        num_classes,
-        config.data.image_size,
-        config.model.dropout,
-        CpuConvolution if device.type == "cpu" else Convolution,
-    )
-    initialize(network, config.model.initialization, config.seed)
+def build_network(
+    config: Config, num_classes: int, device: torch.device, set_weights: Callable[[VGG], None] | None = None
+) -> VGG:
+    """The network on its device, in its memory layout, with its initial weights or those that `set_weights` gives it."""
+    with torch.device("meta"):  # no weight is drawn that would be written over
+        network = vgg(
+            config.network,
+            config.model.batch_norm,
+            config.model.head,
+            num_classes,
+            config.data.image_size,
+            config.model.dropout,
+            CpuConvolution if device.type == "cpu" else Convolution,
+        )
+    network.to_empty(device="cpu")
+    (set_weights or partial(initialize, method=config.model.initialization, seed=config.seed))(network)
     network.checkpointing = config.recompute
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
 
 
-def load_weights(network: VGG, files: checkpoint.Files, where: Path) -> None:
+def load_weights(files: checkpoint.Files, where: Path, network: VGG) -> None:
     """Load a checkpoint's weights: the averaged ones where it has them.
 
     Raises:
