@@ -45,6 +45,7 @@ _context.set_forkserver_preload(
         "benchmarks.measurement.step",
         "benchmarks.measurement.command",
         "torchvision",
+        "deepspeed.runtime.engine",
         "scipy.cluster.hierarchy",
         "scipy.stats",
         "sklearn.metrics",
@@ -174,6 +175,7 @@ def apart(function: Callable[..., Any], *arguments: Any, warm: bool = True) -> A
 
 def _program(module: str, arguments: tuple[str, ...], folder: Path) -> None:
     os.chdir(folder)
+    sys.path.insert(0, "")
     sys.argv = [module.replace("_", "-"), *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
