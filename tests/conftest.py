@@ -20,8 +20,9 @@ import yaml
 
 from tests.support.rank_processes import Ranks, Train, start
 from vgg_ddp.config.data import DataConfig
-from vgg_ddp.data.dataset import Dataset, FileRecord, SplitRecord, file_sha256
+from vgg_ddp.data.dataset import Dataset, file_sha256
 from vgg_ddp.data.ensure import ensure
+from vgg_ddp.data.record import FileRecord, SplitRecord, encoded
 
 # What the caller's shell, terminal, job or login has set must not reach the tests, nor the processes that they start.
 INHERITED = (
@@ -134,7 +135,7 @@ def few_digits(disk: Path, digits: Path) -> Path:
             np.save(target / name, array)
             files.append(FileRecord(name, (target / name).stat().st_size, file_sha256(target / name)))
         splits[split] = SplitRecord(len(chosen), [count] * 10, files)
-    (target / "dataset.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(record, splits=splits)))
+    (target / "dataset.json").write_bytes(encoded(msgspec.structs.replace(record, splits=splits)))
     return target
 
 

@@ -169,10 +169,11 @@ def _prepare(options: argparse.Namespace) -> int:
     from vgg_ddp.data.conversion import Policy
     from vgg_ddp.data.prepare import prepare
     from vgg_ddp.data.storage import Storage
+    from vgg_ddp.run.console import say
 
     storage = Storage(options.storage, options.quality, options.chroma)
     policy = Policy(options.unreadable, options.unusual, options.test_share, options.split_seed)
-    prepare(options.source, options.out, print, options.out.parent / "downloads", storage, policy)
+    prepare(options.source, options.out, say, options.out.parent / "downloads", storage, policy)
     return EXIT_OK
 
 
@@ -227,11 +228,12 @@ def _report(options: argparse.Namespace) -> int:
     from vgg_ddp.data.dataset import Dataset
     from vgg_ddp.data.ensure import ensure
     from vgg_ddp.report import write_report, write_side_by_side
+    from vgg_ddp.run.console import say
     from vgg_ddp.run.directory import RunDirectory
 
     dataset, run = of_run.find(RunDirectory(first)), RunDirectory(first)
     if dataset is None and of_run.held(run) is None:  # a run of an earlier version
-        dataset = Dataset(ensure(settings.data, print)[0])
+        dataset = Dataset(ensure(settings.data, say)[0])
     if dataset is None:
         print(f"the images of {first} are gone: its pages are drawn without pictures")
     if others:

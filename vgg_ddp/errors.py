@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
 EXIT_LOST_RANK = 1
 EXIT_STOPPED = 75  # stopped on request with a checkpoint saved (EX_TEMPFAIL: try again)
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal: control characters, which a file's name may have, are written as Python writes them."""
+    kept = "\n\t\u200c\u200d"  # the last two join letters
+    return "".join(
+        c if c in kept or unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 class UserError(Exception):
@@ -15,7 +25,11 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
+
+
+class Damaged(UserError):
+    """A checkpoint that cannot be used; an older one may be whole."""
 
 
 class StoppedOnRequest(Exception):

@@ -15,7 +15,8 @@ from typing import Any
 from vgg_ddp import preflight
 from vgg_ddp.config import Config
 from vgg_ddp.data import of_run
-from vgg_ddp.data.dataset import Dataset, read_record
+from vgg_ddp.data.dataset import QUICKLY_READ, Dataset
+from vgg_ddp.data.record import read_record
 from vgg_ddp.distributed import rank_process
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
@@ -70,7 +71,10 @@ def run(resolved: ResolvedRun, world: World) -> None:
 
     config, _ = precision.set_arithmetic(resolved.config, world.device)
     directory = RunDirectory(resolved.run)
-    dataset = Dataset(resolved.dataset, read_record(directory.data))
+    with world.together():
+        dataset = Dataset(resolved.dataset, read_record(directory.data))
+        if world.local_rank == 0:
+            dataset.verify(at_most=QUICKLY_READ)
     if world.is_main and resolved.choices:
         say("\n".join(resolved.choices))
     trackers = resolved.trackers if world.is_main else {}

@@ -153,8 +153,9 @@ def _check(
 
     trackers = wanted(config.tracking)
 
-    from vgg_ddp.data.dataset import Dataset, read_record
+    from vgg_ddp.data.dataset import Dataset
     from vgg_ddp.data.other_classes import listed
+    from vgg_ddp.data.record import read_record
     from vgg_ddp.data.settling import settle
 
     fallbacks: list[str] = []

@@ -15,7 +15,7 @@ from vgg_ddp import evaluate, preflight
 from vgg_ddp.analysis.predictions import accuracy, class_accuracies, loss
 from vgg_ddp.config import dump, load, with_absolute_paths
 from vgg_ddp.data import of_run
-from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.dataset import QUICKLY_READ, Dataset
 from vgg_ddp.distributed import memory, rank_process
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import StoppedOnRequest
@@ -23,7 +23,6 @@ from vgg_ddp.evaluation.inference import predict
 from vgg_ddp.loaders import Batch
 from vgg_ddp.optim import optimizers, precision
 from vgg_ddp.randomness import torch_seed
-from vgg_ddp.run import checkpoint
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import TrainingProgress, say
 from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint
@@ -31,6 +30,7 @@ from vgg_ddp.run.metrics_log import MetricsLog
 from vgg_ddp.run.resolved import ResolvedRun
 from vgg_ddp.training import continuing, cuda_graph, environment
 from vgg_ddp.training.job import Job, build_job
+from vgg_ddp.training.loading import resume
 from vgg_ddp.training.profiling import traced
 from vgg_ddp.training.recorder import Recorder
 from vgg_ddp.training.shrunk_images import statistics_at_evaluated_size
@@ -104,7 +104,7 @@ def validate(job: Job, state: State, recorder: Recorder) -> bool:
     recorder.scope_row("validation", validation_loss, validation_accuracy, per_class)
     if world.is_main:
         say(f"epoch {state.epoch}  validation loss {validation_loss:.3f}  accuracy {validation_accuracy:.2%}")
-    return note_validation(config.stop, state, validation_accuracy, state.epoch)
+    return note_validation(config.stop, state, validation_accuracy, validation_loss)
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
@@ -120,34 +120,6 @@ def save(job: Job, state: State, recorder: Recorder, best: bool = False) -> None
     ema = job.average.network.state_dict() if job.config.ema else None
     job.saver.save(weights, optimizer, state, ema, best)
     recorder.resume_clock()
-
-
-def resume(job: Job) -> State:
-    """The state to begin from: that of the newest whole checkpoint, loaded into the parts of `job`, or a fresh one."""
-    world, config = job.world, job.config
-    identity = continuing.identity(config, job.data.dataset)
-    files = b""
-    with world.together():
-        found = checkpoint.read_newest(job.run.checkpoints) if world.is_main else None
-        if found is not None:
-            folder, contents, problems = found
-            for problem in problems:
-                say(f"passed over: {problem}")
-            checkpoint.check_identity(checkpoint.state(contents), identity, folder)
-            files = checkpoint.pack(contents)
-    files = world.broadcast(files)
-    if not files:
-        return State(identity=identity)
-    contents = checkpoint.unpack(files)
-    state = checkpoint.state(contents)
-    job.engine.load_weights(checkpoint.tensors(contents, "model.safetensors"))
-    job.engine.load_state(checkpoint.tensors(contents, "optimizer.safetensors"), state.engine)
-    if config.ema:
-        job.average.network.load_state_dict(checkpoint.tensors(contents, "ema.safetensors"))
-    if world.is_main and not job.finished(state):
-        job.run.keep_metrics_until(state.step, epoch_ended=state.step_in_epoch == 0)
-        say(f"continuing at step {state.step} of {job.total_steps}")
-    return state
 
 
 def run(resolved: ResolvedRun, world: World) -> None:
@@ -166,6 +138,8 @@ def run(resolved: ResolvedRun, world: World) -> None:
             if world.is_main:
                 stack.enter_context(directory.claimed(new=config.resume == "never"))
             dataset = Dataset(resolved.dataset)
+            if world.local_rank == 0:
+                dataset.verify(at_most=QUICKLY_READ)
         with world.together():
             job = build_job(config, dataset, directory, world)
             config = job.config
@@ -178,7 +152,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
         elif world.is_main:
             changes = continuing.changes_so_far(job, state)
             directory.write_json(directory.environment, environment.describe(job, resolved, precision_reason, changes))
-            directory.config.write_text(dump(with_absolute_paths(config)))
+            directory.write(directory.config, dump(with_absolute_paths(config)))
             of_run.keep(directory, dataset)
             chosen = [*resolved.choices, *environment.choices(job), *job.data.fallbacks]
             said = [environment.sentence(job), *chosen, *changes]
@@ -191,8 +165,9 @@ def run(resolved: ResolvedRun, world: World) -> None:
             steps_per_epoch, left = job.data.order.steps_per_epoch, job.total_steps - state.step
             stop = StopRequest(world, config.log.every_steps, config.communication.synchronise_every)
             with stop, job.saver, traced(config.profile if world.is_main else 0, left, directory.trace) as after_step:
+                overflows = config.precision == "fp16"
                 recorder = Recorder(
-                    state, world, config.batch, steps_per_epoch, job.total_steps, log, progress, after_step
+                    state, world, config.batch, steps_per_epoch, job.total_steps, log, progress, after_step, overflows
                 )
                 train(job, state, recorder, stop)
             progress.close()

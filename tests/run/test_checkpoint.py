@@ -23,9 +23,10 @@ from safetensors.torch import load_file
 
 from tests.support.endless_writer import write_for_ever
 from tests.support.rank_processes import Ranks, wait_until
-from vgg_ddp.errors import UserError
+from vgg_ddp.errors import Damaged, UserError
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.checkpoint import Files, State
+from vgg_ddp.run.directory import named
 
 
 @pytest.fixture
@@ -197,12 +198,12 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
         folder = checkpoint.write(tmp_path, some_files(step), step)
         if step == 2:
             checkpoint.mark_best(tmp_path, folder)
-    checkpoint.prune(tmp_path, 2)
+    checkpoint.prune(tmp_path, 2, folder)
     assert [folder.name for folder in checkpoint.find(tmp_path)] == ["step-00000006", "step-00000005", "step-00000002"]
     assert (tmp_path / "best").read_text() == "step-00000002"
     checkpoint.read(tmp_path / "step-00000002")
     checkpoint.mark_best(tmp_path, tmp_path / "step-00000006")
-    checkpoint.prune(tmp_path, 1)
+    checkpoint.prune(tmp_path, 1, folder)
     assert [folder.name for folder in checkpoint.find(tmp_path)] == ["step-00000006"]
 
 
@@ -248,7 +249,7 @@ def test_a_killed_writer_leaves_whole_checkpoints_and_the_last_one_it_finished(
         assert not problems
         for other in checkpoint.find(folder):
             checkpoint.read(other)  # each folder under a checkpoint's name is whole
-        assert int(files["0.bin"].split()[0]) >= finished
+        assert int(files["model.safetensors"].split()[0]) >= finished
         assert checkpoint.read(folder / (folder / "latest").read_text())
 
 
@@ -281,3 +282,49 @@ def test_a_full_disk_is_told_and_leaves_the_previous_checkpoint(tiny_disk: Path)
     assert found is not None
     assert found[1] == files(2)
     assert not found[2]
+
+
+def test_a_damaged_later_checkpoint_does_not_cost_the_one_just_written(tmp_path: Path) -> None:
+    """Continued from step 1, since step 5 is damaged: what is written then stays, however few are kept."""
+    checkpoint.write(tmp_path, some_files(5), 5)
+    folder = checkpoint.write(tmp_path, some_files(2), 2)
+    checkpoint.prune(tmp_path, 1, folder)
+    assert checkpoint.find(tmp_path) == [tmp_path / "step-00000005", folder]
+    assert named(tmp_path, "latest") == folder
+
+
+def test_what_only_looks_like_a_checkpoint_is_none(tmp_path: Path) -> None:
+    (tmp_path / "step-00000099").write_text("")
+    (tmp_path / "step-abcdefgh").mkdir()
+    hundred_million = checkpoint.write(tmp_path, some_files(), 10**8)
+    folder = checkpoint.write(tmp_path, some_files(), 5)
+    assert checkpoint.find(tmp_path) == [hundred_million, folder]
+
+
+@pytest.mark.parametrize(
+    "name", ["../../elsewhere", "/etc", "step-00000001/..", "step-1", "", "\u0000", "step-0000000\u0661"]
+)
+def test_latest_names_a_checkpoint_of_the_run_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / "latest").write_text(name)
+    with pytest.raises(Damaged, match="names no checkpoint"):
+        named(tmp_path, "latest")
+
+
+@pytest.mark.parametrize(
+    "hashes",
+    [{}, {"model.safetensors": ""}, dict.fromkeys((*checkpoint.NAMES, "../state.json"), "")],
+    ids=["none", "one", "another"],
+)
+def test_a_manifest_lists_the_files_of_a_checkpoint(hashes: dict[str, str], tmp_path: Path) -> None:
+    folder = checkpoint.write(tmp_path, some_files(), 1)
+    (folder / "manifest.json").write_text(json.dumps({"sha256": hashes}))
+    with pytest.raises(Damaged, match="has a manifest of"):
+        checkpoint.read(folder)
+
+
+def test_a_file_larger_than_memory_is_not_read(tmp_path: Path) -> None:
+    folder = checkpoint.write(tmp_path, some_files(), 1)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(Damaged, match="more than this machine's memory"):
+        checkpoint.read(folder)

@@ -12,11 +12,11 @@ from vgg_ddp.run import checkpoint
 
 
 def write_for_ever(folder: Path, keep: int, same_step: bool) -> None:
-    """Write checkpoints of many files, so that there is much time to die in; print the number of each once it is done."""
+    """Write checkpoints large enough that there is time to die in; print the number of each once it is done."""
     for number in itertools.count(1):
-        files = {f"{i}.bin": f"{number} {i}".encode() for i in range(20)}
+        files = {name: f"{number} ".encode() * 20_000 for name in (*checkpoint.NAMES, *checkpoint.OPTIONAL_NAMES)}
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         files["manifest.json"] = json.dumps({"sha256": hashes}).encode()
-        checkpoint.write(folder, files, 1 if same_step else number)
-        checkpoint.prune(folder, keep)
+        written = checkpoint.write(folder, files, 1 if same_step else number)
+        checkpoint.prune(folder, keep, written)
         os.write(1, f"{number}\n".encode())

@@ -13,7 +13,8 @@ import numpy as np
 from vgg_ddp.analysis import data_quality
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe
-from vgg_ddp.data.dataset import Dataset, DatasetRecord, FileRecord, SplitRecord, file_sha256
+from vgg_ddp.data.dataset import Dataset, file_sha256
+from vgg_ddp.data.record import DatasetRecord, FileRecord, SplitRecord
 
 ANIMALS = ["bird", "cat", "deer", "dog", "frog", "horse"]
 VEHICLES = ["airplane", "automobile", "ship", "truck"]

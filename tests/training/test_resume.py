@@ -8,9 +8,11 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.rank_processes import Launch, Train, step, wait_until
 from tests.support.run_folders import assert_undisturbed, metrics, state, stop
+from vgg_ddp.run import checkpoint
 
 # Two epochs of 8 steps, of averaged weights; 30 images are held out.
 TWO_EPOCHS = ("data.validation=0.2", "min_steps=16", "ema=0.9", "evaluate.checkpoint=best")
@@ -87,6 +89,25 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for_with_the_run_s_own_settin
     train(run.name, *TWO_EPOCHS, "data.resize=20", "resume=auto")
     assert (run / "config.yaml").read_bytes() == config
     assert json.loads((run / "summary.json").read_text())["steps"] == 16
+    assert_undisturbed(run, whole)
+
+
+def test_a_newest_checkpoint_that_cannot_be_is_passed_over(
+    stopped: Path, whole: Path, launch: Launch, runs: Path
+) -> None:
+    """One with every hash right, whose weights are not finite."""
+    run = runs / "forged"
+    shutil.copytree(stopped, run)
+    files = checkpoint.read(run / "checkpoints" / "step-00000006")
+    weights = checkpoint.tensors(files, "model.safetensors")
+    weights["features.0.weight"][0] = torch.nan
+    forged = checkpoint.encode(
+        weights, checkpoint.tensors(files, "optimizer.safetensors"), checkpoint.state(files), weights
+    )
+    checkpoint.write(run / "checkpoints", forged, 7)
+    ranks = launch(run.name, *TWO_EPOCHS, "resume=auto")
+    assert ranks.wait() == [0], ranks.stderr
+    assert "step-00000007" in ranks.stdout and "features.0.weight is not finite; take another one" in ranks.stdout
     assert_undisturbed(run, whole)
 
 

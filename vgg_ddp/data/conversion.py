@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg_ddp import cores
-from vgg_ddp.data.dataset import DatasetRecord, FileRecord, SplitRecord, file_sha256
+from vgg_ddp.data.dataset import file_sha256
 from vgg_ddp.data.inspection import Inspection, inspect
 from vgg_ddp.data.moments import Moments
+from vgg_ddp.data.record import DatasetRecord, FileRecord, SplitRecord
 from vgg_ddp.data.shards import ShardWriter
 from vgg_ddp.data.sources.source import Image, Pixels, PixelSource, Source
 from vgg_ddp.data.storage import Difference, Storage

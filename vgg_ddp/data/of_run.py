@@ -7,12 +7,12 @@ import msgspec
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.directory import RunDirectory
-from vgg_ddp.run.files import read_json, replace_file
+from vgg_ddp.run.files import read_json
 
 
 def keep(run: RunDirectory, dataset: Dataset) -> None:
     """Write RUN/data.json: class names, normalisation, counts and hashes, which are needed where the images are gone."""
-    replace_file(run.data, msgspec.json.format(msgspec.json.encode(dataset.record), indent=2))
+    run.write(run.data, msgspec.json.format(msgspec.json.encode(dataset.record), indent=2).decode())
 
 
 def find(run: RunDirectory) -> Dataset | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vgg_ddp.errors import UserError
 
 if TYPE_CHECKING:
-    from vgg_ddp.data.dataset import DatasetRecord
+    from vgg_ddp.data.record import DatasetRecord
 
 MOST_NAMES = 20  # of classes in a message
 

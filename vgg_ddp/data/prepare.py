@@ -9,10 +9,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgspec
-
 from vgg_ddp.data.conversion import Conversion, Policy
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.record import encoded
 from vgg_ddp.data.sources import find_source
 from vgg_ddp.data.sources.splitting import with_test_split
 from vgg_ddp.data.storage import Storage
@@ -38,7 +37,7 @@ def prepare(
     try:
         with _claimed(target.parent / f".{target.name}.partial", target) as aside:
             record = Conversion(opened, storage, policy, aside, report).write()
-            (aside / "dataset.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
+            (aside / "dataset.json").write_bytes(encoded(record))
             os.rename(aside, target)
     except OSError as error:
         raise UserError(
@@ -56,7 +55,10 @@ def _claimed(aside: Path, target: Path) -> Iterator[Path]:
     The lock is on the folder itself, so that it moves with the folder.
     """
     aside.mkdir(parents=True, exist_ok=True)  # it may be there: a killed process left it, or another one is at work
-    descriptor = os.open(aside, os.O_RDONLY)
+    try:
+        descriptor = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        raise UserError(f"{aside} is a link, where the dataset is written first; remove it") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

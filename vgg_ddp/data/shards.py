@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vgg_ddp.data.splits import CHECKSUMS, checksum
+
 SHARD_BYTES = 256 * 2**20
 
 
@@ -19,7 +21,7 @@ class ShardWriter:
         self._folder, self._split = folder, split
         self._files: list[str] = []
         self._tar: tarfile.TarFile | None = None
-        self._rows: list[tuple[bytes, int, int, int, int, int, int]] = []
+        self._rows: list[tuple[bytes, int, int, int, int, int, int, int]] = []
 
     @property
     def classes(self) -> list[int]:
@@ -34,14 +36,15 @@ class ShardWriter:
         stem = f"{len(self._rows):08d}"
         offset = self._add(f"{stem}.{suffix}", data)
         self._add(f"{stem}.cls", str(label).encode())
-        self._rows.append((key.encode(), len(self._files) - 1, offset, len(data), label, *shape))
+        total = checksum(np.frombuffer(data, np.uint8))
+        self._rows.append((key.encode(), len(self._files) - 1, offset, len(data), label, *shape, total))
 
     def close(self) -> list[str]:
         """Write the index, sorted by key so that it does not depend on the source's order; all files' names."""
         if self._tar is not None:
             self._tar.close()
         self._rows.sort()
-        key, shard, offset, size, label, height, width = zip(*self._rows)
+        key, shard, offset, size, label, height, width, checksums = zip(*self._rows)
         self.labels = np.array(label, dtype=np.int64)
         self.shapes = np.array([height, width], dtype=np.int64).T
         name = f"{self._split}.index.npz"
@@ -55,7 +58,9 @@ class ShardWriter:
             height=np.array(height),
             width=np.array(width),
         )
-        return [*self._files, name]
+        sums = f"{self._split}{CHECKSUMS}"
+        np.save(self._folder / sums, np.array(checksums, dtype=np.uint64))
+        return [*self._files, name, sums]
 
     def abandon(self) -> None:
         """Let go of the shard as it is; does nothing after `close`."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vgg_ddp.data.decoding import decode_image
 from vgg_ddp.errors import UserError
 
+CHECKSUMS = ".checksums.npy"  # uint64 a sample; in data sets of earlier versions there are none
 SMALL = 8192  # bytes: batches of image files up to this size are copied into one array
 
 
@@ -54,6 +55,16 @@ class RawSplit:
         return f"{self.name}/{index}"
 
 
+def checksum(data: NDArray[np.uint8]) -> int:
+    """The sum of a file's words of eight bytes, the last filled with zeros, and of its length: uint64.
+
+    Any change of one bit, byte or word shows. At 9 microseconds for 110 KB it costs less than 1 % of decoding them.
+    """
+    whole = len(data) // 8 * 8
+    rest = int.from_bytes(data[whole:].tobytes(), "little")
+    return (int(np.add.reduce(data[:whole].view(np.uint64))) + rest + len(data)) % 2**64
+
+
 class EncodedSplit:
     """A split of image files in tar shards."""
 
@@ -64,6 +75,8 @@ class EncodedSplit:
             self._shard, self._offset, self._size = index["shard"], index["offset"], index["size"]
             self._shapes = np.stack([index["height"], index["width"]], axis=1)
             self._key = index["key"]
+        file = directory / f"{name}{CHECKSUMS}"
+        self._checksums: NDArray[np.uint64] | None = np.load(file) if file.is_file() else None
         maps = (np.memmap(directory / shard, dtype=np.uint8, mode="r") for shard in shards)
         self._shards = [np.asarray(shard) for shard in maps]  # plain arrays: a slice of one costs a tenth
 
@@ -86,9 +99,19 @@ class EncodedSplit:
         return self._shapes[samples]
 
     def encoded(self, index: int) -> NDArray[np.uint8]:
-        """The stored bytes of one sample, a view of the mapped shard."""
+        """The stored bytes of one sample, a view of the mapped shard.
+
+        Raises:
+            UserError: they are not those that were stored.
+        """
         offset = self._offset[index]
-        return self._shards[self._shard[index]][offset : offset + self._size[index]]
+        data = self._shards[self._shard[index]][offset : offset + self._size[index]]
+        if self._checksums is not None and checksum(data) != self._checksums[index]:
+            raise self._not_stored(index)
+        return data
+
+    def _not_stored(self, index: int) -> UserError:
+        return UserError(f"sample {index} ({self.key(index)}) is not what was stored; run 'vgg-ddp verify'")
 
     def encoded_batch(self, samples: NDArray[np.int64]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
         """The stored bytes of samples: small files as rows of one array with zeros behind each, large ones in a list.
@@ -99,11 +122,15 @@ class EncodedSplit:
         longest = int(sizes.max(initial=1))
         if longest > SMALL:
             return [self.encoded(int(sample)) for sample in samples]
-        rows = np.zeros((len(samples), longest), dtype=np.uint8)
+        rows = np.zeros((len(samples), -(-longest // 8) * 8), dtype=np.uint8)
         for row, shard, offset, size in zip(
             rows, self._shard[samples].tolist(), self._offset[samples].tolist(), sizes.tolist()
         ):
             row[:size] = self._shards[shard][offset : offset + size]
+        if self._checksums is not None:
+            differ = rows.view(np.uint64).sum(axis=1) + sizes.astype(np.uint64) != self._checksums[samples]
+            if differ.any():
+                raise self._not_stored(int(samples[differ.argmax()]))
         return rows
 
     def decode(self, index: int) -> NDArray[np.uint8]:

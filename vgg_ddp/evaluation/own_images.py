@@ -22,7 +22,7 @@ from vgg_ddp.data.order import Slice
 from vgg_ddp.evaluation.image_files import find_images
 from vgg_ddp.optim import precision
 from vgg_ddp.run import checkpoint
-from vgg_ddp.training import parts
+from vgg_ddp.training import loading, parts
 
 WAITING = 64  # whole photographs in memory at once, at most
 
@@ -87,7 +87,7 @@ def answers(
         UserError: no image in the folder, or a checkpoint that is damaged or of another network.
     """
     files = find_images(folder)
-    load = partial(parts.load_weights, checkpoint.read(weights), weights)
+    load = partial(loading.load_weights, checkpoint.read(weights), weights)
     network = parts.build_network(config, len(dataset.classes), device, load).eval()
     preprocess = parts.build_preprocess(config, dataset, device)
     images = read(files, folder, unreadable)

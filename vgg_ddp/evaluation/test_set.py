@@ -22,7 +22,7 @@ from vgg_ddp.evaluation.inference import predict
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import replace_file
-from vgg_ddp.training import continuing, parts
+from vgg_ddp.training import continuing, loading, parts
 
 CALIBRATION_IMAGES = 10_000  # at most, to fit one temperature on
 
@@ -47,7 +47,7 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
                 f"{run.path} is of an earlier version and does not name its classes, so that only the data that it was trained "
                 f"on can be evaluated, and {dataset.name} is other data"
             )
-        load = partial(parts.load_weights, contents, folder)
+        load = partial(loading.load_weights, contents, folder)
         network = parts.build_network(config, len(dataset.classes), world.device, load)
         loader = parts.evaluation_loader(config, dataset, "test", world)
     preprocess = parts.build_preprocess(config, dataset, world.device)

@@ -26,7 +26,7 @@ from vgg_ddp.export.formats import FORMATS, Classifier, Contents, logits
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.directory import chosen_checkpoint, find_run
 from vgg_ddp.run.files import sync_directory
-from vgg_ddp.training import parts
+from vgg_ddp.training import loading, parts
 
 IMAGES_TO_CHECK = 1000
 TOLERANCE = 1e-4  # of the largest logit, at least 1
@@ -61,7 +61,7 @@ def export(target: Path, format_name: str, out: Path | None, overrides: list[str
         )
     device = torch.device("cpu")
     config = msgspec.structs.replace(config, channels_last=False, loader="torch")
-    network = parts.build_network(config, len(dataset.classes), device, partial(parts.load_weights, files, folder))
+    network = parts.build_network(config, len(dataset.classes), device, partial(loading.load_weights, files, folder))
     classifier = Classifier(parts.build_preprocess(config, dataset, device), network).eval()
     form = FORMATS[format_name]
     contents = Contents(

@@ -10,18 +10,24 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vgg_ddp.errors import UserError
+from vgg_ddp.errors import Damaged, UserError
+from vgg_ddp.run.directory import is_checkpoint_name, named
 from vgg_ddp.run.files import exchange, replace_file, sync_directory, write_durably
 
 Files = dict[str, bytes]
+NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")  # of every checkpoint
+OPTIONAL_NAMES = ("ema.safetensors",)
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class State(msgspec.Struct, kw_only=True):
@@ -42,17 +48,19 @@ class State(msgspec.Struct, kw_only=True):
         tracker_run_ids: the ids under which trackers know this run.
     """
 
-    step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
-    totals: list[float] = msgspec.field(default_factory=lambda: [0.0, 0.0, 0.0])
-    best_accuracy: float = -1.0
-    best_epoch: int = 0
+    step: Count = 0
+    epoch: Count = 0
+    step_in_epoch: Count = 0
+    totals: Annotated[list[float], msgspec.Meta(min_length=3, max_length=3)] = msgspec.field(
+        default_factory=lambda: [0.0, 0.0, 0.0]
+    )
+    best_accuracy: Annotated[float, msgspec.Meta(ge=-1, le=1)] = -1.0
+    best_epoch: Count = 0
     stopped: bool = False
-    seconds: float = 0.0
-    step_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    engine: dict[str, Any] = msgspec.field(default_factory=dict)
+    seconds: Seconds = 0.0
+    step_seconds: Seconds = 0.0
+    wait_seconds: Seconds = 0.0
+    engine: dict[str, int | float | dict[str, int | float]] = msgspec.field(default_factory=dict)
     identity: dict[str, Any] = msgspec.field(default_factory=dict)
     tracker_run_ids: dict[str, str] = msgspec.field(default_factory=dict)
 
@@ -107,12 +115,14 @@ def mark_best(directory: Path, checkpoint: Path) -> None:
     replace_file(directory / "best", checkpoint.name.encode())
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and the best."""
-    best = directory / "best"
-    kept = {best.read_text()} if best.is_file() else set()
-    for old in find(directory)[keep:]:
-        if old.name not in kept:
+def prune(directory: Path, keep: int, newest: Path) -> None:
+    """Remove what is older than the `keep` checkpoints up to `newest`, the one that was written last, except the best.
+
+    Later steps are of a training that was continued before them, since they are damaged: they are not counted.
+    """
+    best = named(directory, "best")
+    for old in [folder for folder in find(directory) if _step(folder) <= _step(newest)][keep:]:
+        if old != best:
             _remove(old)
 
 
@@ -127,30 +137,49 @@ def _remove(folder: Path) -> None:
 
 def find(directory: Path) -> list[Path]:
     """The checkpoints in RUN/checkpoints, newest first."""
-    return sorted(directory.glob("step-????????"), reverse=True)
+    folders = [path for path in directory.glob("step-*") if is_checkpoint_name(path.name) and path.is_dir()]
+    return sorted(folders, key=_step, reverse=True)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def read(checkpoint: Path) -> Files:
     """The files of a checkpoint, each equal to its hash.
 
     Raises:
-        UserError: naming what is missing or differs.
+        Damaged: naming what is missing, differs, or is larger than this machine's memory.
     """
     try:
         manifest = (checkpoint / "manifest.json").read_bytes()
         hashes = msgspec.json.decode(manifest, type=dict[str, dict[str, str]])["sha256"]
+        if not set(NAMES) <= set(hashes) <= {*NAMES, *OPTIONAL_NAMES}:
+            raise Damaged(
+                f"checkpoint {checkpoint} has a manifest of {', '.join(hashes) or 'no files'}; take another one"
+            )
+        size = sum((checkpoint / name).stat().st_size for name in hashes)
+        if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            raise Damaged(
+                f"checkpoint {checkpoint} has {size:,} bytes, more than this machine's memory; take another one"
+            )
         files = {name: (checkpoint / name).read_bytes() for name in hashes}
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
-        raise UserError(f"checkpoint {checkpoint} is not whole: {error}; take another one") from None
+        raise Damaged(f"checkpoint {checkpoint} is not whole: {error}; take another one") from None
     for name, data in files.items():
         if hashlib.sha256(data).hexdigest() != hashes[name]:
-            raise UserError(f"checkpoint {checkpoint / name} is damaged: its sha256 differs; take another one")
+            raise Damaged(f"checkpoint {checkpoint / name} is damaged: its sha256 differs; take another one")
     files["manifest.json"] = manifest
     return files
 
 
-def read_newest(directory: Path) -> tuple[Path, Files, list[str]] | None:
+def read_newest(
+    directory: Path, check: Callable[[Path, Files], None] = lambda folder, files: None
+) -> tuple[Path, Files, list[str]] | None:
     """The newest whole checkpoint, with what was passed over on the way; None where there is no checkpoint.
+
+    Args:
+        check: raises `Damaged` where the files, each of which equals its hash, cannot be used.
 
     Raises:
         UserError: there are checkpoints, but none is whole.
@@ -158,8 +187,10 @@ def read_newest(directory: Path) -> tuple[Path, Files, list[str]] | None:
     problems: list[str] = []
     for checkpoint in find(directory):
         try:
-            return checkpoint, read(checkpoint), problems
-        except UserError as error:
+            files = read(checkpoint)
+            check(checkpoint, files)
+            return checkpoint, files, problems
+        except Damaged as error:
             problems.append(str(error))
     if problems:
         raise UserError(f"no checkpoint in {directory} is whole; the newest: {problems[0]}")
@@ -170,24 +201,24 @@ def tensors(files: Files, name: str) -> dict[str, Tensor]:
     """The tensors in the file `name` of a checkpoint.
 
     Raises:
-        UserError: it is missing or cannot be read.
+        Damaged: it is missing or cannot be read.
     """
     try:
         return safetensors.torch.load(files[name])
-    except (SafetensorError, KeyError) as error:
-        raise UserError(f"checkpoint file {name} cannot be read: {error}") from None
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise Damaged(f"checkpoint file {name} cannot be read: {error}") from None
 
 
 def state(files: Files) -> State:
     """The state in a checkpoint's files.
 
     Raises:
-        UserError: it is missing or cannot be decoded.
+        Damaged: it is missing or cannot be decoded.
     """
     try:
         return msgspec.json.decode(files["state.json"], type=State)
     except (msgspec.DecodeError, KeyError) as error:
-        raise UserError(f"checkpoint file state.json cannot be read: {error}") from None
+        raise Damaged(f"checkpoint file state.json cannot be read: {error}") from None
 
 
 def check_identity(found: State, wanted: dict[str, Any], where: Path) -> None:

@@ -17,6 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from vgg_ddp.errors import printable
+
 _SECONDS_BETWEEN_LINES = 10.0
 NARROW = 40  # columns, of a terminal that has no room for a drawn table
 
@@ -49,17 +51,17 @@ _console = Console(file=_StandardOutput(), highlight=False, soft_wrap=True)  # t
 
 def complain(text: str) -> None:
     """Print a line on the standard error."""
-    _write(sys.stderr, f"{text}\n")
+    _write(sys.stderr, f"{printable(text)}\n")
 
 
 def say(text: str) -> None:
     """Print a line."""
-    _console.print(Text(text))
+    _console.print(Text(printable(text)))
 
 
 def box(title: str, text: str) -> None:
     """Something that must not be overlooked."""
-    _console.print(Panel(Text(text), title=Text(title), expand=False, width=min(_console.width, 88)))
+    _console.print(Panel(Text(printable(text)), title=Text(title), expand=False, width=min(_console.width, 88)))
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -71,7 +73,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for i, column in enumerate(columns):
         drawn.add_column(Text(column), justify="left" if i == 0 else "right", no_wrap=i > 0)
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
     _console.print(drawn)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vgg_ddp.errors import UserError
+from vgg_ddp.errors import Damaged, UserError
 from vgg_ddp.run.console import say
 from vgg_ddp.run.files import NOT_HERE, replace_file
 from vgg_ddp.run.metrics_log import read_metrics
@@ -71,8 +72,15 @@ class RunDirectory:
             yield
         finally:
             if made and not self.config.exists():
-                shutil.rmtree(self.path, ignore_errors=True)
+                self._remove_empty()
             lock.release()
+
+    def _remove_empty(self) -> None:
+        """Take away what `claimed` made, unless something has been written there since."""
+        with contextlib.suppress(OSError):
+            (self.path / ".lock").unlink(missing_ok=True)
+            self.checkpoints.rmdir()
+            self.path.rmdir()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -83,9 +91,18 @@ class RunDirectory:
             raise UserError(f"{error.filename or self.path} cannot be written: {error.strerror}") from None
 
     def write_json(self, path: Path, value: Any) -> None:
-        """Replace the file `path`, whose folder is made where it is not there."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
+        """`write` a value as JSON."""
+        self.write(path, json.dumps(value, indent=2) + "\n")
+
+    def write(self, path: Path, text: str) -> None:
+        """Replace the file `path`, whose folder is made where it is not there.
+
+        Raises:
+            UserError: the disk is full or read-only.
+        """
+        with self.writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, text.encode())
 
     def keep_metrics_until(self, step: int, epoch_ended: bool) -> None:
         """Drop what was logged after global step `step`, and the epoch's own rows at it unless the epoch had ended."""
@@ -94,7 +111,8 @@ class RunDirectory:
             for row in read_metrics(self.metrics)
             if row["step"] < step or (row["step"] == step and (epoch_ended or row["scope"] == "steps"))
         ]
-        replace_file(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        if self.metrics.exists():
+            self.write(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def find_run(target: Path) -> tuple[RunDirectory, Path | None]:
@@ -118,8 +136,27 @@ def chosen_checkpoint(run: RunDirectory, which: str) -> Path:
     Raises:
         UserError: the run has none.
     """
-    pointer = run.checkpoints / {"last": "latest", "best": "best"}[which]
+    found = named(run.checkpoints, {"last": "latest", "best": "best"}[which])
+    if found is None:
+        raise UserError(f"{run.path} has no {which} checkpoint; train first: vgg-ddp train CONFIG")
+    return found
+
+
+def named(checkpoints: Path, pointer: str) -> Path | None:
+    """The checkpoint in RUN/checkpoints that the file `pointer`, "latest" or "best", names; None where there is no such file.
+
+    Raises:
+        Damaged: it names something else, maybe outside of the run.
+    """
     try:
-        return run.checkpoints / pointer.read_text()
+        name = (checkpoints / pointer).read_bytes().decode(errors="replace")
     except OSError:
-        raise UserError(f"{run.path} has no {which} checkpoint; train first: vgg-ddp train CONFIG") from None
+        return None
+    if not is_checkpoint_name(name):
+        raise Damaged(f"{checkpoints / pointer} names no checkpoint but {name!r:.80}; write the name of one into it")
+    return checkpoints / name
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether it is "step-" and the step in eight digits, or in more where they do not suffice."""
+    return re.fullmatch(r"step-[0-9]{8,16}", name) is not None

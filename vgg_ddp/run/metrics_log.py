@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vgg_ddp.errors import UserError
+
 Row = dict[str, Any]
+_KEYS = {"step": int, "split": str, "scope": str}  # which every row has
 
 
 class MetricsLog:
@@ -16,8 +20,15 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, row: Row) -> None:
-        """Append `row` as one line."""
-        self._file.write(json.dumps(row) + "\n")
+        """Append `row` as one line; what is not finite becomes null, since JSON knows no NaN.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        try:
+            self._file.write(json.dumps(_finite(row)) + "\n")
+        except OSError as error:
+            raise UserError(f"{self._file.name} cannot be written: {error.strerror}; free space there") from None
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -26,12 +37,20 @@ class MetricsLog:
         self._file.close()
 
 
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list) else value
+
+
 class Rows(NamedTuple):
     """What was read of a metrics log.
 
     Attributes:
         rows: in the order of the file.
-        cut_off: how many lines a killed run left unfinished; the last one may also be about to be written.
+        cut_off: lines that cannot be read: left unfinished by a killed run, or damaged; the last may be about to be written.
         end: the byte after the last line that ends in a newline, where reading can go on.
     """
 
@@ -51,8 +70,10 @@ def read_rows(path: Path, start: int = 0) -> Rows:
     rows = []
     for line in lines:
         try:
-            rows.append(json.loads(line))
-        except ValueError:  # a run without a checkpoint was killed and started again: its next row follows the cut one
+            row = json.loads(line)
+            if _KEYS.items() <= {key: type(value) for key, value in row.items()}.items():
+                rows.append(row)
+        except (ValueError, AttributeError):  # cut off by a kill, or damaged on the disk
             continue
     cut_off = len(lines) - len(rows) + bool(unfinished)
     return Rows(rows, cut_off, start + sum(len(line) + 1 for line in lines))

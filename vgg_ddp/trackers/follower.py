@@ -21,7 +21,8 @@ import msgspec
 from filelock import FileLock
 
 from vgg_ddp.config import load
-from vgg_ddp.data.dataset import Dataset, read_record
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.record import read_record
 from vgg_ddp.evaluation.stored import read_evaluation
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import read_json, replace_file

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ from vgg_ddp.loaders.choice import Choice, choose, shortage_for_workers
 from vgg_ddp.model import VGG, initialize, vgg
 from vgg_ddp.model.convolution import Convolution, CpuConvolution
 from vgg_ddp.model.preprocess import Preprocess
-from vgg_ddp.run import checkpoint
 
 
 @dataclass(frozen=True)
@@ -89,11 +87,9 @@ def evaluation_loader(config: Config, dataset: Dataset, split: str, world: World
     return loaders.build(name, images, geometry, config.data, world, config.evaluate.batch)
 
 
-def build_network(
-    config: Config, num_classes: int, device: torch.device, set_weights: Callable[[VGG], None] | None = None
-) -> VGG:
-    """The network on its device, in its memory layout, with its initial weights or those that `set_weights` gives it."""
-    with torch.device("meta"):  # no weight is drawn that would be written over
+def empty_network(config: Config, num_classes: int, device: torch.device) -> VGG:
+    """The network for `device` on the meta device: names, shapes and types, and no memory."""
+    with torch.device("meta"):
         network = vgg(
             config.network,
             config.model.batch_norm,
@@ -103,28 +99,18 @@ def build_network(
             config.model.dropout,
             CpuConvolution if device.type == "cpu" else Convolution,
         )
-    network.to_empty(device="cpu")
-    (set_weights or partial(initialize, method=config.model.initialization, seed=config.seed))(network)
     network.checkpointing = config.recompute
+    return network
+
+
+def build_network(
+    config: Config, num_classes: int, device: torch.device, set_weights: Callable[[VGG], None] | None = None
+) -> VGG:
+    """The network on its device, in its memory layout, with its initial weights or those that `set_weights` gives it."""
+    network = empty_network(config, num_classes, device).to_empty(device="cpu")
+    (set_weights or partial(initialize, method=config.model.initialization, seed=config.seed))(network)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
-
-
-def load_weights(files: checkpoint.Files, where: Path, network: VGG) -> None:
-    """Load a checkpoint's weights: the averaged ones where it has them.
-
-    Raises:
-        UserError: they are of another network.
-    """
-    weights = checkpoint.tensors(files, "ema.safetensors" if "ema.safetensors" in files else "model.safetensors")
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError:
-        made = checkpoint.state(files).identity
-        raise UserError(
-            f"checkpoint {where} is of another network: {made.get('network')}, head {made.get('model.head')}, "
-            f"batch_norm {made.get('model.batch_norm')}; evaluate it with the config that made it"
-        ) from None
 
 
 def build_preprocess(config: Config, dataset: Dataset, device: torch.device) -> Preprocess:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from vgg_ddp.distributed.memory import used_bytes
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import SharedUserError, World
 from vgg_ddp.loaders import Batch
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import TrainingProgress
 from vgg_ddp.run.metrics_log import MetricsLog
 from vgg_ddp.training.profiling import phase
+from vgg_ddp.training.stopping import AFTER_DIVERGENCE
 
 
 class Recorder:
@@ -34,8 +36,10 @@ class Recorder:
         log: MetricsLog | None,
         progress: TrainingProgress,
         after_step: Callable[[], object] = lambda: None,
+        may_overflow: bool = False,
     ) -> None:
-        self._after_step = after_step
+        """`may_overflow`: a loss that is not finite is none of a training that has diverged, but of a step in float16."""
+        self._after_step, self._may_overflow = after_step, may_overflow
         self._state, self._world, self._log, self._progress = state, world, log, progress
         self._batch, self._steps_per_epoch, self._total_steps = batch, steps_per_epoch, total_steps
         self._sums = torch.zeros(3, device=world.device)  # loss x images, correct, images
@@ -70,7 +74,11 @@ class Recorder:
             self.row()
 
     def row(self) -> None:
-        """Write the steps since the last row, if there are any, and add them to the epoch's totals. All ranks together."""
+        """Write the steps since the last row, if there are any, and add them to the epoch's totals. All ranks together.
+
+        Raises:
+            SharedUserError: the loss is not finite.
+        """
         state = self._state
         if self._steps:
             with phase("metrics"):
@@ -93,6 +101,9 @@ class Recorder:
                 "memory_bytes": used_bytes(self._world.device),
             }
             self._write(row | ({"ranks": ranks} if self._world.size > 1 else {}))
+            if not (math.isfinite(loss) or self._may_overflow):
+                first = state.step - self._steps + 1
+                raise SharedUserError(f"the loss of steps {first} to {state.step} is not finite: {AFTER_DIVERGENCE}")
             self._progress.update(row, (self._total_steps - state.step) * seconds / self._steps)
         self._sums.zero_()
         self._steps, self._waited = 0, 0.0

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from vgg_ddp.distributed.world import World
-from vgg_ddp.errors import StoppedOnRequest
+from vgg_ddp.errors import StoppedOnRequest, UserError
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.checkpoint import State
+from vgg_ddp.training.stopping import AFTER_DIVERGENCE
 
 THREAD = "checkpoint"  # how the name of a writing thread begins
 
@@ -69,11 +70,14 @@ class Saver:
 
     def _write(self, tensors: Callable[[], list[dict[str, Tensor]]], state: State, averaged: bool, best: bool) -> None:
         model, optimizer, ema = tensors()
+        for name, tensor in model.items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(f"{name} is not finite after step {state.step}, which is not saved: {AFTER_DIVERGENCE}")
         files = checkpoint.encode(model, optimizer, state, ema if averaged else None)
         folder = checkpoint.write(self._directory, files, state.step)
         if best:
             checkpoint.mark_best(self._directory, folder)
-        checkpoint.prune(self._directory, self._keep)
+        checkpoint.prune(self._directory, self._keep, folder)
 
     def __enter__(self) -> Saver:
         return self

@@ -14,6 +14,10 @@ from vgg_ddp.config.schema import StopConfig
 from vgg_ddp.distributed.world import World
 from vgg_ddp.run.checkpoint import State
 
+AFTER_DIVERGENCE = (
+    "the training has diverged; set resume=auto to go on from the last checkpoint, if there is one, and a smaller "
+    "optimizer.learning_rate or optimizer.clip_norm=1"
+)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -58,9 +62,15 @@ class StopRequest:
         return bool(self._world.sum(torch.tensor([float(self._asked)])).item())
 
 
-def note_validation(config: StopConfig, state: State, accuracy: float, epoch: int) -> bool:
-    """Take in the validation accuracy after `epoch` epochs; whether it is the best so far. Sets `state.stopped`."""
-    better = accuracy > state.best_accuracy + (config.min_delta if state.best_accuracy >= 0 else 0)
+def note_validation(config: StopConfig, state: State, accuracy: float, loss: float) -> bool:
+    """Take in the validation of the epoch that has just ended; whether it is the best so far. Sets `state.stopped`.
+
+    A network whose loss is not finite is never the best.
+    """
+    epoch = state.epoch
+    better = math.isfinite(loss) and accuracy > state.best_accuracy + (
+        config.min_delta if state.best_accuracy >= 0 else 0
+    )
     if better:
         state.best_accuracy, state.best_epoch = accuracy, epoch
     state.stopped = config.patience is not None and epoch - state.best_epoch >= config.patience

@@ -1,0 +1,55 @@
+"""A training that diverges says so and ends: nothing of it is saved, marked best, or logged as what JSON does not know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+
+from tests.support.rank_processes import Launch
+from vgg_ddp.config.schema import StopConfig
+from vgg_ddp.distributed.world import World
+from vgg_ddp.errors import EXIT_USER_ERROR, UserError
+from vgg_ddp.run.checkpoint import State
+from vgg_ddp.training.saving import Saver
+from vgg_ddp.training.stopping import note_validation
+
+
+def no_constant(name: str) -> NoReturn:
+    raise AssertionError(f"{name} in JSON")
+
+
+def test_two_ranks_end_with_one_line(launch: Launch, runs: Path) -> None:
+    words = ("optimizer.learning_rate=1e30", "min_steps=20", "data.validation=0.1", "checkpoint.every_steps=1")
+    ranks = launch("diverging", *words, size=2)
+    assert ranks.wait() == [EXIT_USER_ERROR] * 2, ranks.stderr
+    (line,) = ranks.stderr.splitlines()
+    assert "the training has diverged; set resume=auto" in line
+    rows = [
+        json.loads(row, parse_constant=no_constant)
+        for row in (runs / "diverging/metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) < 20
+    assert not (runs / "diverging/checkpoints/best").exists()
+    assert not (runs / "diverging/evaluation").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """However the loss before them was."""
+    with (
+        pytest.raises(UserError, match="w is not finite after step 3, which is not saved"),
+        Saver(tmp_path, 1, World(0, 1, 0, 1, torch.device("cpu"))) as saver,
+    ):
+        saver.save({"w": torch.tensor([1.0, torch.nan])}, {}, State(step=3), None, best=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_what_has_no_finite_loss_is_never_the_best(loss: float) -> None:
+    state = State(epoch=1)
+    assert not note_validation(StopConfig(), state, 0.9, loss)
+    assert note_validation(StopConfig(), state, 0.1, 2.0)

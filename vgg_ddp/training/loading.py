@@ -1,0 +1,84 @@
+"""From a checkpoint into a training, or into a network that is evaluated: checked whole before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vgg_ddp.model import VGG
+from vgg_ddp.optim import optimizers
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run.checkpoint import State
+from vgg_ddp.run.console import say
+from vgg_ddp.run.contents import Expected, check_weights
+from vgg_ddp.training import continuing
+from vgg_ddp.training.job import Job
+from vgg_ddp.training.parts import empty_network
+
+
+def resume(job: Job) -> State:
+    """The state to begin from: that of the newest checkpoint that fits, loaded into the parts of `job`, or a fresh one.
+
+    Raises:
+        UserError: there are checkpoints, but of another training, or none that is whole.
+    """
+    world, config = job.world, job.config
+    identity = continuing.identity(config, job.data.dataset)
+    files = b""
+    with world.together():
+        if world.is_main:
+            files = _newest(job, expected(job), identity)
+    files = world.broadcast(files)
+    if not files:
+        if world.is_main:
+            job.run.keep_metrics_until(-1, epoch_ended=False)  # of one that ended before its first checkpoint
+        return State(identity=identity)
+    contents = checkpoint.unpack(files)
+    state = checkpoint.state(contents)
+    job.engine.load_weights(checkpoint.tensors(contents, "model.safetensors"))
+    job.engine.load_state(checkpoint.tensors(contents, "optimizer.safetensors"), state.engine)
+    if config.ema:
+        job.average.network.load_state_dict(checkpoint.tensors(contents, "ema.safetensors"))
+    if world.is_main and not job.finished(state):
+        job.run.keep_metrics_until(state.step, epoch_ended=state.step_in_epoch == 0)
+        say(f"continuing at step {state.step} of {job.total_steps}")
+    return state
+
+
+def _newest(job: Job, expected: Expected, identity: dict[str, object]) -> bytes:
+    """The newest checkpoint of the run that fits, packed; nothing where there is none. What is passed over is said."""
+
+    def check(where: Path, files: checkpoint.Files) -> None:
+        checkpoint.check_identity(checkpoint.state(files), identity, where)
+        expected.check(where, files)
+
+    found = checkpoint.read_newest(job.run.checkpoints, check)
+    if found is None:
+        return b""
+    _, files, problems = found
+    for problem in problems:
+        say(f"passed over: {problem}")
+    return checkpoint.pack(files)
+
+
+def expected(job: Job) -> Expected:
+    """What a checkpoint of this training holds."""
+    config = job.config
+    network = empty_network(config, len(job.data.dataset.classes), job.world.device)
+    return Expected(
+        weights=network.state_dict(),
+        parameters=frozenset(name for name, _ in network.named_parameters()),
+        kinds=optimizers.STATE[config.optimizer.name],
+        averaged=bool(config.ema),
+        steps_per_epoch=job.data.order.steps_per_epoch,
+    )
+
+
+def load_weights(files: checkpoint.Files, where: Path, network: VGG) -> None:
+    """Load the weights of a checkpoint that was read from `where`: the averaged ones where it has them.
+
+    Raises:
+        Damaged: they are of another network, or not finite.
+    """
+    name = "ema.safetensors" if "ema.safetensors" in files else "model.safetensors"
+    check_weights(network.state_dict(), where, files, name)
+    network.load_state_dict(checkpoint.tensors(files, name))
