@@ -61,6 +61,15 @@ def put(key: str, value: Any) -> Callable[[Any], None]:
     return lambda values: values.__setitem__(key, value)
 
 
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    """JSON's decoder raises another error on those."""
+    with pytest.raises(Damaged, match=r"state\.json cannot be read"):
+        EXPECTED.check(WHERE, {**files_of(parts()), "state.json": b'{"step": "\xe2("}'})
+    (tmp_path / "manifest.json").write_bytes(b'{"sha256": {"\xe2(": ""}}')
+    with pytest.raises(Damaged, match="is not whole"):
+        checkpoint.read(tmp_path)
+
+
 NOT_A_NUMBER = torch.full((4, 3, 3, 3), torch.nan)
 FORGED: list[tuple[str, Callable[[Any], None], str]] = [
     ("model", without("features.0.weight"), "features.0.weight is missing"),

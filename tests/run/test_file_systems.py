@@ -70,3 +70,15 @@ def _told_as_nobody(path: Path) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def test_a_folder_that_holds_something_is_never_removed(tmp_path: Path) -> None:
+    """Though config.yaml, by which a run is known, has been taken away meanwhile."""
+    run = RunDirectory(tmp_path / "run")
+    with run.claimed(new=True):
+        (run.checkpoints / "step-00000001").mkdir()
+    assert (run.checkpoints / "step-00000001").is_dir()
+    empty = RunDirectory(tmp_path / "empty")
+    with empty.claimed(new=True):
+        assert empty.checkpoints.is_dir()
+    assert not empty.path.exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 from pathlib import Path
 
 from vgg_ddp.run.metrics_log import MetricsLog, last_written, read_metrics, read_rows
@@ -42,3 +44,26 @@ def test_of_rows_written_twice_the_later_count() -> None:
     again = {**ROWS[1], "loss": 7.0}
     other = {**ROWS[1], "scope": "epoch"}
     assert last_written([*ROWS, again, other]) == [ROWS[0], again, other, *ROWS[2:]]
+
+
+def test_what_json_does_not_know_becomes_null(tmp_path: Path) -> None:
+    row = {"step": 1, "split": "train", "scope": "steps", "loss": math.nan, "ranks": {"data_wait": [math.inf, 1.0]}}
+    with MetricsLog(tmp_path / "log") as log:
+        log.write(row)
+    (found,) = read_metrics(tmp_path / "log")
+    assert found == {**row, "loss": None, "ranks": {"data_wait": [None, 1.0]}}
+
+
+def test_a_flipped_bit_costs_its_own_line_alone(tmp_path: Path) -> None:
+    path, rng = tmp_path / "log", random.Random(0)
+    with MetricsLog(path) as log:
+        for step in range(1, 6):
+            log.write({"step": step, "split": "train", "scope": "steps", "loss": 1.0})
+    data = path.read_bytes()
+    third = data.splitlines(keepends=True)[2]
+    for place in range(data.index(third), data.index(third) + len(third) - 1):
+        changed = bytearray(data)
+        changed[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        steps = [row["step"] for row in read_metrics(path) if "step" in row]
+        assert [step for step in steps if step in (1, 2, 4, 5)] == [1, 2, 4, 5]

@@ -85,7 +85,7 @@ def read_record(path: Path) -> DatasetRecord | None:
         record = msgspec.json.decode(path.read_bytes(), type=DatasetRecord)
     except FileNotFoundError:
         return None
-    except (msgspec.DecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); prepare the dataset again") from None
     if record.format_version != FORMAT_VERSION:
         raise UserError(

@@ -164,7 +164,7 @@ def read(checkpoint: Path) -> Files:
                 f"checkpoint {checkpoint} has {size:,} bytes, more than this machine's memory; take another one"
             )
         files = {name: (checkpoint / name).read_bytes() for name in hashes}
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise Damaged(f"checkpoint {checkpoint} is not whole: {error}; take another one") from None
     for name, data in files.items():
         if hashlib.sha256(data).hexdigest() != hashes[name]:
@@ -217,7 +217,7 @@ def state(files: Files) -> State:
     """
     try:
         return msgspec.json.decode(files["state.json"], type=State)
-    except (msgspec.DecodeError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise Damaged(f"checkpoint file state.json cannot be read: {error}") from None
 
 

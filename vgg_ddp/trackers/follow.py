@@ -66,7 +66,7 @@ def _known_run_id(run: RunDirectory, tracker: str) -> str | None:
     """The run id under which this folder was followed before, where no checkpoint knows it."""
     try:
         return str(msgspec.json.decode(position_file(run.path, tracker).read_bytes())["run_id"])
-    except (OSError, msgspec.DecodeError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -124,7 +124,7 @@ class NewRows:
         self._path = run.metrics
         self._position_file = position_file(run.path, assignment.tracker)
         self._position = Position(assignment.run_id)
-        with contextlib.suppress(OSError, msgspec.DecodeError):
+        with contextlib.suppress(OSError, ValueError):
             known = msgspec.json.decode(self._position_file.read_bytes(), type=Position)
             self._position = known if known.run_id == assignment.run_id else self._position
         self._had = msgspec.structs.replace(self._position)  # when this process began

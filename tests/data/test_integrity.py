@@ -1,0 +1,164 @@
+"""A prepared data set is what was prepared: whatever has changed in it since is named, and nothing of it is trained on."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.pictures import encode, jpegs, noise, write_folder
+from vgg_ddp.data.dataset import QUICKLY_READ, Dataset
+from vgg_ddp.data.prepare import prepare
+from vgg_ddp.data.splits import EncodedSplit
+from vgg_ddp.data.storage import Storage
+from vgg_ddp.errors import UserError
+
+COUNTS = {"train/cat": 5, "train/dog": 4, "train/eel": 2, "test/cat": 2, "test/dog": 3}
+
+
+def made(source: Path, target: Path, storage: str = "original") -> Dataset:
+    return prepare(str(source), target, lambda line: None, target.parent / "downloads", Storage(storage))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("integrity")
+    source = write_folder(place / "source", jpegs(COUNTS))
+    return {name: made(source, place / name, name).directory for name in ("raw", "original")}
+
+
+def names(dataset: Path) -> list[str]:
+    return [file.name for split in Dataset(dataset).record.splits.values() for file in split.files]
+
+
+@pytest.mark.parametrize("storage", ["raw", "original"])
+def test_a_truncated_or_missing_file_is_refused(storage: str, prepared: dict[str, Path]) -> None:
+    dataset = prepared[storage]
+    assert Dataset(dataset).verify() == len(names(dataset)) == (4 if storage == "raw" else 6)
+    for name in names(dataset):
+        path = dataset / name
+        data = path.read_bytes()
+        for change in (lambda path=path, data=data: path.write_bytes(data[:-1]), path.unlink):
+            change()
+            with pytest.raises(UserError, match=f"{path} is missing or truncated"):
+                Dataset(dataset)
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("storage", ["raw", "original"])
+def test_any_flipped_bit_is_found_before_training(storage: str, prepared: dict[str, Path]) -> None:
+    """As a training begins: by opening it, and by the hashes of a set that is not large."""
+    dataset, rng = prepared[storage], random.Random(storage)
+    for name in [*names(dataset), "dataset.json"]:
+        path = dataset / name
+        data = path.read_bytes()
+        for _ in range(60):
+            changed = bytearray(data)
+            changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            path.write_bytes(changed)
+            if json_of(bytes(changed)) == json_of(data) != b"":  # a space in dataset.json
+                continue
+            with pytest.raises(UserError):
+                Dataset(dataset).verify(at_most=QUICKLY_READ)
+        path.write_bytes(data)
+    assert Dataset(dataset).verify(at_most=QUICKLY_READ)
+
+
+def json_of(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return b""
+
+
+@pytest.mark.parametrize("padding", [0, 9000])
+def test_of_a_large_set_each_sample_is_checked_as_it_is_read(padding: int, tmp_path: Path) -> None:
+    """Small files are read in batches, large ones on their own."""
+    files = {name: data + bytes(padding) for name, data in jpegs(COUNTS).items()}
+    dataset = made(write_folder(tmp_path / "source", files), tmp_path / "dataset")
+    shard, rng = dataset.directory / "train-00000.tar", random.Random(padding)
+    data = shard.read_bytes()
+    train = dataset.split("train")
+    assert isinstance(train, EncodedSplit)
+    everything = np.arange(len(train))
+    train.encoded_batch(everything)
+    for _ in range(200):
+        sample = rng.randrange(len(train))
+        place = data.index(train.encoded(sample).tobytes()) + rng.randrange(len(train.encoded(sample)))
+        shard.write_bytes(data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :])
+        opened = Dataset(dataset.directory)
+        opened.verify(at_most=1000)  # it is larger
+        split = opened.split("train")
+        assert isinstance(split, EncodedSplit)
+        said = rf"sample {sample} \({split.key(sample)}\) is not what was stored"
+        with pytest.raises(UserError, match=said):
+            split.encoded_batch(everything)
+        with pytest.raises(UserError, match=said):
+            split.decode(sample)
+        shard.write_bytes(data)
+
+
+def test_the_identity_of_a_dataset_is_that_of_its_bytes(tmp_path: Path) -> None:
+    files = jpegs(COUNTS)
+    one = made(write_folder(tmp_path / "one", files), tmp_path / "a")
+    same = made(write_folder(tmp_path / "two", dict(reversed(files.items()))), tmp_path / "b")
+    other = made(
+        write_folder(tmp_path / "three", {**files, "test/cat/000.jpg": encode(noise(32, 32, 99))}), tmp_path / "c"
+    )
+    assert one.sha256 == same.sha256 != other.sha256
+
+
+def test_checksums_are_no_part_of_the_identity(prepared: dict[str, Path]) -> None:
+    """Sets of earlier versions have none, and go on with the runs that were trained on them."""
+    dataset = Dataset(prepared["original"])
+    record = json.loads((dataset.directory / "dataset.json").read_text())
+    for split in record["splits"].values():
+        split["files"] = [file for file in split["files"] if "checksums" not in file["name"]]
+    earlier = dataset.directory.with_name("earlier")
+    earlier.mkdir()
+    for name in names(dataset.directory):
+        if "checksums" not in name:
+            (earlier / name).symlink_to(dataset.directory / name)
+    del record["sha256"]
+    (earlier / "dataset.json").write_text(json.dumps(record))
+    assert Dataset(earlier).sha256 == dataset.sha256
+    assert Dataset(earlier).split("train").decode(0).shape == (32, 32, 3)
+
+
+RECORDS: dict[str, tuple[Callable[[str], str], str]] = {
+    "no json": (lambda text: text[:-5], "cannot be read"),
+    "an unknown key": (lambda text: text.replace('"name"', '"title"', 1), "cannot be read"),
+    "a future format": (lambda text: text.replace('"format_version": 2', '"format_version": 3'), "has format 3"),
+    "another type": (lambda text: text.replace('"classes": [', '"classes": [1, '), "cannot be read"),
+    "another class": (lambda text: text.replace('"cat"', '"cow"'), "its own sha256 differs"),
+    "one class more": (lambda text: text.replace('"classes": [', '"classes": ["ant", '), "counts of t.* 4 classes"),
+    "no split to test on": (lambda text: text.replace('"test": {', '"tast": {'), "has no split 'test'"),
+    "a file elsewhere": (
+        lambda text: text.replace('"train.index.npz"', '"../index.npz"'),
+        "names a file '../index.npz'",
+    ),
+    "two channels": (lambda text: text.replace('"mean": [', '"mean": [1, '), "not of three channels"),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_record_that_cannot_be_understood_is_refused(kind: str, prepared: dict[str, Path], tmp_path: Path) -> None:
+    change, expected = RECORDS[kind]
+    (tmp_path / "dataset.json").write_text(change((prepared["original"] / "dataset.json").read_text()))
+    with pytest.raises(UserError, match=expected):
+        Dataset(tmp_path)
+
+
+def test_a_link_in_the_way_is_refused_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", jpegs(COUNTS))
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("all I have")
+    (tmp_path / ".set.partial").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match=r"\.set\.partial is a link"):
+        made(source, tmp_path / "set")
+    assert (tmp_path / "precious" / "file").read_text() == "all I have"
