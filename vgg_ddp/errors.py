@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 EXIT_OK = 0
@@ -11,7 +12,8 @@ EXIT_STOPPED = 75  # stopped on request with a checkpoint saved (EX_TEMPFAIL: tr
 
 
 def printable(text: str) -> str:
-    """`text` for a terminal: control characters, which a file's name may have, are written as Python writes them."""
+    """`text` for a terminal: without passwords, and with control characters, of a file's name say, as Python writes them."""
+    text = re.sub(r"(://?[^/@\s:]+):[^/@\s]+@", r"\1:***@", text)  # the password in an address
     kept = "\n\t\u200c\u200d"  # the last two join letters
     return "".join(
         c if c in kept or unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in text

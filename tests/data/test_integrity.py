@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import random
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support.pictures import encode, jpegs, noise, write_folder
 from vgg_ddp.data.dataset import QUICKLY_READ, Dataset
+from vgg_ddp.data.inspection import inspect
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.splits import EncodedSplit
 from vgg_ddp.data.storage import Storage
-from vgg_ddp.errors import UserError
+from vgg_ddp.errors import UserError, printable
 
 COUNTS = {"train/cat": 5, "train/dog": 4, "train/eel": 2, "test/cat": 2, "test/dog": 3}
 
@@ -162,3 +168,43 @@ def test_a_link_in_the_way_is_refused_and_what_it_leads_to_stays(tmp_path: Path)
     with pytest.raises(UserError, match=r"\.set\.partial is a link"):
         made(source, tmp_path / "set")
     assert (tmp_path / "precious" / "file").read_text() == "all I have"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "everything", "processes"])
+def test_what_has_no_end_is_no_source(kind: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    path = {"pipe": tmp_path / "pipe", "device": "/dev/zero", "everything": "/", "processes": "/proc/self"}[kind]
+    with pytest.raises(UserError, match="is no file or folder of images"):
+        made(Path(path), tmp_path / "set")
+
+
+def test_a_member_that_says_a_terabyte_is_not_read(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("set/train/cat/0.png")
+    member.size = 2**40
+    (tmp_path / "set.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(UserError, match=r"set\.tar"):
+        made(tmp_path / "set.tar", tmp_path / "set")
+    with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in jpegs(COUNTS).items():
+            archive.writestr(name, data)
+    data = (tmp_path / "set.zip").read_bytes()
+    size = len(jpegs(COUNTS)["train/cat/000.jpg"]).to_bytes(4, "little")
+    assert size in data
+    (tmp_path / "set.zip").write_bytes(data.replace(size, b"\xff\xff\xff\xfe"))
+    with pytest.raises(UserError, match=r"set\.zip"):
+        made(tmp_path / "set.zip", tmp_path / "other")
+
+
+def test_an_image_larger_than_any_photograph_is_not_decoded() -> None:
+    """A few kilobytes that would become half a gigabyte."""
+    file = io.BytesIO()
+    Image.new("1", (13_000, 13_000)).save(file, "PNG")
+    assert len(file.getvalue()) < 100_000
+    assert "exceeds limit of 89478485 pixels" in inspect("bomb.png", file.getvalue()).unreadable
+
+
+def test_a_terminal_gets_no_control_characters_and_no_password() -> None:
+    assert str(UserError("\x1b[31mred\x07 in http://me:secret@host/set.tar")) == (
+        "\\x1b[31mred\\x07 in http://me:***@host/set.tar"
+    )
+    assert printable("one\ntwo\tthree \u200d é") == "one\ntwo\tthree \u200d é"

@@ -14,6 +14,7 @@ import os
 import re
 import types
 import typing
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ NULL = ("", "~", "null", "Null", "NULL")
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 NUMBER = re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 NOT_FINITE = re.compile(r"([-+]?)\.(inf|nan)", re.IGNORECASE)
+MOST_LETTERS = 100_000  # of a configuration; YAML of millions takes minutes
 PATHS = ("run.dir", "data.source", "data.directory", "deepspeed.config")
 OTHER_NAMES = {  # under which other trainers know a key
     "lr": "optimizer.learning_rate",
@@ -121,7 +123,8 @@ def _let_words_decide(raw: dict[str, Any], origins: dict[str, str]) -> None:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_LETTERS + 1)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = (
@@ -132,9 +135,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"config file {path} does not exist; {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config file {path} cannot be read: {error}") from None
+    if len(text) > MOST_LETTERS:
+        raise UserError(f"config file {path} has more than {MOST_LETTERS:,} letters: it is no configuration")
     try:
         raw = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, say
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none, say
         raise UserError(f"config file {path} is not valid YAML: {error}") from None
     if raw is None:
         return {}
@@ -154,8 +159,8 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
         return names, _Plain(text)
     try:
         return names, yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError):
-        raise UserError(f"'{override}': {text!r} is not a valid YAML value; quote it") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UserError(f"'{override}': {text[:80]!r} is not a valid YAML value; quote it") from None
 
 
 def _annotation(key: str) -> Any:
@@ -215,7 +220,19 @@ def _natural(text: str) -> int | float | bool | str | None:
 
 
 def _expanded(path: str) -> str:
-    """A path with the home directory for a ~ and variables where it begins with one of them, as a shell has it."""
+    """A path with the home directory for a ~ and variables where it begins with one of them, as a shell has it.
+
+    Raises:
+        UserError: no file can have that name.
+    """
+    try:
+        Path(path).exists()
+        if any(unicodedata.category(letter) == "Cc" for letter in path):
+            raise ValueError("it has a control character")
+    except (OSError, ValueError) as error:
+        if not isinstance(error, PermissionError):
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{path:.80} is no path: {reason}; choose another name") from None
     return os.path.expandvars(os.path.expanduser(path)) if path.startswith(("~", "$")) else path
 
 

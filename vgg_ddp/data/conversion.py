@@ -254,10 +254,11 @@ def _in_order(
 ) -> Iterator[tuple[Image, Inspection]]:
     """`work` on each image, on all cores; the results in the images' order."""
     waiting: deque[Future[tuple[Image, Inspection]]] = deque()
-    with ThreadPoolExecutor(cores.usable()) as pool:
+    threads = cores.usable()
+    with ThreadPoolExecutor(threads) as pool:
         for image in images:
             waiting.append(pool.submit(work, image))
-            if len(waiting) > 256:  # bounds the memory
+            if len(waiting) > 2 * threads:  # an image may have hundreds of megabytes
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,9 @@ FORMATS = {
     "SGI": (".sgi", ".rgb"),
     "TGA": (".tga",),
 }
+warnings.simplefilter(
+    "error", Image.DecompressionBombWarning
+)  # more than 89 megapixels, as Pillow's documentation advises
 SUFFIXES = tuple(dict.fromkeys(suffix for suffixes in FORMATS.values() for suffix in suffixes))
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

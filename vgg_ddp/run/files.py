@@ -79,5 +79,5 @@ def read_json(path: Path, remedy: str = "remove it and try again") -> dict[str, 
         return value
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); {remedy}") from None

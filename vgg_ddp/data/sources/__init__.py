@@ -34,6 +34,8 @@ ARCHIVE_NAMES = {
     "cifar100": ("cifar-100-python.tar.gz", "cifar-100-binary.tar.gz"),
 }
 
+NO_SOURCES = (("/",), ("/", "dev"), ("/", "proc"), ("/", "sys"))  # by their first parts: they have no end
+
 
 class Unavailable(UserError):
     """A source that is downloaded, and can be neither found nor downloaded here."""
@@ -81,6 +83,8 @@ def open_source(path: Path) -> Source:
     """
     if not path.exists():
         raise missing(path)
+    if not (path.is_dir() or path.is_file()) or path.resolve().parts[:2] in NO_SOURCES:
+        raise UserError(f"data.source: {path} is no file or folder of images")
     container = open_container(path)
     source = next((found for find in FORMATS if (found := find(container)) is not None), None)
     assert source is not None, "the last format raises"

@@ -136,6 +136,8 @@ def _class_names(data: bytes, layout: Layout) -> list[str]:
 
 
 def _text(name: bytes | str) -> str:
+    if not isinstance(name, bytes | str):
+        raise ValueError(f"a class is called {name!r}")
     return name.decode("ascii") if isinstance(name, bytes) else name
 
 

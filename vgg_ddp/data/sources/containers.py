@@ -31,6 +31,7 @@ SYSTEM_NAMES = {
     "desktop.ini",
     "Desktop.ini",
 }
+LARGEST = 2 * 2**30  # bytes of a file in an archive, which may be a whole set itself
 ALONE = (".npz", ".parquet")  # one such file is a whole set
 OTHER_ARCHIVES = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR"}
 
@@ -84,8 +85,11 @@ def open_container(path: Path) -> Container:
         return Folder(path)
     if path.suffix.lower() in ALONE:
         return Folder(path.parent, only=path)
-    with path.open("rb") as file:
-        start = file.read(8)
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     for magic, kind in OTHER_ARCHIVES.items():
         if start.startswith(magic):
             raise UserError(f"{path} is a {kind} archive, which is not read; unpack it and give the folder")
@@ -209,7 +213,7 @@ class Tar(Container):
                 if name in names and member.isfile():
                     file = archive.extractfile(member)
                     assert file is not None, "a regular file"
-                    yield name, file.read()
+                    yield name, file.read(_bearable(member.size, name, self.path))
 
 
 class _StrictInfo(tarfile.TarInfo):
@@ -260,7 +264,21 @@ class Zip(Container):
         """See `Container.read`."""
         with _open_zip(self.path) as archive:
             for name in names:
+                _bearable(self._members[name].file_size, name, self.path)
                 yield name, archive.read(self._members[name])
+
+
+def _bearable(size: int, name: str, path: Path) -> int:
+    """The size that an archive says a file has, which is read into memory whole.
+
+    Raises:
+        UserError: it is too large for that, whether or not it is true.
+    """
+    if size > LARGEST:
+        raise UserError(
+            f"{path}: {name} has {size:,} bytes, more than {LARGEST:,}; unpack the archive and give the folder"
+        )
+    return size
 
 
 @contextmanager
