@@ -55,7 +55,7 @@ MISTAKES = {
     "batch over ranks": (["train", CONFIG, "nproc=2", "batch=33"], "does not divide over 2 ranks"),
     "no command": (["trian"], "invalid choice"),
     "no run": (["evaluate", "nothing"], "neither a run directory"),
-    "no run to compare": (["report", "nothing", "nothing either"], "nothing/config.yaml does not exist"),
+    "no run to compare": (["report", "nothing", "nothing either"], "nothing is neither a run directory"),
     "out for one run": (["report", "nothing", "--out", "page.html"], "--out is for runs side by side"),
     "no dataset": (["verify", "nothing"], "neither a run directory"),
 }

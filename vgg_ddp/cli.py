@@ -217,12 +217,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from vgg_ddp import config
+    from vgg_ddp import preflight
 
     first, *others = options.targets
     if options.out and not others:
         raise UserError("--out is for runs side by side; the report of one run stands in RUN/report/index.html")
-    settings = config.load(first / "config.yaml")
+    settings = preflight.run_config(str(first), [])
 
     from vgg_ddp.data import of_run
     from vgg_ddp.data.dataset import Dataset

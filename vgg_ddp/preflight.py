@@ -15,6 +15,7 @@ import msgspec
 
 from vgg_ddp import cores
 from vgg_ddp.config import Config, load
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.resolved import ResolvedRun
@@ -73,10 +74,14 @@ def check_evaluation(
 
 
 def run_config(target: str, overrides: Sequence[str]) -> Config:
-    """The configuration of the run that `target`, a run or a checkpoint in one, belongs to, changed by `overrides`."""
+    """The configuration of the run that `target`, a run or a checkpoint in one, belongs to, changed by `overrides`.
+
+    The run may be a stranger's: data are prepared where `overrides` say, or in the usual place, never where it says.
+    """
     from vgg_ddp.run.directory import find_run
 
-    return load(find_run(Path(target))[0].config, overrides)
+    place = f"data.directory={DataConfig().directory}"
+    return load(find_run(Path(target))[0].config, [place, *overrides])
 
 
 def devices(arguments: list[str], read: Callable[[str, list[str]], Config]) -> Devices:
