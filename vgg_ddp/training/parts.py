@@ -14,6 +14,7 @@ from vgg_ddp import loaders
 from vgg_ddp.augment.appearance import Appearance
 from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
 from vgg_ddp.config import Config
+from vgg_ddp.data.balanced_order import BalancedOrder
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order
 from vgg_ddp.data.validation import HeldOut, held_out
@@ -60,7 +61,8 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
         raise UserError(f"loss.class_weights has {len(weights)} weights for the {classes} classes of {dataset.name}")
     split = dataset.split("train")
     train, validation = held_out(dataset, config.data.validation, config.seed)
-    order = Order(config.seed, train, config.batch)
+    plain = Order(config.seed, train, config.batch)
+    order = BalancedOrder(**vars(plain), labels=split.labels[train]) if config.data.balance_classes else plain
     if order.steps_per_epoch == 0:
         raise UserError(
             f"{dataset.name} has {len(train)} images to train on, fewer than one batch of {config.batch}; use a smaller batch"
