@@ -76,9 +76,6 @@ class GlobalMaxPool2d(nn.Module):
 class VGG(nn.Module):
     """Images, float [n, 3, height, width], to logits, [n, num_classes].
 
-    For other programs use torch.export, as `vgg-ddp export` does: torch.jit.script and torch.fx cannot follow the choices
-    that its convolutions make by the size of an image.
-
     Attributes:
         checkpointing: which activations the backward pass computes again in place of keeping them.
     """
@@ -114,6 +111,9 @@ class VGG(nn.Module):
             )
 
         self.features.register_load_state_dict_post_hook(_move_biases_into_running_means)
+
+    def __prepare_scriptable__(self) -> VGG:  # which torch.jit.script, deprecated, asks of a module
+        raise NotImplementedError("torch.jit.script cannot compile a VGG: use torch.export, or vgg-ddp export")
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, with activation checkpointing where gradients are asked for."""
