@@ -20,7 +20,7 @@ from vgg_ddp.data.order import Order
 from vgg_ddp.data.validation import HeldOut, held_out
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.loaders.choice import Choice, choose, shortage_for_workers
+from vgg_ddp.loaders.choice import Choice, choose, workers_left_out
 from vgg_ddp.model import VGG, initialize, vgg
 from vgg_ddp.model.convolution import Convolution, CpuConvolution
 from vgg_ddp.model.preprocess import Preprocess
@@ -53,7 +53,8 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
     """Order and loaders.
 
     Raises:
-        UserError: a batch that does not divide, a training set smaller than one batch, or weights for other classes.
+        UserError: a batch that does not divide, a training set smaller than one batch, weights for other classes, or workers
+            that have no memory to hand over batches in.
     """
     share = config.local_batch(world.size)
     weights, classes = config.loss.class_weights, len(dataset.classes)
@@ -69,7 +70,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
         )
     choice = choose(config.loader, split, config.data, world)
     largest = max(share, config.evaluate.batch)
-    shortage = shortage_for_workers(config.data, world, largest) if choice.name == "torch" else ""
+    left_out = workers_left_out(config.data, world, largest) if choice.name == "torch" else []
     geometry = training_geometry(config.data, config.augment, config.seed)
     return Data(
         dataset,
@@ -78,7 +79,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
         loaders.build(choice.name, split, geometry, config.data, world, share, config.compile == "graph"),
         evaluation_loader(config, dataset, validation.split, world),
         choice,
-        [f"data.workers=0: {shortage}; give the container more, e.g. docker run --shm-size=1g"] if shortage else [],
+        left_out,
     )
 
 
