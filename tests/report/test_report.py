@@ -22,6 +22,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
+    f1_score,
     log_loss,
     precision_recall_fscore_support,
     top_k_accuracy_score,
@@ -273,6 +274,21 @@ def test_page_is_the_same_every_time_and_for_any_order_of_predictions(tmp_path: 
         shuffled = {name: arrays[name][order] for name in arrays.files}
     np.savez(stored, **shuffled)
     assert write_report(run.path, run.dataset).read_bytes() == first
+
+
+def test_where_classes_are_uneven_the_means_over_classes_come_first(tmp_path: Path) -> None:
+    label = np.repeat([0, 1], [90, 10])
+    prediction = np.zeros_like(label)  # 90 % of all images, half of each class
+    run = make_run(tmp_path / "run", ["common", "rare"], label, prediction)
+    rows = [
+        [cell.text for cell in row.parts if isinstance(cell, Node)] for row in section(page_of(run), "speed").all("tr")
+    ]
+    assert "Balanced accuracy" in rows[0][0] and rows[0][1].startswith("50.00")
+    f1 = f1_score(label, prediction, average="macro", zero_division=0)
+    assert "Macro F1" in rows[1][0] and rows[1][1].startswith(f"{100 * f1:.2f}")
+    assert [row[1][:5] for row in rows if row[0] == "Top-1 accuracy"] == ["90.00"]
+    change_json(run.path / "evaluation/summary.json", uneven=False)
+    assert section(page_of(run), "speed").all("tr")[0].text.startswith("Loss")
 
 
 def test_the_run_keeps_the_pictures_of_its_report(tmp_path: Path) -> None:
