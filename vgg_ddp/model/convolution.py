@@ -29,6 +29,9 @@ class Convolution(nn.Conv2d):
             del self.bias
             self.register_buffer("bias", torch.zeros(out_channels))
 
+    def __prepare_scriptable__(self) -> Convolution:  # which torch.jit.script, deprecated, asks of a module
+        raise NotImplementedError("torch.jit.script cannot compile a VGG: use torch.export, or vgg-ddp export")
+
     @property
     def added(self) -> Tensor | None:
         """The bias, if it is added."""

@@ -112,9 +112,6 @@ class VGG(nn.Module):
 
         self.features.register_load_state_dict_post_hook(_move_biases_into_running_means)
 
-    def __prepare_scriptable__(self) -> VGG:  # which torch.jit.script, deprecated, asks of a module
-        raise NotImplementedError("torch.jit.script cannot compile a VGG: use torch.export, or vgg-ddp export")
-
     def forward(self, images: Tensor) -> Tensor:
         """Logits, with activation checkpointing where gradients are asked for."""
         if self.checkpointing == "none" or not torch.is_grad_enabled():

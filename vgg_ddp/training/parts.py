@@ -53,8 +53,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
     """Order and loaders.
 
     Raises:
-        UserError: a batch that does not divide, a training set smaller than one batch, weights for other classes, or workers
-            that have no memory to hand over batches in.
+        UserError: a batch that does not divide, too few images for one, weights for other classes, or no memory for workers.
     """
     share = config.local_batch(world.size)
     weights, classes = config.loss.class_weights, len(dataset.classes)
@@ -69,8 +68,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
             f"{dataset.name} has {len(train)} images to train on, fewer than one batch of {config.batch}; use a smaller batch"
         )
     choice = choose(config.loader, split, config.data, world)
-    largest = max(share, config.evaluate.batch)
-    left_out = workers_left_out(config.data, world, largest) if choice.name == "torch" else []
+    left_out = workers_left_out(config.data, world, max(share, config.evaluate.batch)) if choice.name == "torch" else []
     geometry = training_geometry(config.data, config.augment, config.seed)
     return Data(
         dataset,
