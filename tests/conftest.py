@@ -193,3 +193,21 @@ def train(runs: Path, launch: Callable[..., Ranks]) -> Train:
         return runs / name
 
     return whole
+
+
+@pytest.fixture
+def half_a_core() -> Iterator[Path]:
+    """A control group of this machine with a quota of half a core; its file that takes processes."""
+    for parent, quota in (("/sys/fs/cgroup/cpu", "cpu.cfs_quota_us"), ("/sys/fs/cgroup", "cpu.max")):
+        group = Path(parent) / f"vgg_ddp-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if (group / quota).exists():
+            (group / quota).write_text("50000" if quota == "cpu.cfs_quota_us" else "50000 100000")
+            yield group / "cgroup.procs"
+            group.rmdir()
+            return
+        group.rmdir()
+    pytest.skip("no control group can be made here")

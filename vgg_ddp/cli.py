@@ -235,7 +235,7 @@ def _report(options: argparse.Namespace) -> int:
     if dataset is None and of_run.held(run) is None:  # a run of an earlier version
         dataset = Dataset(ensure(settings.data, say)[0])
     if dataset is None:
-        print(f"the images of {first} are gone: its pages are drawn without pictures")
+        print(f"the images of {first} are gone: its pages have the pictures that it keeps of them, if any")
     if others:
         print(write_side_by_side(options.targets, dataset, options.out or first / "report" / "comparison.html"))
     else:

@@ -74,7 +74,7 @@ def _examine_apex() -> None:
 
 def _examine_compilers() -> None:
     if shutil.which(os.environ.get("CXX", "g++")) is None:
-        print("note  no C++ compiler: only needed for compile and engine=deepspeed; install g++, or name one in CXX")
+        print("note  no C++ compiler: only needed for compile; install g++, or name one in CXX")
     if importlib.util.find_spec("triton") is None:
         print("note  no triton: only needed for compile on a GPU; pip install triton")
 

@@ -6,6 +6,7 @@ Where ranks are started by others (torchrun, DeepSpeed's launcher), rank 0 check
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -176,6 +177,9 @@ def _check(
             *choices,
             f"{dataset.name} has test images of {there} of the network's {len(counts)} classes, none of {lacking}",
         ]
+    usable, there = cores.usable(), len(os.sched_getaffinity(0))
+    if usable < there:
+        choices = [*choices, f"cores: {usable} of {there}, as many as the CPU quota of this control group allows"]
     if config.threads == "auto" and (threads := cores.openmp_threads()) is not None:
         config = msgspec.structs.replace(config, threads=threads)
         choices = [*choices, f"threads: {threads}, as OMP_NUM_THREADS says"]

@@ -30,9 +30,9 @@ def uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """A random order of `count` samples in an epoch, int64 [count]."""
-    words = random_words(seed, epoch, "order", 0, -(-count // 4)).reshape(-1)[:count]
+def permutation(seed: int, epoch: int, count: int, purpose: str = "order") -> NDArray[np.int64]:
+    """A random order of `count` samples in an epoch, int64 [count]; for `purpose` see `random_words`."""
+    words = random_words(seed, epoch, purpose, 0, -(-count // 4)).reshape(-1)[:count]
     return np.argsort(words, kind="stable")
 
 

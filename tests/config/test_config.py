@@ -65,6 +65,7 @@ OTHER_VALUES: dict[str, Any] = {
     "data.image_size": 24,
     "data.train_sizes": [16, 24],
     "data.validation": 0.25,
+    "data.balance_classes": True,
     "data.resident_share": 0.5,
     "data.residency": "sharded",
     "data.workers": 0,
@@ -562,6 +563,10 @@ def test_words_win_over_the_file_and_later_words_over_earlier(config_file: Path)
         (
             ["loss.implementation=apex", "loss.class_weights=balanced"],
             ["loss.implementation=apex", "loss.class_weights"],
+        ),
+        (
+            ["data.balance_classes=true", "loss.class_weights=balanced"],
+            ["data.balance_classes", "loss.class_weights=balanced", "use one of them"],
         ),
         (["optimizer.implementation=apex", "optimizer.name=adamw"], ["optimizer.implementation=apex", "adamw"]),
         *(

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from scipy import stats
 
+from tests.support.runs import make_dataset
+from vgg_ddp.config import Config
+from vgg_ddp.config.data import DataConfig
+from vgg_ddp.data.balanced_order import BalancedOrder
 from vgg_ddp.data.order import Order, Slice, evaluation_slices, stratified_split
+from vgg_ddp.distributed.world import World
 from vgg_ddp.randomness import permutation, random_words, uniform
+from vgg_ddp.training.parts import build_data
 
 SEEDS = st.integers(0, 2**32 - 1)
 EPOCHS = st.integers(0, 2**31 - 1)
@@ -188,6 +196,73 @@ def test_a_sample_left_out_of_one_epoch_is_in_others() -> None:
     order = order_of(count=41, batch=8)
     seen = {sample for epoch in range(10) for part in order.slices(epoch) for sample in part.samples}
     assert seen == set(range(100, 141))
+
+
+# The balanced order
+
+
+UNEVEN = st.lists(st.integers(1, 25), min_size=1, max_size=6)  # images of each class
+
+
+def balanced(counts: list[int], batch: int, seed: int = 3) -> BalancedOrder:
+    """Of classes with so many images; sample k of class c is 1000 c + k, and not all numbers in between are trained on."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    within = np.concatenate([np.arange(count) for count in counts])
+    mixed = permutation(seed, 0, len(labels))
+    return BalancedOrder(seed, (labels * 1000 + within)[mixed], batch, labels[mixed])
+
+
+@given(SEEDS, UNEVEN, st.integers(1, 8), st.integers(0, 4), st.integers(1, 5))
+def test_balanced_classes_come_equally_often_in_any_epochs(
+    seed: int, counts: list[int], batch: int, first: int, epochs: int
+) -> None:
+    order = balanced(counts, batch, seed)
+    drawn = [
+        sample for epoch in range(first, first + epochs) for part in order.slices(epoch) for sample in part.samples
+    ]
+    assert len(drawn) == epochs * (sum(counts) // batch) * batch
+    times = np.bincount(np.array(drawn, dtype=np.int64) // 1000, minlength=len(counts))
+    assert times.max() - times.min() <= 1
+
+
+@given(SEEDS, UNEVEN, st.integers(1, 8), st.integers(1, 9))
+def test_a_balanced_class_repeats_none_of_its_images_before_all_were_seen(
+    seed: int, counts: list[int], batch: int, epochs: int
+) -> None:
+    """So after any epochs, the images of a class were seen equally often, but for one time."""
+    order = balanced(counts, batch, seed)
+    drawn = np.concatenate([order.epoch(epoch) for epoch in range(epochs)])
+    for label, count in enumerate(counts):
+        times = np.bincount(drawn[drawn // 1000 == label] % 1000, minlength=count)
+        assert len(times) == count
+        assert times.max() - times.min() <= 1
+
+
+@given(SEEDS, st.integers(0, 10**6), UNEVEN, st.sampled_from([1, 2, 3, 4]), st.integers(0, 5))
+def test_a_balanced_order_is_the_same_on_any_ranks_and_after_a_restart(
+    seed: int, epoch: int, counts: list[int], world: int, first_step: int
+) -> None:
+    order = balanced(counts, 12, seed)
+    alone = list(order.slices(epoch))
+    assert same(list(balanced(counts, 12, seed).slices(epoch, first_step=first_step)), alone[first_step:])
+    ranks = [list(order.slices(epoch, rank, world, first_step)) for rank in range(world)]
+    for step, whole in enumerate(alone[first_step:]):
+        assert_array_equal(np.concatenate([slices[step].samples for slices in ranks]), whole.samples)
+
+
+def test_a_balanced_order_depends_on_seed_and_epoch() -> None:
+    orders = [balanced([40, 8, 3], 8, seed).epoch(epoch).tolist() for seed in (3, 4) for epoch in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_a_training_that_balances_classes_sees_them_equally_often(tmp_path: Path) -> None:
+    labels = np.repeat(np.arange(3), [50, 9, 4])
+    dataset = make_dataset(tmp_path / "uneven", labels, ["a", "b", "c"])
+    words = DataConfig(balance_classes=True, validation=0.25, image_size=16, resize=16, workers=0)
+    data = build_data(Config(batch=12, data=words, loader="torch"), dataset, World(0, 1, 0, 1, torch.device("cpu")))
+    batches = list(data.train_loader.stream(data.order.slices(epoch=0)))
+    assert np.bincount(np.concatenate([batch.labels.numpy() for batch in batches])).tolist() == [16, 16, 16]
+    assert np.isin(data.validation.samples, data.order.samples).sum() == 0
 
 
 # The split for validation

@@ -239,7 +239,9 @@ def test_a_class_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
 def test_uneven_classes_are_reported(tmp_path: Path) -> None:
     lines: list[str] = []
     made(write_folder(tmp_path / "a", jpegs({**COUNTS, "train/dog": 9})), tmp_path / "uneven", report=lines.append)
-    assert [line for line in lines if "are uneven: 5 training images of cat, 9 of dog" in line]
+    assert [
+        line for line in lines if "are uneven: 5 training images of cat, 9 of dog; data.balance_classes=true" in line
+    ]
     lines.clear()
     made(write_folder(tmp_path / "b", jpegs(COUNTS)), tmp_path / "even", report=lines.append)
     assert not [line for line in lines if "are uneven: " in line]

@@ -189,11 +189,14 @@ def test_fp16_skips_a_step_that_overflows_on_every_rank_and_halves_the_scale(sta
 
 
 def test_starts_under_the_deepspeed_launcher(ddp: Path, recipe: Path, runs: Path) -> None:
-    run = runs / "launcher"
+    """Without a C++ compiler, and where nothing can be written at home."""
+    run, programs = runs / "launcher", str(Path(sys.executable).parent)
+    compilers = ("c++", "g++", "gcc", "cc", "clang", "clang++")
+    assert not any(shutil.which(name, path=programs) for name in compilers)
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port())]
     done = subprocess.run(
         [*launcher, "--module", "vgg_ddp.train", str(recipe), f"run.dir={run}", *COMMON, *zero(1)],
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": programs, "HOME": "/proc"},
         capture_output=True,
         text=True,
         timeout=600,

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from vgg_ddp.model import VGG, initialize, vgg
 from vgg_ddp.model.convolution import Convolution, CpuConvolution
@@ -298,3 +298,18 @@ def test_the_global_pool_is_torch_s_adaptive_pool_ties_included(size: tuple[int,
         output.sum().backward()
         found.append((output, inputs.grad))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("convolution", [Convolution, CpuConvolution])
+def test_torch_fx_traces_a_network_for_any_size(convolution: type[Convolution]) -> None:
+    network = vgg("C", batch_norm=True, head="compact", num_classes=3, convolution=convolution).eval()
+    traced = fx.symbolic_trace(network)
+    for size in (16, 32, 80):
+        images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(size))
+        assert torch.equal(traced(images), network(images))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning")
+def test_torch_jit_script_is_told_what_to_use() -> None:
+    with pytest.raises(NotImplementedError, match=r"use torch\.export"):
+        torch.jit.script(vgg("A", head="compact"))

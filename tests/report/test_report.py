@@ -22,6 +22,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
+    f1_score,
     log_loss,
     precision_recall_fscore_support,
     top_k_accuracy_score,
@@ -275,6 +276,33 @@ def test_page_is_the_same_every_time_and_for_any_order_of_predictions(tmp_path: 
     assert write_report(run.path, run.dataset).read_bytes() == first
 
 
+def test_where_classes_are_uneven_the_means_over_classes_come_first(tmp_path: Path) -> None:
+    label = np.repeat([0, 1], [90, 10])
+    prediction = np.zeros_like(label)  # 90 % of all images, half of each class
+    run = make_run(tmp_path / "run", ["common", "rare"], label, prediction)
+    rows = [
+        [cell.text for cell in row.parts if isinstance(cell, Node)] for row in section(page_of(run), "speed").all("tr")
+    ]
+    assert "Balanced accuracy" in rows[0][0] and rows[0][1].startswith("50.00")
+    f1 = f1_score(label, prediction, average="macro", zero_division=0)
+    assert "Macro F1" in rows[1][0] and rows[1][1].startswith(f"{100 * f1:.2f}")
+    assert [row[1][:5] for row in rows if row[0] == "Top-1 accuracy"] == ["90.00"]
+    change_json(run.path / "evaluation/summary.json", uneven=False)
+    assert section(page_of(run), "speed").all("tr")[0].text.startswith("Loss")
+
+
+def test_the_run_keeps_the_pictures_of_its_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    page = write_report(run.path, run.dataset)
+    drawn, kept = page.read_bytes(), run.path / "evaluation/pictures.json"
+    assert kept.stat().st_size < len(drawn)
+    page.unlink()
+    assert write_report(run.path, None).read_bytes() == drawn
+    for damaged in (b"", kept.read_bytes()[:-1], kept.read_bytes().replace(b"abab", b"cdcd", 1)):
+        kept.write_bytes(damaged)  # the last is of another checkpoint
+        assert write_report(run.path, None) == page.with_name("without_pictures.html")
+
+
 def test_without_pictures_the_page_says_so(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "run"), pictures=False)
     assert_sound(page)
@@ -454,12 +482,12 @@ def test_classes_over_the_epochs_are_drawn_where_the_run_recorded_them(tmp_path:
 
 
 def test_of_many_images_the_page_carries_mistakes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vgg_ddp.report.details.MOST_IMAGES", 200)
+    monkeypatch.setattr("vgg_ddp.report.kept_pictures.MOST_IMAGES", 200)
     run = make_run(tmp_path / "run")
     data = json.loads(page_of(run).all("script", id="page-data")[0].text_raw)
     assert len(data["index"]) == 200
     assert set(np.flatnonzero(run.prediction != run.label)) < set(data["index"])
-    monkeypatch.setattr("vgg_ddp.report.details.MOST_PIXELS", 50 * 64)
+    monkeypatch.setattr("vgg_ddp.report.kept_pictures.MOST_PIXELS", 50 * 64)
     assert len(json.loads(page_of(run).all("script", id="page-data")[0].text_raw)["index"]) == 50
 
 

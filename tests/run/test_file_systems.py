@@ -6,11 +6,15 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.support.rank_processes import apart
+from vgg_ddp.config.data import DataConfig
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.ensure import ensure
 from vgg_ddp.errors import UserError
 from vgg_ddp.run import files
 from vgg_ddp.run.directory import RunDirectory
@@ -42,16 +46,45 @@ def test_a_folder_that_cannot_be_flushed_is_none_of_ours() -> None:
     files.sync_directory(Path("/proc"))
 
 
-def test_a_run_without_a_lock_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_lock(*arguments: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_lock)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_a_run_without_a_lock_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunDirectory(tmp_path / "run").claimed(new=True):
         assert (tmp_path / "run" / "checkpoints").is_dir()
     assert "without locks" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_a_data_set_prepared_without_a_lock_is_whole_and_that_is_said(tmp_path: Path) -> None:
+    lines: list[str] = []
+    directory, _ = ensure(DataConfig(source="digits", directory=str(tmp_path)), lines.append)
+    assert Dataset(directory).verify()
+    word = f"{tmp_path} is on a file system without locks: see to it that no other process writes there"
+    assert (lines[0], len(lines)) == (word, 2)
+
+
+def test_a_wait_for_another_preparation_is_told_and_can_be_interrupted(tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def told(line: str) -> None:
+        lines.append(line)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with (tmp_path / ".digits.lock").open("w") as held, pytest.raises(KeyboardInterrupt):
+            fcntl.flock(held, fcntl.LOCK_EX)
+            ensure(DataConfig(source="digits", directory=str(tmp_path)), told)
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    assert lines == [f"waiting for another process that prepares {tmp_path}/digits"]
 
 
 def test_a_place_that_cannot_be_written_is_told_with_another(tmp_path: Path) -> None:

@@ -224,13 +224,23 @@ def test_an_evaluation_goes_to_the_run_of_its_training(tracked: Path, start_with
 
 
 def test_a_run_that_nothing_followed_is_sent_whole_by_its_evaluation(train: Train, start_with: Start) -> None:
+    """As W&B's variables name it; a key goes before its variable."""
     run = train("unfollowed", "min_steps=2")
     assert not (run / "tracking").exists()
-    ranks = start_with("vgg_ddp.evaluate", {}, [str(run), "tracking.wandb=offline", "tracking.project=other"])
+    said = {"PROJECT": "mine", "NAME": "by variable", "ENTITY": "team", "TAGS": "one,two", "RUN_GROUP": "not this"}
+    variables = {f"WANDB_{name}": value for name, value in said.items()}
+    ranks = start_with("vgg_ddp.evaluate", variables, [str(run), "tracking.wandb=offline", "tracking.group=this"])
     assert ranks.wait() == [0], ranks.stderr
     (segment,) = wandb_segments(run)
     found = wandb_records(segment)
-    assert [record["run"]["project"] for record in found if record["type"] == "run"] == ["other"]
+    (sent,) = [record["run"] for record in found if record["type"] == "run"]
+    assert [sent[key] for key in ("project", "display_name", "entity", "run_group")] == [
+        "mine",
+        "by variable",
+        "team",
+        "this",
+    ]
+    assert sent["tags"] == ["one", "two"]
     logged = history(found)
     assert sorted(logged) == [1, 2]
     assert "train/loss" in logged[1] and "test/accuracy" in logged[2]

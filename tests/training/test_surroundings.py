@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pwd
+import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -19,6 +22,8 @@ from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 from vgg_ddp.run import console
 
 pytestmark = pytest.mark.processes
+ROOT = Path(__file__).parents[2]
+READING = "dac_read_search"  # a capability of root's
 
 
 def test_variables_of_other_ranks_are_left_aside(recipe: Path, runs: Path) -> None:
@@ -137,3 +142,51 @@ def test_one_image_at_a_time_is_refused_where_it_has_no_variance() -> None:
     assert Config(batch=1).local_batch(1) == 1
     assert Config(batch=2, data=small, model=ModelConfig(sync_batch_norm=True)).local_batch(2) == 1
     assert Config(batch=1, data=small, model=ModelConfig(batch_norm=False)).local_batch(1) == 1
+
+
+@pytest.mark.host
+def test_the_quickstart_in_a_small_container(tmp_path: Path, half_a_core: Path, digits: Path) -> None:
+    """64 MB of shared memory, half a core, a user without a name or a home, code that is not his, a C locale, others' ranks."""
+    if os.getuid() != 0:
+        pytest.skip("only root can mount, and become another user")
+    user, place = 54321, tmp_path / "place"
+    with pytest.raises(KeyError):
+        pwd.getpwuid(user)
+    shutil.copytree(digits, place / "datasets/digits")
+    for path in (tmp_path, *place.rglob("*"), place):
+        os.chown(path, user, user)
+    variables = {
+        "HOME": "/proc",
+        "LC_ALL": "C",
+        "RANK": "1",
+        "WORLD_SIZE": "4",
+        "PATH": os.defpath,
+        "PYTHONPATH": str(ROOT),
+    }
+    contained = (
+        f"mount -t tmpfs -o size=64m tmpfs /dev/shm && chmod 1777 /dev/shm && echo 0 > {half_a_core} && "
+        # Reads what root alone may, since Python itself may be installed there.
+        f"exec setpriv --reuid={user} --regid={user} --clear-groups --inh-caps=+{READING} --ambient-caps=+{READING} "
+        '"$@"'
+    )
+    words = [
+        "configs/quickstart.yaml",
+        "data.source=digits",
+        "batch=16",
+        "min_steps_per_epoch=0",
+        "epochs=1e-9",
+        "min_steps=2",
+    ]
+    command = [sys.executable, "-m", "vgg_ddp", "train", str(ROOT / words[0]), *words[1:], "run.dir=run"]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", contained, "sh", *command],
+        cwd=place, env=variables, capture_output=True, text=True, encoding="utf-8", timeout=600,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert first.startswith("RANK=1 WORLD_SIZE=4 in the environment left aside")
+    assert "1 CPU thread each" in lines[0]
+    cores = f"cores: 1 of {len(os.sched_getaffinity(0))}, as many as the CPU quota of this control group allows"
+    assert cores in lines or len(os.sched_getaffinity(0)) == 1
+    assert lines[-1] == "report: run/report/index.html"
+    assert (place / "run/report/index.html").stat().st_uid == user

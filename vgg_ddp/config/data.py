@@ -57,6 +57,9 @@ class DataConfig(Group, frozen=True):
             lt=1,
         ),
     ] = 0.1
+    balance_classes: Annotated[
+        bool, key("train on every class equally often: each epoch repeats images of the classes that have few")
+    ] = False
     resident_share: Annotated[
         float, key("loader=auto keeps the decoded images on the device if they fit into this share of it", ge=0, le=1)
     ] = 0.25

@@ -40,6 +40,8 @@ def check_between_groups(config: Config) -> None:
         )
     if config.recompute != "none" and config.model.sync_batch_norm:
         raise ValueError("recompute would send model.sync_batch_norm's messages twice; use one of them")
+    if config.data.balance_classes and config.loss.class_weights == "balanced":
+        raise ValueError("data.balance_classes and loss.class_weights=balanced would balance twice; use one of them")
     check_communication(config)
     if config.engine == "deepspeed":
         check_deepspeed(config)

@@ -78,7 +78,8 @@ class Conversion:
         fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         if counts[most] > UNEVEN * counts[fewest]:
             self._report(
-                f"{record.name}: the classes are uneven: {counts[fewest]} training images of {fewest}, {counts[most]} of {most}"
+                f"{record.name}: the classes are uneven: {counts[fewest]} training images of {fewest}, {counts[most]} of "
+                f"{most}; data.balance_classes=true or loss.class_weights=balanced evens them out"
             )
         return record
 

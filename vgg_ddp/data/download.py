@@ -20,10 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-import filelock
-
 from vgg_ddp.errors import UserError
-from vgg_ddp.run.files import sync_directory
+from vgg_ddp.run.files import locked, sync_directory
 
 _BLOCK = 1 << 18  # bytes asked of a socket or a file at once
 _BACKOFF_SECONDS = 0.5  # before the second attempt at a mirror; doubles with each further one
@@ -93,13 +91,8 @@ def fetch(
         if _is_there(target, archive):  # before the lock too: the directory may be read-only
             return target
         directory.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(directory / f"{archive.name}.lock")
-        try:
-            held = lock.acquire(timeout=0)
-        except filelock.Timeout:
-            report(f"{archive.name}: waiting for another process that downloads it")
-            held = lock.acquire()
-        with held:
+        waiting = f"{archive.name}: waiting for another process that downloads it"
+        with locked(directory / f"{archive.name}.lock", waiting, report):
             if not _is_there(target, archive):
                 with closing(_Part(part_path)) as part:
                     _Download(archive, part, connect_seconds, stall_seconds, attempts, report).run()

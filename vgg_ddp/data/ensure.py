@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
-
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.config.schema import BUILT_IN_SOURCES
 from vgg_ddp.data.conversion import PREPARATION, Policy
@@ -16,6 +14,7 @@ from vgg_ddp.data.sources import Unavailable, missing
 from vgg_ddp.data.sources.containers import listing
 from vgg_ddp.data.storage import Storage
 from vgg_ddp.errors import UserError
+from vgg_ddp.run.files import locked
 
 
 def ensure(config: DataConfig, report: Callable[[str], None]) -> tuple[Path, list[str]]:
@@ -46,8 +45,8 @@ def _ensure(source: str, config: DataConfig, report: Callable[[str], None]) -> P
         return target
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / f".{target.name}.lock")
-        with lock:  # several processes may ask at once; the first prepares, the others find it
+        waiting = f"waiting for another process that prepares {target}"
+        with locked(directory / f".{target.name}.lock", waiting, report):
             if not (target / "dataset.json").is_file():
                 prepare(source, target, report, directory / "downloads", Storage(), policy)
     except OSError as error:

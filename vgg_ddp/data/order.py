@@ -75,9 +75,13 @@ class Order:
         """Whole global batches in an epoch."""
         return len(self.samples) // self.batch
 
+    def epoch(self, epoch: int) -> NDArray[np.int64]:
+        """The samples of an epoch in their order, int64[n]."""
+        return self.samples[permutation(self.seed, epoch, len(self.samples))]
+
     def slices(self, epoch: int, rank: int = 0, world_size: int = 1, first_step: int = 0) -> Iterator[Slice]:
         """This rank's local batch of each global batch of the epoch, from step `first_step` of the epoch on."""
-        order = self.samples[permutation(self.seed, epoch, len(self.samples))]
+        order = self.epoch(epoch)
         local_batch = self.batch // world_size
         for step in range(first_step, self.steps_per_epoch):
             start = step * self.batch + rank * local_batch

@@ -16,6 +16,7 @@ from vgg_ddp.data.sources import find_source
 from vgg_ddp.data.sources.splitting import with_test_split
 from vgg_ddp.data.storage import Storage
 from vgg_ddp.errors import UserError
+from vgg_ddp.run.files import NOT_HERE, report_no_locks
 
 
 def prepare(
@@ -35,7 +36,7 @@ def prepare(
         raise UserError(f"{target} exists already; remove it, or prepare into another directory with --out")
     opened = with_test_split(find_source(source, downloads, report), policy.test_share, policy.split_seed)
     try:
-        with _claimed(target.parent / f".{target.name}.partial", target) as aside:
+        with _claimed(target.parent / f".{target.name}.partial", target, report) as aside:
             record = Conversion(opened, storage, policy, aside, report).write()
             (aside / "dataset.json").write_bytes(encoded(record))
             os.rename(aside, target)
@@ -49,7 +50,7 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _claimed(aside: Path, target: Path) -> Iterator[Path]:
+def _claimed(aside: Path, target: Path, report: Callable[[str], None]) -> Iterator[Path]:
     """An empty folder to write in, locked against other processes; removed at the end unless it was renamed.
 
     The lock is on the folder itself, so that it moves with the folder.
@@ -64,6 +65,10 @@ def _claimed(aside: Path, target: Path) -> Iterator[Path]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is preparing {target}; wait for it, or choose another --out") from None
+        except OSError as error:
+            if error.errno not in NOT_HERE:
+                raise
+            report_no_locks(target.parent, report)
         try:
             if target.exists():  # the other one was quicker
                 raise UserError(f"{target} exists already; another process prepared it just now")

@@ -18,6 +18,7 @@ from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 
 SHARED_MEMORY = "/dev/shm"
+MORE = "give the container more, e.g. docker run --shm-size=1g"
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,18 @@ def shortage_for_workers(config: DataConfig, world: World, batch: int) -> str:
     if needed <= free or not workers:
         return ""
     return f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free, batches made ahead take {needed / 1e6:.0f} MB"
+
+
+def workers_left_out(config: DataConfig, world: World, batch: int) -> list[str]:
+    """What the torch loader does in place of handing over batches of `batch` images by workers: nothing, or a line.
+
+    Raises:
+        UserError: they cannot, and `data.workers` asks for some by number.
+    """
+    shortage = shortage_for_workers(config, world, batch)
+    if shortage and config.workers != "auto":
+        raise UserError(f"data.workers={config.workers}: {shortage}; use data.workers=auto, or {MORE}")
+    return [f"data.workers=0: {shortage}; {MORE}"] if shortage else []
 
 
 def with_cores(config: DataConfig, world: World) -> DataConfig:

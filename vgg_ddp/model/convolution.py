@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 
@@ -29,16 +29,17 @@ class Convolution(nn.Conv2d):
             del self.bias
             self.register_buffer("bias", torch.zeros(out_channels))
 
+    def __prepare_scriptable__(self) -> Convolution:  # which torch.jit.script, deprecated, asks of a module
+        raise NotImplementedError("torch.jit.script cannot compile a VGG: use torch.export, or vgg-ddp export")
+
     @property
     def added(self) -> Tensor | None:
         """The bias, if it is added."""
         return self.bias if self.adds_bias else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float [n, in, height, width] to [n, out, height, width]. One pixel meets the middle tap alone."""
-        if self.kernel_size == (3, 3) and images.shape[2:] == (1, 1):
-            return functional.conv2d(images, self.weight[:, :, 1:2, 1:2], self.added)
-        return self._conv_forward(images, self.weight, self.added)
+        """Float [n, in, height, width] to [n, out, height, width]."""
+        return _convolved(images, self.weight, self.added)
 
 
 class CpuConvolution(Convolution):
@@ -49,27 +50,41 @@ class CpuConvolution(Convolution):
 
     def forward(self, images: Tensor) -> Tensor:
         """As `Convolution.forward`."""
-        if self.kernel_size == (3, 3):
-            if images.shape[2:] == (2, 2):  # twice as fast
-                return self._on_2x2(images)
-            if images.shape[2:] != (1, 1) and _is_small_and_wide(images, self.weight):
-                return self._with_products_of_taps(images)
-        return super().forward(images)
+        return _convolved_on_cpu(images, self.weight, self.added)
 
-    def _with_products_of_taps(self, images: Tensor) -> Tensor:
-        tensors = [images, self.weight, self.added]
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
-        return _ProductsOfTaps.apply(*tensors)
 
-    def _on_2x2(self, images: Tensor) -> Tensor:
-        """Each output pixel sees all four input pixels, through the taps that fall on them."""
-        taps = self.weight.permute(0, 2, 3, 1)  # out, row, column, in: contiguous in channels-last memory
-        matrix = torch.cat([taps[:, 1 - y : 3 - y, 1 - x : 3 - x].flatten(1) for y in (0, 1) for x in (0, 1)])
-        bias = None if self.added is None else self.added.repeat(4)
-        pixels = functional.linear(images.permute(0, 2, 3, 1).flatten(1), matrix, bias)
-        return pixels.unflatten(1, (2, 2, self.out_channels)).permute(0, 3, 1, 2)
+@fx.wrap  # the choices by size are one node of a graph
+def _convolved(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One pixel meets the middle tap alone."""
+    if weight.shape[2:] == (3, 3) and images.shape[2:] == (1, 1):
+        return functional.conv2d(images, weight[:, :, 1:2, 1:2], bias)
+    return functional.conv2d(images, weight, bias, padding=weight.shape[2] // 2)
+
+
+@fx.wrap
+def _convolved_on_cpu(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.shape[2:] == (3, 3):
+        if images.shape[2:] == (2, 2):  # twice as fast
+            return _on_2x2(images, weight, bias)
+        if images.shape[2:] != (1, 1) and _is_small_and_wide(images, weight):
+            return _with_products_of_taps(images, weight, bias)
+    return _convolved(images, weight, bias)
+
+
+def _with_products_of_taps(*tensors: Tensor | None) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        tensors = tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+    return _ProductsOfTaps.apply(*tensors)
+
+
+def _on_2x2(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Each output pixel sees all four input pixels, through the taps that fall on them."""
+    taps = weight.permute(0, 2, 3, 1)  # out, row, column, in: contiguous in channels-last memory
+    matrix = torch.cat([taps[:, 1 - y : 3 - y, 1 - x : 3 - x].flatten(1) for y in (0, 1) for x in (0, 1)])
+    bias = None if bias is None else bias.repeat(4)
+    pixels = functional.linear(images.permute(0, 2, 3, 1).flatten(1), matrix, bias)
+    return pixels.unflatten(1, (2, 2, len(weight))).permute(0, 3, 1, 2)
 
 
 def _is_small_and_wide(images: Tensor, weight: Tensor) -> bool:

@@ -76,9 +76,6 @@ class GlobalMaxPool2d(nn.Module):
 class VGG(nn.Module):
     """Images, float [n, 3, height, width], to logits, [n, num_classes].
 
-    For other programs use torch.export, as `vgg-ddp export` does: torch.jit.script and torch.fx cannot follow the choices
-    that its convolutions make by the size of an image.
-
     Attributes:
         checkpointing: which activations the backward pass computes again in place of keeping them.
     """

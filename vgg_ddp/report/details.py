@@ -9,42 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg_ddp.analysis.confusions import most_confused_pairs
-from vgg_ddp.data.splits import Split
-from vgg_ddp.report import thumbnails, words
+from vgg_ddp.report import thumbnails
+from vgg_ddp.report.kept_pictures import Pictures, carried
 from vgg_ddp.report.reading import Evaluation
 
-MOST_IMAGES = 10_000  # that a page carries; of more, mistakes first
-MOST_PIXELS = 200_000_000  # to decode for them: 4,000 images of 224 x 224, some ten seconds on one core
 TOP = 5  # answers told of each image
 QUIZ_PAIRS = 6
 QUIZ_IMAGES = 60  # of each pair, to draw questions from
 
 
-def carried(evaluation: Evaluation, split: Split | None) -> NDArray[np.int64]:
-    """Positions of the images that a page carries: all, or mistakes first and then right answers, evenly spread."""
-    count, most = len(evaluation.label), MOST_IMAGES
-    if split is not None:
-        pixels = float(split.shapes(evaluation.sample_index).prod(axis=1).mean())
-        most = max(1, min(most, int(MOST_PIXELS / pixels)))
-    if count <= most:
-        return np.arange(count)
-    wrong = np.flatnonzero(evaluation.prediction != evaluation.label)
-    right = np.flatnonzero(evaluation.prediction == evaluation.label)
-    wrong = _spread(wrong, most)
-    return np.sort(np.concatenate([wrong, _spread(right, most - len(wrong))]))
-
-
-def describe(evaluation: Evaluation, split: Split | None) -> tuple[dict[str, Any], list[str]]:
-    """The data of the page's script, and the sheets of thumbnails; no sheets where the data set is no longer there."""
-    chosen = carried(evaluation, split)
+def describe(evaluation: Evaluation, pictures: Pictures | None) -> tuple[dict[str, Any], list[str]]:
+    """The data of the page's script, and the sheets of thumbnails; no sheets where there are no pictures."""
+    if pictures is None:
+        names, side, drawn = list[str](), 0, list[str]()
+        chosen = carried(evaluation, None)
+    else:
+        names, side, drawn = pictures.kept.names, pictures.kept.side, pictures.kept.sheets
+        chosen = np.searchsorted(evaluation.sample_index, pictures.kept.index)
     probabilities = np.nan_to_num(evaluation.probabilities)[chosen]
     top = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
-    side, drawn = 0, []
-    if split is not None:
-        samples = evaluation.sample_index[chosen]
-        side = thumbnails.side_of(len(chosen), int(split.shapes(samples).min(axis=1).max()))
-        squares = [thumbnails.square(split.decode(int(sample)), side) for sample in samples]
-        drawn = thumbnails.sheets(squares, side)
     data = {
         "dataset": evaluation.dataset,
         "split": evaluation.split,
@@ -56,7 +39,7 @@ def describe(evaluation: Evaluation, split: Split | None) -> tuple[dict[str, Any
         "top": _packed(top.astype(np.uint16)),
         "probability": _packed(np.round(np.take_along_axis(probabilities, top, axis=1) * 65535).astype(np.uint16)),
         "tops": top.shape[1],
-        "names": [] if split is None else [words.shortened(split.key(int(k))) for k in evaluation.sample_index[chosen]],
+        "names": names,
         "side": side,
         "sheet": thumbnails.SHEET,
         "quiz": _quiz(evaluation, chosen) if drawn else [],
@@ -105,9 +88,3 @@ def _sparse(confusion: NDArray[np.int64]) -> list[int]:
 def _packed(values: NDArray[np.uint16]) -> str:
     """Little-endian base64."""
     return base64.b64encode(values.astype("<u2").tobytes()).decode()
-
-
-def _spread(positions: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    if len(positions) <= most:
-        return positions
-    return positions[np.linspace(0, len(positions) - 1, most).astype(np.int64)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.report import details, words
+from vgg_ddp.report import details, kept_pictures, words
 from vgg_ddp.report.reading import read_evaluation
 from vgg_ddp.report.rendering import embedded, render
 from vgg_ddp.report.sections import curves, figures, matrices, per_class, pictures, story, trust
@@ -37,7 +37,8 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
 
     Args:
         run: the run's directory, with an evaluation in it.
-        dataset: what it was evaluated on; None where that is no longer there, which the page then says.
+        dataset: what it was evaluated on; None where that is no longer there: the page then has the pictures that evaluation/
+            keeps, or says that it has none.
         evaluated: another folder with evaluation/ in it, to write report/ there.
 
     Raises:
@@ -50,20 +51,21 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
     environment = read_json(run / "environment.json") or {}
     trained = read_json(run / "summary.json") or {}
     config = run / "config.yaml"
-    split = dataset.split(evaluation.summary["split"]) if dataset else None
-    data, sheets = details.describe(evaluation, split)
+    kept_in = (evaluated or run) / "evaluation"
+    shown = kept_pictures.of_dataset(evaluation, dataset) if dataset else kept_pictures.of_run(evaluation, kept_in)
+    data, sheets = details.describe(evaluation, shown)
     values = {
         **story.values(evaluation),
         "curves_drawn": curves.curves(metrics, evaluation.dataset),
         "validated": any(row["split"] == "validation" for row in metrics),
         "unreadable_lines": log.cut_off,
-        **pictures.values(evaluation, split),
+        **pictures.values(evaluation, shown),
         **per_class.values(evaluation, metrics),
         **matrices.of_classes(evaluation),
         "quiz": bool(data["quiz"]),
         **matrices.of_groups(evaluation),
         "calibration": trust.calibration(evaluation),
-        "data": trust.data(evaluation, dataset),
+        "data": trust.data(evaluation, shown),
         "notes": [words.shown(str(note)) for note in environment.get("fallbacks", [])],
         "time": figures.where_time_went(trained),
         "numbers": figures.numbers(evaluation.summary, trained),
@@ -76,6 +78,10 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
         "sections": SECTIONS,
     }
     page = RunDirectory(evaluated or run).report
-    if dataset is None and page.is_file():  # its pictures cannot be had again
+    if shown is None and page.is_file():  # its pictures cannot be had again
         page = page.with_name("without_pictures.html")
-    return render("run.html.j2", values, page)
+    page = render("run.html.j2", values, page)
+    if shown is not None:
+        with RunDirectory(run).writing():
+            shown.keep(kept_in)
+    return page

@@ -13,6 +13,7 @@ from vgg_ddp.analysis.significance import CHANCE, Difference, compare, compare_c
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.errors import UserError
 from vgg_ddp.report import charts, words
+from vgg_ddp.report.kept_pictures import Kept, Pictures
 from vgg_ddp.report.reading import Evaluation, read_evaluation
 from vgg_ddp.report.rendering import render
 from vgg_ddp.report.sections import curves, figures
@@ -214,11 +215,11 @@ def _interval(found: Difference) -> str:
 
 def _grids(first: Run, other: Run, dataset: Dataset) -> list[tuple[str, list[Tile]]]:
     """Nine images that only one of two runs gets right, for each: those on which it is surest."""
-    split = dataset.split(first.evaluation.summary["split"])
+    pictures = Pictures(Kept("", [], [], 0, []), dataset)
     grids = []
     for wins, loses in ((first, other), (other, first)):
         apart = np.flatnonzero(wins.evaluation.right & ~loses.evaluation.right)
         apart = apart[np.argsort(-wins.evaluation.confidence[apart], kind="stable")][:TILES]
         caption = f"Images of {first.evaluation.dataset} that only {wins.name} gets right, with what {loses.name} says"
-        grids.append((caption, [tile(loses.evaluation, split, int(k)) for k in apart]))
+        grids.append((caption, [tile(loses.evaluation, pictures, int(k)) for k in apart]))
     return grids

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from vgg_ddp.errors import Damaged, UserError
 from vgg_ddp.run.console import say
-from vgg_ddp.run.files import NOT_HERE, replace_file
+from vgg_ddp.run.files import hold, replace_file
 from vgg_ddp.run.metrics_log import read_metrics
 
 
@@ -59,13 +59,11 @@ class RunDirectory:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
-            lock.acquire(timeout=0)
+            hold(lock, 0, say)
         except Timeout:
             raise UserError(f"{self.path} is in use by another training; choose another run.dir") from None
         except OSError as error:
-            if error.errno not in NOT_HERE:
-                raise UserError(f"run.dir {self.path} cannot be written: {error.strerror}; choose another") from None
-            say(f"{self.path} is on a file system without locks: see to it that no other training writes there")
+            raise UserError(f"run.dir {self.path} cannot be written: {error.strerror}; choose another") from None
         try:
             if new:
                 self.must_be_new()

@@ -6,13 +6,54 @@ import ctypes
 import errno
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.console import say
 
 NOT_HERE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # a file system has no such operation
+
+
+def hold(lock: FileLock, seconds: float, report: Callable[[str], None]) -> None:
+    """Acquire a lock. Where the file system has none that is reported, and nothing is held.
+
+    Raises:
+        Timeout: another process held it for so many seconds.
+    """
+    try:
+        lock.acquire(timeout=seconds)
+    except OSError as error:
+        if error.errno not in NOT_HERE:
+            raise
+        report_no_locks(Path(lock.lock_file).parent, report)
+
+
+def report_no_locks(folder: Path, report: Callable[[str], None]) -> None:
+    """Report that nothing keeps other processes from writing in `folder`."""
+    report(f"{folder} is on a file system without locks: see to it that no other process writes there")
+
+
+@contextmanager
+def locked(path: Path, waiting: str, report: Callable[[str], None]) -> Iterator[None]:
+    """Holds the lock file `path`, however long another process does; then `waiting` is reported.
+
+    Where there are no locks it holds nothing: what is then written reports that, once.
+    """
+    lock = FileLock(path)
+    try:
+        hold(lock, 0, lambda _: None)
+    except Timeout:
+        report(waiting)
+        hold(lock, -1, lambda _: None)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -25,7 +25,7 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.record import read_record
 from vgg_ddp.evaluation.stored import read_evaluation
 from vgg_ddp.run.directory import RunDirectory
-from vgg_ddp.run.files import read_json, replace_file
+from vgg_ddp.run.files import hold, read_json, replace_file
 from vgg_ddp.run.metrics_log import read_rows
 from vgg_ddp.trackers import TRACKERS, Assignment, Message, Outcome, Say, Tracker, named, position_file
 from vgg_ddp.trackers.media import Media
@@ -93,7 +93,8 @@ def follow(assignment: Assignment, say: Say) -> None:
     dataset = Dataset(assignment.dataset, read_record(run.data))
     module = importlib.import_module(TRACKERS[assignment.tracker])
     lock = FileLock(position_file(run.path, assignment.tracker).with_suffix(".lock"))
-    with lock.acquire(timeout=2 * SECONDS_AFTER_THE_TRAINING):  # one that follows a killed training may not be done yet
+    hold(lock, 2 * SECONDS_AFTER_THE_TRAINING, print)  # one that follows a killed training may not be done yet
+    try:
         rows = NewRows(run, assignment)
         tracker: Tracker = module.start(assignment, load(run.config), dataset, rows.first_step, say)
         outcome = None
@@ -103,6 +104,8 @@ def follow(assignment: Assignment, say: Say) -> None:
         if outcome == "finished":
             tracker.evaluated(rows.step, Media(read_evaluation(run.path), dataset, run.report))
         tracker.finish(outcome, read_json(run.summary) or {})
+    finally:
+        lock.release()
 
 
 def _outcome(training: int) -> Outcome | None:

@@ -141,7 +141,7 @@ def _init(assignment: Assignment, config: Config, mode: Any) -> wandb.Run:
         entity=tracking.entity,
         group=tracking.group,
         name=tracking.name or os.environ.get("WANDB_NAME") or Path(assignment.run).name,
-        tags=tracking.tags,
+        tags=tracking.tags or None,  # an empty list would take the place of WANDB_TAGS
         job_type="train",
         config=msgspec.to_builtins(config) | {"environment": environment},
         allow_val_change=True,

@@ -119,10 +119,11 @@ def _tried(found: dict[str, Any]) -> str:
 def sentence(job: Job) -> str:
     """What is about to run, in one line."""
     config, world, data = job.config, job.world, job.data
+    threads = torch.get_num_threads()
     held_out = f", {len(data.validation)} held out for validation" if len(data.validation) else ""
     return (
         f"{config.network} on {data.dataset.name}: {len(data.order.samples)} images{held_out}; batch {config.batch} on "
-        f"{world.size} x {devices(world.device)[0]}, {torch.get_num_threads()} CPU threads each; {config.precision}; "
+        f"{world.size} x {devices(world.device)[0]}, {threads} CPU thread{'s' * (threads > 1)} each; {config.precision}; "
         f"{engine(config)}; loader {data.loader.name} ({data.loader.reason}); {job.total_steps} steps"
     )
 

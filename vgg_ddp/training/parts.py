@@ -13,12 +13,13 @@ from vgg_ddp import loaders
 from vgg_ddp.augment.appearance import Appearance
 from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
 from vgg_ddp.config import Config
+from vgg_ddp.data.balanced_order import BalancedOrder
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order
 from vgg_ddp.data.validation import HeldOut, held_out
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.loaders.choice import Choice, choose, shortage_for_workers
+from vgg_ddp.loaders.choice import Choice, choose, workers_left_out
 from vgg_ddp.model import VGG, initialize, vgg
 from vgg_ddp.model.convolution import Convolution, CpuConvolution
 from vgg_ddp.model.preprocess import Preprocess
@@ -50,7 +51,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
     """Order and loaders.
 
     Raises:
-        UserError: a batch that does not divide, a training set smaller than one batch, or weights for other classes.
+        UserError: a batch that does not divide, too few images for one, weights for other classes, or no memory for workers.
     """
     share = config.local_batch(world.size)
     weights, classes = config.loss.class_weights, len(dataset.classes)
@@ -58,14 +59,14 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
         raise UserError(f"loss.class_weights has {len(weights)} weights for the {classes} classes of {dataset.name}")
     split = dataset.split("train")
     train, validation = held_out(dataset, config.data.validation, config.seed)
-    order = Order(config.seed, train, config.batch)
+    plain = Order(config.seed, train, config.batch)
+    order = BalancedOrder(**vars(plain), labels=split.labels[train]) if config.data.balance_classes else plain
     if order.steps_per_epoch == 0:
         raise UserError(
             f"{dataset.name} has {len(train)} images to train on, fewer than one batch of {config.batch}; use a smaller batch"
         )
     choice = choose(config.loader, split, config.data, world)
-    largest = max(share, config.evaluate.batch)
-    shortage = shortage_for_workers(config.data, world, largest) if choice.name == "torch" else ""
+    left_out = workers_left_out(config.data, world, max(share, config.evaluate.batch)) if choice.name == "torch" else []
     geometry = training_geometry(config.data, config.augment, config.seed)
     return Data(
         dataset,
@@ -74,7 +75,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
         loaders.build(choice.name, split, geometry, config.data, world, share, config.compile == "graph"),
         evaluation_loader(config, dataset, validation.split, world),
         choice,
-        [f"data.workers=0: {shortage}; give the container more, e.g. docker run --shm-size=1g"] if shortage else [],
+        left_out,
     )
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg_ddp.analysis.confusions import worst_class
-from vgg_ddp.data.splits import Split
-from vgg_ddp.report import thumbnails, words
+from vgg_ddp.report import words
+from vgg_ddp.report.kept_pictures import Pictures
 from vgg_ddp.report.reading import Evaluation
 
 TILES = 9  # pictures in each grid
@@ -30,7 +30,7 @@ class Tile:
     right: bool
 
 
-def values(evaluation: Evaluation, split: Split | None) -> dict[str, Any]:
+def values(evaluation: Evaluation, pictures: Pictures | None) -> dict[str, Any]:
     """Three grids of pictures: drawn at random, the surest mistakes, and misses of the worst class."""
     wrong = np.flatnonzero(~evaluation.right)
     worst = worst_class(evaluation.confusion)
@@ -41,9 +41,9 @@ def values(evaluation: Evaluation, split: Split | None) -> dict[str, Any]:
         "worst_tiles": _draw(wrong[evaluation.label[wrong] == worst]),
     }
     return {
-        "have_images": split is not None,
+        "have_images": pictures is not None,
         "sureness": words.sureness_sentence(evaluation.confidence, evaluation.right),
-        **{name: [tile(evaluation, split, k) for k in grid] for name, grid in grids.items()},
+        **{name: [tile(evaluation, pictures, k) for k in grid] for name, grid in grids.items()},
     }
 
 
@@ -52,15 +52,15 @@ def _draw(positions: NDArray[np.int64]) -> list[int]:
     return np.random.default_rng(0).choice(positions, min(TILES, len(positions)), replace=False).tolist()
 
 
-def tile(evaluation: Evaluation, split: Split | None, k: int) -> Tile:
+def tile(evaluation: Evaluation, pictures: Pictures | None, k: int) -> Tile:
     """The picture at position `k` of the evaluation."""
     label, prediction, sample = (int(a[k]) for a in (evaluation.label, evaluation.prediction, evaluation.sample_index))
-    pixels = None if split is None else split.decode(sample)
+    picture = None if pictures is None else pictures.single(evaluation.summary["split"], sample)
     return Tile(
-        source=None if pixels is None else thumbnails.png(pixels),
-        pixelated=pixels is not None and thumbnails.pixelated(pixels),
+        source=None if picture is None else picture.source,
+        pixelated=picture is not None and picture.pixelated,
         index=sample,
-        name=f"image {sample}" if split is None else words.shortened(split.key(sample)),
+        name=f"image {sample}" if picture is None else picture.name,
         true=evaluation.classes[label],
         predicted=evaluation.classes[prediction],
         confidence=words.percent(float(evaluation.confidence[k]), 0),

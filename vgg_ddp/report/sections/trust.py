@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.report import charts, thumbnails, words
+from vgg_ddp.report import charts, words
+from vgg_ddp.report.kept_pictures import Pictures
 from vgg_ddp.report.reading import Evaluation
 from vgg_ddp.report.sections.pictures import tile
 
@@ -32,12 +32,11 @@ def calibration(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def data(evaluation: Evaluation, dataset: Dataset | None) -> dict[str, Any]:
+def data(evaluation: Evaluation, pictures: Pictures | None) -> dict[str, Any]:
     """Class counts, doubtful labels, and images that are there twice."""
     found, classes = evaluation.summary["data"], evaluation.classes
     counts = found["class_counts"]
     first = counts.get("train") or next(iter(counts.values()))
-    split = dataset.split(evaluation.summary["split"]) if dataset else None
     doubtful = evaluation.summary["doubtful_labels"]
     return {
         "evenness": words.evenness_sentence(counts, classes),
@@ -53,30 +52,32 @@ def data(evaluation: Evaluation, dataset: Dataset | None) -> dict[str, Any]:
         ],
         "doubtful_words": words.doubtful_sentence(doubtful["images"], evaluation.split),
         "doubtful": [
-            tile(evaluation, split, evaluation.position(sample)) for sample in doubtful["sample_index"][:MOST_DOUBTFUL]
+            tile(evaluation, pictures, evaluation.position(sample))
+            for sample in doubtful["sample_index"][:MOST_DOUBTFUL]
         ],
         "twice_words": words.duplicates_sentence(found["near_duplicates"]),
-        "twice": _twice(evaluation, dataset) if dataset else [],
+        "twice": _twice(evaluation, pictures) if pictures else [],
     }
 
 
-def _twice(evaluation: Evaluation, dataset: Dataset) -> list[dict[str, Any]]:
+def _twice(evaluation: Evaluation, pictures: Pictures) -> list[dict[str, Any]]:
     """The near-duplicates as pairs of pictures: those in the training images, then those among the test images."""
     shown = []
     for other in ("train", "test"):
         for pair in evaluation.summary["data"]["near_duplicates"][other]["pairs"]:
-            images, labels = [], []
-            for split, sample in ((dataset.split("test"), pair[0]), (dataset.split(other), pair[1])):
-                pixels = split.decode(sample)
-                label = evaluation.classes[int(split.labels[sample])]
-                labels.append(label)
-                images.append(
-                    {
-                        "source": thumbnails.png(pixels),
-                        "pixelated": thumbnails.pixelated(pixels),
-                        "alt": f"{split.name} image {sample} of {evaluation.dataset}: {label}",
-                    }
-                )
+            places = (("test", pair[0]), (other, pair[1]))
+            drawn = [picture for place in places if (picture := pictures.single(*place)) is not None]
+            if len(drawn) < len(places):
+                continue
+            labels = [evaluation.classes[picture.label] for picture in drawn]
+            images = [
+                {
+                    "source": picture.source,
+                    "pixelated": picture.pixelated,
+                    "alt": f"{split} image {sample} of {evaluation.dataset}: {label}",
+                }
+                for picture, label, (split, sample) in zip(drawn, labels, places)
+            ]
             differ = labels[0] != labels[1]
             said = f"{labels[0]}, but {labels[1]} in {other}" if differ else f"{labels[0]}, also in {other}"
             shown.append({"images": images, "differ": differ, "words": said})

@@ -1,0 +1,119 @@
+"""The pictures of a report: drawn from the data set, and kept in evaluation/pictures.json for when it is gone.
+
+About as many bytes as in the page: at most 9 MB of thumbnails (`thumbnails.MOST_BYTES`, in base64), and some tens of single
+pictures of at most 256 pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.splits import Split
+from vgg_ddp.report import thumbnails, words
+from vgg_ddp.report.reading import Evaluation
+from vgg_ddp.run.files import replace_file
+
+MOST_IMAGES = 10_000  # that a page carries; of more, mistakes first
+MOST_PIXELS = 200_000_000  # to decode for them: 4,000 images of 224 x 224, some ten seconds on one core
+FILE = "pictures.json"
+
+
+class Picture(msgspec.Struct, frozen=True):
+    """One picture as a page shows it: `source` is a data URL, `label` its class."""
+
+    source: str
+    pixelated: bool
+    name: str
+    label: int
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What evaluation/pictures.json holds.
+
+    Attributes:
+        checkpoint_sha256: of the evaluation that it belongs to.
+        index: the samples that have a thumbnail, rising.
+        names: of these, as the data set names them.
+        side: pixels of a thumbnail.
+        sheets: the thumbnails, in base64 (see `thumbnails.sheets`).
+        single: pictures by their split and sample.
+    """
+
+    checkpoint_sha256: str
+    index: list[int]
+    names: list[str]
+    side: int
+    sheets: list[str]
+    single: dict[str, Picture] = {}
+
+
+class Pictures:
+    """Of an evaluation: those that are kept, and where `dataset` is there every other one too, which is then kept."""
+
+    def __init__(self, kept: Kept, dataset: Dataset | None) -> None:
+        self.kept, self._dataset = kept, dataset
+
+    def single(self, split: str, sample: int) -> Picture | None:
+        """A picture of a split; None where it cannot be had."""
+        key = f"{split} {sample}"
+        if self._dataset is not None and key not in self.kept.single:
+            images = self._dataset.split(split)
+            pixels, name = images.decode(sample), words.shortened(images.key(sample))
+            drawn = Picture(thumbnails.png(pixels), thumbnails.pixelated(pixels), name, int(images.labels[sample]))
+            self.kept.single[key] = drawn
+        return self.kept.single.get(key)
+
+    def keep(self, folder: Path) -> None:
+        """Write what was shown into an evaluation's folder."""
+        replace_file(folder / FILE, msgspec.json.encode(self.kept))
+
+
+def of_dataset(evaluation: Evaluation, dataset: Dataset) -> Pictures:
+    """The pictures of an evaluation, its thumbnails drawn."""
+    split = dataset.split(evaluation.summary["split"])
+    samples = evaluation.sample_index[carried(evaluation, split)]
+    side = thumbnails.side_of(len(samples), int(split.shapes(samples).min(axis=1).max()))
+    squares = [thumbnails.square(split.decode(int(sample)), side) for sample in samples]
+    names = [words.shortened(split.key(int(sample))) for sample in samples]
+    sheets = thumbnails.sheets(squares, side)
+    return Pictures(Kept(_checkpoint(evaluation.summary), samples.tolist(), names, side, sheets), dataset)
+
+
+def of_run(evaluation: Evaluation, folder: Path) -> Pictures | None:
+    """Those that an evaluation's folder keeps; None where it has none, or of another evaluation."""
+    try:
+        kept = msgspec.json.decode((folder / FILE).read_bytes(), type=Kept)
+    except (OSError, msgspec.DecodeError):
+        return None
+    of_this = kept.checkpoint_sha256 == _checkpoint(evaluation.summary) and np.isin(kept.index, evaluation.sample_index)
+    return Pictures(kept, None) if np.all(of_this) else None
+
+
+def carried(evaluation: Evaluation, split: Split | None) -> NDArray[np.int64]:
+    """Positions of the images that a page carries: all, or mistakes first and then right answers, evenly spread."""
+    count, most = len(evaluation.label), MOST_IMAGES
+    if split is not None:
+        pixels = float(split.shapes(evaluation.sample_index).prod(axis=1).mean())
+        most = max(1, min(most, int(MOST_PIXELS / pixels)))
+    if count <= most:
+        return np.arange(count)
+    wrong = np.flatnonzero(evaluation.prediction != evaluation.label)
+    right = np.flatnonzero(evaluation.prediction == evaluation.label)
+    wrong = _spread(wrong, most)
+    return np.sort(np.concatenate([wrong, _spread(right, most - len(wrong))]))
+
+
+def _spread(positions: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    if len(positions) <= most:
+        return positions
+    return positions[np.linspace(0, len(positions) - 1, most).astype(np.int64)]
+
+
+def _checkpoint(summary: dict[str, Any]) -> str:
+    return str(summary.get("checkpoint_sha256"))
