@@ -59,6 +59,12 @@ def test_sizes_follow_the_images(name: str) -> None:
     assert settle_sizes(settled, Shapes(*shapes)) == (settled, [])  # type: ignore[arg-type]
 
 
+def test_sizes_to_grow_over_grow_with_that_of_photos() -> None:
+    config = DataConfig(photo_size=64, train_sizes=[16, 20, 24])
+    photos, small = (settle_sizes(config, Shapes(shape))[0] for shape in ((200, 300), (32, 32)))  # type: ignore[arg-type]
+    assert (photos.train_sizes, small.train_sizes) == ([32, 40, 48], [16, 20, 24])
+
+
 def test_digits_are_not_mirrored_and_other_pictures_are(digits: Path, tmp_path: Path) -> None:
     left_to_the_data = Config(augment=AugmentConfig(flip="auto"))
     config, choices = settle(left_to_the_data, Dataset(digits))

@@ -82,7 +82,10 @@ def settle_sizes(config: DataConfig, split: Split) -> tuple[DataConfig, list[str
         if np.median(shorter) >= config.photo_size:
             size = config.photo_size
             choices.append(f"data.image_size={size}: half of the images have {int(np.median(shorter))} pixels or more")
-        config = msgspec.structs.replace(config, image_size=size, photo_size=None)
+        grown = [
+            side * size // config.image_size for side in config.train_sizes
+        ]  # by as much: a step up costs accuracy
+        config = msgspec.structs.replace(config, image_size=size, train_sizes=grown, photo_size=None)
     if config.resize != "auto":
         return config, choices
     resize = None
