@@ -24,6 +24,7 @@ train: .venv/installed
 test: check
 	@echo "== tests"
 	@$(PYTEST)
+	@if nvidia-smi > /dev/null 2>&1; then echo "== tests of the GPU"; $(BIN)/python -m pytest tests/gpu; fi
 
 test-quick: .venv/installed-dev
 	@$(PYTEST) -q -m "not processes and not host and not slow"

@@ -76,6 +76,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Only tests/gpu sees a GPU, in a session of its own: all other tests, and what they start, compute on the CPU."""
+    if not all("tests/gpu" in word for word in config.args):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 STARTING = {"launch", "train", "start_with", "runs"}  # fixtures of tests that start processes
 
 

@@ -29,10 +29,11 @@ class TrainingStep:
     """
 
     def __init__(self, config: Config, world: World) -> None:
-        cuda_graph.check(config, world)
         config, _ = precision.set_arithmetic(config, world.device)
+        cuda_graph.check(config, world)
         self.network = parts.build_network(config, CLASSES, world.device)
         self.engine = engines.build(config, self.network, world)
+        config = cuda_graph.settled(config, self.engine)
         self._preprocess = Preprocess([128.0] * 3, [64.0] * 3, config.channels_last).to(world.device)
         self._graph = cuda_graph.recorded(self._whole, config, world) if config.compile == "graph" else None
 

@@ -11,16 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks.gpu_session.__main__ import main
 from benchmarks.measurement import command
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.processes,
-    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here: run the session itself"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = [

@@ -1,4 +1,5 @@
 """What only a GPU can show. Every test takes its device from the fixture `device`, and is skipped where there is no GPU.
+They are to be run by themselves, since a GPU is hidden from all other tests.
 
 `pytest tests/gpu --gpu-rehearsal` runs the same bodies on the CPU, so that a mistake in them is seen where there is no GPU.
 """
@@ -30,7 +31,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     if not request.config.getoption("--gpu-rehearsal"):
-        pytest.skip("no NVIDIA GPU here; --gpu-rehearsal runs the bodies of these tests on the CPU")
+        pytest.skip("no NVIDIA GPU here, or other tests beside, which hide it; --gpu-rehearsal takes the CPU")
     return torch.device("cpu")
 
 

@@ -16,9 +16,9 @@ from tests.support.run_folders import assert_same_steps, assert_undisturbed, lat
 from vgg_ddp.distributed import rank_process
 from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.distributed.world import World
+from vgg_ddp.engines.trials import BEFORE_RECORDING
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 from vgg_ddp.model import initialize, vgg
-from vgg_ddp.training.cuda_graph import WARM_UP
 
 SECONDS_TO_SAY_WHY = 10
 
@@ -26,7 +26,7 @@ SECONDS_TO_SAY_WHY = 10
 @pytest.fixture(scope="module")
 def words(precision: str, device: torch.device) -> tuple[str, ...]:
     """Steps of which every bit is promised; on a GPU enough of them for a graph to be recorded and launched."""
-    steps = WARM_UP + 3 if device.type == "cuda" else 4
+    steps = BEFORE_RECORDING + 3 if device.type == "cuda" else 4
     return ("determinism=run", f"precision={precision}", "loader=resident", f"min_steps={steps}")
 
 

@@ -67,9 +67,10 @@ class Training:
 def training(dataset: Dataset, folder: Path, **keys: Any) -> Training:
     job = build_job(config(**keys), dataset, RunDirectory(str(folder)), ALONE)
     geometry = training_geometry(job.config.data, job.config.augment, job.config.seed)
-    loader = ResidentLoader(dataset.split("train"), geometry, job.config.data, ALONE, in_step=True)
+    loader = ResidentLoader(dataset.split("train"), geometry, job.config.data, ALONE)
+    loader.leave_to_step()
     job = dataclasses.replace(job, data=dataclasses.replace(job.data, train_loader=loader))
-    optimizers.keep_learning_rate_on(job.engine.optimizer, ALONE.device)
+    optimizers.prepare_for_recording(job.engine.optimizer, ALONE.device)
     progress = TrainingProgress(1, 0, shown=False)
     return Training(job, Recorder(State(identity={}), ALONE, 8, 20, 20, None, progress))
 
@@ -122,7 +123,8 @@ def test_nothing_before_the_loss_leaves_the_gpu(few_digits: Path) -> None:
     geometry = training_geometry(settings.data, settings.augment, 0)
     with FakeTensorMode(allow_non_fake_inputs=False):
         world = dataclasses.replace(ALONE, device=cuda)
-        loader = ResidentLoader(dataset.split("train"), geometry, settings.data, world, in_step=True)
+        loader = ResidentLoader(dataset.split("train"), geometry, settings.data, world)
+        loader.leave_to_step()
         piece = DeviceSlice(*(value.to(cuda) for value in inputs(0)))
         empty = torch.empty(0, dtype=torch.int64, device=cuda)
         batch = loader.finish(Batch(empty.to(torch.uint8), empty, piece))

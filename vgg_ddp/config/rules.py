@@ -35,9 +35,7 @@ def check_between_groups(config: Config) -> None:
             f"batch ({config.batch}) does not divide into accumulation ({config.accumulation}) micro-batches"
         )
     if config.recompute != "none" and config.compile is not False:
-        raise ValueError(
-            "recompute works with compile=false alone: torch.compile chooses what to compute again itconfig"
-        )
+        raise ValueError("recompute works with compile=false alone: torch.compile chooses itself what to compute again")
     if config.recompute != "none" and config.model.sync_batch_norm:
         raise ValueError("recompute would send model.sync_batch_norm's messages twice; use one of them")
     if config.data.balance_classes and config.loss.class_weights == "balanced":

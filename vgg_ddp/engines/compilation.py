@@ -1,22 +1,31 @@
-"""torch.compile: of the whole network, stage by stage, or whichever of these and eager is the quickest here."""
+"""torch.compile: of the whole network, stage by stage, or whichever of these, eager and a CUDA graph is the quickest here.
+
+Compiled, the backward pass of a network is one operation, after which all gradients come at once. Compiled inside DDP's forward
+pass it is cut where DDP's buckets end (`torch._dynamo.config.optimize_ddp`), so that they travel while it runs. What is
+compiled first stays, so the first call must be inside as well, whichever of the two is around the other.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World
 from vgg_ddp.engines.trials import Trial, quickest
 from vgg_ddp.errors import UserError
 from vgg_ddp.model import VGG
 from vgg_ddp.model.activation_checkpointing import stages
+from vgg_ddp.optim import nvidia_apex
 
-EAGER = "eager"
+EAGER, GRAPH = "eager", "graph"
+Around = Callable[[nn.Module], nn.Module]  # what reduces the gradients of a network, in trials
 WORTH_IT = 0.02  # of eager's time: a smaller gain may be noise
 
 
@@ -41,51 +50,82 @@ def _compiled(network: nn.Module, **options: Any) -> Any:
     return torch.compile(network, **options)
 
 
-def compilations(network: VGG, device: torch.device, accumulation: int) -> dict[str, Callable[[], nn.Module]]:
-    """By name, what builds each compiled form of a network, and eager. CUDA graphs are untested on a GPU.
+def unrecordable(config: Config, world: World) -> str:
+    """What of a configuration no CUDA graph of its step can hold, by its key; "" if nothing."""
+    optimizer = config.optimizer
+    apex = optimizer.implementation == "auto" and optimizer.name == "sgd" and nvidia_apex.status() == "compiled"
+    keys = {
+        "engine=deepspeed": config.engine == "deepspeed",
+        "communication.synchronise_every": config.communication.synchronise_every > 1,
+        "communication.compression=powersgd": config.communication.compression == "powersgd",
+        "communication.split_head": config.communication.split_head != "none",
+        "ranks_per_gpu": config.ranks_per_gpu > 1 and world.size > 1,  # gloo's messages go through the host
+        "optimizer.name=lamb": optimizer.name == "lamb",
+        "optimizer.name=lars in fp16": optimizer.name == "lars" and config.precision == "fp16",  # asks for overflows
+        "apex's optimizers, which optimizer.implementation=torch leaves out": apex
+        or optimizer.implementation == "apex",
+        "augment.mixup and cutmix": bool(config.augment.mixup or config.augment.cutmix),
+    }
+    return next((name for name, present in keys.items() if present), "")
 
-    A CUDA graph writes each pass into the memory of the one before, so none is tried where gradients of several
-    micro-batches are accumulated.
+
+def compilations(config: Config, network: VGG, world: World) -> dict[str, Callable[[], nn.Module]]:
+    """By name, what builds each form of the network that `compile=auto` tries. CUDA graphs are untested on a GPU.
+
+    The compiler's CUDA graphs write each pass into the memory of the one before, so they are not tried where gradients of
+    several micro-batches are accumulated.
     """
     forms: dict[str, Callable[[], nn.Module]] = {
         EAGER: lambda: network,
         "whole": partial(_compiled, network),
         "stages": partial(CompiledStages, network),
     }
-    if device.type == "cuda" and accumulation == 1:
+    if world.device.type == "cuda" and config.accumulation == 1:
         forms["whole, CUDA graphs"] = partial(_compiled, network, mode="reduce-overhead")
+    if world.device.type == "cuda" and not unrecordable(config, world):
+        forms[GRAPH] = forms[EAGER]
     return forms
 
 
 def compiled(
-    network: nn.Module,
-    wanted: bool | Literal["stages", "graph", "auto"],
-    accumulation: int,
-    trial: Callable[[], Trial],
-    world: World,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The network as the key `compile` asks for it (false: itself), and what was measured, by config key.
+    config: Config, network: nn.Module, around: Around, trial: Callable[[], Trial], world: World
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The network as the key `compile` asks for it, all ranks together.
 
-    With "auto" all ranks together, which choose the same.
+    Args:
+        around: what the network is in when it is trained, so that it is compiled, and measured, in the same.
+
+    Returns:
+        The network in this form, to be called in `around`; the form's name ("graph": the network itself, in a step that is
+        recorded, see `vgg_ddp.training.cuda_graph`); and what was measured, by config key.
 
     Raises:
         UserError: torch.compile cannot compile it here.
     """
-    if wanted in (False, "graph"):  # the whole step is recorded, see `vgg_ddp.training.cuda_graph`
-        return network, {}
+    if config.compile in (False, GRAPH):
+        return network, GRAPH if config.compile else EAGER, {}
     assert isinstance(network, VGG)
-    forms = compilations(network, world.device, accumulation)
-    if wanted == "auto":
-        choice, seconds, problems = quickest(forms, trial(), network, world, may_fail=True)
+    forms = compilations(config, network, world)
+    if config.compile != "auto":
+        forms = {name: forms[name] for name in ["stages" if config.compile == "stages" else "whole"]}
+    tried = {name: partial(_enclosed, form, around, name, world) for name, form in forms.items()}
+    choice, seconds, problems = quickest(tried, trial(), network, world, forms.keys() - {EAGER}, recorded=[GRAPH])
+    if config.compile == "auto":
         if seconds[choice] > (1 - WORTH_IT) * seconds[EAGER]:
             choice = EAGER
-        return forms[choice](), {"compile": {"chosen": choice, "seconds": seconds, "problems": problems}}
-    name = "stages" if wanted == "stages" else "whole"
-    try:
-        quickest({name: forms[name]}, trial(), network, world)
-    except Exception as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        return forms[choice](), choice, {"compile": {"chosen": choice, "seconds": seconds, "problems": problems}}
+    if problems:
         raise UserError(
-            f"compile={str(wanted).lower()}: torch.compile fails here ({first}); set compile=false"
-        ) from error
-    return forms[name](), {}
+            f"compile={str(config.compile).lower()}: torch.compile fails here ({problems[choice]}); set compile=false"
+        )
+    return forms[choice](), choice, {}
+
+
+def _enclosed(form: Callable[[], nn.Module], around: Around, name: str, world: World) -> nn.Module:
+    with stream_for(name, world.device):
+        return around(form())
+
+
+def stream_for(name: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Where DDP is built around a form of the network: it keeps the stream it is built on; graphs refuse the default one."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if name == GRAPH else nullcontext()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World
 from vgg_ddp.engines import rank_state
-from vgg_ddp.engines.compilation import compiled
+from vgg_ddp.engines.compilation import GRAPH, compiled, stream_for
 from vgg_ddp.engines.head import WholeHead
 from vgg_ddp.engines.reduction import DdpReduction, NoReduction
 from vgg_ddp.engines.trials import of_noise
@@ -46,15 +46,16 @@ class DdpEngine:
         self._parameters = {**dict(network.named_parameters()), **self._head.shards}
         self._kinds = optimizers.STATE[config.optimizer.name]
         self.optimizer = optimizers.build(self._parameters.values(), config.optimizer)
-        if config.compile == "graph":
-            optimizers.keep_learning_rate_on(self.optimizer, world.device)
         self._clip_gradients = self._clipping(config.optimizer.clip_norm)
         trial = partial(of_noise, config, micro_batch, self._criterion, self._autocast, world.device)
-        network, measured = compiled(network, config.compile, config.accumulation, trial, world)
-        self._reduction = NoReduction(network)
+        self._reduction = NoReduction()
         if reduce_gradients:
             self._reduction = DdpReduction(network, self._parameters, config, trial, world)
-        self._network = self._reduction.network
+        network, form, measured = compiled(config, network, self._reduction.rehearsed, trial, world)
+        if form == GRAPH:
+            optimizers.prepare_for_recording(self.optimizer, world.device)
+        with stream_for(form, world.device):
+            self._network = self._reduction.around(network)
         self.measured: dict[str, Any] = {**measured, **self._reduction.measured}
 
     def forward(self, images: Tensor, labels: Tensor, last: bool) -> tuple[Tensor, Tensor]:

@@ -58,13 +58,19 @@ class NoReduction:
     """Gradients stay each rank's own. The interface of gradient reduction.
 
     Attributes:
-        network: what to call in the forward pass.
         measured: what was chosen by measuring, by config key.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
+    def __init__(self) -> None:
         self.measured: dict[str, Any] = {}
+
+    def around(self, network: nn.Module) -> nn.Module:
+        """What to call in the forward pass in place of `network`; once."""
+        return network
+
+    def rehearsed(self, network: nn.Module) -> nn.Module:
+        """The same for a trial, of which nothing is kept; any number of times."""
+        return network
 
     def only_if(self, last: bool) -> AbstractContextManager[Any]:
         """For a forward pass: the backward pass of this micro-batch reduces the accumulated gradients if it is the `last`."""
@@ -90,12 +96,19 @@ class DdpReduction(NoReduction):
         world: World,
     ) -> None:
         """`parameters`: those that PowerSGD keeps state of, by name; `trial`: the step by which buckets are chosen."""
-        build_compression = partial(_compression, config, parameters, world)
-        buckets, measured = _buckets(config.communication.bucket_mb, network, build_compression, trial, world)
-        self._compression = build_compression()
-        self._wrapped = wrap(network, buckets, self._compression, world)
-        super().__init__(self._wrapped)
-        self.measured = measured
+        self._build_compression, self._world = partial(_compression, config, parameters, world), world
+        wanted = config.communication.bucket_mb
+        self._buckets, self.measured = _buckets(wanted, network, self._build_compression, trial, world)
+        self._compression = self._build_compression()
+
+    def around(self, network: nn.Module) -> nn.Module:
+        """DDP around `network`."""
+        self._wrapped = wrap(network, self._buckets, self._compression, self._world)
+        return self._wrapped
+
+    def rehearsed(self, network: nn.Module) -> nn.Module:
+        """DDP around `network`, with a compression of its own."""
+        return wrap(network, self._buckets, self._build_compression(), self._world)
 
     def only_if(self, last: bool) -> AbstractContextManager[Any]:
         """All micro-batches but the last are DDP's `no_sync`."""

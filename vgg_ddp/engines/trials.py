@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World
 from vgg_ddp.randomness import torch_seed
 
 Trial = Callable[[nn.Module], None]
-WARM_UP = 2  # trials that do not count: in the first a compiler works, after it DDP rebuilds its buckets
+WARM_UP = 1  # trials that do not count, after the first, in which a compiler works: after it DDP rebuilds its buckets
 TRIALS = 3  # that count
+BEFORE_RECORDING = 11  # steps before a CUDA graph is recorded: DDP rebuilds its buckets in the first ones
 
 
 def of_noise(
@@ -49,27 +53,30 @@ def quickest(
     trial: Trial,
     network: nn.Module,
     world: World,
-    may_fail: bool = False,
+    may_fail: Collection[str] = (),
+    recorded: Collection[str] = (),
 ) -> tuple[str, dict[str, float], dict[str, str]]:
     """The candidate with the least median seconds of a trial, by the mean over the ranks: the same on every rank.
 
     Args:
         candidates: by name, what builds each around `network`. The trials leave its batch statistics as they were.
-        may_fail: pass over a candidate that raises an error; the first may not.
+        may_fail: candidates that are passed over, on every rank, if they raise an error.
+        recorded: candidates whose trials are launches of a CUDA graph.
 
     Returns:
-        The choice; every candidate's seconds; and why a candidate was passed over on this rank, by name.
+        The choice; every candidate's seconds; and why a candidate was passed over, by name.
     """
     buffers = [buffer.clone() for buffer in network.buffers()]
     seconds = torch.full((len(candidates),), math.inf, dtype=torch.float64)
     problems: dict[str, str] = {}
     for number, (name, build) in enumerate(candidates.items()):
-        try:
-            seconds[number] = _median_seconds(build(), trial, world)
-        except Exception as error:  # a compiler's own, of which there are many
-            if not may_fail or not number:
-                raise
-            problems[name] = next(iter(str(error).splitlines()), type(error).__name__)
+        found = _median_seconds(build, trial, world, _recorded if name in recorded else _as_it_is)
+        if isinstance(found, float):
+            seconds[number] = found
+        elif name in may_fail:
+            problems[name] = next(iter(str(found).splitlines()), type(found).__name__)
+        else:
+            raise found
         gc.collect()  # a candidate's hooks end with it
     for buffer, before in zip(network.buffers(), buffers, strict=True):
         buffer.copy_(before)
@@ -78,12 +85,50 @@ def quickest(
     return best, dict(zip(candidates, means, strict=True)), problems
 
 
-def _median_seconds(candidate: nn.Module, trial: Trial, world: World) -> float:
+def _median_seconds(
+    build: Callable[[], nn.Module],
+    trial: Trial,
+    world: World,
+    prepared: Callable[[Callable[[], None], torch.device], Callable[[], None]],
+) -> float | Exception:
+    """Of a trial of what `build` builds, or why there is none: a compiler's own errors, of which there are many."""
+    problem: Exception | None = None
+    try:
+        candidate = build()
+        with candidate.no_sync() if isinstance(candidate, DistributedDataParallel) else contextlib.nullcontext():
+            trial(candidate)
+    except Exception as error:
+        problem = error
+    # A rank that failed so far has sent nothing; no other may wait for what it would send.
+    if world.sum(torch.tensor([problem is not None], dtype=torch.int64)).item():
+        return problem or RuntimeError("another rank failed")
     times = []
-    for _ in range(WARM_UP + TRIALS):
-        start = time.perf_counter()
-        trial(candidate)
-        if world.device.type == "cuda":
-            torch.cuda.synchronize(world.device)
-        times.append(time.perf_counter() - start)
+    try:
+        run = prepared(partial(trial, candidate), world.device)
+        for _ in range(WARM_UP + TRIALS):
+            start = time.perf_counter()
+            run()
+            if world.device.type == "cuda":
+                torch.cuda.synchronize(world.device)
+            times.append(time.perf_counter() - start)
+    except Exception as error:
+        return error
     return sorted(times[WARM_UP:])[TRIALS // 2]
+
+
+def _as_it_is(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    return run
+
+
+def _recorded(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """What launches `run` as a CUDA graph."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(BEFORE_RECORDING):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        run()
+    return graph.replay

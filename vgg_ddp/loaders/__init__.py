@@ -63,18 +63,17 @@ class Loader(Protocol):
         """A batch for each slice, in order. A stream must be read to its end before the next begins."""
         ...
 
+    def leave_to_step(self) -> None:
+        """From here on leave to `finish` what needs nothing of the host."""
+        return
+
     def finish(self, batch: Batch) -> Batch:
         """A batch of `stream` with what was left to be done on its device, as the first part of the step."""
         return batch
 
 
-def build(
-    name: str, split: Split, geometry: Geometry, config: DataConfig, world: World, batch: int, in_step: bool = False
-) -> Loader:
+def build(name: str, split: Split, geometry: Geometry, config: DataConfig, world: World, batch: int) -> Loader:
     """The loader called `name` for slices of at most `batch` samples.
-
-    Args:
-        in_step: leave to `finish` what needs nothing of the host.
 
     Raises:
         UserError: the loader cannot do what the geometry asks for, or an image is too small for it.
@@ -86,7 +85,7 @@ def build(
     if name == "resident":
         from vgg_ddp.loaders.resident import ResidentLoader
 
-        return ResidentLoader(split, geometry, config, world, in_step)
+        return ResidentLoader(split, geometry, config, world)
     if name == "synthetic":
         from vgg_ddp.loaders.synthetic import SyntheticLoader
 

@@ -31,18 +31,13 @@ from vgg_ddp.loaders import Batch, Loader
 
 
 class ResidentLoader(Loader):
-    """See `vgg_ddp.loaders.Loader`.
-
-    Args:
-        in_step: leave crops and flips to `finish`, which computes them on the device alone.
+    """See `vgg_ddp.loaders.Loader`. Crops and flips can be left to `finish`, which computes them on the device alone.
 
     Raises:
         UserError: the images differ in size.
     """
 
-    def __init__(
-        self, split: Split, geometry: Geometry, config: DataConfig, world: World, in_step: bool = False
-    ) -> None:
+    def __init__(self, split: Split, geometry: Geometry, config: DataConfig, world: World) -> None:
         if split.uniform_shape is None:
             raise UserError(
                 f"loader=resident keeps images of one size, and those of {split.name} differ; set loader=dali"
@@ -51,9 +46,13 @@ class ResidentLoader(Loader):
         self._sharded = config.residency == "sharded" and world.size > 1
         self._pixels = resident_pixels(split, config, world, self._sharded)
         self._labels = torch.from_numpy(split.labels).to(world.device)
-        self._in_step = in_step and geometry.is_crop and not self._sharded
+        self._in_step = False
         coins = geometry.coins(len(split))
         self._coins = None if coins is None else torch.from_numpy(coins).to(world.device)
+
+    def leave_to_step(self) -> None:
+        """See `vgg_ddp.loaders.Loader.leave_to_step`."""
+        self._in_step = self._geometry.is_crop and not self._sharded
 
     def stream(self, slices: Iterable[Slice]) -> Iterator[Batch]:
         """See `vgg_ddp.loaders.Loader.stream`."""

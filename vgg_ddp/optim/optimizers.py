@@ -74,10 +74,13 @@ def _with_momenta(sgd: torch.optim.SGD) -> torch.optim.SGD:
     return sgd
 
 
-def keep_learning_rate_on(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+def prepare_for_recording(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Keep the learning rate in memory of the device, where a recorded step reads it."""
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(group["lr"], device=device)
+        if "capturable" in group:  # without it torch's Adam and AdamW refuse to be recorded
+            group["capturable"] = True
+    optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are not recorded
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import torch
 
 from vgg_ddp.augment.philox import DeviceSlice
@@ -15,12 +16,14 @@ from vgg_ddp.augment.pixels import on_device
 from vgg_ddp.config import Config
 from vgg_ddp.data.order import Slice
 from vgg_ddp.distributed.world import World
+from vgg_ddp.engines import Engine
+from vgg_ddp.engines.compilation import GRAPH, unrecordable
+from vgg_ddp.engines.trials import BEFORE_RECORDING
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch
 
 Shape = tuple[int, torch.Size, int | None]  # of a batch: images in it, their shape, the size they are shrunk to
 Step = Callable[[Batch, int | None], None]  # of a batch, and the size that its images are shrunk to
-WARM_UP = 11  # steps before a graph is recorded: DDP rearranges its buckets in the first ones
 
 
 def recorded(step: Step, config: Config, world: World) -> Step:
@@ -32,19 +35,16 @@ def check(config: Config, world: World) -> None:
     """Raises a `UserError` where `compile` is "graph" and the step cannot be recorded."""
     if config.compile != "graph":
         return
-    keys = {
-        "engine=deepspeed": config.engine == "deepspeed",
-        "communication.synchronise_every": config.communication.synchronise_every > 1,
-        "communication.compression=powersgd": config.communication.compression == "powersgd",
-        "communication.split_head": config.communication.split_head != "none",
-        "optimizer.name=lamb": config.optimizer.name == "lamb",
-        "augment.mixup and cutmix": bool(config.augment.mixup or config.augment.cutmix),
-    }
-    for name, present in keys.items():
-        if present:
-            raise UserError(f"compile=graph cannot record {name}: set compile=auto")
+    if name := unrecordable(config, world):
+        raise UserError(f"compile=graph cannot record {name}: set compile=auto")
     if world.device.type != "cuda":
         raise UserError("compile=graph records a CUDA graph, which needs an NVIDIA GPU: set compile=auto")
+
+
+def settled(config: Config, engine: Engine) -> Config:
+    """The configuration with `compile` "graph" where the engine's trials chose that."""
+    chosen = engine.measured.get("compile", {}).get("chosen")
+    return msgspec.structs.replace(config, compile=GRAPH) if chosen == GRAPH else config
 
 
 class StaticBatch:
@@ -83,7 +83,7 @@ class CudaGraphStep:
             self._batches[shape], self._taken[shape] = StaticBatch(batch), 0
         static = self._batches[shape].load(batch)
         self._taken[shape] += 1
-        if self._taken[shape] <= WARM_UP:
+        if self._taken[shape] <= BEFORE_RECORDING:
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 self._step(static, side)

@@ -86,6 +86,9 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
     network = partial(build_network, config, len(dataset.classes), world.device)
     config, tried = fitting.fitted(config, network, run, world)
     engine = engines.build(config, network(), world)
+    config = cuda_graph.settled(config, engine)
+    if config.compile == "graph":
+        data.train_loader.leave_to_step()
     engine.measured |= {"accumulation": tried} if tried else {}
     steps_per_epoch = data.order.steps_per_epoch
     total_steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))

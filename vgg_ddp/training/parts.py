@@ -72,7 +72,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
         dataset,
         order,
         validation,
-        loaders.build(choice.name, split, geometry, config.data, world, share, config.compile == "graph"),
+        loaders.build(choice.name, split, geometry, config.data, world, share),
         evaluation_loader(config, dataset, validation.split, world),
         choice,
         left_out,
