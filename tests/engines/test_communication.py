@@ -18,6 +18,7 @@ from tests.support.run_folders import assert_same_steps
 from vgg_ddp import engines
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World, joined
+from vgg_ddp.engines.powersgd import orthonormal
 
 PLAIN: dict[str, Any] = {
     "network": "vgg11",
@@ -262,6 +263,15 @@ def test_powersgd_sends_low_rank_and_remembers_the_rest(trained: Path) -> None:
         assert values[2] < 1e-4 * values[0] < 0.1 * values[1]
         left = -100 * torch.stack([errors[f"{name}/powersgd_error@{rank}"] for rank in (0, 1)]).mean(dim=0)
         torch.testing.assert_close(sent[name] + left, expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_factors_orthonormalised_together_are_those_of_each() -> None:
+    generator = torch.Generator().manual_seed(0)
+    factors = [torch.randn(2, rows, generator=generator) for rows in (64, 512, 64, 128, 512, 512)]
+    for factor, found in zip(factors, orthonormal(factors), strict=True):
+        torch.testing.assert_close(found, torch.linalg.qr(factor.t()).Q.t(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found @ found.t(), torch.eye(2), rtol=0, atol=1e-6)
+        torch.testing.assert_close(factor @ found.t() @ found, factor, rtol=1e-4, atol=1e-5)
 
 
 def test_powersgd_loses_less_over_time_with_error_feedback(trained: Path) -> None:
