@@ -73,6 +73,7 @@ class Cell:
     compile: bool | str = False
     engine: str = "ddp"
     recompute: str = "none"
+    fused: bool = True
 
     @property
     def name(self) -> str:
@@ -81,7 +82,7 @@ class Cell:
         engine = "" if self.engine == "ddp" else f" {self.engine}"
         recompute = "" if self.recompute == "none" else f" {self.recompute} again"
         cell = f"{self.network} {self.image_size}px {self.batch} {self.precision} {self.layout}"
-        return cell + compiled + engine + recompute
+        return cell + compiled + engine + recompute + ("" if self.fused else " unfused")
 
     def config(self, world: World) -> Config:
         """The configuration of a training with these settings.
@@ -97,6 +98,7 @@ class Cell:
             "compile": self.compile,
             "engine": self.engine,
             "recompute": self.recompute,
+            "model": {"fused": self.fused},
             "data": {"image_size": self.image_size},
             "augment": {"crop_padding": 4, "flip": True},
         }
@@ -280,8 +282,8 @@ def loaded(cell: Cell, world: World, directory: Path, loader: str) -> Batches:
 def grid(options: argparse.Namespace, world: World) -> list[Cell]:
     """The cells of the grid."""
     precisions = dict.fromkeys(chosen_precision(name, world.device) for name in options.precisions)
-    axes = (options.networks, options.image_sizes, options.batches, precisions, options.layouts)
-    return [Cell(*values) for values in itertools.product(*axes, options.compile, options.engines, options.recompute)]
+    axes = (options.networks, options.image_sizes, options.batches, precisions, options.layouts, options.compile)
+    return [Cell(*values) for values in itertools.product(*axes, options.engines, options.recompute, options.fused)]
 
 
 def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
@@ -478,6 +480,8 @@ def main() -> None:
     parser.add_argument(
         "--recompute", nargs="+", default=["none"], choices=["none", "normalisation", "stages"], help="(default: none)"
     )
+    both = {"true": True, "false": False}
+    parser.add_argument("--fused", nargs="+", default=["true"], choices=list(both), help="model.fused (default: true)")
     parser.add_argument("--data", help="also end to end, from what vgg-ddp prepare takes")
     parser.add_argument("--loader", default="auto", help="with --data (default: auto)")
     parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave out the plain fp32 loop")
@@ -486,6 +490,7 @@ def main() -> None:
     parser.add_argument("--roofline", type=Path, help="draw the first cell's layers under the measured peaks")
     options = parser.parse_args()
     options.compile = [COMPILE[name] for name in options.compile]
+    options.fused = [both[name] for name in options.fused]
     keep_freed_memory()
     with joined() as world:
         torch.set_num_threads(max(1, options.threads // world.local_size))

@@ -37,6 +37,7 @@ class Size:
     Attributes:
         batches: images in a step, by the side of an image in pixels: the first for precisions and layouts, the smallest and the
             largest for compilation, the last for a profile.
+        fused: what `model.fused` may be.
         compilations: what `compile` may be; "false" is measured beside each.
         effort: options of every benchmark.
         loaded: images in a batch of a loader; `seconds` of a round of it.
@@ -46,6 +47,7 @@ class Size:
     network: str
     batches: dict[int, list[int]]
     precisions: list[str]
+    fused: list[str]
     compilations: list[str]
     effort: list[str]
     steps: int
@@ -62,6 +64,7 @@ FULL = Size(
     network="vgg16",
     batches={32: [1024, 256, 4096], 224: [64, 256]},
     precisions=["bf16", "fp16", "tf32", "fp32"],
+    fused=["true", "false"],
     compilations=["true", "stages", "graph"],
     effort=["--rounds", "5"],
     steps=20,
@@ -77,6 +80,7 @@ SMALL = Size(  # no figure of it says anything: it is there to be quick on a CPU
     network="vgg11",
     batches={32: [2]},
     precisions=["fp32", "tf32"],
+    fused=["true"],
     compilations=["graph"],
     effort=["--rounds", "1", "--threads", "1"],
     steps=1,
@@ -86,7 +90,15 @@ SMALL = Size(  # no figure of it says anything: it is there to be quick on a CPU
     peers=["plain loop"],
     seeds=1,
     target=0.01,
-    training=["data.validation=0.1", "batch=32", "epochs=0.01", "min_steps=1", "min_steps_per_epoch=0"],
+    training=[
+        "data.validation=0.1",
+        "network=vgg11",
+        "data.train_sizes=[]",
+        "batch=32",
+        "epochs=0.01",
+        "min_steps=1",
+        "min_steps_per_epoch=0",
+    ],
 )
 
 
@@ -107,9 +119,10 @@ def stages(small: bool, data: str, folder: Path) -> list[Stage]:
     for side, batches in size.batches.items():
         cells = ["--networks", size.network, "--image-sizes", side, "--no-plain", *effort, *steps]
         both_layouts = ["--layouts", "channels_last", "contiguous"]
+        one_precision = ["--precisions", precision, "--batches", *batches, "--fused", *size.fused]
         arithmetic = ["--precisions", *size.precisions, "--batches", batches[0], *both_layouts]
         found += [
-            stage(f"step-{side}", "throughput", *cells, "--precisions", precision, "--batches", *batches),
+            stage(f"step-{side}", "throughput", *cells, *one_precision),
             stage(f"arithmetic-{side}", "throughput", *cells, *arithmetic),
         ]
     for side, batches in size.batches.items():

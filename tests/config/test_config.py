@@ -53,6 +53,7 @@ OTHER_VALUES: dict[str, Any] = {
     "model.initialization": "glorot",
     "model.dropout": 0.25,
     "model.sync_batch_norm": True,
+    "model.fused": False,
     "data.source": "some where/images",
     "data.fallback": "digits",
     "data.directory": "/data",

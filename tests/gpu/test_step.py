@@ -15,6 +15,8 @@ from torch import Tensor
 
 from benchmarks.measurement.arithmetic import arithmetic
 from benchmarks.measurement.step import CLASSES, TrainingStep, noise
+from tests.model.test_norm_pool_relu import SHAPES, distances
+from tests.model.test_norm_pool_relu import TOLERANCES as TOLERANCES_OF_FUSED
 from tests.support.rank_processes import apart
 from vgg_ddp.config import Config
 from vgg_ddp.config.augment import AugmentConfig
@@ -70,6 +72,14 @@ def test_each_precision_takes_the_step_of_fp32(precision: str, exact: Tensor, wo
     assert distance < TOLERANCES[precision], distance
     if world.device.type == "cuda":
         assert distance > 0  # it was computed in that precision
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES_OF_FUSED, ids=str)
+def test_the_fused_layer_is_torch_s_three_to_rounding(dtype: torch.dtype, device: torch.device) -> None:
+    if device.type == "cpu":
+        pytest.skip("tests/model has it by Triton's interpreter")
+    for shape in [*SHAPES, (64, 128, 16, 16)]:
+        assert max(distances(dtype, shape, "cuda")) < 4 * TOLERANCES_OF_FUSED[dtype]
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,10 @@ class ModelConfig(Group, frozen=True):
         key("initial weights: Kaiming's, Glorot's, or the paper's normal of variance 0.01"),
     ] = "kaiming"
     dropout: Annotated[float, key("dropout probability in the paper's head", ge=0, lt=1)] = 0.5
-    sync_batch_norm: Annotated[
-        bool,
-        key("batch normalisation over the batch of all ranks, not each rank's own; costs messages in every layer"),
-    ] = False
+    sync_batch_norm: Annotated[bool, key("normalise over the batch of all ranks; costs messages in every layer")] = (
+        False
+    )
+    fused: Annotated[bool, key("on a GPU, without a compiler: batch norm, 2x2 pool and ReLU as one kernel")] = True
 
     def __post_init__(self) -> None:
         if self.sync_batch_norm and not self.batch_norm:
@@ -154,7 +154,7 @@ class Config(Group, frozen=True):
         bool | Literal["stages", "graph", "auto"],
         key(
             "torch.compile: the network whole (true) or stage by stage (stages); auto: the quickest, measured at start; "
-            "graph: no compiler, the whole step recorded as a CUDA graph"
+            "graph: no compiler, the whole step recorded as a CUDA graph (on a GPU auto tries it too)"
         ),
     ] = False
     recompute: Annotated[

@@ -20,7 +20,7 @@ from vgg_ddp.data.validation import HeldOut, held_out
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders.choice import Choice, choose, workers_left_out
-from vgg_ddp.model import VGG, initialize, vgg
+from vgg_ddp.model import VGG, fusion, initialize, vgg
 from vgg_ddp.model.convolution import Convolution, CpuConvolution
 from vgg_ddp.model.preprocess import Preprocess
 
@@ -110,6 +110,7 @@ def build_network(
     """The network on its device, in its memory layout, with its initial weights or those that `set_weights` gives it."""
     network = empty_network(config, num_classes, device).to_empty(device="cpu")
     (set_weights or partial(initialize, method=config.model.initialization, seed=config.seed))(network)
+    fusion.fuse(network.features, config, device)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
 

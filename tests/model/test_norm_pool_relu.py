@@ -1,0 +1,86 @@
+"""The fused layer against torch's three, by Triton's interpreter on the CPU; and where a network has it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from torch import nn
+
+from tests.support.rank_processes import apart
+from vgg_ddp.config import Config
+from vgg_ddp.model import fusion, vgg
+
+# Relative to the largest value. Triton's interpreter cuts bf16 off where a GPU rounds.
+TOLERANCES = {torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-7}
+SHAPES = [(3, 64, 4, 6), (2, 70, 10, 8), (2, 8, 5, 4)]  # with ends of blocks, and an odd side
+
+
+def distances(dtype: torch.dtype, shape: tuple[int, ...], device: str) -> list[float]:
+    """How far outputs, gradients and statistics are from torch's, relative to the largest value."""
+    from vgg_ddp.model.norm_pool_relu import NormPoolRelu2d
+
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(-3, 4, shape, generator=generator).float()  # many of the same: ties
+    if dtype != torch.bfloat16:  # there the interpreter would make other ties
+        pixels[0] = torch.randn(shape[1:], generator=generator)
+    upstream = torch.randn(shape[0], shape[1], shape[2] // 2, shape[3] // 2, generator=generator).to(device, dtype)
+    norm = nn.BatchNorm2d(shape[1])
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 1.5, shape[1]) * (1 - 2 * (torch.arange(shape[1]) % 2)))
+        norm.bias.copy_(torch.linspace(0.5, -0.5, shape[1]))
+    fused = NormPoolRelu2d(shape[1])
+    fused.load_state_dict(norm.state_dict())
+    sides: list[list[Any]] = []
+    for layer in (fused, nn.Sequential(norm, nn.MaxPool2d(2), nn.ReLU())):
+        layer.to(device)
+        images = pixels.to(device, dtype, memory_format=torch.channels_last).requires_grad_()
+        outputs = layer(images)
+        outputs.backward(upstream)
+        assert images.grad is not None and images.grad.dtype == outputs.dtype == dtype
+        assert outputs.is_contiguous(memory_format=torch.channels_last)
+        gradients = [parameter.grad for parameter in layer.parameters()]
+        sides.append([outputs.detach(), images.grad, *gradients, *layer.buffers()])
+    pairs = [(ours.double(), theirs.double()) for ours, theirs in zip(*sides, strict=True)]
+    return [((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in pairs]
+
+
+def interpreted() -> dict[tuple[torch.dtype, tuple[int, ...]], list[float]]:
+    os.environ["TRITON_INTERPRET"] = "1"
+    return {(dtype, shape): distances(dtype, shape, "cpu") for dtype in TOLERANCES for shape in SHAPES}
+
+
+@pytest.mark.processes
+def test_is_torch_s_three_layers_to_rounding_ties_included() -> None:
+    found = apart(interpreted, warm=False)  # Triton reads the variable when it is imported
+    assert {key: values for key, values in found.items() if max(values) > TOLERANCES[key[0]]} == {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "device", "count"),
+    [
+        ({}, "cuda", 4),  # the fifth pool is the head's
+        ({"compile": "graph", "model": {"head": "paper"}, "data": {"image_size": 32}}, "cuda", 5),
+        ({}, "cpu", 0),
+        ({"compile": "auto"}, "cuda", 0),
+        ({"recompute": "stages"}, "cuda", 0),
+        ({"channels_last": False}, "cuda", 0),
+        ({"model": {"fused": False}}, "cuda", 0),
+        ({"model": {"sync_batch_norm": True}}, "cuda", 0),
+        ({"model": {"batch_norm": False}}, "cuda", 0),
+    ],
+    ids=str,
+)
+def test_a_network_has_it_on_a_gpu_without_a_compiler(keys: dict[str, Any], device: str, count: int) -> None:
+    pytest.importorskip("triton")
+    config = msgspec.convert(keys, Config)
+    model = config.model
+    network = vgg("A", model.batch_norm, model.head, 10, 32)
+    names = list(network.state_dict())
+    fusion.fuse(network.features, config, torch.device(device))
+    kinds = [type(layer).__name__ for layer in network.features]
+    assert kinds.count("NormPoolRelu2d") == count and kinds.count("Identity") == 2 * count
+    assert list(network.state_dict()) == names
