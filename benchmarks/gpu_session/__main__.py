@@ -59,6 +59,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     multiprocessing.set_forkserver_preload(
-        ["benchmarks.gpu_session.running", "benchmarks.measurement.step", "torchvision"]
+        ["benchmarks.gpu_session.running", "benchmarks.measurement.step", "matplotlib.pyplot", "torchvision"]
     )
     command.run(main)

@@ -93,6 +93,7 @@ SMALL = Size(  # no figure of it says anything: it is there to be quick on a CPU
     training=[
         "data.validation=0.1",
         "network=vgg11",
+        "data.image_size=16",
         "data.train_sizes=[]",
         "batch=32",
         "epochs=0.01",

@@ -44,6 +44,7 @@ _context.set_forkserver_preload(
         "vgg_ddp.report",
         "benchmarks.measurement.step",
         "benchmarks.measurement.command",
+        "matplotlib.pyplot",
         "torchvision",
         "deepspeed.runtime.engine",
         "scipy.cluster.hierarchy",
