@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -57,6 +58,23 @@ def interpreted() -> dict[tuple[torch.dtype, tuple[int, ...]], list[float]]:
 def test_is_torch_s_three_layers_to_rounding_ties_included() -> None:
     found = apart(interpreted, warm=False)  # Triton reads the variable when it is imported
     assert {key: values for key, values in found.items() if max(values) > TOLERANCES[key[0]]} == {}
+
+
+@pytest.mark.parametrize("kernel", ["_moments", "_outputs", "_sums", "_image_gradients"])
+def test_the_kernels_compile_for_gpus(kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To machine code of an A100, which takes no GPU."""
+    triton = pytest.importorskip("triton")
+    from vgg_ddp.model import norm_pool_relu
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    function = getattr(norm_pool_relu, kernel)
+    images, sizes = {"images", "gradients", "found", "outputs"}, {"pixels", "height", "width", "channels"}
+    kinds = dict.fromkeys(images, "*bf16") | dict.fromkeys(sizes, "i32")
+    signature = {p.name: "constexpr" if p.is_constexpr else kinds.get(p.name, "*fp32") for p in function.params}
+    blocks = {"ROWS": norm_pool_relu.ROWS, "CHANNELS": norm_pool_relu.CHANNELS}
+    source = triton.compiler.ASTSource(fn=function, signature=signature, constexprs=blocks)
+    a100 = triton.backends.compiler.GPUTarget("cuda", 80, 32)
+    assert "cubin" in triton.compile(source, target=a100).asm
 
 
 @pytest.mark.parametrize(
