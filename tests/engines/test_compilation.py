@@ -226,7 +226,7 @@ FORMS = {EAGER, "whole", "stages"}
         ({"communication": {"synchronise_every": 4}}, 8, {"whole, CUDA graphs"}),
         ({"ranks_per_gpu": 2}, 2, {"whole, CUDA graphs"}),
     ],
-    ids=str,
+    ids=lambda value: "" if isinstance(value, set) else str(value),
 )
 def test_graphs_are_tried_on_a_gpu_where_the_step_can_be_recorded(
     keys: dict[str, Any], size: int, more: set[str]
