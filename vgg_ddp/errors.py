@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
 import unicodedata
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # each asks to save and end
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2

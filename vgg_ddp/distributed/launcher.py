@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import sys
-import uuid
 from collections.abc import Iterator
 
 from vgg_ddp import cores
@@ -53,19 +51,7 @@ def start(module: str, arguments: list[str], ranks: int) -> int:
 
 
 def _start_supervised(module: str, arguments: list[str], ranks: int) -> int:
-    from torch.distributed.launcher.api import LaunchConfig
-
-    from vgg_ddp.distributed import supervisor
+    from vgg_ddp.distributed import rendezvous, supervisor
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores.usable() // ranks)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=ranks,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-    )
-    return supervisor.run(config, [sys.executable, "-m", module, *arguments])
+    return supervisor.run(module, arguments, ranks, rendezvous.of_one_host())

@@ -24,7 +24,8 @@ from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
-    from torch.distributed.launcher.api import LaunchConfig
+
+    from vgg_ddp.distributed.rendezvous import MeetingPlace
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LEAVE_TIMEOUT = 3.0  # seconds that a supervisor waits at the end until those of the other hosts are done with the store
@@ -37,27 +38,39 @@ class _Interrupted(Exception):
     """A signal arrived while no rank was running."""
 
 
-def run(config: LaunchConfig, command: list[str], grace: float | None = None, store: Store | None = None) -> int:
-    """Run `command` (a program and its arguments) on the ranks of this host; the exit code.
+def run(module: str, arguments: list[str], ranks: int, place: MeetingPlace, grace: float | None = None) -> int:
+    """Run `python -m module arguments` on `ranks` ranks of this host; the exit code.
 
     SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a closing terminal) ask the ranks to save and end, on every host; SIGUSR1 is
     passed on. When a rank fails, the others are ended, and its exit code is returned if it is one of `RETURNED_CODES`, else 1.
 
     Args:
+        place: where they meet the supervisors and ranks of other hosts, and one another.
         grace: seconds that ranks have to end after a signal before they are killed; None: no limit.
-        store: a key-value store that the supervisors of all hosts share; None for a single host.
     """
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from vgg_ddp.distributed import parent, rendezvous
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # ranks print their own errors
-    config.signals_to_handle = "SIGQUIT"  # the supervisor handles the rest
-    watch = _SignalThread(grace, store, config.max_nodes)
+    config = LaunchConfig(
+        min_nodes=place.hosts,
+        max_nodes=place.hosts,
+        nproc_per_node=ranks,
+        run_id="ranks",
+        rdzv_backend=rendezvous.BACKEND,
+        rdzv_configs={"place": place},
+        max_restarts=0,
+        signals_to_handle="SIGQUIT",  # the supervisor handles the rest
+    )
+    watch = _SignalThread(grace, place.store if place.hosts > 1 else None, place.hosts)
     with watch.running():
         try:
-            elastic_launch(config, command[0])(*command[1:])
+            program, *words = parent.command(module, arguments)
+            elastic_launch(config, program)(*words)
         except ChildFailedError as error:
             code = exit_code([failure.exitcode for failure in error.failures.values()])
             return watch.failed(code)
@@ -66,7 +79,7 @@ def run(config: LaunchConfig, command: list[str], grace: float | None = None, st
         except (RendezvousError, DistError) as error:
             if watch.signal:
                 return 128 + watch.signal
-            print(f"vgg-ddp: the host at {config.rdzv_endpoint} is gone: {_first_line(error)}", file=sys.stderr)
+            print(f"vgg-ddp: the host at {place.address}:{place.port} is gone: {_first_line(error)}", file=sys.stderr)
             return 1
     return 0
 

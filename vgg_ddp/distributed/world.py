@@ -7,9 +7,7 @@ a single rank. Every rank must call them, in the same order.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import sys
 import threading
@@ -28,11 +26,12 @@ from torch.distributed.rendezvous import rendezvous
 
 from vgg_ddp import cores
 from vgg_ddp.config import Config
-from vgg_ddp.distributed import numa, versions
+from vgg_ddp.distributed import numa, parent, versions
 from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.console import complain
 
+LOOPBACK = "lo"  # Linux's name of the interface
 SECONDS_BEFORE_WORD = 5.0  # of waiting
 START_OTHERWISE = "start ranks with vgg-ddp train or torchrun, or unset RANK and WORLD_SIZE"
 FAILURE = "failure"  # key in the store: the rank that has reported an error to the user
@@ -185,7 +184,9 @@ def joined(timeout: timedelta = timedelta(minutes=10), devices: Devices = Device
         raise UserError(f"RANK={rank} and WORLD_SIZE={size} in the environment name no rank: {START_OTHERWISE}")
     world = World(rank, size, local_rank, local_size, torch.device("cpu"))
     if size > 1:
-        _die_with_parent()
+        parent.end_with(os.getppid())  # a supervisor killed by SIGKILL cannot end its ranks
+        if local_size == size:
+            _stay_inside()
         store = _meet(rank, size, local_rank, timeout)
         world = replace(world, store=PrefixStore("vgg_ddp", store))
         _same_versions(world, timeout)
@@ -203,6 +204,13 @@ def joined(timeout: timedelta = timedelta(minutes=10), devices: Devices = Device
         raise
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _stay_inside() -> None:
+    """Have gloo and NCCL listen where no other host can connect: all ranks are on this one."""
+    if LOOPBACK in (name for _, name in socket.if_nameindex()):
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(variable, LOOPBACK)
 
 
 def _variable(name: str, otherwise: int) -> int:
@@ -309,10 +317,3 @@ def _connect(world: World, gpu_backend: str, store: Store, timeout: timedelta) -
             f"rank {world.rank} on {socket.gethostname()} cannot connect to the others by the network interface "
             f"GLOO_SOCKET_IFNAME ({interface}): {str(error).splitlines()[0]}"
         ) from None
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this rank when its parent process dies: a supervisor killed by SIGKILL cannot."""
-    PR_SET_PDEATHSIG = 1
-    with contextlib.suppress(OSError, AttributeError):  # only Linux has it
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -12,13 +12,13 @@ import torch
 
 from vgg_ddp.config.schema import StopConfig
 from vgg_ddp.distributed.world import World
+from vgg_ddp.errors import STOP_SIGNALS
 from vgg_ddp.run.checkpoint import State
 
 AFTER_DIVERGENCE = (
     "the training has diverged; set resume=auto to go on from the last checkpoint, if there is one, and a smaller "
     "optimizer.learning_rate or optimizer.clip_norm=1"
 )
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
@@ -41,7 +41,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in STOP_SIGNALS:
                 if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
                     self._before[number] = signal.signal(number, self._note)
         return self
