@@ -92,7 +92,9 @@ def _run(options: argparse.Namespace, plan: Plan, endpoint: str, interface: str 
         host, port = network.parse_endpoint(endpoint)
         place = hosts.meet(host, port, address, interface, plan.nodes, options.rdzv_id, options.timeout)
     module, *arguments = plan.training
-    code = supervisor.run(module, arguments, plan.ranks_per_node, place, options.grace)
+    config = plan.config
+    task = supervisor.Task(module, arguments, [*arguments, "resume=auto"], config.restarts, config.timeout)
+    code = supervisor.run(task, plan.ranks_per_node, place, options.grace)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # taking torch down in order would cost a second of the five

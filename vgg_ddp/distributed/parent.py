@@ -1,7 +1,8 @@
 """Has a process end with the one that started it, which may be killed before it can end anything itself.
 
 As a program, `python -m vgg_ddp.distributed.parent PID MODULE ARGUMENTS`, it does so for a rank that the process PID started,
-and then runs the rank's module: torch takes seconds to import, and a rank must not outlive its supervisor in them either.
+and then runs the rank's module: torch takes seconds to import, in which a rank must neither outlive its supervisor nor be
+deaf to a signal.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import os
 import runpy
 import signal
 import sys
+
+from vgg_ddp.distributed.activity import Activity
+from vgg_ddp.errors import Signalled, signals_raise
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -32,4 +36,9 @@ def command(module: str, arguments: list[str]) -> list[str]:
 if __name__ == "__main__":
     _, pid, module, *sys.argv[1:] = sys.argv
     end_with(int(pid))
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    Activity.of_rank()
+    with signals_raise():
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except Signalled as signalled:
+            os._exit(signalled.exit_code)  # the supervisor says so

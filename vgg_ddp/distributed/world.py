@@ -27,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from vgg_ddp import cores
 from vgg_ddp.config import Config
 from vgg_ddp.distributed import numa, parent, versions
+from vgg_ddp.distributed.activity import Activity
 from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.console import complain
@@ -54,7 +55,9 @@ class World:
         local_rank, local_size: the same on this host.
         device: the GPU or CPU that this rank computes on.
         store: a key-value store that the ranks share; None for a single rank.
+        restarts: how often the supervisor has started the ranks before.
         ranks_per_gpu: how many ranks share a GPU, where they compute on GPUs.
+        activity: where this rank says what it is doing.
         host_cores: CPU cores for all ranks of this host, counted before any of them is bound to some.
     """
 
@@ -64,7 +67,9 @@ class World:
     local_size: int
     device: torch.device
     store: Store | None = None
+    restarts: int = 0
     ranks_per_gpu: int = 1
+    activity: Activity = field(default_factory=Activity, compare=False)
     host_cores: int = field(default_factory=cores.usable)
 
     @property
@@ -168,11 +173,16 @@ def device_of(local_rank: int) -> torch.device:
 
 
 @contextlib.contextmanager
-def joined(timeout: timedelta = timedelta(minutes=10), devices: Devices = Devices()) -> Iterator[World]:  # noqa: B008 (frozen)
+def joined(
+    timeout: timedelta = timedelta(minutes=10),
+    devices: Devices = Devices(),  # noqa: B008 (frozen)
+    activity: Activity | None = None,
+) -> Iterator[World]:
     """Join the ranks that the environment of torchrun or DeepSpeed describes, or be a single rank; leave them at the end.
 
     Args:
         devices: what to compute on; rank 0's word is that of all.
+        activity: where this rank says what it is doing; None: nowhere.
 
     Raises:
         UserError: more ranks on this host than its GPUs take, other versions than rank 0's, or ranks that do not reach each
@@ -182,12 +192,13 @@ def joined(timeout: timedelta = timedelta(minutes=10), devices: Devices = Device
     local_size = _variable("LOCAL_WORLD_SIZE", _variable("LOCAL_SIZE", 1))
     if not 0 <= rank < size:
         raise UserError(f"RANK={rank} and WORLD_SIZE={size} in the environment name no rank: {START_OTHERWISE}")
-    world = World(rank, size, local_rank, local_size, torch.device("cpu"))
+    world = World(rank, size, local_rank, local_size, torch.device("cpu"), activity=activity or Activity())
+    world = replace(world, restarts=_variable("VGG_DDP_RESTARTS", 0))
     if size > 1:
         parent.end_with(os.getppid())  # a supervisor killed by SIGKILL cannot end its ranks
         if local_size == size:
             _stay_inside()
-        store = _meet(rank, size, local_rank, timeout)
+        store = PrefixStore(f"ranks {world.restarts}", _meet(rank, size, local_rank, timeout))
         world = replace(world, store=PrefixStore("vgg_ddp", store))
         _same_versions(world, timeout)
         devices = _rank_zero_s(devices, world)
