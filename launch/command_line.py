@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
 from vgg_ddp import config
-from vgg_ddp.errors import EXIT_USER_ERROR, UserError
+from vgg_ddp.errors import EXIT_USER_ERROR, Signalled, UserError, signals_raise
 
 from .registry import LAUNCHERS
 
@@ -20,17 +19,22 @@ from .registry import LAUNCHERS
 def main(arguments: Sequence[str] | None = None, prog: str = f"python -m {__package__}") -> None:
     """Start a training and exit with its code; `prog` is the command's name in its help."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # c10d warns of hosts whose address has no name
+    with signals_raise():
+        sys.exit(_run(arguments, prog))
+
+
+def _run(arguments: Sequence[str] | None, prog: str) -> int:
     try:
         options = _parse(arguments, prog)
-        code = options.start(options, config.load(options.config, options.overrides))
+        return options.start(options, config.load(options.config, options.overrides))
     except UserError as error:
         print(f"launch: {error}", file=sys.stderr)
-        code = EXIT_USER_ERROR
+        return EXIT_USER_ERROR
     except (
-        KeyboardInterrupt
-    ):  # before any rank has started; from then on vgg_ddp.distributed.supervisor handles the signals
-        code = 128 + signal.SIGINT
-    sys.exit(code)
+        Signalled
+    ) as signalled:  # before any rank has started: then vgg_ddp.distributed.supervisor handles the signals
+        print(f"launch: {signalled}; nothing to save", file=sys.stderr)
+        return signalled.exit_code
 
 
 class _Parser(argparse.ArgumentParser):

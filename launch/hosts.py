@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vgg_ddp.errors import UserError
 
@@ -19,14 +21,28 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore
     from torch.distributed.distributed_c10d import PrefixStore
 
+    from vgg_ddp.distributed.rendezvous import MeetingPlace
+
 REACH_WITHIN = 5.0  # seconds to connect to another host
 
 
-def meet(host: str, port: int, address: str, interface: str, nodes: int, launch_id: str, timeout: float) -> PrefixStore:
+class Host(msgspec.Struct, frozen=True):
+    """What a host says of itself to the others; `serves`: whether the store is in its process."""
+
+    name: str
+    address: str
+    port: int
+    interface: str
+    serves: bool
+
+
+def meet(
+    host: str, port: int, address: str, interface: str, nodes: int, launch_id: str, timeout: float
+) -> MeetingPlace:
     """Wait until `nodes` hosts have arrived and can connect to one another; the store that they share.
 
     Args:
-        host, port: address of the store; the host that has this address serves it.
+        host, port: address of the store; the host that has this address serves it, and has rank 0.
         address, interface: this host's own, which the others connect to.
         timeout: seconds to wait for the others.
 
@@ -35,43 +51,55 @@ def meet(host: str, port: int, address: str, interface: str, nodes: int, launch_
     """
     from torch.distributed.distributed_c10d import PrefixStore
 
+    from vgg_ddp.distributed.rendezvous import MeetingPlace
+
     deadline = time.monotonic() + timeout
-    store = PrefixStore(f"launch/{launch_id}", _serve(host, port) or _join(host, port, deadline, timeout))
+    served = _serve(host, port)
+    store = PrefixStore(f"launch/{launch_id}", served or _join(host, port, deadline, timeout))
     number = store.add("arrived", 1) - 1
     if number >= nodes:
         raise UserError(
             f"{nodes} hosts are at {host}:{port} already; give each launch a port or an --rdzv-id of its own"
         )
     with _listening(address) as own_port:
-        store.set(f"host/{number}", json.dumps([socket.gethostname(), address, own_port, interface]))
+        here = Host(socket.gethostname(), address, own_port, interface, served is not None)
+        store.set(f"host/{number}", msgspec.json.encode(here).decode())
         _wait_for(store, "arrived", nodes, deadline, f"arrived at {host}:{port} within {timeout:g} s")
+        hosts = [_read(store, other) for other in range(nodes)]
         for other in sorted({0, (number + 1) % nodes} - {number}):
-            _reach(store, other, interface)
+            _reach(hosts[other], interface)
         store.add("reached", 1)
         _wait_for(store, "reached", nodes, time.monotonic() + 3 * REACH_WITHIN, "reach the others; see their messages")
-    return store
+    order = sorted(range(nodes), key=lambda other: (not hosts[other].serves, other))
+    return MeetingPlace(store, socket.gethostbyname(host), port, order.index(number), nodes)
+
+
+def _read(store: PrefixStore, number: int) -> Host:
+    try:
+        return msgspec.json.decode(store.get(f"host/{number}"), type=Host)
+    except msgspec.DecodeError as error:
+        raise UserError(f"host {number} of the launch says of itself what no launch says: {error}") from None
 
 
 def _serve(host: str, port: int) -> TCPStore | None:
     """The store, if its address is this host's and it is not served here already."""
-    from torch.distributed import (
-        DistNetworkError,
-        TCPStore,
-    )
+    from vgg_ddp.distributed.rendezvous import serve
 
-    if not is_here(socket.gethostbyname(host)):
+    address = socket.gethostbyname(host)
+    if not is_here(address):
         return None
     try:
-        return TCPStore(host, port, is_master=True, wait_for_workers=False)
-    except DistNetworkError as error:
-        if "in use" not in str(error):
-            raise UserError(f"{host}:{port} cannot be opened: {str(error).splitlines()[0]}") from None
+        return serve(address, port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise UserError(f"{host}:{port} cannot be opened: {error.strerror}") from None
     try:
-        return _connect(host, port)  # another host of this launch, which runs on this machine as well
+        _connect(host, port)  # another host of this launch, which runs on this machine as well
     except UserError:
         raise UserError(
             f"port {port} of {host} is in use by another program; choose another in --rdzv-endpoint, on every host"
         ) from None
+    return None
 
 
 def _join(host: str, port: int, deadline: float, timeout: float) -> TCPStore:
@@ -142,12 +170,11 @@ def _accept(server: socket.socket) -> None:
             server.accept()[0].close()
 
 
-def _reach(store: PrefixStore, other: int, interface: str) -> None:
-    name, address, port, its_interface = json.loads(store.get(f"host/{other}"))
+def _reach(other: Host, interface: str) -> None:
     try:
-        socket.create_connection((address, port), REACH_WITHIN).close()
+        socket.create_connection((other.address, other.port), REACH_WITHIN).close()
     except OSError as error:
         raise UserError(
-            f"{socket.gethostname()} (interface {interface}) cannot reach {name} at {address}, its interface {its_interface} "
-            f"({error.strerror or error}); choose others with --interface"
+            f"{socket.gethostname()} (interface {interface}) cannot reach {other.name} at {other.address}, its interface "
+            f"{other.interface} ({error.strerror or error}); choose others with --interface"
         ) from None

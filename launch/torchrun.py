@@ -1,7 +1,7 @@
-"""Torchrun on this host, or on many by its c10d rendezvous: the same command on each.
+"""Torchrun on this host, or on many: the same command on each.
 
-torchrun's elastic agent runs in this process, with the arguments that `--dry-run` shows. It stops its ranks in time and
-returns their exit code: see `vgg_ddp.distributed.supervisor`.
+torchrun's elastic agent runs in this process, over a rendezvous of our own (`hosts`, `vgg_ddp.distributed.rendezvous`). It
+stops its ranks in time and returns their exit code: see `vgg_ddp.distributed.supervisor`.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ def start(options: argparse.Namespace, config: Config) -> int:
     endpoint, interface, address = _rendezvous(options)
     plan = Plan(options.config, tuple(options.overrides), config, options.nodes, ranks_here(options.nproc, config))
     variables = environment(plan.ranks_per_node, config, interface)
-    arguments = torchrun_arguments(plan, endpoint, options.rdzv_id, address)
     if options.dry_run:
-        notes = ["each host finds the interface that leads to the endpoint, which cannot be reached from here"]
-        show(plan, ["torchrun", *arguments], variables, notes if options.nodes > 1 and interface is None else [])
+        notes = ["each host has a --node-rank of its own, from 0; the launcher counts the hosts as they arrive"]
+        if interface is None:
+            notes.append("each host finds the interface that leads to the endpoint, which cannot be reached from here")
+        show(plan, ["torchrun", *torchrun_arguments(plan, endpoint)], variables, notes if options.nodes > 1 else [])
         return 0
     os.environ.update(variables)
-    _run(options, plan, arguments, endpoint, interface, address)
+    _run(options, plan, endpoint, interface, address)
 
 
 def _rendezvous(options: argparse.Namespace) -> tuple[str, str | None, str]:
@@ -62,7 +63,7 @@ def _rendezvous(options: argparse.Namespace) -> tuple[str, str | None, str]:
             raise UserError(
                 f"--nodes {options.nodes} needs --rdzv-endpoint HOST:PORT, the address of one of the hosts, the same on all"
             )
-        return "127.0.0.1:0", None, "127.0.0.1"
+        return f"127.0.0.1:{network.DEFAULT_PORT}", None, ""
     host, port = network.parse_endpoint(options.rdzv_endpoint)
     try:
         interface, address = network.choose(options.interface, network.resolve(host))
@@ -73,31 +74,27 @@ def _rendezvous(options: argparse.Namespace) -> tuple[str, str | None, str]:
     return f"{host}:{port}", interface, address
 
 
-def torchrun_arguments(plan: Plan, endpoint: str, launch_id: str, address: str) -> list[str]:
-    """The arguments of the command `torchrun`."""
-    arguments = [f"--nnodes={plan.nodes}", f"--nproc-per-node={plan.ranks_per_node}", "--rdzv-backend=c10d"]
-    arguments += [f"--rdzv-endpoint={endpoint}", f"--rdzv-id={launch_id}", "--max-restarts=0"]
-    arguments += [f"--local-addr={address}"] if address else []
-    return [*arguments, "-m", *plan.training]
+def torchrun_arguments(plan: Plan, endpoint: str) -> list[str]:
+    """The arguments of the command `torchrun` that comes to the same."""
+    address, port = network.parse_endpoint(endpoint)
+    arguments = [f"--nnodes={plan.nodes}", f"--nproc-per-node={plan.ranks_per_node}", "--node-rank=0"]
+    return [*arguments, f"--master-addr={address}", f"--master-port={port}", "-m", *plan.training]
 
 
-def _run(
-    options: argparse.Namespace, plan: Plan, arguments: list[str], endpoint: str, interface: str | None, address: str
-) -> NoReturn:
+def _run(options: argparse.Namespace, plan: Plan, endpoint: str, interface: str | None, address: str) -> NoReturn:
     preflight.prepare_data(plan.config)  # before the hosts meet: a long download keeps no rank waiting
 
-    from torch.distributed import run as torchrun
+    from vgg_ddp.distributed import rendezvous, supervisor
 
-    from vgg_ddp.distributed import supervisor
-
-    settings, _, _ = torchrun.config_from_args(torchrun.parse_args(arguments))
-    store = None
-    if interface is not None:
+    if interface is None:
+        place = rendezvous.of_one_host()
+    else:
         host, port = network.parse_endpoint(endpoint)
-        store = hosts.meet(host, port, address, interface, plan.nodes, options.rdzv_id, options.timeout)
-        settings.rdzv_configs["is_host"] = "0"  # the store is served already
-    program = [sys.executable, *arguments[arguments.index("-m") :]]
-    code = supervisor.run(settings, program, options.grace, store)
+        place = hosts.meet(host, port, address, interface, plan.nodes, options.rdzv_id, options.timeout)
+    module, *arguments = plan.training
+    config = plan.config
+    task = supervisor.Task(module, arguments, [*arguments, "resume=auto"], config.restarts, config.timeout)
+    code = supervisor.run(task, plan.ranks_per_node, place, options.grace)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # taking torch down in order would cost a second of the five

@@ -8,22 +8,23 @@ import importlib
 import importlib.util
 import io
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from vgg_ddp import __version__
-from vgg_ddp.errors import EXIT_OK, EXIT_USER_ERROR, UserError
+from vgg_ddp.errors import EXIT_OK, EXIT_USER_ERROR, Signalled, UserError, signals_raise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Nothing is raised, whatever the command, so that a notebook can call it too."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that has no such letter shows a question mark
-    alone = threading.current_thread() is threading.main_thread()  # other threads have no signals
-    before = signal.signal(signal.SIGTERM, _raise_exit) if alone else None  # so that what is half written is removed
+    with signals_raise():  # so that what is half written is removed
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(arguments)
         code = options.run(options)
@@ -31,21 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):  # nobody reads it
             print(f"vgg-ddp: {error}", file=sys.stderr)
         code = EXIT_USER_ERROR
-    except SystemExit as ended:  # by --help, by SIGTERM, or as the launchers end
+    except SystemExit as ended:  # by --help, or as the launchers end
         code = ended.code
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
+    except Signalled as signalled:
+        with contextlib.suppress(OSError):
+            print(f"vgg-ddp: {signalled}; nothing to save", file=sys.stderr)
+        code = signalled.exit_code
     except BrokenPipeError:  # a reader such as `head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_OK
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
     return int(code or EXIT_OK)
-
-
-def _raise_exit(number: int, frame: object) -> None:
-    sys.exit(128 + number)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -183,10 +179,13 @@ def _train(options: argparse.Namespace) -> int:
     resolved = preflight.check_training(options.config, options.overrides)
 
     from vgg_ddp.distributed import launcher
+    from vgg_ddp.distributed.supervisor import Task
 
     ranks = launcher.ranks_of_this_host(resolved.config)
     resolved.config.local_batch(ranks)
-    return launcher.start("vgg_ddp.train", [resolved.argument()], ranks)
+    config = resolved.config
+    words = [resolved.argument()], [resolved.resumed().argument()]
+    return launcher.start(Task("vgg_ddp.train", *words, config.restarts, config.timeout), ranks)
 
 
 def _launch(options: argparse.Namespace) -> int:
@@ -206,6 +205,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     resolved = preflight.check_evaluation(options.target, options.overrides, options.images, options.out)
 
     from vgg_ddp.distributed import launcher
+    from vgg_ddp.distributed.supervisor import Task
 
     if options.images is not None:
         from vgg_ddp import evaluate
@@ -213,7 +213,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         with launcher.own_ranks():
             return evaluate.main([resolved.argument()], options.images)
     ranks = launcher.ranks_of_this_host(resolved.config)
-    return launcher.start("vgg_ddp.evaluate", [resolved.argument()], ranks)
+    words = [resolved.argument()]
+    return launcher.start(Task("vgg_ddp.evaluate", words, words, timeout=resolved.config.timeout), ranks)
 
 
 def _report(options: argparse.Namespace) -> int:

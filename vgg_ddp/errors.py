@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import signal
+import threading
 import unicodedata
+from collections.abc import Iterator
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # each asks to save and end
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
-EXIT_LOST_RANK = 1
+EXIT_LOST_RANK = 76  # of a rank that another has left; the launch ends with 1, or starts all again
 EXIT_STOPPED = 75  # stopped on request with a checkpoint saved (EX_TEMPFAIL: try again)
 
 
@@ -32,6 +38,40 @@ class UserError(Exception):
 
 class Damaged(UserError):
     """A checkpoint that cannot be used; an older one may be whole."""
+
+
+class Signalled(BaseException):
+    """One of `STOP_SIGNALS` came where there is nothing to save; exits with 128 + its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+        self.exit_code = 128 + number
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Inside, the first of `STOP_SIGNALS` raises `Signalled`, except those that are ignored, as nohup has it.
+
+    What comes after it is ignored, but for a second Ctrl-C, which ends the process at once. A thread beside the main one has
+    no signals: there they stay with the program around it.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        unheard = [number for number in STOP_SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, _raise)]
+        before = {number: signal.signal(number, _raise) for number in unheard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise(number: int, frame: object) -> None:
+    for other in STOP_SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+    raise Signalled(number)
 
 
 class StoppedOnRequest(Exception):

@@ -43,11 +43,13 @@ def evaluate_and_report(
     Raises:
         UserError: a checkpoint that is damaged or of another network, or a disk that cannot be written.
     """
+    world.activity.enter("evaluate")
     summary = test_set.evaluate(config, dataset, RunDirectory(out or run.path), folder, world)
     if summary is not None:
         from vgg_ddp.report import write_report  # only here: a training itself needs neither pictures nor templates
 
         show(summary)
+        world.activity.enter("report")
         with run.writing():
             say(f"report: {write_report(run.path, dataset, Path(out or run.path))}")
 

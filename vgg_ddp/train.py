@@ -92,6 +92,7 @@ def finish_epoch(job: Job, state: State, recorder: Recorder) -> None:
 def validate(job: Job, state: State, recorder: Recorder) -> bool:
     """Evaluate on the images held out from training; whether the accuracy is the best so far."""
     config, world = job.config, job.world
+    world.activity.enter("validate")
     network = job.evaluated_network()
     with statistics_at_evaluated_size(job, network, state.epoch - 1):
         samples = job.data.validation.samples

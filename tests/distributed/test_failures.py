@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.rank_processes import start
+from tests.support.rank_processes import Ranks, start
+from vgg_ddp import cli
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.splits import EncodedSplit
 from vgg_ddp.data.storage import Storage
 from vgg_ddp.distributed.versions import difference, encoded
 from vgg_ddp.errors import EXIT_USER_ERROR
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +50,10 @@ def test_a_damaged_sample_is_one_line_of_all_ranks(seed: int, damaged: Path, rec
 
 
 def test_and_under_the_agent(damaged: Path, recipe: Path, runs: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "vgg_ddp", "train", *words(damaged, recipe, runs / "agent", 0), "nproc=2"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == EXIT_USER_ERROR, done.stderr
-    (line,) = done.stderr.splitlines()
+    arguments = ["train", *words(damaged, recipe, runs / "agent", 0), "nproc=2"]
+    launched = Ranks(cli.main, (arguments,), 1, runs / "agent output")
+    assert launched.wait() == [EXIT_USER_ERROR], launched.stderr
+    (line,) = launched.stderr.splitlines()
     assert line.startswith("vgg-ddp: sample 40 (train/"), line
 
 

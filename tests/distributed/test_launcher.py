@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import signal
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.support.processes import assert_gone, descendants
+from tests.support.rank_processes import Ranks, wait_until
 from vgg_ddp.config import Config
 from vgg_ddp.distributed import launcher
+from vgg_ddp.distributed.supervisor import Task
 
 pytestmark = pytest.mark.processes
 
@@ -21,7 +22,9 @@ def test_as_many_ranks_as_asked_for() -> None:
     assert launcher.ranks_of_this_host(Config(nproc=3)) == 3
 
 
-@pytest.mark.parametrize(("codes", "code"), [([2, 1], 2), ([75, 75], 75), ([1, -9], 1)])
+@pytest.mark.parametrize(
+    ("codes", "code"), [([2, 1], 2), ([75, 75], 75), ([1, -9], 1), ([-15, 76], 143), ([138, 138], 138), ([-9, 76], 1)]
+)
 def test_our_exit_codes_pass_through(tmp_path: Path, codes: list[int], code: int) -> None:
     """Real ranks that end with the given codes (negative: by that signal), each after the one before it."""
     (tmp_path / "ending.py").write_text(
@@ -46,42 +49,53 @@ def test_our_exit_codes_pass_through(tmp_path: Path, codes: list[int], code: int
             os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)
         """)
     )
-    start = f"import sys; from vgg_ddp.distributed.launcher import start; sys.exit(start('ending', [], {len(codes)}))"
-    done = subprocess.run([sys.executable, "-c", start], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    assert done.returncode == code
+    launched = Ranks(_launch_in, (tmp_path, "ending", len(codes)), 1, tmp_path / "output")
+    assert launched.wait() == [code], launched.stderr
 
 
-def test_no_rank_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "waiting.py").write_text(
-        textwrap.dedent("""
-        import os, pathlib, time
-        from vgg_ddp.distributed.devices import Devices
-        from vgg_ddp.distributed.world import joined
-        if __name__ == "__main__":
-            with joined(devices=Devices(device="cpu")) as world:
-                pathlib.Path(f"pid{world.rank}").write_text(str(os.getpid()))
-                time.sleep(3600)
-        """)
+def test_no_rank_outlives_a_launcher_that_is_killed_at_once(tmp_path: Path) -> None:
+    """Before the ranks have imported anything of theirs."""
+    (tmp_path / "waiting.py").write_text("import time; time.sleep(3600)")
+    launched = Ranks(_launch_in, (tmp_path, "waiting", 2), 1, tmp_path / "output")
+    wait_until(lambda: len(descendants(launched.processes[0].pid)) >= 2, launched)
+    ranks = descendants(launched.processes[0].pid)
+    launched.send(signal.SIGKILL)
+    launched.wait()
+    assert_gone(ranks)
+
+
+def _launch_in(folder: Path, module: str, ranks: int, restarts: int = 0) -> int:
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = f"{folder}:{os.environ.get('PYTHONPATH', '')}"
+    return launcher.start(Task(module, [], [], restarts), ranks)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_before_the_ranks_have_begun_is_one_line(number: int, tmp_path: Path) -> None:
+    (tmp_path / "waiting.py").write_text("import time; time.sleep(3600)")
+    launched = Ranks(_launch_in, (tmp_path, "waiting", 2, 3), 1, tmp_path / "output")
+    wait_until(lambda: len(descendants(launched.processes[0].pid)) >= 2, launched)
+    launched.send(number)
+    assert launched.wait() == [128 + number]
+    (line,) = launched.stderr.splitlines()
+    assert line == f"vgg-ddp: stopped by {signal.Signals(number).name} before the first step; nothing to save"
+
+
+@pytest.mark.parametrize(
+    ("end", "attempts", "told"),
+    [
+        ("sys.exit(1)", 1, "failed with exit code 1 at its start, before it had taken a step: not tried again"),
+        ("os.kill(os.getpid(), 9)", 4, "was killed by SIGKILL at its start, again: no step further in 3 restarts"),
+    ],
+)
+def test_a_failure_that_comes_back_is_told_and_ends(end: str, attempts: int, told: str, tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(
+        f"import os, sys, time\nif os.environ['RANK'] == '0': time.sleep(3600)\nopen('tries', 'a').write('x')\n{end}"
     )
-    start = "from vgg_ddp.distributed.launcher import start; start('waiting', [], 2)"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", start], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}
-    )
-    files = [tmp_path / "pid0", tmp_path / "pid1"]
-    deadline = time.monotonic() + 300
-    while not all(file.is_file() and file.read_text() for file in files) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    pids = [int(file.read_text()) for file in files]
-    parent.kill()
-    parent.wait()
-    deadline = time.monotonic() + 300
-    while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(_runs(pid) for pid in pids)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    launched = Ranks(_launch_in, (tmp_path, "failing", 2, 3), 1, tmp_path / "output")
+    assert launched.wait() == [1]
+    assert (tmp_path / "tries").read_text() == attempts * "x"
+    *restarts, last = launched.stderr.splitlines()
+    assert last == f"vgg-ddp: rank 1 {told}"
+    again = "rank 1 was killed by SIGKILL at its start; all ranks start again from the newest checkpoint"
+    assert restarts == [f"vgg-ddp: {again} (restart {number} of 3)" for number in range(1, attempts)]

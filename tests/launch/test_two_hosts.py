@@ -157,6 +157,27 @@ def test_a_signal_to_one_host_saves_and_ends_both(
     assert (run / "checkpoints" / "latest").is_file()
 
 
+def test_a_rank_that_is_killed_starts_all_again_on_both_hosts(
+    launches: Launches, hosts: Hosts, config: Path, undisturbed: Path, disk: Path
+) -> None:
+    run = disk / "killed on one host"
+    words = (f"run.dir={run}", "checkpoint.every_steps=2")
+    started = [launches.start(host, config, *words) for host in hosts]
+    wait_until(lambda: steps_logged(run) >= 3, 60)
+    (rank,) = children_of(started[1].pid)
+    os.kill(rank, signal.SIGKILL)
+    codes, said = ends(*started)
+    assert codes == [0, 0], said
+    for text in said:
+        assert one_line(text).startswith("vgg-ddp: rank 1 was killed by SIGKILL "), said
+        assert text.endswith("; all ranks start again from the newest checkpoint (restart 1 of 3)\n"), said
+    assert_same_weights(run, undisturbed)
+
+
+def children_of(process: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 def test_ranks_that_do_not_end_are_killed(launches: Launches, hosts: Hosts, config: Path, disk: Path) -> None:
     started = endless(launches, hosts, config, disk / "stuck")
     ranks = [pid for host in hosts for pid in processes(host) if pid not in {launch.pid for launch in started}]
@@ -180,7 +201,7 @@ def test_ctrl_c_while_the_others_are_awaited_ends_the_launch(launches: Launches,
     listening = [*hosts[0].inside, "ss", "-Hltn", f"sport = :{launches.endpoint.split(':')[1]}"]
     wait_until(lambda: subprocess.run(listening, capture_output=True, text=True, check=True).stdout != "", 60)
     waiting.send_signal(signal.SIGINT)
-    assert ends(waiting) == ([128 + signal.SIGINT], [""])
+    assert ends(waiting) == ([128 + signal.SIGINT], ["launch: stopped by SIGINT; nothing to save\n"])
 
 
 def test_a_host_that_does_not_arrive(launches: Launches, hosts: Hosts, config: Path) -> None:

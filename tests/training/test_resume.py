@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.support.rank_processes import Launch, Train, step, wait_until
+from tests.support.processes import assert_gone, descendants
+from tests.support.rank_processes import Launch, Ranks, Train, step, vgg_ddp, wait_until
 from tests.support.run_folders import assert_undisturbed, metrics, state, stop
+from vgg_ddp.errors import EXIT_STOPPED
 from vgg_ddp.run import checkpoint
 
+EVALUATION = "in the evaluation; nothing is lost, vgg-ddp evaluate RUN makes it"
 # Two epochs of 8 steps, of averaged weights; 30 images are held out.
 TWO_EPOCHS = ("data.validation=0.2", "min_steps=16", "ema=0.9", "evaluate.checkpoint=best")
 
@@ -152,6 +158,62 @@ def test_two_ranks_of_which_one_is_told_to_stop(launch: Launch, train: Train, ru
     for row, other in zip(metrics(alone), metrics(expected), strict=True):
         assert row["step"] == other["step"]
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-3)
+
+
+def test_a_signal_to_all_processes_at_once(launch: Launch, runs: Path) -> None:
+    """As by Slurm or systemd: to the workers of the loader too, and a second time before the ranks have ended."""
+    ranks = launch("at once", "min_steps=20", "data.workers=1", size=2, pause=step(2))
+    wait_until(ranks.paused, ranks)
+    started = [process.pid for process in ranks.processes]
+    workers = [worker for rank in started for worker in descendants(rank)]
+    assert len(workers) >= 2
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        for process in [*workers, *started]:
+            os.kill(process, number)
+    ranks.send(signal.SIGCONT)
+    assert ranks.wait() == [EXIT_STOPPED] * 2, ranks.stderr
+    assert ranks.stderr == "" and ranks.stdout.count("stopped on request") == 1
+    assert_gone(workers)
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "told"),
+    [
+        ("vgg_ddp.train.build_job", signal.SIGHUP, "before the first step; nothing to save"),
+        ("vgg_ddp.train.validate", signal.SIGUSR1, EVALUATION),
+        ("vgg_ddp.evaluation.test_set.evaluate", signal.SIGTERM, EVALUATION),
+        ("vgg_ddp.report.write_report", signal.SIGINT, EVALUATION),
+    ],
+)
+def test_a_signal_where_there_is_nothing_to_save(
+    place: str, number: signal.Signals, told: str, recipe: Path, runs: Path
+) -> None:
+    """Before the first step, in the validation after the last, and later; the only rank, in the command's own process."""
+    run = runs / place
+    words = ["train", str(recipe), f"run.dir={run}", "min_steps=2", "data.validation=0.2"]
+    command = Ranks(_signalled_at, (place, number, words), 1, runs / f"{place} output")
+    assert command.wait() == [128 + number], command.stderr
+    assert command.stderr.splitlines() == [f"vgg-ddp: stopped by {number.name} {told}"]
+    if told == EVALUATION:
+        assert state(run)["step"] == 2
+        done = vgg_ddp("evaluate", str(run), folder=runs)
+        assert done.returncode == 0 and (run / "report" / "index.html").is_file(), done.stderr
+
+
+def _signalled_at(place: str, number: int, words: list[str]) -> int:
+    """The command, which gets a signal where it comes to a function."""
+    from vgg_ddp import cli
+
+    module, _, name = place.rpartition(".")
+    function = getattr(importlib.import_module(module), name)
+
+    def signalled(*arguments: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return function(*arguments, **named)
+
+    setattr(importlib.import_module(module), name, signalled)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which may be ignored here, as in the background
+    return cli.main(words)
 
 
 def test_each_signal_of_a_scheduler_or_a_person_stops_with_a_checkpoint(launch: Launch, runs: Path) -> None:

@@ -56,8 +56,9 @@ def test_variables_that_name_no_rank_are_one_line(
 def test_a_wait_for_other_ranks_is_told_and_hears_signals(runs: Path) -> None:
     ranks = Ranks(_meet_nobody, (), 1, runs / "alone output")
     assert ranks.wait() == [128 + 2], ranks.stderr  # as by Ctrl-C
-    (line,) = ranks.stderr.splitlines()
+    line, stopped = ranks.stderr.splitlines()
     assert line.startswith("vgg-ddp: rank 0 waits at 127.0.0.1:") and line.endswith("for the others of WORLD_SIZE=2")
+    assert stopped == "vgg-ddp: stopped by SIGINT before the first step; nothing to save"
 
 
 def _meet_nobody() -> int:

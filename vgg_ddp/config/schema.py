@@ -113,12 +113,7 @@ class Config(Group, frozen=True):
     epochs: Annotated[float, key("passes over the training set; a fraction is allowed", gt=0)] = 100
     min_steps: Annotated[int, key("train at least this many steps, however small the data set", ge=0)] = 0
     min_steps_per_epoch: Annotated[
-        int,
-        key(
-            "halve the batch, and the learning rate with it, until an epoch has this many steps (down to a batch of 16), "
-            "however small the data set; 0 is off",
-            ge=0,
-        ),
+        int, key("halve batch and learning rate until an epoch has this many steps (to a batch of 16); 0 is off", ge=0)
     ] = 0
     precision: Annotated[
         Literal["auto", "fp32", "tf32", "bf16", "fp16"],
@@ -142,9 +137,7 @@ class Config(Group, frozen=True):
     ] = "auto"
     numa: Annotated[
         Literal["auto", "none"],
-        key(
-            "auto: bind each rank to the cores next to its GPU, or to a NUMA node, where that leaves it its share of cores"
-        ),
+        key("auto: bind each rank to the cores next to its GPU, or to a NUMA node, if that leaves it its share"),
     ] = "auto"
     seed: Annotated[int, key("seed of weights, order and augmentation", ge=0, lt=2**32)] = 0
     resume: Annotated[Literal["never", "auto"], key("auto: continue a run found in run.dir; never: refuse it")] = (
@@ -157,6 +150,11 @@ class Config(Group, frozen=True):
             "graph: no compiler, the whole step recorded as a CUDA graph (on a GPU auto tries it too)"
         ),
     ] = False
+    restarts: Annotated[int, key("times in a row that all ranks start again without getting further", ge=0)] = 3
+    timeout: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        key("seconds in a step, or stopped, that are a hang; null: 30 beyond the slowest step, 60 at least"),
+    ] = None
     recompute: Annotated[
         Literal["none", "normalisation", "stages"],
         key("activations to compute again in the backward pass, not keep: saves memory, costs time, same bits"),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import sys
-import uuid
 from collections.abc import Iterator
 
 from vgg_ddp import cores
 from vgg_ddp.config import Config
 from vgg_ddp.distributed import numa
 from vgg_ddp.distributed.devices import Devices
+from vgg_ddp.distributed.supervisor import Task
 from vgg_ddp.run.console import say
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -41,31 +40,19 @@ def own_ranks() -> Iterator[None]:
         os.environ.update(left)
 
 
-def start(module: str, arguments: list[str], ranks: int) -> int:
-    """Run `module`'s main with `arguments` on `ranks` ranks of this host; the exit code.
+def start(task: Task, ranks: int) -> int:
+    """Run a task on `ranks` ranks of this host; the exit code.
 
     A single rank runs in this process. Several run under `vgg_ddp.distributed.supervisor`, which ends all when one fails.
     """
     with own_ranks():
         if ranks == 1:
-            return int(importlib.import_module(module).main(arguments))
-        return _start_supervised(module, arguments, ranks)
+            return int(importlib.import_module(task.module).main(task.arguments))
+        return _start_supervised(task, ranks)
 
 
-def _start_supervised(module: str, arguments: list[str], ranks: int) -> int:
-    from torch.distributed.launcher.api import LaunchConfig
-
-    from vgg_ddp.distributed import supervisor
+def _start_supervised(task: Task, ranks: int) -> int:
+    from vgg_ddp.distributed import rendezvous, supervisor
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores.usable() // ranks)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=ranks,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-    )
-    return supervisor.run(config, [sys.executable, "-m", module, *arguments])
+    return supervisor.run(task, ranks, rendezvous.of_one_host())

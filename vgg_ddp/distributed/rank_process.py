@@ -5,15 +5,24 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from vgg_ddp.distributed.activity import VARIABLE, Activity, stopped
 from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.distributed.memory import keep_freed_memory
 from vgg_ddp.distributed.world import ReportedElsewhere, SharedUserError, World, joined
-from vgg_ddp.errors import EXIT_LOST_RANK, EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError
+from vgg_ddp.errors import (
+    EXIT_LOST_RANK,
+    EXIT_OK,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    Signalled,
+    StoppedOnRequest,
+    UserError,
+    signals_raise,
+)
 from vgg_ddp.run.console import complain, say
 
 STOPPED = "stopped on request, a checkpoint is saved; start again with resume=auto to continue"
@@ -22,15 +31,24 @@ STOPPED = "stopped on request, a checkpoint is saved; start again with resume=au
 def run(body: Callable[[World], None], devices: Devices) -> int:
     """Run `body` as one of the ranks; the exit code. Errors that are none of the user's, nor a requested stop, are raised."""
     keep_freed_memory()
+    activity = Activity.of_rank()
     try:
-        return _run(body, devices)
+        with signals_raise():
+            code = _run(body, devices, activity)
+        if code == EXIT_OK:
+            activity.enter("end")
+        return code
+    except Signalled as signalled:
+        if VARIABLE not in os.environ and os.environ.get("RANK", "0") == "0":
+            complain(f"vgg-ddp: {stopped(signalled.number, activity.seen().phase)}")
+        return signalled.exit_code
     finally:
         gc.collect()  # ends gloo's threads: one that still runs at the interpreter's end aborts the process
 
 
-def _run(body: Callable[[World], None], devices: Devices) -> int:
+def _run(body: Callable[[World], None], devices: Devices, activity: Activity) -> int:
     try:
-        with joined(devices=devices) as world:
+        with joined(devices=devices, activity=activity) as world:
             _run_reporting(world, body)
     except (ReportedElsewhere, SharedUserError):
         return EXIT_USER_ERROR
@@ -39,12 +57,11 @@ def _run(body: Callable[[World], None], devices: Devices) -> int:
         return EXIT_USER_ERROR
     except StoppedOnRequest:
         return EXIT_STOPPED
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
-        complain(f"vgg-ddp: rank {os.environ.get('RANK')} ends: another rank is gone")
+        if VARIABLE not in os.environ:  # else the supervisor says why
+            complain(f"vgg-ddp: rank {os.environ.get('RANK')} ends: another rank is gone")
         return EXIT_LOST_RANK
     return EXIT_OK
 

@@ -1,79 +1,135 @@
 """The supervisor of the ranks of one host: starts them with torchrun's elastic agent, and makes sure that they end.
 
-It passes signals on to the ranks, ends the ranks of all hosts when one fails, and kills those that do not end in time. A
-thread of its own reads the signals from a pipe (`signal.set_wakeup_fd`): the main thread may be waiting in the C++ code of
-a store, where Python's signal handlers do not run.
+It passes signals on to the ranks, ends the ranks of all hosts when one fails or hangs, kills those that do not end in time,
+and starts all again where that may help (`failures`). A thread of its own watches: the main thread may be waiting in the C++
+code of a store, where Python's signal handlers do not run; so the thread reads the signals from a pipe
+(`signal.set_wakeup_fd`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
+import msgspec
+
+from vgg_ddp.distributed import activity
+from vgg_ddp.distributed.failures import Ending, Restarts
+from vgg_ddp.distributed.hangs import Hangs
+from vgg_ddp.errors import EXIT_LOST_RANK, STOP_SIGNALS
+from vgg_ddp.run.console import complain
 
 if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import Store
-    from torch.distributed.launcher.api import LaunchConfig
+    from vgg_ddp.distributed.rendezvous import MeetingPlace
 
-ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+RESTARTS = "VGG_DDP_RESTARTS"  # in the environment of a rank: how often the ranks were started before it
 LEAVE_TIMEOUT = 3.0  # seconds that a supervisor waits at the end until those of the other hosts are done with the store
 LEAVE_TIMEOUT_AFTER_GRACE = 0.6  # seconds that it waits at most beyond the grace period of the ranks
-RETURNED_CODES = (EXIT_USER_ERROR, EXIT_STOPPED)  # exit codes of ranks that a launch ends with too; any other becomes 1
-ENDING, LEFT = "agent/ending", "agent/left"  # keys in the store: the exit code of a host that ends; how many have left
+FAILURE_GRACE = 5.0  # seconds that ranks have to end after another has failed
+REGATHER_TIMEOUT = 60.0  # seconds that the other hosts have to end their ranks before all start again
+ENDING, AGAIN, LEFT = (
+    "agent/ending",
+    "agent/again",
+    "agent/left",
+)  # keys: how ranks ended; hosts that start again, or left
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the ranks run.
+
+    Attributes:
+        module, arguments: as of `python -m`.
+        resumed: the arguments after a restart.
+        restarts, timeout: the keys of the configuration; 0 restarts: none.
+    """
+
+    module: str
+    arguments: list[str]
+    resumed: list[str]
+    restarts: int = 0
+    timeout: float | None = None
 
 
 class _Interrupted(Exception):
     """A signal arrived while no rank was running."""
 
 
-def run(config: LaunchConfig, command: list[str], grace: float | None = None, store: Store | None = None) -> int:
-    """Run `command` (a program and its arguments) on the ranks of this host; the exit code.
+def run(task: Task, ranks: int, place: MeetingPlace, grace: float | None = None) -> int:
+    """Run a task on `ranks` ranks of this host; the exit code.
 
-    SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a closing terminal) ask the ranks to save and end, on every host; SIGUSR1 is
-    passed on. When a rank fails, the others are ended, and its exit code is returned if it is one of `RETURNED_CODES`, else 1.
+    `STOP_SIGNALS` ask the ranks to save and end, on every host. When a rank fails, the others are ended, and all start again
+    where the task allows it; else the exit code is one of `RETURNED_CODES` where a rank had it, 128 + n after a signal, or 1.
 
     Args:
-        grace: seconds that ranks have to end after a signal before they are killed; None: no limit.
-        store: a key-value store that the supervisors of all hosts share; None for a single host.
+        place: where they meet the supervisors and ranks of other hosts, and one another.
+        grace: seconds that ranks have to end after SIGTERM, SIGINT or SIGHUP before they are killed; None: no limit.
     """
     from torch.distributed import DistError
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.launcher.api import elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # ranks print their own errors
-    config.signals_to_handle = "SIGQUIT"  # the supervisor handles the rest
-    watch = _SignalThread(grace, store, config.max_nodes)
-    with watch.running():
-        try:
-            elastic_launch(config, command[0])(*command[1:])
-        except ChildFailedError as error:
-            code = exit_code([failure.exitcode for failure in error.failures.values()])
-            return watch.failed(code)
-        except _Interrupted:
-            return 128 + watch.signal
-        except (RendezvousError, DistError) as error:
-            if watch.signal:
-                return 128 + watch.signal
-            print(f"vgg-ddp: the host at {config.rdzv_endpoint} is gone: {_first_line(error)}", file=sys.stderr)
-            return 1
-    return 0
+    board = activity.Board(ranks)
+    watch = _Watch(task, board, place, grace)
+    try:
+        with watch.running():
+            for attempt in itertools.count():
+                os.environ |= {activity.VARIABLE: board.name, RESTARTS: str(attempt)}
+                watch.begin(attempt)
+                ending = watch.ended(_launch(task, ranks, place, attempt))
+                if ending.text:
+                    complain(f"vgg-ddp: {ending.text}")
+                if not ending.restart:
+                    break
+                watch.regather()
+        return ending.code
+    except _Interrupted:
+        complain(f"vgg-ddp: {activity.stopped(watch.signal, 'start')}")
+        return 128 + watch.signal
+    except (RendezvousError, DistError) as error:
+        if not watch.signal:
+            complain(f"vgg-ddp: a host is gone: {_first_line(error)}")
+        return 128 + watch.signal if watch.signal else 1
+    finally:
+        for name in (activity.VARIABLE, RESTARTS):
+            os.environ.pop(name, None)
+        board.close()
 
 
-def exit_code(codes: list[int]) -> int:
-    """The exit code of a launch whose ranks ended with `codes`."""
-    return next((code for code in RETURNED_CODES if code in codes), 1)
+def _launch(task: Task, ranks: int, place: MeetingPlace, attempt: int) -> dict[int, int]:
+    """Run the ranks once; the exit codes of those that did not end well, by rank."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from vgg_ddp.distributed import parent, rendezvous
+
+    config = LaunchConfig(
+        min_nodes=place.hosts,
+        max_nodes=place.hosts,
+        nproc_per_node=ranks,
+        run_id=_name(attempt),
+        rdzv_backend=rendezvous.BACKEND,
+        rdzv_configs={"place": place},
+        max_restarts=0,  # the agent would restart whatever failed, and counts for all time
+        signals_to_handle="SIGQUIT",  # the supervisor handles the rest
+    )
+    program, *words = parent.command(task.module, task.resumed if attempt else task.arguments)
+    try:
+        elastic_launch(config, program)(*words)
+    except ChildFailedError as error:
+        return {rank: failure.exitcode for rank, failure in error.failures.items()}
+    return {}
 
 
 def children() -> list[int]:
@@ -85,30 +141,43 @@ def children() -> list[int]:
     return pids
 
 
-class _SignalThread:
-    """Passes signals on to the ranks, ends them when another host ends, and kills those that exceed the grace period."""
+class _Watch:
+    """Passes signals on to the ranks, ends them when one fails, hangs or ends elsewhere, and kills those that do not end."""
 
-    def __init__(self, grace: float | None, store: Store | None, hosts: int) -> None:
-        self._grace, self._hosts = grace, hosts
-        self._store = store.clone() if store is not None else None  # a connection for this thread
-        self._deadline: float | None = None
+    def __init__(self, task: Task, board: activity.Board, place: MeetingPlace, grace: float | None) -> None:
+        self._timeout, self._board, self._place, self._grace = task.timeout, board, place, grace
+        self._store = place.store.clone() if place.hosts > 1 else None  # a connection for this thread
+        self._restarts = Restarts(task.restarts)
+        self._lock = threading.Lock()  # of what one launch of the ranks sets
         self._finished = False
-        self._ending_elsewhere = 0
         self.signal = 0
+        self.begin(0)
+
+    def begin(self, attempt: int) -> None:
+        """Before the ranks are started."""
+        with self._lock:
+            self._board.clear()
+            self._attempt = attempt
+            self._deadline: float | None = None
+            self._elsewhere: Ending | None = None
+            self._complete = False  # whether all ranks have been started
+            self._hangs = Hangs(self._timeout)
+            self._hung: dict[int, float] = {}  # by local rank, the seconds after which it was killed
+        if self.signal:  # which came when none was running
+            raise _Interrupted
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Handle signals inside the context."""
-        if threading.current_thread() is not threading.main_thread():  # signals stay with the program around it
-            yield
-            return
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
-        before = {}
-        for number in (*ENDING_SIGNALS, signal.SIGUSR1):
-            if signal.getsignal(number) != signal.SIG_IGN:  # ignored signals, as under nohup, stay ignored
-                before[number] = signal.signal(number, self._in_main_thread)
-        previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        before, previous = {}, -1
+        alone = threading.current_thread() is threading.main_thread()
+        if alone:  # else signals stay with the program around it
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:  # ignored signals, as under nohup, stay ignored
+                    before[number] = signal.signal(number, self._in_main_thread)
+            previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         thread = threading.Thread(target=self._loop, args=(reader,), daemon=True)
         thread.start()
         try:
@@ -117,70 +186,148 @@ class _SignalThread:
             self._finished = True
             thread.join()
             self._leave()
-            signal.set_wakeup_fd(previous)
+            if alone:
+                signal.set_wakeup_fd(previous)
             for number, handler in before.items():
                 signal.signal(number, handler)
             os.close(reader)
             os.close(writer)
 
     def _in_main_thread(self, number: int, frame: FrameType | None) -> None:
-        if number in ENDING_SIGNALS and not self._finished and not children():
+        if not self._finished and not children():
             self.signal = number
             raise _Interrupted
 
     def _loop(self, reader: int) -> None:
         while not self._finished:
-            if select.select([reader], [], [], 0.1)[0]:
-                for number in os.read(reader, 64):
+            numbers = os.read(reader, 64) if select.select([reader], [], [], 0.1)[0] else b""
+            with self._lock:
+                for number in numbers:
                     self._signalled(number)
-            if self._store is not None and self._deadline is None and not self.signal and self._others_end():
-                self._end_ranks()
-            if self._deadline is not None and time.monotonic() > self._deadline:
-                self._kill()
+                if self._deadline is None and not self.signal:
+                    self._look_elsewhere()
+                    self._look_here()
+                if self._deadline is not None and time.monotonic() > self._deadline:
+                    self._kill()
 
     def _signalled(self, number: int) -> None:
-        if number == signal.SIGUSR1:
-            _send(number)
-        elif self.signal and number == signal.SIGINT:  # Ctrl-C again
+        if self.signal and number == signal.SIGINT:  # Ctrl-C again
             self._kill()
-        elif number in ENDING_SIGNALS:
+        elif number == signal.SIGUSR1:  # a scheduler's, long before it ends the job
+            self.signal = self.signal or number
+            _send(number)
+        elif number in STOP_SIGNALS:
             self.signal = number
-            self._tell_others(128 + number)
-            self._end_ranks()
+            self._tell(Ending(128 + number))
+            self._end_ranks(self._grace)
 
-    def failed(self, code: int) -> int:
-        """End the ranks of the other hosts too; the exit code: that of a host that ended before with one of ours, or `code`."""
-        self._tell_others(code)
-        return self._ending_elsewhere if code == 1 and self._ending_elsewhere in RETURNED_CODES else code
+    def ended(self, codes: dict[int, int]) -> Ending:
+        """What the exit codes of this host's ranks come to, the same on all hosts unless a signal came.
 
-    def _tell_others(self, code: int) -> None:
-        if self._store is not None:
-            with contextlib.suppress(RuntimeError):  # the host of the store is gone
-                self._store.compare_set(ENDING, "", str(code))
+        Args:
+            codes: of those that did not end well, by rank.
+        """
+        wait = FAILURE_GRACE if EXIT_LOST_RANK in codes.values() else 0.0  # for the host that may know why
+        elsewhere = self._read_ending(wait)
+        asked = self.signal or (elsewhere.code - 128 if elsewhere is not None and elsewhere.code > 128 else 0)
+        if not codes and (asked or elsewhere is None):
+            return Ending(0)
+        if elsewhere is not None and not asked:
+            ending = elsewhere
+        else:
+            first = self._place.host * len(self._board.ranks)
+            seen = {first + local: rank.seen() for local, rank in enumerate(self._board.ranks)}
+            hung = {first + local: seconds for local, seconds in self._hung.items()}
+            ours = self._restarts.judge(codes, seen, hung, asked)
+            ending = ours if asked else self._tell(ours)
+        self._restarts.note(ending)
+        return ending
 
-    def _others_end(self) -> bool:
-        assert self._store is not None
-        try:
-            if not self._store.check([ENDING]):
-                return False
-            self._ending_elsewhere = int(self._store.get(ENDING))
-        except RuntimeError:  # the host of the store is gone, so its ranks have ended or will
-            self._store = None
-        return True
+    def regather(self) -> None:
+        """Wait until the other hosts have ended their ranks too.
 
-    def _end_ranks(self) -> None:
-        if self._grace is not None:
-            self._deadline = time.monotonic() + self._grace
+        Raises:
+            DistError: one does not.
+        """
+        from torch.distributed import DistError
+
+        if self._store is None:
+            return
+        deadline = time.monotonic() + REGATHER_TIMEOUT
+        there = self._store.add(self._key(AGAIN), 1)
+        while there < self._place.hosts:
+            if time.monotonic() > deadline:
+                raise DistError(f"{there} of {self._place.hosts} hosts start again")
+            time.sleep(0.05)
+            there = self._store.add(self._key(AGAIN), 0)
+
+    def _tell(self, ending: Ending) -> Ending:
+        """Tell the other hosts; what holds is what was told first."""
+        if self._store is None:
+            return ending
+        with contextlib.suppress(RuntimeError):  # the host of the store is gone
+            self._store.compare_set(self._key(ENDING), "", msgspec.json.encode(ending).decode())
+        return self._read_ending() or ending
+
+    def _read_ending(self, seconds: float = 0.0) -> Ending | None:
+        """What a host has told of this launch of the ranks; waited for."""
+        deadline = time.monotonic() + seconds
+        while self._store is not None:
+            try:
+                if self._store.check([self._key(ENDING)]):
+                    return msgspec.json.decode(self._store.get(self._key(ENDING)), type=Ending)
+            except RuntimeError:  # so its ranks have ended or will
+                self._store = None
+                return Ending(1, f"the host at {self._place.address}:{self._place.port} is gone")
+            except msgspec.DecodeError:
+                return Ending(1, "the store of the launch holds what no host has written")
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        return None
+
+    def _key(self, name: str) -> str:
+        return f"{name}/{self._attempt}"
+
+    def _look_elsewhere(self) -> None:
+        """End the ranks here if those of another host end."""
+        self._elsewhere = self._read_ending()
+        if self._elsewhere is not None:
+            self._end_ranks(self._grace if self._elsewhere.code > 128 else self._failure_grace())
+            if self._elsewhere.restart and self._store is not None and not children():
+                # Those here had ended well: the agent waits for the others, in vain, at this key.
+                self._store.set(f"agents/{_name(self._attempt)}/torchelastic/agent/terminal_state/last_member", "")
+
+    def _look_here(self) -> None:
+        """Give the ranks a deadline if one of them has failed or hangs."""
+        seen, running, now = [rank.seen() for rank in self._board.ranks], len(children()), time.monotonic()
+        self._complete = self._complete or running == len(seen)
+        if self._complete and running < sum(one.phase != "end" for one in seen):  # the agent asks the others to end
+            self._deadline = now + self._failure_grace()
+        found = self._hangs.look(seen, now)
+        if found is not None and not self._hung:
+            self._hung = {found.rank: found.seconds}
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(seen[found.rank].process, signal.SIGKILL)
+
+    def _failure_grace(self) -> float:
+        return FAILURE_GRACE if self._grace is None else min(FAILURE_GRACE, self._grace)
+
+    def _end_ranks(self, grace: float | None) -> None:
+        if grace is not None:
+            self._deadline = time.monotonic() + grace
         _send(signal.SIGTERM)  # a rank that is still importing would print a traceback on SIGINT
 
     def _kill(self) -> None:
-        """Kill the ranks and their workers; and this process too, if it does not end within half a second."""
-        if children():
+        """Kill the ranks and their workers; after a signal this process too, if it does not end within half a second."""
+        if children() and self.signal:
             seconds = f" in {self._grace:g} s" if self._grace is not None else ""
-            print(f"vgg-ddp: the ranks here did not end{seconds}: killed", file=sys.stderr, flush=True)
+            complain(f"vgg-ddp: the ranks here did not end{seconds}: killed")
         for pid in children():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)  # the agent starts each rank as the leader of a session
+        if not self.signal and (self._elsewhere is None or self._elsewhere.restart):
+            return
         deadline = time.monotonic() + 0.5
         while not self._finished and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -196,9 +343,13 @@ class _SignalThread:
             deadline = time.monotonic() + LEAVE_TIMEOUT
             if self._deadline is not None:  # the other hosts kill their ranks at the end of the grace period
                 deadline = min(deadline, self._deadline + LEAVE_TIMEOUT_AFTER_GRACE)
-            while left < self._hosts and time.monotonic() < deadline:
+            while left < self._place.hosts and time.monotonic() < deadline:
                 time.sleep(0.05)
                 left = self._store.add(LEFT, 0)
+
+
+def _name(attempt: int) -> str:
+    return f"ranks {attempt}"
 
 
 def _send(number: int) -> None:

@@ -7,9 +7,7 @@ a single rank. Every rank must call them, in the same order.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import sys
 import threading
@@ -28,11 +26,13 @@ from torch.distributed.rendezvous import rendezvous
 
 from vgg_ddp import cores
 from vgg_ddp.config import Config
-from vgg_ddp.distributed import numa, versions
+from vgg_ddp.distributed import numa, parent, versions
+from vgg_ddp.distributed.activity import Activity
 from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.console import complain
 
+LOOPBACK = "lo"  # Linux's name of the interface
 SECONDS_BEFORE_WORD = 5.0  # of waiting
 START_OTHERWISE = "start ranks with vgg-ddp train or torchrun, or unset RANK and WORLD_SIZE"
 FAILURE = "failure"  # key in the store: the rank that has reported an error to the user
@@ -55,7 +55,9 @@ class World:
         local_rank, local_size: the same on this host.
         device: the GPU or CPU that this rank computes on.
         store: a key-value store that the ranks share; None for a single rank.
+        restarts: how often the supervisor has started the ranks before.
         ranks_per_gpu: how many ranks share a GPU, where they compute on GPUs.
+        activity: where this rank says what it is doing.
         host_cores: CPU cores for all ranks of this host, counted before any of them is bound to some.
     """
 
@@ -65,7 +67,9 @@ class World:
     local_size: int
     device: torch.device
     store: Store | None = None
+    restarts: int = 0
     ranks_per_gpu: int = 1
+    activity: Activity = field(default_factory=Activity, compare=False)
     host_cores: int = field(default_factory=cores.usable)
 
     @property
@@ -169,11 +173,16 @@ def device_of(local_rank: int) -> torch.device:
 
 
 @contextlib.contextmanager
-def joined(timeout: timedelta = timedelta(minutes=10), devices: Devices = Devices()) -> Iterator[World]:  # noqa: B008 (frozen)
+def joined(
+    timeout: timedelta = timedelta(minutes=10),
+    devices: Devices = Devices(),  # noqa: B008 (frozen)
+    activity: Activity | None = None,
+) -> Iterator[World]:
     """Join the ranks that the environment of torchrun or DeepSpeed describes, or be a single rank; leave them at the end.
 
     Args:
         devices: what to compute on; rank 0's word is that of all.
+        activity: where this rank says what it is doing; None: nowhere.
 
     Raises:
         UserError: more ranks on this host than its GPUs take, other versions than rank 0's, or ranks that do not reach each
@@ -183,10 +192,13 @@ def joined(timeout: timedelta = timedelta(minutes=10), devices: Devices = Device
     local_size = _variable("LOCAL_WORLD_SIZE", _variable("LOCAL_SIZE", 1))
     if not 0 <= rank < size:
         raise UserError(f"RANK={rank} and WORLD_SIZE={size} in the environment name no rank: {START_OTHERWISE}")
-    world = World(rank, size, local_rank, local_size, torch.device("cpu"))
+    world = World(rank, size, local_rank, local_size, torch.device("cpu"), activity=activity or Activity())
+    world = replace(world, restarts=_variable("VGG_DDP_RESTARTS", 0))
     if size > 1:
-        _die_with_parent()
-        store = _meet(rank, size, local_rank, timeout)
+        parent.end_with(os.getppid())  # a supervisor killed by SIGKILL cannot end its ranks
+        if local_size == size:
+            _stay_inside()
+        store = PrefixStore(f"ranks {world.restarts}", _meet(rank, size, local_rank, timeout))
         world = replace(world, store=PrefixStore("vgg_ddp", store))
         _same_versions(world, timeout)
         devices = _rank_zero_s(devices, world)
@@ -203,6 +215,13 @@ def joined(timeout: timedelta = timedelta(minutes=10), devices: Devices = Device
         raise
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _stay_inside() -> None:
+    """Have gloo and NCCL listen where no other host can connect: all ranks are on this one."""
+    if LOOPBACK in (name for _, name in socket.if_nameindex()):
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(variable, LOOPBACK)
 
 
 def _variable(name: str, otherwise: int) -> int:
@@ -309,10 +328,3 @@ def _connect(world: World, gpu_backend: str, store: Store, timeout: timedelta) -
             f"rank {world.rank} on {socket.gethostname()} cannot connect to the others by the network interface "
             f"GLOO_SOCKET_IFNAME ({interface}): {str(error).splitlines()[0]}"
         ) from None
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this rank when its parent process dies: a supervisor killed by SIGKILL cannot."""
-    PR_SET_PDEATHSIG = 1
-    with contextlib.suppress(OSError, AttributeError):  # only Linux has it
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +19,8 @@ from vgg_ddp.augment.pixels import finish, window
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.order import Slice
 from vgg_ddp.data.splits import RawSplit, Split
-from vgg_ddp.errors import UserError
+from vgg_ddp.distributed import parent
+from vgg_ddp.errors import STOP_SIGNALS, UserError
 from vgg_ddp.loaders import Batch, Loader
 
 Item = tuple[Tensor, Tensor, Slice, str]
@@ -40,7 +43,7 @@ class TorchLoader(Loader):
             multiprocessing_context="fork" if workers else None,  # nothing to import again, nothing to copy
             prefetch_factor=config.prefetch if workers else None,
             persistent_workers=workers > 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_worker, os.getpid()),
             pin_memory=device.type == "cuda",
         )
 
@@ -57,7 +60,7 @@ class TorchLoader(Loader):
             )
 
     def _start(self) -> Iterator[Item]:
-        """Begin a stream; the first one forks the workers.
+        """Begin a stream; the first one forks the workers, which are deaf to the signals that ask the rank to stop.
 
         Its workers must not collect garbage of their parent: the destructor of an object that owns threads, such as a DALI
         pipeline, would wait for threads that do not exist after a fork.
@@ -65,11 +68,13 @@ class TorchLoader(Loader):
         if self._started:
             return iter(self._loader)
         self._started = True
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # as it is now is how a worker gets it
         gc.freeze()
         try:
             return iter(self._loader)
         finally:
             gc.unfreeze()
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
 class _Slices:
@@ -125,8 +130,5 @@ class _Batches(Dataset[Item]):
         return changed
 
 
-def _start_worker(worker: int) -> None:
-    """Leave signals to the rank: ignore Ctrl-C, and let SIGTERM end the worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+def _start_worker(rank: int, worker: int) -> None:
+    parent.end_with(rank)  # at once, for it holds the lock of the run's folder too

@@ -38,6 +38,10 @@ class ResolvedRun(msgspec.Struct, frozen=True, kw_only=True):
         """All of it as one argument for a rank."""
         return RESOLVED + msgspec.json.encode(self).decode()
 
+    def resumed(self) -> ResolvedRun:
+        """The same, continued."""
+        return msgspec.structs.replace(self, config=msgspec.structs.replace(self.config, resume="auto"))
+
     @staticmethod
     def of_argument(argument: str) -> ResolvedRun | None:
         """The reverse of `argument`; None for an argument of another kind."""

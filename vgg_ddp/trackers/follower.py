@@ -23,6 +23,7 @@ from filelock import FileLock
 from vgg_ddp.config import load
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.record import read_record
+from vgg_ddp.errors import STOP_SIGNALS
 from vgg_ddp.evaluation.stored import read_evaluation
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import hold, read_json, replace_file
@@ -51,7 +52,7 @@ class Position(msgspec.Struct):
 
 def main(arguments: list[str]) -> int:
     """Follow a run to its end; the exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the training decides when it ends, and says so
     os.nice(10)
     say = _take_standard_output()

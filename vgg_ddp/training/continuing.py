@@ -18,6 +18,8 @@ from vgg_ddp.training.job import Job
 
 NO_SETTINGS = (
     "resume",
+    "restarts",
+    "timeout",
     "run.dir",
     "data.source",
     "data.directory",

@@ -61,6 +61,7 @@ def describe(job: Job, resolved: ResolvedRun, precision_reason: str, changes: li
         "commit": commit(),
         "command": resolved.command,
         "world_size": job.world.size,
+        "restarts": job.world.restarts,
         "engine": engine(job.config),
         "precision": f"{job.config.precision}: {precision_reason or 'asked for'}",
         "fallbacks": [*resolved.fallbacks, *_fallbacks(job)],
@@ -88,6 +89,7 @@ def summary(job: Job, state: State, peak_memory_bytes: int) -> dict[str, object]
         "best_validation_accuracy": state.best_accuracy if state.best_accuracy >= 0 else None,
         "best_validation_epoch": state.best_epoch if state.best_accuracy >= 0 else None,
         "world_size": job.world.size,
+        "restarts": job.world.restarts,
         "loader": job.data.loader.name,
     }
 

@@ -44,18 +44,21 @@ class Recorder:
         self._batch, self._steps_per_epoch, self._total_steps = batch, steps_per_epoch, total_steps
         self._sums = torch.zeros(3, device=world.device)  # loss x images, correct, images
         self._steps, self._waited = 0, 0.0
+        world.activity.begin(state.step)
         self._counted_until = self._window_start = time.perf_counter()
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches as they are, with the time spent waiting for each noted, and what is done with each a phase."""
-        iterator = iter(batches)
+        iterator, activity = iter(batches), self._world.activity
         while True:
             start = time.perf_counter()
+            activity.enter("fetch", self._state.step)
             with phase("data"):
                 batch = next(iterator, None)
             self._waited += time.perf_counter() - start
             if batch is None:
                 return
+            activity.enter("step")
             with phase("step"):
                 yield batch
             self._after_step()

@@ -46,6 +46,7 @@ class Saver:
         Raises:
             UserError: the one before could not be written.
         """
+        self._world.activity.enter("save")
         with self._world.together():
             if self._world.is_main:
                 self._wait()
@@ -60,6 +61,7 @@ class Saver:
         Raises:
             UserError: it could not be written.
         """
+        self._world.activity.enter("save")
         with self._world.together():
             self._wait()
 

@@ -12,13 +12,13 @@ import torch
 
 from vgg_ddp.config.schema import StopConfig
 from vgg_ddp.distributed.world import World
+from vgg_ddp.errors import STOP_SIGNALS, Signalled
 from vgg_ddp.run.checkpoint import State
 
 AFTER_DIVERGENCE = (
     "the training has diverged; set resume=auto to go on from the last checkpoint, if there is one, and a smaller "
     "optimizer.learning_rate or optimizer.clip_norm=1"
 )
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
@@ -36,30 +36,35 @@ class StopRequest:
         often = 1 if world.size == 1 or world.device.type == "cpu" else every_steps
         together = synchronise_every if world.size > 1 else 1
         self._every = math.ceil(often / together) * together
-        self._asked = False
+        self._asked = 0  # the number of the signal
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
                     self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is not None:  # the process ends, with what is under way: signals are still noted, until it has
+            return
+        self._world.activity.enter("evaluate")  # everything is saved
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._asked:  # after the last step
+            raise Signalled(self._asked)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
-        if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)  # a second Ctrl-C ends the process at once
+        self._asked = number
+        if number == signal.SIGINT:  # a second Ctrl-C ends the process at once
+            signal.signal(number, self._before[signal.SIGINT])
 
     def agreed(self, step: int) -> bool:
         """Whether any rank was asked to stop, known to all ranks at the same step."""
         if step % self._every:
             return False
-        return bool(self._world.sum(torch.tensor([float(self._asked)])).item())
+        return bool(self._world.sum(torch.tensor([float(self._asked > 0)])).item())
 
 
 def note_validation(config: StopConfig, state: State, accuracy: float, loss: float) -> bool:

@@ -1,0 +1,47 @@
+"""Which rank is taken for hanging, and when."""
+
+from __future__ import annotations
+
+from vgg_ddp.distributed.activity import Phase, Seen
+from vgg_ddp.distributed.hangs import MARGIN, SHORTEST, Hang, Hangs
+
+
+def rank(phase: Phase, step: int, since: float, process: int = 1, first_step: int = 0) -> Seen:
+    return Seen(process, phase, first_step, step, since)
+
+
+def test_a_rank_that_is_stopped_is_named_before_those_that_wait_for_it() -> None:
+    hangs = Hangs(5.0, stopped=lambda process: process == 2)
+    ranks = [rank("step", 7, since=99.0, process=1), rank("step", 7, since=99.5, process=2)]
+    assert [hangs.look(ranks, now) for now in (100.0, 103.0)] == [None, None]
+    assert hangs.look(ranks, 105.1) == Hang(1, 105.1 - 99.5)
+
+
+def test_a_rank_may_be_stopped_for_long_in_any_phase_until_the_limit() -> None:
+    hangs = Hangs(5.0, stopped=lambda process: True)
+    starting = [rank("start", 0, since=0.0)]
+    assert [hangs.look(starting, now) for now in (100.0, 105.0)] == [None, None]
+    assert hangs.look(starting, 105.5) == Hang(0, 5.5)
+
+
+def test_of_those_that_are_all_late_it_is_the_one_that_stayed_behind() -> None:
+    """It fetches images; the other went on into the step, where it waits."""
+    hangs = Hangs(5.0, stopped=lambda process: False)
+    assert hangs.look([rank("step", 7, since=11.0), rank("fetch", 7, since=10.0)], 16.5) == Hang(1, 6.5)
+
+
+def test_what_takes_long_by_nature_is_no_hang() -> None:
+    """The first step compiles; validation, saving and reports have no usual time."""
+    hangs = Hangs(5.0, stopped=lambda process: False)
+    first = [rank("step", 20, since=0.0, first_step=20)]
+    others = [rank(phase, 30, since=0.0) for phase in ("start", "save", "validate", "evaluate", "report", "end")]
+    assert hangs.look(first + others, 1e6) is None
+
+
+def test_the_limit_by_itself_is_well_beyond_the_slowest_step() -> None:
+    hangs = Hangs(None, stopped=lambda process: False)
+    for now in (100.0, 140.0, 199.9):  # a step of 100 s
+        assert hangs.look([rank("step", 1, since=140.0 if now > 140 else 100.0)], now) is None
+    assert hangs.look([rank("step", 2, since=200.0)], 200.1) is None
+    assert hangs.look([rank("step", 2, since=200.0)], 200.0 + max(SHORTEST, 59.9 + MARGIN) - 0.1) is None
+    assert hangs.look([rank("step", 2, since=200.0)], 200.0 + max(SHORTEST, 59.9 + MARGIN) + 0.1) is not None

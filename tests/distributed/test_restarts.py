@@ -1,0 +1,93 @@
+"""Ranks that are killed or hang start again by themselves, and end with the bits of a run that nobody disturbed.
+
+And nobody from outside is let in meanwhile.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import json
+import os
+import pickle
+import signal
+from pathlib import Path
+
+from torch.distributed import TCPStore
+
+from tests.support.processes import assert_gone, descendants
+from tests.support.rank_processes import Ranks, Train, wait_until
+from tests.support.run_folders import assert_undisturbed, metrics
+from vgg_ddp import cli
+
+WORDS = ("min_steps=24", "checkpoint.every_steps=4", "data.workers=1", "model.batch_norm=false")
+
+
+def test_a_rank_that_is_killed_and_one_that_hangs(recipe: Path, runs: Path, train: Train, tmp_path: Path) -> None:
+    """Also: nothing listens where another host could connect, and what is put into the store is not run."""
+    run = runs / "disturbed"
+    words = ["train", str(recipe), f"run.dir={run}", "nproc=2", *WORDS, "timeout=10"]
+    launched = Ranks(cli.main, (words,), 1, runs / "disturbed output")
+    supervisor = launched.processes[0].pid
+    wait_until(lambda: len(metrics(run)) >= 6, launched)
+    processes = descendants(supervisor)
+    assert len(processes) >= 4  # two ranks, a worker each
+    listening = [place for process in (supervisor, *processes) for place in listens(process)]
+    assert listening and {address for address, _ in listening} == {"127.0.0.1"}
+    (store,) = [port for _, port in listens(supervisor)]
+    assert "agents/ranks 0" in plant(store, tmp_path / "canary")
+    rank_zero, _ = children(supervisor)
+    os.kill(rank_zero, signal.SIGKILL)
+    wait_until(lambda: set(children(supervisor)).isdisjoint(processes) and furthest(run) >= 12, launched)
+    processes += descendants(supervisor)
+    _, rank_one = children(supervisor)
+    os.kill(rank_one, signal.SIGSTOP)
+    assert launched.wait() == [0], launched.stderr
+    assert not (tmp_path / "canary").exists()
+    assert_gone(processes)
+    first, second = launched.stderr.splitlines()
+    assert first.startswith("vgg-ddp: rank 0 was killed by SIGKILL ")
+    assert second.startswith("vgg-ddp: rank 1 gave no sign for 10 s ")
+    again = "; all ranks start again from the newest checkpoint (restart 1 of 3)"  # they had got further in between
+    assert first.endswith(again) and second.endswith(again)
+    assert_undisturbed(run, train("undisturbed", *WORDS, size=2))
+    for file in ("summary.json", "environment.json"):
+        assert json.loads((run / file).read_text())["restarts"] == 2
+
+
+def children(process: int) -> list[int]:
+    """The ranks of a supervisor, in their order."""
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def furthest(run: Path) -> int:
+    return max((row["step"] for row in metrics(run)), default=0)
+
+
+def listens(pid: int) -> list[tuple[str, int]]:
+    """The addresses at which a process listens for TCP connections."""
+    links = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir() if file.is_symlink()]
+    found = []
+    tables = [Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    for line in [row.split() for table in tables for row in table]:
+        if line[3] == "0A" and f"socket:[{line[9]}]" in links:
+            address, port = line[1].split(":")
+            packed = b"".join(bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8))
+            found.append((str(ipaddress.ip_address(packed)), int(port, 16)))
+    return found
+
+
+def plant(port: int, canary: Path) -> set[str]:
+    """Put a pickle that makes `canary` into a launch's store, wherever torchrun's rendezvous would read one; the prefixes."""
+
+    class Canary:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(canary),)
+
+    store = TCPStore("127.0.0.1", port, is_master=False)
+    prefixes = {"/".join(key.split("/")[1:3]) for key in store.list_keys()}
+    for name in ("ranks", "vgg_ddp", "none", *prefixes):
+        store.set(f"torch.rendezvous.{name}", base64.b64encode(pickle.dumps(Canary())))
+        store.set(f"launch/torch.rendezvous.{name}", base64.b64encode(pickle.dumps(Canary())))
+        store.set(f"launch/{name}/canary", pickle.dumps(Canary()))
+    return prefixes
