@@ -74,6 +74,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--gpu-rehearsal", action="store_true", help="run the bodies of tests/gpu on the CPU without a GPU"
     )
+    parser.addoption("--chaos", choices=("small", "whole"), default="small", help="how much of tests/chaos is done")
+    parser.addoption("--chaos-seed", default="0", help="at which moments and places")
 
 
 def pytest_configure(config: pytest.Config) -> None:

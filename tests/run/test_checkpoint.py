@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from tests.support.disks import disk_of
 from tests.support.endless_writer import write_for_ever
 from tests.support.rank_processes import Ranks, wait_until
 from vgg_ddp.errors import Damaged, UserError
@@ -255,16 +255,8 @@ def test_a_killed_writer_leaves_whole_checkpoints_and_the_last_one_it_finished(
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("may not mount a tmpfs here: needs root")
-    try:
+    with disk_of("1m", tmp_path / "disk") as place:
         yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_full_disk_is_told_and_leaves_the_previous_checkpoint(tiny_disk: Path) -> None:

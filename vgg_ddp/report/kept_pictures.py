@@ -89,7 +89,7 @@ def of_run(evaluation: Evaluation, folder: Path) -> Pictures | None:
     """Those that an evaluation's folder keeps; None where it has none, or of another evaluation."""
     try:
         kept = msgspec.json.decode((folder / FILE).read_bytes(), type=Kept)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None
     of_this = kept.checkpoint_sha256 == _checkpoint(evaluation.summary) and np.isin(kept.index, evaluation.sample_index)
     return Pictures(kept, None) if np.all(of_this) else None

@@ -1,0 +1,33 @@
+"""Kills, signals, full disks and damaged files, at random moments and places, and what comes of each.
+
+    python -m tests.chaos [--size small|whole] [--seed 0] [--only kills,signals,...]
+
+It prints a table: what was done, how often, and how often the end was another than without. `small` is what the suite runs
+with its fixed seed; `whole` takes some hours on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def main() -> int:
+    """Run it; pytest's exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--size", choices=("small", "whole"), default="whole")
+    parser.add_argument("--seed", default="0")
+    parser.add_argument("--only", default="", help="names of tests, or parts of them, divided by commas")
+    options = parser.parse_args()
+    chosen = ["-k", " or ".join(options.only.split(","))] if options.only else []
+    here = str(Path(__file__).parent)
+    return int(
+        pytest.main([here, "-q", "--durations=0", f"--chaos={options.size}", f"--chaos-seed={options.seed}", *chosen])
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""At random: whatever is done to a run, it ends, or goes on to its end, with the bits of one that was left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.chaos.conftest import Tries
+from tests.support.disks import disk_of
+from tests.support.endless_writer import write_for_ever
+from tests.support.rank_processes import Ranks, Train, start, wait_until
+from tests.support.run_folders import assert_undisturbed, metrics
+from vgg_ddp.data.dataset import QUICKLY_READ, Dataset
+from vgg_ddp.errors import EXIT_STOPPED, UserError
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run.checkpoint import State
+
+pytestmark = [pytest.mark.processes, pytest.mark.host]
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = (
+    "min_steps=24",
+    "data.validation=0.2",
+    "ema=0.9",
+    "checkpoint.every_steps=4",
+    "checkpoint.keep=2",
+    "evaluate.checkpoint=last",
+)
+Begin = Callable[[str, int, int], Tries]
+
+
+@pytest.fixture(scope="module")
+def golden(train: Train) -> dict[int, Path]:
+    """The run that nobody disturbs, of one rank and of two."""
+    return {size: train(f"golden {size}", *WORDS, size=size) for size in (1, 2)}
+
+
+class Launched:
+    """`vgg-ddp train`, as a person starts it."""
+
+    def __init__(self, recipe: Path, run: Path, size: int, *words: str) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "vgg_ddp",
+            "train",
+            str(recipe),
+            *WORDS,
+            f"run.dir={run}",
+            f"nproc={size}",
+            *words,
+        ]
+        self.output = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdout=self.output, stderr=self.output, start_new_session=True
+        )
+
+    def ranks(self) -> list[int]:
+        """The processes that it has started, its ranks among them."""
+        try:
+            return [
+                int(pid)
+                for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+            ]
+        except OSError:
+            return []
+
+    def end(self) -> tuple[int, str]:
+        """Its exit code, and all that it said."""
+        code = self.process.wait(600)
+        self.output.seek(0)
+        said = self.output.read()
+        self.output.close()
+        return code, said
+
+
+def ends_as(run: Path, golden: Path) -> str:
+    """What differs from the undisturbed run; nothing where it is the same."""
+    try:
+        assert_undisturbed(run, golden)
+    except (AssertionError, OSError) as error:
+        return str(error)[:500] or type(error).__name__
+    return ""
+
+
+def steps(run: Path) -> int:
+    return max((row["step"] for row in metrics(run)), default=0)
+
+
+def wait_for_step(run: Path, step: int, launched: Launched) -> None:
+    """Until so many steps are logged, or it has ended."""
+    while steps(run) < step and launched.process.poll() is None:
+        time.sleep(0.01)
+
+
+def test_kills_of_a_rank(tries: Begin, golden: dict[int, Path], recipe: Path, runs: Path) -> None:
+    """One a run, from its first moment to its report: it goes on by itself."""
+    tried = tries("a rank is killed, two ranks, one kill a run", 1, 100)
+    for number in range(tried.count):
+        run = runs / f"killed {number}"
+        launched = Launched(recipe, run, 2)
+        step, after = tried.rng.randrange(0, 25), tried.rng.uniform(0, 1.0)
+        wait_for_step(run, step, launched)
+        time.sleep(after)
+        if victims := launched.ranks():
+            os.kill(tried.rng.choice(victims), signal.SIGKILL)
+        code, said = launched.end()
+        tried.check(
+            code == 0 and not ends_as(run, golden[2]),
+            f"after step {step}: {code}\n{ends_as(run, golden[2])}\n{said[-1500:]}",
+        )
+
+
+def test_kills_in_one_run(tries: Begin, golden: dict[int, Path], recipe: Path, runs: Path) -> None:
+    """One after the other, each a checkpoint after the one before."""
+    tried = tries("a rank is killed, two ranks, all in one run", 2, 100)
+    run = runs / "killed again and again"
+    launched = Launched(recipe, run, 2, *([] if tried.count <= 6 else [f"min_steps={4 * tried.count}"]))
+    for number in range(tried.count):
+        wait_for_step(run, 4 * number + 6, launched)
+        if victims := launched.ranks():
+            os.kill(tried.rng.choice(victims), signal.SIGKILL)
+        while victims and set(victims) & set(launched.ranks()) and launched.process.poll() is None:
+            time.sleep(0.01)
+    code, said = launched.end()
+    expected = golden[2]
+    tried.check(code == 0, f"{code}\n{said[-2000:]}")
+    if tried.count <= 6:
+        tried.check(not ends_as(run, expected), ends_as(run, expected))
+    tried.check(
+        [row["step"] for row in metrics(run) if row["scope"] == "steps"] == list(range(1, steps(run) + 1)), "rows"
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_stop_requests(number: signal.Signals, tries: Begin, golden: dict[int, Path], recipe: Path, runs: Path) -> None:
+    """At any moment: saved, or said that nothing was, and continued to the same end."""
+    tried = tries(f"{number.name} to the launch, of one rank or two", 1, 50)
+    for attempt in range(tried.count):
+        size, run = tried.rng.choice([1, 2]), runs / f"{number.name} {attempt}"
+        launched = Launched(recipe, run, size)
+        wait_for_step(run, tried.rng.randrange(0, 25), launched)
+        time.sleep(tried.rng.uniform(0, 0.5))
+        launched.process.send_signal(number)
+        code, said = launched.end()
+        tried.check(
+            code in (0, EXIT_STOPPED, 128 + number) and (code == 0 or "vgg-ddp: " in said), f"{code}\n{said[-1500:]}"
+        )
+        tried.check("Traceback" not in said, said[-1500:])
+        words = ["run.dir=" + str(run), *WORDS, f"nproc={size}", "resume=auto"]
+        ranks = start("vgg_ddp.train", [str(recipe), *words], size, runs / "output")
+        tried.check(ranks.wait() == [0] * size, ranks.stderr[-1500:])
+        tried.check(not ends_as(run, golden[size]), f"{said[-500:]}\n{ends_as(run, golden[size])}")
+
+
+def test_kills_of_the_writer(tries: Begin, tmp_path: Path) -> None:
+    """There is always a checkpoint that is whole, and none under its name that is not."""
+    tried = tries("killed inside the saving path", 10, 300)
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as place:
+        for attempt in range(tried.count):
+            folder = Path(place, str(attempt))
+            folder.mkdir()
+            writer = Ranks(
+                write_for_ever, (folder, tried.rng.choice([1, 2]), tried.rng.random() < 0.3), 1, tmp_path / "output"
+            )
+            wait_until(lambda writer=writer: "\n" in writer.stdout, writer)  # type: ignore[misc]
+            time.sleep(tried.rng.uniform(0, 0.05))
+            writer.send(signal.SIGKILL)
+            writer.wait()
+            tried.check(not problems_of(folder), f"{problems_of(folder)}")
+
+
+def problems_of(folder: Path) -> list[str]:
+    problems = []
+    for place in checkpoint.find(folder):
+        try:
+            checkpoint.read(place)
+        except UserError as error:
+            problems.append(str(error))
+    return problems if checkpoint.find(folder) else ["there is no checkpoint"]
+
+
+def test_full_disks(tries: Begin, recipe: Path, tmp_path: Path) -> None:
+    """However large the disk is: one line, and what is there can be loaded."""
+    tried = tries("a disk that fills up", 1, 30)
+    for attempt in range(tried.count):
+        size = f"{int(2 ** tried.rng.uniform(12, 28)) // 4096 * 4}k"
+        with disk_of(size, tmp_path / f"disk {attempt}") as disk:
+            ranks = start("vgg_ddp.train", [str(recipe), *WORDS, f"run.dir={disk}/run"], 1, tmp_path / "output")
+            code, said = ranks.wait()[0], ranks.stderr
+            lines = said.splitlines()
+            tried.check(
+                code == 0 or (code == 2 and len(lines) == 1 and "No space left" in said),
+                f"{size}: {code} {said[-800:]}",
+            )
+            whole = list(checkpoint.find(disk / "run/checkpoints"))
+            tried.check(not whole or not problems_of(disk / "run/checkpoints"), f"{size}: {whole}")
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """One bit flipped, some bytes zeroed, or cut off."""
+    place = rng.randrange(len(data))
+    kind = rng.randrange(4)
+    if kind == 0:
+        return data[:place]
+    if kind == 1:
+        return data[:place] + bytes(min(16, len(data) - place)) + data[place + 16 :]
+    return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+
+
+def files_in(place: Path) -> Iterator[Path]:
+    yield from sorted(path for path in place.rglob("*") if path.is_file())
+
+
+def test_damage_of_checkpoints(tries: Begin, tmp_path: Path) -> None:
+    tried = tries("a file of a checkpoint is damaged", 100, 500)
+    weights = {"w": torch.arange(100.0)}
+    folder = checkpoint.write(
+        tmp_path, checkpoint.encode(weights, {"w/momentum_buffer": weights["w"]}, State(), weights), 1
+    )
+    undamaged = checkpoint.read(folder)
+    for _ in range(tried.count):
+        path = tried.rng.choice(list(files_in(folder)))
+        data = path.read_bytes()
+        changed = damaged(data, tried.rng)
+        path.write_bytes(changed)
+        with contextlib.suppress(UserError):
+            tried.check(checkpoint.read(folder) == undamaged or changed == data, f"{path.name} was taken as it is")
+        path.write_bytes(data)
+
+
+def test_damage_of_data(tries: Begin, few_digits: Path, tmp_path: Path) -> None:
+    tried = tries("a file of a data set is damaged", 50, 500)
+    for path in files_in(few_digits):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for _ in range(tried.count):
+        path = tried.rng.choice(list(files_in(tmp_path)))
+        data = path.read_bytes()
+        changed = damaged(data, tried.rng)
+        path.write_bytes(changed)
+        try:
+            Dataset(tmp_path).verify(at_most=QUICKLY_READ)
+            same = path.suffix == ".json" and json.loads(changed) == json.loads(data)
+            tried.check(same or changed == data, f"{path.name} was taken as it is")
+        except UserError:
+            pass
+        path.write_bytes(data)
