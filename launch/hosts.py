@@ -77,7 +77,7 @@ def meet(
 def _read(store: PrefixStore, number: int) -> Host:
     try:
         return msgspec.json.decode(store.get(f"host/{number}"), type=Host)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise UserError(f"host {number} of the launch says of itself what no launch says: {error}") from None
 
 

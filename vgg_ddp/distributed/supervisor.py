@@ -279,7 +279,7 @@ class _Watch:
             except RuntimeError:  # so its ranks have ended or will
                 self._store = None
                 return Ending(1, f"the host at {self._place.address}:{self._place.port} is gone")
-            except msgspec.DecodeError:
+            except ValueError:
                 return Ending(1, "the store of the launch holds what no host has written")
             if time.monotonic() > deadline:
                 break
