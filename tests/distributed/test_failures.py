@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from tests.support.rank_processes import Ranks, start
 from vgg_ddp import cli
-from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.dataset import Dataset, file_sha256
 from vgg_ddp.data.prepare import prepare
+from vgg_ddp.data.record import encoded as record_bytes
 from vgg_ddp.data.splits import EncodedSplit
 from vgg_ddp.data.storage import Storage
 from vgg_ddp.distributed.versions import difference, encoded
@@ -31,9 +33,15 @@ def damaged(disk: Path) -> Path:
     split = Dataset(target).split("train")
     assert isinstance(split, EncodedSplit)
     sample = split.encoded(40).tobytes()
-    for shard in target.glob("train-*.tar"):
-        content = shard.read_bytes()
-        shard.write_bytes(content.replace(sample, bytes(8) + sample[8:]))
+    (shard,) = target.glob("train-*.tar")
+    content = shard.read_bytes()
+    shard.write_bytes(content.replace(sample, bytes(8) + sample[8:]))
+    # Of a set too large for its hashes to be taken as a training begins; here that of the shard is made to fit.
+    record = Dataset(target).record
+    train = record.splits["train"]
+    files = [replace(file, sha256=file_sha256(shard)) if file.name == shard.name else file for file in train.files]
+    splits = {**record.splits, "train": replace(train, files=files)}
+    (target / "dataset.json").write_bytes(record_bytes(replace(record, splits=splits)))
     return target
 
 

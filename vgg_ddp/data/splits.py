@@ -139,8 +139,9 @@ class EncodedSplit:
         Raises:
             UserError: naming a sample that cannot be decoded.
         """
+        data = self.encoded(index).tobytes()
         try:
-            return decode_image(self.encoded(index).tobytes())
+            return decode_image(data)
         except Exception as error:
             raise UserError(
                 f"sample {index} ({self.key(index)}) cannot be decoded: {error}; run 'vgg-ddp verify'"

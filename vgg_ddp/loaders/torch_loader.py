@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from functools import partial
 
@@ -132,3 +133,11 @@ class _Batches(Dataset[Item]):
 
 def _start_worker(rank: int, worker: int) -> None:
     parent.end_with(rank)  # at once, for it holds the lock of the run's folder too
+    threading.Thread(target=_hear, args=(rank,), daemon=True).start()
+
+
+def _hear(rank: int) -> None:
+    """End by a SIGTERM of the rank, as DataLoader sends it in the end; whoever else sends one means the rank."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != rank:
+        pass
+    os._exit(128 + signal.SIGTERM)
