@@ -49,9 +49,13 @@ def words(damaged: Path, recipe: Path, run: Path, seed: int) -> list[str]:
     return [str(recipe), f"data.source={damaged}", f"run.dir={run}", "min_steps=4", f"seed={seed}"]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])  # the sample falls to the one rank or to the other
-def test_a_damaged_sample_is_one_line_of_all_ranks(seed: int, damaged: Path, recipe: Path, runs: Path) -> None:
-    ranks = start("vgg_ddp.train", words(damaged, recipe, runs / str(seed), seed), 2, runs / f"{seed} output")
+# The sample falls to the one rank or to the other.
+@pytest.mark.parametrize(("seed", "loader"), [(0, "torch"), (1, "dali"), (2, "torch")])
+def test_a_damaged_sample_is_one_line_of_all_ranks(
+    seed: int, loader: str, damaged: Path, recipe: Path, runs: Path
+) -> None:
+    arguments = [*words(damaged, recipe, runs / str(seed), seed), f"loader={loader}"]
+    ranks = start("vgg_ddp.train", arguments, 2, runs / f"{seed} output")
     assert ranks.wait() == [EXIT_USER_ERROR] * 2, ranks.stderr
     (line,) = ranks.stderr.splitlines()
     assert line.startswith("vgg-ddp: sample 40 (train/"), line
