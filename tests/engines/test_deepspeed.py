@@ -75,7 +75,7 @@ def test_every_stage_saves_what_ddp_saves(stage: int, name: str, ddp: Path, zero
         torch.testing.assert_close(value, expected[key], rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [3])
 def test_bf16_stays_close_to_ddp(stage: int, train: Train) -> None:
     words = (f"min_steps={STEPS}", "precision=bf16")
     expected = train("bf16 ddp", *words, "resume=auto", size=2)
@@ -125,7 +125,7 @@ def save_again(config_path: Path, words: list[str], output: Path) -> int:
 
 @pytest.mark.parametrize(
     ("before", "after", "optimizer"),
-    [(zero(2), ("engine=ddp",), "adamw"), (("engine=ddp",), zero(3), "adamw"), (("engine=ddp",), zero(0), "lamb")],
+    [(zero(0), ("engine=ddp",), "lamb"), (("engine=ddp",), zero(3), "adamw")],
 )
 def test_a_run_goes_on_in_the_other_engine(
     before: tuple[str, ...], after: tuple[str, ...], optimizer: str, runs: Path, train: Train

@@ -12,6 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.support.rank_processes import start
+
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 LAUNCH = [sys.executable, "-m", "launch"]
@@ -45,9 +47,14 @@ def config(disk: Path, digits: Path) -> Path:
 @pytest.fixture(scope="session")
 def undisturbed(disk: Path, config: Path) -> Path:
     """The run of two ranks on one host."""
-    run = disk / "undisturbed"
-    done = launch("torchrun", str(config), "--nproc", "2", f"run.dir={run}")
-    assert done.returncode == 0, done.stderr
+    return on_one_host(disk / "undisturbed", config)
+
+
+def on_one_host(run: Path, config: Path, *words: str) -> Path:
+    """A training of two ranks, to its end."""
+    output = run.with_name(f"{run.name} output")
+    ranks = start("vgg_ddp.train", [str(config), f"run.dir={run}", "nproc=2", *words], 2, output)
+    assert ranks.wait() == [0, 0], ranks.stderr
     return run
 
 

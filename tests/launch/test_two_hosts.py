@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measurement.two_hosts import Host, Hosts, limit, two_hosts, why_not
-from tests.launch.conftest import ENVIRONMENT, LAUNCH, ROOT, assert_same_weights, steps_logged
-from tests.support.rank_processes import start
+from tests.launch.conftest import ENVIRONMENT, LAUNCH, ROOT, assert_same_weights, on_one_host, steps_logged
 from tests.support.slurm_cluster import wait_until
 from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
 
@@ -105,13 +104,11 @@ def assert_gone(hosts: Hosts) -> None:
         time.sleep(0.05)
 
 
-def test_two_hosts_come_to_the_same_weights_as_one(
-    launches: Launches, hosts: Hosts, config: Path, undisturbed: Path, disk: Path
-) -> None:
-    run = disk / "two hosts"
-    codes, said = ends(*(launches.start(host, config, f"run.dir={run}") for host in hosts))
+def test_two_hosts_come_to_the_same_weights_as_one(launches: Launches, hosts: Hosts, config: Path, disk: Path) -> None:
+    run, few = disk / "two hosts", "min_steps=4"
+    codes, said = ends(*(launches.start(host, config, f"run.dir={run}", few) for host in hosts))
     assert codes == [0, 0], said
-    assert_same_weights(run, undisturbed)
+    assert_same_weights(run, on_one_host(disk / "one host", config, few))
 
 
 def test_deepspeed_s_launcher_on_two_hosts_comes_to_the_same_weights_as_on_one(
@@ -119,10 +116,8 @@ def test_deepspeed_s_launcher_on_two_hosts_comes_to_the_same_weights_as_on_one(
 ) -> None:
     """Without ssh: the same command on each, with its number."""
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
-    one, few = disk / "deepspeed on one host", "min_steps=4"
-    arguments = [str(config), f"run.dir={one}", "nproc=2", "engine=deepspeed", few]
-    ranks = start("vgg_ddp.train", arguments, 2, disk / "deepspeed output")
-    assert ranks.wait() == [0, 0], ranks.stderr
+    few = "min_steps=4"
+    one = on_one_host(disk / "deepspeed on one host", config, "engine=deepspeed", few)
     hostfile = disk / "hosts"
     hostfile.write_text("".join(f"{host.address} slots=1\n" for host in hosts))
     address, port = launches.endpoint.split(":")
@@ -144,7 +139,7 @@ def endless(launches: Launches, hosts: Hosts, config: Path, run: Path, *options:
     return started
 
 
-@pytest.mark.parametrize(("number", "who"), [(signal.SIGINT, 0), (signal.SIGTERM, 1), (signal.SIGHUP, 1)])
+@pytest.mark.parametrize(("number", "who"), [(signal.SIGINT, 0), (signal.SIGTERM, 1)])
 def test_a_signal_to_one_host_saves_and_ends_both(
     number: signal.Signals, who: int, launches: Launches, hosts: Hosts, config: Path, disk: Path
 ) -> None:
