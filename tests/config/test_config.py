@@ -44,6 +44,8 @@ OTHER_VALUES: dict[str, Any] = {
     "seed": 2**32 - 1,
     "resume": "auto",
     "compile": "auto",
+    "restarts": 0,
+    "timeout": 12.5,
     "recompute": "stages",
     "determinism": "run",
     "profile": 4,
