@@ -131,6 +131,7 @@ def test_the_cards_example_runs_beside_the_file(name: str, exports: Any, digits:
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     (path.parent / "example.py").write_text(code)
     done = program("example", folder=path.parent)
+    (path.parent / "example.py").unlink()
     assert done.stdout.strip() in Dataset(digits).classes, done.stderr
 
 
