@@ -23,12 +23,13 @@ from vgg_ddp.training.parts import build_data
 
 def test_balanced_weights_are_scikit_learn_s(few_digits: Path) -> None:
     dataset = Dataset(few_digits)
-    counts = [190, 10, 40]
-    train = msgspec.structs.replace(dataset.record.splits["train"], class_counts=counts)
-    dataset.record = msgspec.structs.replace(dataset.record, splits={"train": train})
+    counts = [190, 10, 40, 1, 2, 3, 4, 5, 6, 7]
+    train = msgspec.structs.replace(dataset.record.splits["train"], count=sum(counts), class_counts=counts)
+    splits = {**dataset.record.splits, "train": train}
+    dataset.record = msgspec.structs.replace(dataset.record, splits=splits)
     weights = settle_loss(LossConfig(class_weights="balanced"), dataset).class_weights
-    labels = np.repeat(np.arange(3), counts)
-    assert weights == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=labels).tolist())
+    labels = np.repeat(np.arange(10), counts)
+    assert weights == pytest.approx(compute_class_weight("balanced", classes=np.arange(10), y=labels).tolist())
     assert np.mean(np.array(weights)[labels]) == pytest.approx(1)
     with pytest.raises(UserError, match="2 weights for the 10 classes"):
         config = Config(batch=16, loss=LossConfig(class_weights=[1.0, 2.0]))
