@@ -125,7 +125,7 @@ def test_kills_of_a_rank(tries: Begin, golden: dict[int, Path], recipe: Path, ru
 
 def test_kills_in_one_run(tries: Begin, golden: dict[int, Path], recipe: Path, runs: Path) -> None:
     """One after the other, each a checkpoint after the one before."""
-    tried = tries("a rank is killed, two ranks, all in one run", 2, 100)
+    tried = tries("a rank is killed, two ranks, all in one run", 1, 100)
     run = runs / "killed again and again"
     launched = Launched(recipe, run, 2, *([] if tried.count <= 6 else [f"min_steps={4 * tried.count}"]))
     for number in range(tried.count):
