@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, get_args
 Phase = Literal["start", "fetch", "step", "save", "validate", "evaluate", "report", "end"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 VARIABLE = "VGG_DDP_ACTIVITY"  # in the environment of a supervised rank: the file of the memory
+RESTARTS = "VGG_DDP_RESTARTS"  # the same: how often the ranks were started before it
 _LAYOUT = struct.Struct("@qqqqd")  # the fields of `Seen`
 
 

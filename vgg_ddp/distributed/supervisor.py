@@ -33,7 +33,6 @@ from vgg_ddp.run.console import complain
 if TYPE_CHECKING:
     from vgg_ddp.distributed.rendezvous import MeetingPlace
 
-RESTARTS = "VGG_DDP_RESTARTS"  # in the environment of a rank: how often the ranks were started before it
 LEAVE_TIMEOUT = 3.0  # seconds that a supervisor waits at the end until those of the other hosts are done with the store
 LEAVE_TIMEOUT_AFTER_GRACE = 0.6  # seconds that it waits at most beyond the grace period of the ranks
 FAILURE_GRACE = 5.0  # seconds that ranks have to end after another has failed
@@ -85,7 +84,7 @@ def run(task: Task, ranks: int, place: MeetingPlace, grace: float | None = None)
     try:
         with watch.running():
             for attempt in itertools.count():
-                os.environ |= {activity.VARIABLE: board.name, RESTARTS: str(attempt)}
+                os.environ |= {activity.VARIABLE: board.name, activity.RESTARTS: str(attempt)}
                 watch.begin(attempt)
                 ending = watch.ended(_launch(task, ranks, place, attempt))
                 if ending.text:
@@ -102,7 +101,7 @@ def run(task: Task, ranks: int, place: MeetingPlace, grace: float | None = None)
             complain(f"vgg-ddp: a host is gone: {_first_line(error)}")
         return 128 + watch.signal if watch.signal else 1
     finally:
-        for name in (activity.VARIABLE, RESTARTS):
+        for name in (activity.VARIABLE, activity.RESTARTS):
             os.environ.pop(name, None)
         board.close()
 

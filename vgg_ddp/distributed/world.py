@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from vgg_ddp import cores
 from vgg_ddp.config import Config
 from vgg_ddp.distributed import numa, parent, versions
-from vgg_ddp.distributed.activity import Activity
+from vgg_ddp.distributed.activity import RESTARTS, Activity
 from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.console import complain
@@ -193,7 +193,7 @@ def joined(
     if not 0 <= rank < size:
         raise UserError(f"RANK={rank} and WORLD_SIZE={size} in the environment name no rank: {START_OTHERWISE}")
     world = World(rank, size, local_rank, local_size, torch.device("cpu"), activity=activity or Activity())
-    world = replace(world, restarts=_variable("VGG_DDP_RESTARTS", 0))
+    world = replace(world, restarts=_variable(RESTARTS, 0))
     if size > 1:
         parent.end_with(os.getppid())  # a supervisor killed by SIGKILL cannot end its ranks
         if local_size == size:

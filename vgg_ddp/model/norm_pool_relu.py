@@ -33,6 +33,15 @@ def _place(output, k, height, width, channels, channel):
 
 
 @triton.jit
+def _of_channels(means, scales, shifts, channel, inside):
+    """What normalises a program's channels, each of shape [1, channels]."""
+    mean = tl.load(means + channel, mask=inside, other=0.0)
+    scale = tl.load(scales + channel, mask=inside, other=0.0)
+    shift = tl.load(shifts + channel, mask=inside, other=0.0)
+    return mean[None, :], scale[None, :], shift[None, :]
+
+
+@triton.jit
 def _largest(images, output, channel, mask, mean, scale, shift, height, width, channels):
     """The largest normalised value under each output pixel, the value of that pixel before, and which of the four it was."""
     best = tl.full(mask.shape, float("-inf"), tl.float32)
@@ -82,9 +91,7 @@ def _outputs(
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
     mask = (output < pixels)[:, None] & inside[None, :]
-    mean = tl.load(means + channel, mask=inside, other=0.0)[None, :]
-    scale = tl.load(scales + channel, mask=inside, other=0.0)[None, :]
-    shift = tl.load(shifts + channel, mask=inside, other=0.0)[None, :]
+    mean, scale, shift = _of_channels(means, scales, shifts, channel, inside)
     best, _, _ = _largest(images, output, channel, mask, mean, scale, shift, height, width, channels)
     tl.store(outputs + output[:, None] * channels + channel[None, :], tl.where(best <= 0, 0.0, best), mask=mask)
 
@@ -107,9 +114,7 @@ def _sums(
     """Over the pixels that each program sees the sums of the gradient, and of it times the distance from the mean."""
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
-    mean = tl.load(means + channel, mask=inside, other=0.0)[None, :]
-    scale = tl.load(scales + channel, mask=inside, other=0.0)[None, :]
-    shift = tl.load(shifts + channel, mask=inside, other=0.0)[None, :]
+    mean, scale, shift = _of_channels(means, scales, shifts, channel, inside)
     first = tl.full([CHANNELS], 0.0, tl.float32)
     second = tl.full([CHANNELS], 0.0, tl.float32)
     for start in range(tl.program_id(0) * ROWS, pixels, tl.num_programs(0) * ROWS):
@@ -148,9 +153,7 @@ def _image_gradients(
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
     mask = (output < pixels)[:, None] & inside[None, :]
-    mean = tl.load(means + channel, mask=inside, other=0.0)[None, :]
-    scale = tl.load(scales + channel, mask=inside, other=0.0)[None, :]
-    shift = tl.load(shifts + channel, mask=inside, other=0.0)[None, :]
+    mean, scale, shift = _of_channels(means, scales, shifts, channel, inside)
     constant = tl.load(constants + channel, mask=inside, other=0.0)[None, :]
     slope = tl.load(slopes + channel, mask=inside, other=0.0)[None, :]
     best, _, winner = _largest(images, output, channel, mask, mean, scale, shift, height, width, channels)

@@ -41,7 +41,7 @@ class Expected:
     def check(self, where: Path, files: Files) -> None:
         """Raises `Damaged`, naming what in the checkpoint `where` does not fit."""
         for name in ("model.safetensors", *(["ema.safetensors"] if self.averaged else [])):
-            check_weights(self.weights, where, files, name)
+            checked_weights(self.weights, where, files, name)
         for problem in (
             *self._of_optimizer(checkpoint.tensors(files, "optimizer.safetensors")),
             *self._of_state(checkpoint.state(files)),
@@ -79,8 +79,12 @@ class Expected:
             yield "its loss scale is none"
 
 
-def check_weights(weights: Mapping[str, Tensor], where: Path, files: Files, name: str) -> None:
-    """Raises `Damaged` if the file `name` does not hold `weights`, of which names, shapes and types count."""
+def checked_weights(weights: Mapping[str, Tensor], where: Path, files: Files, name: str) -> dict[str, Tensor]:
+    """The tensors in the file `name`.
+
+    Raises:
+        Damaged: they are not those of `weights`, of which names, shapes and types count, or not finite.
+    """
     found = checkpoint.tensors(files, name)
     problems = [f"{key} is missing" for key in weights.keys() - found.keys()]
     problems += [f"{key} is unknown" for key in found.keys() - weights.keys()]
@@ -96,6 +100,7 @@ def check_weights(weights: Mapping[str, Tensor], where: Path, files: Files, name
             f"checkpoint {where} is of another network ({made.get('network')}, head {made.get('model.head')}, batch_norm "
             f"{made.get('model.batch_norm')}) or damaged: in {name}, {problems[0]}; take another one"
         )
+    return found
 
 
 def _of_values(key: str, tensor: Tensor) -> Iterator[str]:

@@ -9,7 +9,7 @@ from vgg_ddp.optim import optimizers
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import say
-from vgg_ddp.run.contents import Expected, check_weights
+from vgg_ddp.run.contents import Expected, checked_weights
 from vgg_ddp.training import continuing
 from vgg_ddp.training.job import Job
 from vgg_ddp.training.parts import empty_network
@@ -80,5 +80,4 @@ def load_weights(files: checkpoint.Files, where: Path, network: VGG) -> None:
         Damaged: they are of another network, or not finite.
     """
     name = "ema.safetensors" if "ema.safetensors" in files else "model.safetensors"
-    check_weights(network.state_dict(), where, files, name)
-    network.load_state_dict(checkpoint.tensors(files, name))
+    network.load_state_dict(checked_weights(network.state_dict(), where, files, name))
