@@ -1,6 +1,6 @@
 """Kills, signals, full disks and damaged files, at random moments and places, and what comes of each.
 
-    python -m tests.chaos [--size small|whole] [--seed 0] [--only kills,signals,...]
+    python -m tests.chaos [--size small|whole] [--seed 0] [--only kills,stop,...]
 
 It prints a table: what was done, how often, and how often the end was another than without. `small` is what the suite runs
 with its fixed seed; `whole` takes some hours on two cores.
