@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ class Tries:
         """Note a try, which may not have ended as it should have."""
         if not right:
             self.wrong.append(otherwise)
+            print(f"\n{self.what}: {otherwise}", file=sys.__stderr__, flush=True)  # whole, it takes hours
 
 
 @pytest.fixture

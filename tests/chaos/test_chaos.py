@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from vgg_ddp.run.checkpoint import State
 pytestmark = [pytest.mark.processes, pytest.mark.host]
 
 ROOT = Path(__file__).resolve().parents[2]
+FAULTS = ROOT / "tests/support/faults"
 WORDS = (
     "min_steps=24",
     "data.validation=0.2",
@@ -50,7 +52,9 @@ def golden(train: Train) -> dict[int, Path]:
 class Launched:
     """`vgg-ddp train`, as a person starts it."""
 
-    def __init__(self, recipe: Path, run: Path, size: int, *words: str) -> None:
+    def __init__(self, recipe: Path, run: Path, size: int, *words: str, fault: dict[str, object] | None = None) -> None:
+        """`fault`: see `tests.support.faults`."""
+        faults = {"PYTHONPATH": f"{FAULTS}:{ROOT}", "FAULT": json.dumps(fault)} if fault else {}
         command = [
             sys.executable,
             "-m",
@@ -64,7 +68,12 @@ class Launched:
         ]
         self.output = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=self.output, stderr=self.output, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=os.environ | faults,
+            stdout=self.output,
+            stderr=self.output,
+            start_new_session=True,
         )
 
     def ranks(self) -> list[int]:
@@ -105,6 +114,55 @@ def wait_for_step(run: Path, step: int, launched: Launched) -> None:
         time.sleep(0.01)
 
 
+EVERYWHERE = ("start", "fetch", "forward", "backward", "optimizer", "save", "validate", "evaluate")
+ON_RANK_ZERO = ("write", "rename", "report")
+CASES = [
+    *((rank, phase, what) for what in ("KILL", "STOP", "TERM", "exception") for rank in (0, 1) for phase in EVERYWHERE),
+    *((0, phase, what) for what in ("KILL", "STOP", "HUP", "exception") for phase in ON_RANK_ZERO),
+    *((rank, phase, "link") for rank in (0, 1) for phase in ("backward", "validate", "evaluate")),
+    *((rank, phase, "memory") for rank in (0, 1) for phase in ("forward", "backward")),
+    *((rank, "forward", "nan") for rank in (0, 1)),
+    (0, "write", "full"),
+    (0, "rename", "full"),
+]
+
+
+def test_faults_by_phase(tries: Begin, golden: dict[int, Path], recipe: Path, runs: Path) -> None:
+    """In a phase of a rank of two: it goes on by itself, or ends as it should, and goes on when it is started again."""
+    tried = tries("a fault of a rank, by phase", 2, len(CASES))
+    for rank, phase, what in tried.rng.sample(CASES, tried.count):
+        fault = {"rank": rank, "phase": phase, "step": tried.rng.randrange(1, 20), "what": what}
+        run = runs / f"{what} {phase} {rank}"
+        code, said = Launched(recipe, run, 2, "timeout=20", fault=fault).end()
+        for problem in problems_after(fault, code, said, run):
+            tried.check(False, f"{fault}: {problem}: {code}\n{said[-1500:]}")
+        if code:
+            words = ["run.dir=" + str(run), *WORDS, "nproc=2", "resume=auto"]
+            ranks = start("vgg_ddp.train", [str(recipe), *words], 2, runs / "output")
+            tried.check(ranks.wait() == [0, 0], f"{fault}: {ranks.stderr[-1500:]}")
+        tried.check(not ends_as(run, golden[2]), f"{fault}: {ends_as(run, golden[2])}\n{said[-500:]}")
+        shutil.rmtree(run)
+
+
+def problems_after(fault: dict[str, object], code: int, said: str, run: Path) -> Iterator[str]:
+    """What is wrong with the end of a launch that had a fault."""
+    what, phase = fault["what"], fault["phase"]
+    lines = said.count("vgg-ddp: ")
+    if what in ("KILL", "STOP", "link") or (what == "exception" and phase != "start"):
+        if code != 0 or "all ranks start again from the newest checkpoint" not in said:
+            yield "it has not started again"
+        elif json.loads((run / "summary.json").read_text())["restarts"] != 1:
+            yield "it has started again more than once"
+    elif what in ("TERM", "HUP"):
+        if code not in (EXIT_STOPPED, 128 + signal.Signals[f"SIG{what}"]) or lines != 1 or "Traceback" in said:
+            yield "it has not stopped"
+    elif what == "exception":
+        if code != 1 or "before it had taken a step: not tried again" not in said:
+            yield "it was tried again"
+    elif code != 2 or lines != 1 or "Traceback" in said:
+        yield "not one line"
+
+
 def test_kills_of_a_rank(tries: Begin, golden: dict[int, Path], recipe: Path, runs: Path) -> None:
     """One a run, from its first moment to its report: it goes on by itself."""
     tried = tries("a rank is killed, two ranks, one kill a run", 1, 100)
@@ -121,6 +179,7 @@ def test_kills_of_a_rank(tries: Begin, golden: dict[int, Path], recipe: Path, ru
             code == 0 and not ends_as(run, golden[2]),
             f"after step {step}: {code}\n{ends_as(run, golden[2])}\n{said[-1500:]}",
         )
+        shutil.rmtree(run)
 
 
 def test_kills_in_one_run(tries: Begin, golden: dict[int, Path], train: Train, recipe: Path, runs: Path) -> None:
@@ -159,6 +218,7 @@ def test_stop_requests(number: signal.Signals, tries: Begin, golden: dict[int, P
         ranks = start("vgg_ddp.train", [str(recipe), *words], size, runs / "output")
         tried.check(ranks.wait() == [0] * size, ranks.stderr[-1500:])
         tried.check(not ends_as(run, golden[size]), f"{said[-500:]}\n{ends_as(run, golden[size])}")
+        shutil.rmtree(run)
 
 
 def test_kills_of_the_writer(tries: Begin, tmp_path: Path) -> None:

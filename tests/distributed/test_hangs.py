@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
+
 from vgg_ddp.distributed.activity import Phase, Seen
-from vgg_ddp.distributed.hangs import MARGIN, SHORTEST, Hang, Hangs
+from vgg_ddp.distributed.hangs import LONGEST, MARGIN, SHORTEST, Hang, Hangs
 
 
 def rank(phase: Phase, step: int, since: float, process: int = 1, first_step: int = 0) -> Seen:
@@ -31,11 +35,27 @@ def test_of_those_that_are_all_late_it_is_the_one_that_stayed_behind() -> None:
 
 
 def test_what_takes_long_by_nature_is_no_hang() -> None:
-    """The first step compiles; validation, saving and reports have no usual time."""
+    """The first step compiles; a start and a report have no usual time."""
     hangs = Hangs(5.0, stopped=lambda process: False)
     first = [rank("step", 20, since=0.0, first_step=20)]
-    others = [rank(phase, 30, since=0.0) for phase in ("start", "save", "validate", "evaluate", "report", "end")]
+    others = [rank(phase, 30, since=0.0) for phase in ("start", "report", "end")]
     assert hangs.look(first + others, 1e6) is None
+
+
+@pytest.mark.parametrize("phase", ["save", "validate", "evaluate"])
+def test_what_others_wait_for_may_take_long_but_not_longer_than_they_wait(phase: Phase) -> None:
+    hangs = Hangs(5.0, stopped=lambda process: False)
+    ranks = [rank(phase, 30, since=math.inf), rank(phase, 30, since=0.0)]
+    assert [hangs.look(ranks, now) for now in (1.0, LONGEST)] == [None, None]
+    assert hangs.look(ranks, LONGEST + 1) == Hang(1, LONGEST + 1)
+
+
+def test_a_batch_of_an_evaluation_takes_as_long_as_others() -> None:
+    hangs = Hangs(5.0, stopped=lambda process: False)
+    assert hangs.look([rank("evaluate", 30, since=1.0)], 2.0) is None
+    assert hangs.look([rank("evaluate", 30, since=3.0)], 7.9) is None
+    assert hangs.look([rank("evaluate", 30, since=3.0)], 8.1) is not None
+    assert hangs.look([rank("save", 30, since=3.0)], 8.2) is None
 
 
 def test_the_limit_by_itself_is_well_beyond_the_slowest_step() -> None:

@@ -173,6 +173,33 @@ def children_of(process: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+def test_a_link_that_is_cut_and_mended(
+    launches: Launches, hosts: Hosts, config: Path, undisturbed: Path, disk: Path
+) -> None:
+    """For longer than `timeout`: the ranks wait for one another, are ended on both hosts, and start again once it is mended."""
+    run = disk / "link"
+    words = (f"run.dir={run}", "checkpoint.every_steps=2", "timeout=5", "--grace", "90")
+    started = [launches.start(host, config, *words) for host in hosts]
+    wait_until(lambda: steps_logged(run) >= 3, 60)
+    ranks = [rank for launch in started for rank in children_of(launch.pid)]
+    cut(hosts, True)
+    try:
+        wait_until(lambda: not Path(f"/proc/{ranks[0]}").exists(), 60)  # that of the host with the store
+    finally:
+        cut(hosts, False)
+    codes, said = ends(*started)
+    assert codes == [0, 0], said
+    for text in said:
+        assert "; all ranks start again from the newest checkpoint (restart 1 of 3)" in one_line(text), said
+    assert_same_weights(run, undisturbed)
+
+
+def cut(hosts: Hosts, down: bool) -> None:
+    """Cut the link between hosts, or mend it."""
+    words = ["ip", "-n", hosts[1].namespace, "link", "set", hosts[1].interface, "down" if down else "up"]
+    subprocess.run(words, check=True)
+
+
 def test_ranks_that_do_not_end_are_killed(launches: Launches, hosts: Hosts, config: Path, disk: Path) -> None:
     started = endless(launches, hosts, config, disk / "stuck")
     ranks = [pid for host in hosts for pid in processes(host) if pid not in {launch.pid for launch in started}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import signal
@@ -24,7 +25,8 @@ class Seen(NamedTuple):
         process: its id; 0 where it has not begun.
         phase: where it is.
         first_step, step: the steps that were taken before this process began, and until now; both 0 before the loop.
-        since: when it came there, on the monotonic clock, which is the same for all processes of a host.
+        since: when it came there or went on there, on the monotonic clock, which is the same for all processes of a host;
+            infinite where it waits for other ranks.
     """
 
     process: int
@@ -58,10 +60,19 @@ class Activity:
         self._first_step = step
         self.enter("start", step)
 
-    def enter(self, phase: Phase, step: int | None = None) -> None:
-        """Come to `phase`, or go on in it; at `step`, or the one before."""
-        step = self.seen().step if step is None else step
-        fields = self._process, PHASES.index(phase), self._first_step, step, time.monotonic()
+    def enter(self, phase: Phase, step: int | None = None, waits: bool = False) -> None:
+        """Come to `phase`, or be in it still; at `step`, or the one before; to wait there for other ranks."""
+        seen = self.seen()
+        since = seen.since if seen.phase == phase and seen.process else time.monotonic()
+        self._write(phase, seen.step if step is None else step, math.inf if waits else since)
+
+    def go_on(self, waits: bool = False) -> None:
+        """Go on in the same phase, with another batch of it; or to wait there."""
+        seen = self.seen()
+        self._write(seen.phase, seen.step, math.inf if waits else time.monotonic())
+
+    def _write(self, phase: Phase, step: int, since: float) -> None:
+        fields = self._process, PHASES.index(phase), self._first_step, step, since
         _LAYOUT.pack_into(self._memory, self._offset, *fields)
 
     def seen(self) -> Seen:

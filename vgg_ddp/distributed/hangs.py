@@ -1,7 +1,8 @@
-"""Which rank hangs: one that is stopped for long, or that is for longer in a step, or at its images, than any has been."""
+"""Which rank hangs: stopped for long, or longer at a step, its images or a batch of an evaluation than any has been."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,8 @@ from vgg_ddp.distributed.activity import Seen
 
 SHORTEST = 60.0  # seconds, of a limit that nobody has set
 MARGIN = 30.0  # seconds beyond the slowest step
+EVALUATIONS = ("validate", "evaluate")
+LONGEST = 540.0  # seconds, of what has no usual time: before the 10 minutes after which those that wait for it fail
 
 
 class Hang(NamedTuple):
@@ -39,6 +42,7 @@ class Hangs:
         self._limit, self._stopped = limit, stopped
         self._stopped_since: dict[int, float] = {}
         self._last: dict[int, Seen] = {}
+        self._repeating: set[int] = set()  # ranks that have evaluated a batch
         self._last_look = 0.0
         self._slowest = 0.0
 
@@ -51,27 +55,36 @@ class Hangs:
         """
         for rank, one in enumerate(ranks):
             before = self._last.get(rank, one)
-            if before.since != one.since and _steady(before):
+            if before.since != one.since and self._steady(rank, before):
                 self._slowest = max(self._slowest, self._last_look - before.since)
+            if before.phase != one.phase:
+                self._repeating.discard(rank)
+            elif before.since != one.since:
+                self._repeating.add(rank)
             if one.process and self._stopped(one.process):
                 self._stopped_since.setdefault(rank, now)
             else:
                 self._stopped_since.pop(rank, None)
         self._last, self._last_look = dict(enumerate(ranks)), now
         limit = self._limit or max(SHORTEST, self._slowest + MARGIN)
-        seconds = [self._seconds(rank, one, now) for rank, one in enumerate(ranks)]
-        late = [rank for rank in range(len(ranks)) if seconds[rank] > limit]
+        longest = [self._longest(rank, one, limit) for rank, one in enumerate(ranks)]
+        stopped = [now - self._stopped_since.get(rank, now) for rank in range(len(ranks))]
+        there = [now - one.since if longest[rank] < math.inf else 0.0 for rank, one in enumerate(ranks)]
+        late = [rank for rank in range(len(ranks)) if stopped[rank] > limit or there[rank] > longest[rank]]
         if not late:
             return None
         # A stopped one before those that wait for it; else the one that came there first: the others went on to wait for it.
         rank = min(late, key=lambda rank: (rank not in self._stopped_since, ranks[rank].since))
-        return Hang(rank, seconds[rank])
+        return Hang(rank, max(stopped[rank], there[rank]))
 
-    def _seconds(self, rank: int, one: Seen, now: float) -> float:
-        stopped = now - self._stopped_since.get(rank, now)
-        return max(stopped, now - one.since if _steady(one) else 0.0)
+    def _longest(self, rank: int, one: Seen, limit: float) -> float:
+        """The seconds that a rank may be at the same place, where `limit` is that of what has its usual time."""
+        if self._steady(rank, one):
+            return limit
+        return LONGEST if one.phase in ("save", *EVALUATIONS) else math.inf
 
-
-def _steady(one: Seen) -> bool:
-    """Whether a rank does what it has done before: a first step compiles, tries and fills caches, as long as that takes."""
-    return one.phase in ("fetch", "step") and one.step > one.first_step
+    def _steady(self, rank: int, one: Seen) -> bool:
+        """Whether it does what it has done before: the first time compiles, tries and fills caches, as long as that takes."""
+        if one.phase in EVALUATIONS:
+            return rank in self._repeating
+        return one.phase in ("fetch", "step") and one.step > one.first_step

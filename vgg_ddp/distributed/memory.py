@@ -28,6 +28,24 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def ran_out(error: Exception) -> bool:
+    """Whether `error` says that there was no memory for an allocation, on the host or on a GPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't alloc" in str(error)
+
+
+def advice(world: World) -> str:
+    """What to do for a rank that ran out of memory where it is now."""
+    phase = world.activity.seen().phase
+    what, remedy = {
+        "fetch": ("the images of a step", "data.workers=0 or a smaller batch"),
+        "step": ("a step", "fit_memory=true, which finds how many images fit at once, or a smaller batch"),
+        "validate": ("the validation", "a smaller evaluate.batch"),
+        "evaluate": ("the evaluation", "a smaller evaluate.batch"),
+    }.get(phase, ("what it is to do", "a smaller network or a machine with more"))
+    place = "its GPU has" if world.device.type == "cuda" else "it has"
+    return f"rank {world.rank} ran out of memory: {place} too little for {what}; use {remedy}"
+
+
 def used_bytes(device: torch.device) -> int:
     """Bytes that this rank uses now: allocated on its GPU, or, without one, its resident set in RAM."""
     if device.type == "cuda":

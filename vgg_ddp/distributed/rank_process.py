@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from vgg_ddp.distributed.activity import VARIABLE, Activity, stopped
 from vgg_ddp.distributed.devices import Devices
-from vgg_ddp.distributed.memory import keep_freed_memory
+from vgg_ddp.distributed.memory import advice, keep_freed_memory, ran_out
 from vgg_ddp.distributed.world import ReportedElsewhere, SharedUserError, World, joined
 from vgg_ddp.errors import (
     EXIT_LOST_RANK,
@@ -92,13 +92,16 @@ def _run_reporting(world: World, body: Callable[[World], None]) -> None:
     except UserError:
         world.announce_failure()
         raise
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if ran_out(error):
+            world.announce_failure()
+            raise UserError(advice(world)) from None
         if _is_lost_connection(error) and world.failure_announced():
             raise ReportedElsewhere from None
         raise
 
 
-def _is_lost_connection(error: RuntimeError) -> bool:
+def _is_lost_connection(error: Exception) -> bool:
     """Whether gloo or NCCL says that another rank closed its connection: that rank reports the cause."""
     text = str(error).lower()
     messages = ("connection closed by peer", "connection reset by peer", "remote process exited")

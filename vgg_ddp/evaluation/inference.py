@@ -37,12 +37,14 @@ def predict(
             logits.append(network(preprocess(images.images)).float())
         labels.append(images.labels)
         indices.append(images.samples)
+        world.activity.go_on()
     network.train()
     ours = [
         torch.cat(logits).cpu().numpy() if logits else np.empty((0, 0), np.float32),
         torch.cat(labels).cpu().numpy() if labels else np.empty(0, np.int64),
         np.concatenate(indices) if indices else np.empty(0, np.int64),
     ]
+    world.activity.go_on(waits=True)
     gathered = [world.gather(np.ascontiguousarray(array).tobytes()) for array in ours]
     if not world.is_main:
         return None

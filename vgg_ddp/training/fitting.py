@@ -116,7 +116,9 @@ class _Step:
                 loss, _ = self._engine.forward(pixels, labels, last=last)
                 self._engine.backward(loss)
             self._engine.step()
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
             return None
         return memory.own_peak_bytes(device) + self._copies
 

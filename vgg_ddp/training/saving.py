@@ -46,7 +46,7 @@ class Saver:
         Raises:
             UserError: the one before could not be written.
         """
-        self._world.activity.enter("save")
+        self._world.activity.enter("save", waits=not self._world.is_main)
         with self._world.together():
             if self._world.is_main:
                 self._wait()
@@ -61,7 +61,7 @@ class Saver:
         Raises:
             UserError: it could not be written.
         """
-        self._world.activity.enter("save")
+        self._world.activity.enter("save", waits=not self._world.is_main)
         with self._world.together():
             self._wait()
 
