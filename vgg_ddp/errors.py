@@ -40,6 +40,10 @@ class Damaged(UserError):
     """A checkpoint that cannot be used; an older one may be whole."""
 
 
+class Unwritten(UserError):
+    """A checkpoint that cannot be written: no space, no right, no disk any more."""
+
+
 class Signalled(BaseException):
     """One of `STOP_SIGNALS` came where there is nothing to save; exits with 128 + its number."""
 

@@ -126,6 +126,7 @@ OTHER_VALUES: dict[str, Any] = {
     "checkpoint.every_epochs": 5,
     "checkpoint.every_steps": 100,
     "checkpoint.keep": 5,
+    "checkpoint.on_error": "continue",
     "evaluate.batch": 7,
     "evaluate.every_epochs": 2,
     "evaluate.checkpoint": "best",

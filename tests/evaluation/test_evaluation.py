@@ -23,8 +23,10 @@ from sklearn.metrics import (
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from tests.support.rank_processes import Ranks, start
+from tests.support.run_folders import latest
 from vgg_ddp import evaluate
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.run import checkpoint
 
 
 def torchmetrics_error(arrays: dict[str, np.ndarray[Any, Any]]) -> float:
@@ -78,6 +80,26 @@ def test_the_summary_is_what_scikit_learn_says_of_the_predictions(whole_run: Pat
     assert calibration["expected_calibration_error"] == pytest.approx(torchmetrics_error(arrays), abs=1e-6)
     assert calibration["temperature"] is None
     assert calibration["temperature_from"] == "the run held out no images for validation"
+
+
+def test_answers_that_are_not_finite_are_refused(whole_run: Path, tmp_path: Path) -> None:
+    """Of float16, whose largest number is 65504: of weights that are larger there is a finite answer in float32."""
+    run = tmp_path / "large"
+    shutil.copytree(whole_run, run)
+    folder = latest(run)
+    files = checkpoint.read(folder)
+    weights = checkpoint.tensors(files, "model.safetensors")
+    weights["classifier.0.weight"] = torch.full_like(weights["classifier.0.weight"], 60000.0)
+    optimizer = checkpoint.tensors(files, "optimizer.safetensors")
+    checkpoint.write(
+        run / "checkpoints", checkpoint.encode(weights, optimizer, checkpoint.state(files), None), int(folder.name[5:])
+    )
+    ranks = start("vgg_ddp.evaluate", [str(run), "precision=fp16"], 2, tmp_path / "ranks")
+    assert ranks.wait() == [2, 2], ranks.stderr
+    (line,) = ranks.stderr.splitlines()
+    assert "are not finite in fp16" in line and "precision=fp32" in line
+    ranks = start("vgg_ddp.evaluate", [str(run), "precision=fp32"], 1, tmp_path / "ranks")
+    assert ranks.wait() == [0], ranks.stderr
 
 
 def test_the_temperature_is_fitted_on_the_held_out_images_at_any_world_size(train: Any, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -191,6 +192,33 @@ def test_the_same_step_is_written_anew(tmp_path: Path) -> None:
 def test_nothing_is_left_beside_the_checkpoints(tmp_path: Path) -> None:
     checkpoint.write(tmp_path, some_files(), 5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000005"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_gets_its_name_is_on_the_disk(again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file before the folder gets its name, and the folder's list of names after it: a power cut may come at any time."""
+    files = checkpoint.encode({"w": torch.ones(2)}, {}, State(step=3), None)
+    if again:
+        checkpoint.write(tmp_path, files, 3)
+    done: list[tuple[str, str]] = []
+
+    def noted(what: str, function: Callable[..., Any], name: Callable[[Any], str]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            done.append((what, name(arguments[0])))
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", noted("flush", os.fsync, lambda number: os.readlink(f"/proc/self/fd/{number}")))
+    for module, function in ((os, "rename"), (os, "replace"), (checkpoint, "exchange")):
+        monkeypatch.setattr(module, function, noted("name", getattr(module, function), str))
+    folder = checkpoint.write(tmp_path, files, 3)
+    aside = str(tmp_path / f".writing-{folder.name}")
+    named, pointed = (done.index(("name", name)) for name in (aside, str(tmp_path / ".latest.writing")))
+    assert {name for what, name in done[:named] if what == "flush"} == {f"{aside}/{name}" for name in files}
+    assert ("flush", str(tmp_path)) in done[named:pointed]
+    assert ("flush", str(tmp_path / ".latest.writing")) in done[:pointed]
+    assert ("flush", str(tmp_path)) in done[pointed:]
 
 
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:

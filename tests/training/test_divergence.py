@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support.rank_processes import Launch
-from vgg_ddp.config.schema import StopConfig
+from vgg_ddp.config.schema import CheckpointConfig, StopConfig
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 from vgg_ddp.run.checkpoint import State
@@ -42,7 +42,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     """However the loss before them was."""
     with (
         pytest.raises(UserError, match="w is not finite after step 3, which is not saved"),
-        Saver(tmp_path, 1, World(0, 1, 0, 1, torch.device("cpu"))) as saver,
+        Saver(tmp_path, CheckpointConfig(), World(0, 1, 0, 1, torch.device("cpu"))) as saver,
     ):
         saver.save({"w": torch.tensor([1.0, torch.nan])}, {}, State(step=3), None, best=True)
     assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.rank_processes import Train
+from vgg_ddp.config.schema import CheckpointConfig
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import StoppedOnRequest, UserError
 from vgg_ddp.run import checkpoint
@@ -38,7 +39,7 @@ def before_writing(monkeypatch: pytest.MonkeyPatch, wait: Callable[[int], object
 def test_what_is_saved_is_the_moment_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
     before_writing(monkeypatch, lambda step: go_on.wait(60))
-    saver, state = Saver(tmp_path, 1, ALONE), State(step=1, engine={"scaler": {"scale": 2.0}})
+    saver, state = Saver(tmp_path, CheckpointConfig(keep=1), ALONE), State(step=1, engine={"scaler": {"scale": 2.0}})
     tensors = {name: torch.full((4,), 1.0) for name in ("model", "optimizer", "ema")}
     saver.save(*({name: tensors[name]} for name in ("model", "optimizer")), state, {"ema": tensors["ema"]}, False)
     for tensor in tensors.values():  # the training goes on
@@ -59,7 +60,7 @@ def test_a_save_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.Mon
         second.set() if step == 2 else overlapped.append(second.wait(0.3))
 
     before_writing(monkeypatch, wait)
-    with Saver(tmp_path, 2, ALONE) as saver:
+    with Saver(tmp_path, CheckpointConfig(keep=2), ALONE) as saver:
         save(saver, 1)
         save(saver, 2)
     assert overlapped == [False]
@@ -67,7 +68,7 @@ def test_a_save_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_best_and_the_newest_are_kept(tmp_path: Path) -> None:
-    with Saver(tmp_path, 1, ALONE) as saver:
+    with Saver(tmp_path, CheckpointConfig(keep=1), ALONE) as saver:
         for step in (1, 2, 3):
             save(saver, step, best=step == 1)
     assert (tmp_path / "best").read_text() == "step-00000001"
@@ -78,7 +79,7 @@ def test_best_and_the_newest_are_kept(tmp_path: Path) -> None:
 def unwritable(tmp_path: Path) -> Saver:
     """Its folder would have to be made below a file."""
     (tmp_path / "file").write_text("")
-    return Saver(tmp_path / "file" / "checkpoints", 1, ALONE)
+    return Saver(tmp_path / "file" / "checkpoints", CheckpointConfig(), ALONE)
 
 
 def test_an_error_is_told_by_the_next_save_or_at_the_end(unwritable: Saver) -> None:
@@ -89,6 +90,24 @@ def test_an_error_is_told_by_the_next_save_or_at_the_end(unwritable: Saver) -> N
     save(unwritable, 3)
     with pytest.raises(UserError, match=r"step-00000003 cannot be written"):
         unwritable.finish()
+
+
+def test_one_that_cannot_be_written_may_be_gone_on_without_but_not_the_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "file" / "checkpoints"
+    place.parent.write_text("")
+    saver = Saver(place, CheckpointConfig(on_error="continue"), ALONE)
+    save(saver, 1)
+    save(saver, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vgg-ddp: checkpoint ") and line.endswith("; going on") and "step-00000001" in line
+    with pytest.raises(UserError, match=r"step-00000002 cannot be written"):
+        saver.finish()
+    place.parent.unlink()
+    save(saver, 3)
+    saver.finish()
+    assert [folder.name for folder in checkpoint.find(place)] == ["step-00000003"]
 
 
 @pytest.mark.parametrize(("raised", "told"), [(StoppedOnRequest, UserError), (MemoryError, MemoryError)])
@@ -106,7 +125,7 @@ def test_whatever_ends_the_training_finds_the_checkpoint_whole(
 ) -> None:
     began = threading.Event()
     before_writing(monkeypatch, lambda step: began.wait(0.1))  # longer than it takes to leave
-    with pytest.raises(raised), Saver(tmp_path, 1, ALONE) as saver:
+    with pytest.raises(raised), Saver(tmp_path, CheckpointConfig(keep=1), ALONE) as saver:
         save(saver, 1)
         raise raised
     checkpoint.read(tmp_path / (tmp_path / "latest").read_text())

@@ -67,6 +67,10 @@ class CheckpointConfig(Group, frozen=True):
         int, key("save after every this many epochs, the last, and each that validates best so far", ge=1)
     ] = 1
     keep: Annotated[int, key("newest checkpoints to keep, beside the best", ge=1)] = 2
+    on_error: Annotated[
+        Literal["stop", "continue"],
+        key("where one cannot be written: end the training, or say so and go on; the last one must be written"),
+    ] = "stop"
 
 
 class EvaluateConfig(Group, frozen=True):

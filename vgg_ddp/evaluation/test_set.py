@@ -34,7 +34,8 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
         What RUN/evaluation/summary.json says, on rank 0; None elsewhere.
 
     Raises:
-        UserError: a checkpoint that is damaged or of another network, or a disk that cannot be written.
+        UserError: a checkpoint that is damaged or of another network, answers that are not finite, or a disk that cannot be
+            written.
     """
     with world.together():
         files = checkpoint.pack(checkpoint.read(folder)) if world.is_main else b""
@@ -53,6 +54,9 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
     preprocess = parts.build_preprocess(config, dataset, world.device)
     images = np.arange(len(dataset.split("test")))
     predictions = predict(network, preprocess, loader, images, config, world)
+    with world.together():
+        if predictions is not None:
+            _check(predictions, folder, config)
     calibrated_on, reason = calibration_images(config, dataset, checkpoint.state(contents))
     validation = None
     if len(calibrated_on):
@@ -72,6 +76,15 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
     }
     write(run, summary, predictions)
     return summary
+
+
+def _check(predictions: Predictions, folder: Path, config: Config) -> None:
+    wrong = int((~np.isfinite(predictions.logits)).any(axis=1).sum())
+    if wrong:
+        raise UserError(
+            f"the answers of {folder} to {wrong:,} of {len(predictions.label):,} images are not finite in {config.precision}: "
+            "nothing can be said of them; vgg-ddp evaluate RUN precision=fp32 computes them with a wider range"
+        )
 
 
 def calibration_images(config: Config, dataset: Dataset, state: checkpoint.State) -> tuple[HeldOut, str]:

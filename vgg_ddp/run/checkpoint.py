@@ -19,7 +19,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vgg_ddp.errors import Damaged, UserError
+from vgg_ddp.errors import Damaged, Unwritten, UserError
 from vgg_ddp.run.directory import is_checkpoint_name, named
 from vgg_ddp.run.files import exchange, replace_file, sync_directory, write_durably
 
@@ -89,7 +89,7 @@ def write(directory: Path, files: Files, step: int) -> Path:
     """Write a checkpoint into RUN/checkpoints and point `latest` at it; returns its folder.
 
     Raises:
-        UserError: no space or no right to write; what was there before stays as it was.
+        Unwritten: no space or no right to write; what was there before stays as it was.
     """
     final = directory / f"step-{step:08d}"
     aside = directory / f".writing-{final.name}"
@@ -104,7 +104,7 @@ def write(directory: Path, files: Files, step: int) -> Path:
         replace_file(directory / "latest", final.name.encode())
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(
+        raise Unwritten(
             f"checkpoint {final} cannot be written: {error.strerror}; free space there or set run.dir"
         ) from None
     return final

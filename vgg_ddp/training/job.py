@@ -100,7 +100,7 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
         preprocess=build_preprocess(config, dataset, world.device),
         appearance=build_appearance(config, dataset, world.device),
         engine=engine,
-        saver=Saver(run.checkpoints, config.checkpoint.keep, world),
+        saver=Saver(run.checkpoints, config.checkpoint, world),
         average=Average(engine.whole_network, config.ema),
         schedule=schedules.build(config.schedule, steps_per_epoch, total_steps),
         total_steps=total_steps,

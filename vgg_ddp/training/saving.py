@@ -11,10 +11,12 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from vgg_ddp.config.schema import CheckpointConfig
 from vgg_ddp.distributed.world import World
-from vgg_ddp.errors import StoppedOnRequest, UserError
+from vgg_ddp.errors import StoppedOnRequest, Unwritten, UserError
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.checkpoint import State
+from vgg_ddp.run.console import complain
 from vgg_ddp.training.stopping import AFTER_DIVERGENCE
 
 THREAD = "checkpoint"  # how the name of a writing thread begins
@@ -26,8 +28,8 @@ class Saver:
     An error of writing is raised by the next call. As a context, it ends when everything is on the disk.
     """
 
-    def __init__(self, directory: Path, keep: int, world: World) -> None:
-        self._directory, self._keep, self._world = directory, keep, world
+    def __init__(self, directory: Path, config: CheckpointConfig, world: World) -> None:
+        self._directory, self._config, self._world = directory, config, world
         self._writing: Future[None] | None = None
 
     def save(
@@ -49,7 +51,7 @@ class Saver:
         self._world.activity.enter("save", waits=not self._world.is_main)
         with self._world.together():
             if self._world.is_main:
-                self._wait()
+                self._wait(self._config.on_error == "continue")
                 copied, state = Snapshot([model, optimizer, ema or {}]), copy.deepcopy(state)
                 thread = ThreadPoolExecutor(1, thread_name_prefix=THREAD)
                 self._writing = thread.submit(self._write, copied.get, state, ema is not None, best)
@@ -65,10 +67,16 @@ class Saver:
         with self._world.together():
             self._wait()
 
-    def _wait(self) -> None:
+    def _wait(self, go_on: bool = False) -> None:
+        """Wait for the one that is being written; where it cannot be, and `go_on`, say so in place of raising it."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
-            writing.result()
+            try:
+                writing.result()
+            except Unwritten as error:
+                if not go_on:
+                    raise
+                complain(f"vgg-ddp: {error}; going on")
 
     def _write(self, tensors: Callable[[], list[dict[str, Tensor]]], state: State, averaged: bool, best: bool) -> None:
         model, optimizer, ema = tensors()
@@ -77,9 +85,12 @@ class Saver:
                 raise UserError(f"{name} is not finite after step {state.step}, which is not saved: {AFTER_DIVERGENCE}")
         files = checkpoint.encode(model, optimizer, state, ema if averaged else None)
         folder = checkpoint.write(self._directory, files, state.step)
-        if best:
-            checkpoint.mark_best(self._directory, folder)
-        checkpoint.prune(self._directory, self._keep, folder)
+        try:
+            if best:
+                checkpoint.mark_best(self._directory, folder)
+            checkpoint.prune(self._directory, self._config.keep, folder)
+        except OSError as error:
+            raise Unwritten(f"{self._directory} cannot be written: {error.strerror}; free space there") from None
 
     def __enter__(self) -> Saver:
         return self
