@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ import torch
 from tests.chaos.conftest import Tries
 from tests.support.disks import disk_of
 from tests.support.endless_writer import write_for_ever
-from tests.support.rank_processes import Ranks, Train, start, wait_until
+from tests.support.rank_processes import Launch, Ranks, Train, start, wait_until
 from tests.support.run_folders import assert_undisturbed, metrics
 from vgg_ddp.data.dataset import QUICKLY_READ, Dataset
 from vgg_ddp.errors import EXIT_STOPPED, UserError
@@ -313,3 +314,41 @@ def test_damage_of_data(tries: Begin, few_digits: Path, tmp_path: Path) -> None:
         except UserError:
             pass
         path.write_bytes(data)
+
+
+def test_nothing_grows(tries: Begin, launch: Launch, runs: Path) -> None:
+    """In 2,000 steps and 50 epochs, with validations and checkpoints: memory, descriptors, threads, /dev/shm."""
+    tried = tries("2,000 steps and more than 50 epochs", 0, 1)
+    for number in range(tried.count):
+        name = f"long {number}"
+        words = ("min_steps=2000", "data.validation=0.2", "batch=4", "checkpoint.every_steps=100", "data.workers=1")
+        ranks = launch(name, *words)
+        seen = []
+        for step in (500, 1950):
+            wait_until(partial(has_come_to, runs / name, step), ranks)
+            seen.append(held(ranks.processes[0].pid or 0))
+        tried.check(ranks.wait() == [0], ranks.stderr)
+        (early, late), allowed = seen, {"bytes": 2**25, "descriptors": 0, "threads": 0, "shared memory": 0}
+        for what, more in allowed.items():
+            tried.check(
+                late[what] <= early[what] + more, f"{what}: {early[what]:,} after 500 steps, then {late[what]:,}"
+            )
+
+
+def has_come_to(run: Path, step: int) -> bool:
+    return steps(run) >= step
+
+
+def held(process: int) -> dict[str, int]:
+    """What a process has of each kind; of descriptors and threads the fewest in a while, since some come and go."""
+    place = Path(f"/proc/{process}")
+    looks = []
+    for _ in range(50):
+        time.sleep(0.02)
+        looks.append((len(list((place / "fd").iterdir())), len(list((place / "task").iterdir()))))
+    return {
+        "bytes": int((place / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+        "descriptors": min(look[0] for look in looks),
+        "threads": min(look[1] for look in looks),
+        "shared memory": sum("/dev/shm" in line for line in (place / "maps").read_text().splitlines()),
+    }
