@@ -91,6 +91,7 @@ OTHER_VALUES: dict[str, Any] = {
     "augment.randaugment_operations": 3,
     "optimizer.name": "adamw",
     "optimizer.implementation": "torch",
+    "optimizer.rate_batch": 512,
     "optimizer.learning_rate": 1e-5,
     "optimizer.beta1": 0.8,
     "optimizer.beta2": 0.95,
@@ -497,12 +498,14 @@ def test_and_so_is_a_file(config_file: Path) -> None:
 
 
 def test_a_word_switches_off_what_a_recipe_adapts_to_the_data(config_file: Path) -> None:
-    config_file.write_text("min_steps_per_epoch: 40\ndata: {photo_size: 64}")
+    config_file.write_text("min_steps_per_epoch: 40\ndata: {photo_size: 64}\noptimizer: {rate_batch: 256}")
     adapted = load(config_file, ["seed=1", "data.resize=72"])
     assert (adapted.min_steps_per_epoch, adapted.data.photo_size) == (40, 64)
     for words in (["data.image_size=128"], ["data.image_size=48"], ["data.resize=36"]):
         assert load(config_file, words).data.photo_size is None
     assert load(config_file, ["batch=16"]).min_steps_per_epoch == 0
+    assert load(config_file, ["batch=16"]).optimizer.rate_batch == 256
+    assert load(config_file, ["batch=16", "optimizer.learning_rate=0.1"]).optimizer.rate_batch is None
     both = load(config_file, ["batch=16", "min_steps_per_epoch=5", "data.image_size=48", "data.photo_size=96"])
     assert (both.min_steps_per_epoch, both.data.photo_size) == (5, 96)
 

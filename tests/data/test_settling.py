@@ -12,6 +12,7 @@ from tests.support.pictures import jpegs, write_folder
 from vgg_ddp.config import Config
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.data import DataConfig
+from vgg_ddp.config.optimizer import OptimizerConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.settling import settle, settle_batch, settle_sizes
@@ -85,6 +86,15 @@ def test_small_sets_get_a_batch_and_a_rate_that_fit(images: int, batch: int) -> 
     assert settled.batch == batch
     assert settled.optimizer.learning_rate == config.optimizer.learning_rate * batch / 256
     assert len(choices) == (batch != 256)
+    assert settle_batch(settled, images) == (settled, [])
+
+
+@pytest.mark.parametrize(("batch", "images", "rate"), [(256, 50_000, 0.2), (32, 50_000, 0.025), (512, 50_000, 0.4)])
+def test_a_rate_that_is_for_one_batch_is_scaled_for_another(batch: int, images: int, rate: float) -> None:
+    config = Config(batch=batch, optimizer=OptimizerConfig(learning_rate=0.2, rate_batch=256))
+    settled, choices = settle_batch(config, images)
+    assert (settled.batch, settled.optimizer.learning_rate, settled.optimizer.rate_batch) == (batch, rate, None)
+    assert choices == ([] if batch == 256 else [f"optimizer.learning_rate={rate:g}: 0.2 is for batch=256"])
     assert settle_batch(settled, images) == (settled, [])
 
 

@@ -111,7 +111,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def _let_words_decide(raw: dict[str, Any], origins: dict[str, str]) -> None:
-    """Leave out what a recipe would adapt to the data set where a word asks for a certain size or batch."""
+    """Leave out what a recipe would adapt to the data set where a word asks for a certain size, batch or rate."""
     data = raw.get("data") or {}
     resize, photo_size = data.get("resize"), data.get("photo_size")
     too_small = isinstance(resize, int) and isinstance(photo_size, int) and resize < photo_size
@@ -119,6 +119,8 @@ def _let_words_decide(raw: dict[str, Any], origins: dict[str, str]) -> None:
         data.pop("photo_size", None)
     if "min_steps_per_epoch" not in origins and "batch" in origins:
         raw.pop("min_steps_per_epoch", None)
+    if "optimizer.learning_rate" in origins and "optimizer.rate_batch" not in origins:
+        (raw.get("optimizer") or {}).pop("rate_batch", None)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

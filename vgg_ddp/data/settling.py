@@ -49,23 +49,24 @@ def settle_loss(config: LossConfig, dataset: Dataset) -> LossConfig:
 
 
 def settle_batch(config: Config, trained_on: int) -> tuple[Config, list[str]]:
-    """The configuration with a batch that `trained_on` images have enough of, and what was chosen.
+    """The configuration with a batch that `trained_on` images have enough of, its learning rate, and what was chosen.
 
-    Few steps of a large rate diverge where many would not. The rate goes down in proportion (Goyal et al., "Accurate,
+    Few steps of a large rate diverge where many would not. The rate is in proportion to the batch (Goyal et al., "Accurate,
     large minibatch SGD", 2017, section 2.1).
     """
     batch = config.batch
     while trained_on < batch * config.min_steps_per_epoch and batch % 2 == 0 and batch // 2 >= SMALLEST_BATCH:
         batch //= 2
-    config = msgspec.structs.replace(config, min_steps_per_epoch=0)
-    if batch == config.batch:
-        return config, []
-    rate = config.optimizer.learning_rate * batch / config.batch
-    optimizer = msgspec.structs.replace(config.optimizer, learning_rate=rate)
-    choice = (
-        f"batch={batch}, optimizer.learning_rate={rate:g}: {trained_on} training images are {trained_on // batch} steps"
-    )
-    return msgspec.structs.replace(config, batch=batch, optimizer=optimizer), [choice]
+    rate = config.optimizer.learning_rate * batch / (config.optimizer.rate_batch or config.batch)
+    choices = []
+    if batch != config.batch:
+        steps = f"{trained_on} training images are {trained_on // batch} steps"
+        choices.append(f"batch={batch}, optimizer.learning_rate={rate:g}: {steps}")
+    elif rate != config.optimizer.learning_rate:
+        given = f"{config.optimizer.learning_rate:g} is for batch={config.optimizer.rate_batch}"
+        choices.append(f"optimizer.learning_rate={rate:g}: {given}")
+    optimizer = msgspec.structs.replace(config.optimizer, learning_rate=rate, rate_batch=None)
+    return msgspec.structs.replace(config, batch=batch, optimizer=optimizer, min_steps_per_epoch=0), choices
 
 
 def settle_sizes(config: DataConfig, split: Split) -> tuple[DataConfig, list[str]]:
