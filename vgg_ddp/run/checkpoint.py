@@ -40,6 +40,7 @@ class State(msgspec.Struct, kw_only=True):
         epoch, step_in_epoch: position in the order: the next step to take.
         totals: loss sum, correct and count of the epoch so far over all ranks, for its mean.
         best_accuracy, best_epoch: the best validation accuracy so far (-1 for none) and when it was reached.
+        accuracies: of every validation so far, oldest first; 0 where the loss was not finite.
         stopped: whether the stopping rule has ended the training.
         seconds: training seconds so far, evaluation on the validation split included.
         step_seconds, wait_seconds: of which in steps, and waiting for data.
@@ -56,6 +57,7 @@ class State(msgspec.Struct, kw_only=True):
     )
     best_accuracy: Annotated[float, msgspec.Meta(ge=-1, le=1)] = -1.0
     best_epoch: Count = 0
+    accuracies: list[Annotated[float, msgspec.Meta(ge=0, le=1)]] = msgspec.field(default_factory=list)
     stopped: bool = False
     seconds: Seconds = 0.0
     step_seconds: Seconds = 0.0

@@ -13,6 +13,7 @@ from vgg_ddp import loaders
 from vgg_ddp.augment.appearance import Appearance
 from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
 from vgg_ddp.config import Config
+from vgg_ddp.config.rules import key_that_needs_validation
 from vgg_ddp.data.balanced_order import BalancedOrder
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order
@@ -64,6 +65,11 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
     if order.steps_per_epoch == 0:
         raise UserError(
             f"{dataset.name} has {len(train)} images to train on, fewer than one batch of {config.batch}; use a smaller batch"
+        )
+    if (needing := key_that_needs_validation(config)) and not len(validation):
+        raise UserError(
+            f"{needing} needs images to validate on, and {config.data.validation:.2%} of the {len(train)} of "
+            f"{dataset.name} are none; raise data.validation"
         )
     choice = choose(config.loader, split, config.data, world)
     left_out = workers_left_out(config.data, world, max(share, config.evaluate.batch)) if choice.name == "torch" else []
