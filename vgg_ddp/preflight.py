@@ -36,6 +36,7 @@ def check_training(config_path: str, overrides: Sequence[str]) -> ResolvedRun:
     if config.nproc != "auto":
         config.local_batch(config.nproc)
     _check_installed(config)
+    _check_initial_weights(config)
     if config.resume == "never":
         from vgg_ddp.run.directory import RunDirectory
 
@@ -149,6 +150,16 @@ def _check_installed(config: Config) -> None:
         from vgg_ddp.config import deepspeed_file
 
         deepspeed_file.read(config)
+
+
+def _check_initial_weights(config: Config) -> None:
+    """What a run begins with must be there; one that is continued from a checkpoint does not ask for it again."""
+    from vgg_ddp.run.directory import RunDirectory
+    from vgg_ddp.run.trained_weights import find_weights
+
+    name, checkpoints = config.model.initialize_from, RunDirectory(config.run.dir).checkpoints
+    if name is not None and (config.resume == "never" or not any(checkpoints.glob("step-*"))):
+        find_weights(name)
 
 
 def _check(

@@ -53,6 +53,8 @@ OTHER_VALUES: dict[str, Any] = {
     "model.batch_norm": False,
     "model.head": "paper",
     "model.initialization": "glorot",
+    "model.initialize_from": "/weights/vgg16.pth",
+    "model.initialize_layers": "paper",
     "model.dropout": 0.25,
     "model.sync_batch_norm": True,
     "model.fused": False,
@@ -66,6 +68,7 @@ OTHER_VALUES: dict[str, Any] = {
     "data.resize": 48,
     "data.photo_size": 64,
     "data.image_size": 24,
+    "data.normalisation": "imagenet",
     "data.train_sizes": [16, 24],
     "data.validation": 0.25,
     "data.balance_classes": True,
@@ -150,6 +153,7 @@ NEEDED = {  # what has to be set for a key to be set at all
     "communication.outer_learning_rate": {"communication.synchronise_every": 2},
     "communication.outer_momentum": {"communication.synchronise_every": 2},
     "communication.split_head": {"model.head": "paper"},
+    "model.initialize_layers": {"model.initialize_from": "runs/A"},
 }
 
 

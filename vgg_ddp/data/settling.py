@@ -1,4 +1,4 @@
-"""Keys whose value follows from the data set: sizes of images, whether they are mirrored, weights of classes, the batch."""
+"""Keys whose value follows from the data set: sizes and normalisation of images, mirroring, weights of classes, the batch."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
         augment = msgspec.structs.replace(augment, flip="alternating" if mirrored else False)
         if not mirrored:
             choices.append(f"augment.flip=false: mirrored, {dataset.name} mean something else")
+    if data.normalisation == "auto":
+        data = msgspec.structs.replace(data, normalisation="imagenet" if config.model.begins_with_file else "data")
+        if config.model.begins_with_file:
+            choices.append(
+                "data.normalisation=imagenet: what torchvision's weights were trained with; =data for weights of other images"
+            )
     config = msgspec.structs.replace(config, data=data, augment=augment, loss=settle_loss(config.loss, dataset))
     own = dataset.record.splits.get("validation")
     images = dataset.record.splits["train"].count

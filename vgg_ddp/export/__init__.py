@@ -64,10 +64,11 @@ def export(target: Path, format_name: str, out: Path | None, overrides: list[str
     network = parts.build_network(config, len(dataset.classes), device, partial(loading.load_weights, files, folder))
     classifier = Classifier(parts.build_preprocess(config, dataset, device), network).eval()
     form = FORMATS[format_name]
+    mean, std = parts.normalisation(config, dataset)
     contents = Contents(
         labels=dataset.classes,
-        mean=dataset.record.mean,
-        std=dataset.record.std,
+        mean=mean,
+        std=std,
         image_size=config.data.image_size,
         resize=config.data.shorter_side,
         network=config.network,

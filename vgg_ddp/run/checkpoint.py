@@ -26,6 +26,8 @@ from vgg_ddp.run.files import exchange, replace_file, sync_directory, write_dura
 Files = dict[str, bytes]
 NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")  # of every checkpoint
 OPTIONAL_NAMES = ("ema.safetensors",)
+# Identity of which earlier checkpoints say nothing, and what they were made with.
+ADDED_IDENTITY = {"data.normalisation": "data", "optimizer.features_rate": "above 0"}
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -226,10 +228,9 @@ def state(files: Files) -> State:
 def check_identity(found: State, wanted: dict[str, Any], where: Path) -> None:
     """Raises a `UserError` naming the first key in which a checkpoint and this training differ."""
     for key, value in wanted.items():
-        if found.identity.get(key) != value:
-            raise UserError(
-                f"{where} was made with {key}={found.identity.get(key)}, not {value}; set it so, or choose another run.dir"
-            )
+        made = found.identity.get(key, ADDED_IDENTITY.get(key))
+        if made != value:
+            raise UserError(f"{where} was made with {key}={made}, not {value}; set it so, or choose another run.dir")
 
 
 def pack(files: Files) -> bytes:

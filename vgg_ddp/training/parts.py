@@ -23,7 +23,7 @@ from vgg_ddp.errors import UserError
 from vgg_ddp.loaders.choice import Choice, choose, workers_left_out
 from vgg_ddp.model import VGG, fusion, initialize, vgg
 from vgg_ddp.model.convolution import Convolution, CpuConvolution
-from vgg_ddp.model.preprocess import Preprocess
+from vgg_ddp.model.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,16 @@ def build_network(
     return network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
 
 
+def normalisation(config: Config, dataset: Dataset) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation that pixels are normalised with, by channel, in units of 0 to 255."""
+    if config.data.normalisation == "imagenet":
+        return IMAGENET_MEAN, IMAGENET_STD
+    return dataset.record.mean, dataset.record.std
+
+
 def build_preprocess(config: Config, dataset: Dataset, device: torch.device) -> Preprocess:
-    """Normalisation by the data set's own mean and standard deviation."""
-    return Preprocess(dataset.record.mean, dataset.record.std, config.channels_last).to(device)
+    """Normalisation as `data.normalisation` says."""
+    return Preprocess(*normalisation(config, dataset), config.channels_last).to(device)
 
 
 def build_appearance(config: Config, dataset: Dataset, device: torch.device) -> Appearance:
