@@ -174,12 +174,15 @@ def _check(
     from vgg_ddp.data.other_classes import listed
     from vgg_ddp.data.record import read_record
     from vgg_ddp.data.settling import settle
+    from vgg_ddp.data.validation import check_validation
 
     fallbacks: list[str] = []
     if dataset is None:
         directory, fallbacks = prepare_data(config)
         dataset = Dataset(directory, None if trained is None else read_record(trained))
     config, choices = settle(config, dataset) if dataset.has_images else (config, [])
+    if trained is None:
+        check_validation(config, dataset)
     counts = dataset.record.splits["test"].class_counts
     if trained is not None and dataset.has_images and 0 in counts:
         lacking = listed([name for name, count in zip(dataset.classes, counts) if not count])

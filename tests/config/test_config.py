@@ -95,6 +95,7 @@ OTHER_VALUES: dict[str, Any] = {
     "optimizer.name": "adamw",
     "optimizer.implementation": "torch",
     "optimizer.learning_rate": 1e-5,
+    "optimizer.features_rate": 0.1,
     "optimizer.beta1": 0.8,
     "optimizer.beta2": 0.95,
     "optimizer.epsilon": 1e-6,

@@ -26,11 +26,11 @@ from tests.support.rank_processes import CPU, Launch, Ranks
 from tests.support.run_folders import latest, metrics
 from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset, file_sha256
+from vgg_ddp.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from vgg_ddp.distributed.world import World, joined
 from vgg_ddp.errors import UserError
 from vgg_ddp.export import export
 from vgg_ddp.model import VGG, initialize, vgg
-from vgg_ddp.model.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.trained_weights import find_weights
 from vgg_ddp.training.initial_weights import InitialWeights, initial_weights, take

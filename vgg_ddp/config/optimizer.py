@@ -22,6 +22,10 @@ class OptimizerConfig(Group, frozen=True):
         key("auto: NVIDIA apex's FusedSGD and FusedLAMB on a GPU where that apex is compiled, else torch's fused ones"),
     ] = "auto"
     learning_rate: Annotated[float, key("peak learning rate (sgd 0.1, adam 0.001, lars 2, lamb 0.01)", gt=0)] = 0.1
+    features_rate: Annotated[
+        float,
+        key("the convolutions' learning rate, as a share of the head's; 0 freezes them and their batch norms", ge=0),
+    ] = 1.0
     momentum: Annotated[float, key("sgd, lars: momentum", ge=0, lt=1)] = 0.9
     nesterov: Annotated[bool, key("sgd: Nesterov momentum")] = True
     beta1: Annotated[float, key("adam, adamw, lamb: decay of the gradient's mean", ge=0, lt=1)] = 0.9

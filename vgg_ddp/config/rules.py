@@ -28,6 +28,8 @@ def check_between_groups(config: Config) -> None:
         raise ValueError("network=A-LRN has its own normalisation; set model.batch_norm=false")
     if (needing := key_that_needs_validation(config)) and config.data.validation == 0:
         raise ValueError(f"{needing} needs a validation split; set data.validation above 0")
+    if config.optimizer.features_rate == 0 and config.model.initialize_from is None:
+        raise ValueError("optimizer.features_rate=0 freezes convolutions as they are drawn; set model.initialize_from")
     if config.batch % config.accumulation:
         raise ValueError(
             f"batch ({config.batch}) does not divide into accumulation ({config.accumulation}) micro-batches"

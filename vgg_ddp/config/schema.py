@@ -61,11 +61,6 @@ class ModelConfig(Group, frozen=True):
         if self.initialize_layers != "all" and self.initialize_from is None:
             raise ValueError(f"model.initialize_layers={self.initialize_layers} needs model.initialize_from")
 
-    @property
-    def begins_with_file(self) -> bool:
-        """Whether `initialize_from` is a file of weights, by its name, which stays when the file is gone."""
-        return self.initialize_from is not None and self.initialize_from.endswith((".pth", ".pt", ".safetensors"))
-
 
 class StopConfig(Group, frozen=True):
     """Early stopping."""

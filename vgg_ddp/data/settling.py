@@ -13,6 +13,7 @@ from vgg_ddp.data.splits import Split
 
 MUCH_LARGER = 1.5  # times the size that the network sees: a crop of that size would show a part of the picture only
 NOT_MIRRORED = ("digits",)  # data sets of signs, of which a mirrored one is another or none
+FILES_OF_WEIGHTS = (".pth", ".pt", ".safetensors")  # a run or a checkpoint is a folder
 SMALLEST_BATCH = 16  # batch norm needs some images
 ROOM = (8, 7)  # resized side to crop, the paper's 256 to 224
 
@@ -27,8 +28,10 @@ def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
         if not mirrored:
             choices.append(f"augment.flip=false: mirrored, {dataset.name} mean something else")
     if data.normalisation == "auto":
-        data = msgspec.structs.replace(data, normalisation="imagenet" if config.model.begins_with_file else "data")
-        if config.model.begins_with_file:
+        # By its name, which a run that is continued still has when the file is gone.
+        of_file = (config.model.initialize_from or "").endswith(FILES_OF_WEIGHTS)
+        data = msgspec.structs.replace(data, normalisation="imagenet" if of_file else "data")
+        if of_file:
             choices.append(
                 "data.normalisation=imagenet: what torchvision's weights were trained with; =data for weights of other images"
             )

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Of the channels of ImageNet's training images, in units of 0 to 255: what torchvision's networks were trained with.
-IMAGENET_MEAN, IMAGENET_STD = [255 * m for m in (0.485, 0.456, 0.406)], [255 * s for s in (0.229, 0.224, 0.225)]
-
 
 class Preprocess(nn.Module):
     """uint8 [n, height, width, 3] to normalised float [n, 3, height, width].

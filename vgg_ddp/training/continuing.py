@@ -80,5 +80,6 @@ def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
         "seed": config.seed,
         "batch": config.batch,
         "optimizer.name": config.optimizer.name,
+        "optimizer.features_rate": "above 0" if config.optimizer.features_rate else "0",
         "ema": config.ema,
     }

@@ -13,9 +13,9 @@ from vgg_ddp import loaders
 from vgg_ddp.augment.appearance import Appearance
 from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
 from vgg_ddp.config import Config
-from vgg_ddp.config.rules import key_that_needs_validation
 from vgg_ddp.data.balanced_order import BalancedOrder
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.normalisation import normalisation
 from vgg_ddp.data.order import Order
 from vgg_ddp.data.validation import HeldOut, held_out
 from vgg_ddp.distributed.world import World
@@ -23,7 +23,7 @@ from vgg_ddp.errors import UserError
 from vgg_ddp.loaders.choice import Choice, choose, workers_left_out
 from vgg_ddp.model import VGG, fusion, initialize, vgg
 from vgg_ddp.model.convolution import Convolution, CpuConvolution
-from vgg_ddp.model.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from vgg_ddp.model.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,6 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
         raise UserError(
             f"{dataset.name} has {len(train)} images to train on, fewer than one batch of {config.batch}; use a smaller batch"
         )
-    if (needing := key_that_needs_validation(config)) and not len(validation):
-        raise UserError(
-            f"{needing} needs images to validate on, and {config.data.validation:.2%} of the {len(train)} of "
-            f"{dataset.name} are none; raise data.validation"
-        )
     choice = choose(config.loader, split, config.data, world)
     left_out = workers_left_out(config.data, world, max(share, config.evaluate.batch)) if choice.name == "torch" else []
     geometry = training_geometry(config.data, config.augment, config.seed)
@@ -107,6 +102,8 @@ def empty_network(config: Config, num_classes: int, device: torch.device) -> VGG
             CpuConvolution if device.type == "cpu" else Convolution,
         )
     network.checkpointing = config.recompute
+    if config.optimizer.features_rate == 0:
+        network.freeze_features()
     return network
 
 
@@ -121,16 +118,9 @@ def build_network(
     return network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
 
 
-def normalisation(config: Config, dataset: Dataset) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that pixels are normalised with, by channel, in units of 0 to 255."""
-    if config.data.normalisation == "imagenet":
-        return IMAGENET_MEAN, IMAGENET_STD
-    return dataset.record.mean, dataset.record.std
-
-
 def build_preprocess(config: Config, dataset: Dataset, device: torch.device) -> Preprocess:
     """Normalisation as `data.normalisation` says."""
-    return Preprocess(*normalisation(config, dataset), config.channels_last).to(device)
+    return Preprocess(*normalisation(config.data, dataset.record), config.channels_last).to(device)
 
 
 def build_appearance(config: Config, dataset: Dataset, device: torch.device) -> Appearance:
