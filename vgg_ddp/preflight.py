@@ -36,6 +36,7 @@ def check_training(config_path: str, overrides: Sequence[str]) -> ResolvedRun:
     if config.nproc != "auto":
         config.local_batch(config.nproc)
     _check_installed(config)
+    _check_initial_weights(config)
     if config.resume == "never":
         from vgg_ddp.run.directory import RunDirectory
 
@@ -151,6 +152,16 @@ def _check_installed(config: Config) -> None:
         deepspeed_file.read(config)
 
 
+def _check_initial_weights(config: Config) -> None:
+    """What a run begins with must be there; one that is continued from a checkpoint does not ask for it again."""
+    from vgg_ddp.run.directory import RunDirectory
+    from vgg_ddp.run.trained_weights import find_weights
+
+    name, checkpoints = config.model.initialize_from, RunDirectory(config.run.dir).checkpoints
+    if name is not None and (config.resume == "never" or not any(checkpoints.glob("step-*"))):
+        find_weights(name)
+
+
 def _check(
     config: Config, run: str, checkpoint: str = "", dataset: Dataset | None = None, trained: Path | None = None
 ) -> ResolvedRun:
@@ -163,12 +174,15 @@ def _check(
     from vgg_ddp.data.other_classes import listed
     from vgg_ddp.data.record import read_record
     from vgg_ddp.data.settling import settle
+    from vgg_ddp.data.validation import check_validation
 
     fallbacks: list[str] = []
     if dataset is None:
         directory, fallbacks = prepare_data(config)
         dataset = Dataset(directory, None if trained is None else read_record(trained))
     config, choices = settle(config, dataset) if dataset.has_images else (config, [])
+    if trained is None:
+        check_validation(config, dataset)
     counts = dataset.record.splits["test"].class_counts
     if trained is not None and dataset.has_images and 0 in counts:
         lacking = listed([name for name, count in zip(dataset.classes, counts) if not count])

@@ -21,7 +21,7 @@ from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import StoppedOnRequest
 from vgg_ddp.evaluation.inference import predict
 from vgg_ddp.loaders import Batch
-from vgg_ddp.optim import optimizers, precision
+from vgg_ddp.optim import optimizers, plateau, precision
 from vgg_ddp.randomness import torch_seed
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import TrainingProgress, say
@@ -47,7 +47,7 @@ def train(job: Job, state: State, recorder: Recorder, stop: StopRequest) -> None
     step = cuda_graph.recorded(partial(take_step, job, recorder), config, job.world)
     while not job.finished(state):
         for batch in recorder.timed(job.batches(state)):
-            learning_rate = config.optimizer.learning_rate * job.schedule(state.step)
+            learning_rate = config.optimizer.learning_rate * job.schedule(state.step, state.accuracies)
             optimizers.set_learning_rate(engine.optimizer, learning_rate)
             seed_dropout(config.seed, state.step, job.world.rank)
             step(batch, job.side(state.epoch))
@@ -103,9 +103,11 @@ def validate(job: Job, state: State, recorder: Recorder) -> bool:
         per_class = class_accuracies(predictions, len(job.data.dataset.classes))
     validation_loss, validation_accuracy = world.sum(found).tolist()
     recorder.scope_row("validation", validation_loss, validation_accuracy, per_class)
+    best = note_validation(config, state, validation_accuracy, validation_loss)
     if world.is_main:
-        say(f"epoch {state.epoch}  validation loss {validation_loss:.3f}  accuracy {validation_accuracy:.2%}")
-    return note_validation(config.stop, state, validation_accuracy, validation_loss)
+        news = plateau.news(config.schedule, state.accuracies)
+        say(f"epoch {state.epoch}  validation loss {validation_loss:.3f}  accuracy {validation_accuracy:.2%}{news}")
+    return best
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:

@@ -28,7 +28,7 @@ def test_steps_of_its_optimizers(name: str, world: World) -> None:
     networks.append(copy.deepcopy(networks[0]))
     images = torch.randn(16, 64, device=world.device)
     built = [
-        optimizers.build(network.parameters(), OptimizerConfig(name=name, implementation=implementation))  # type: ignore[arg-type]
+        optimizers.build(dict(network.named_parameters()), OptimizerConfig(name=name, implementation=implementation))  # type: ignore[arg-type]
         for network, implementation in zip(networks, ("apex", "torch"))
     ]
     for _ in range(3):

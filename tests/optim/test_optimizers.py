@@ -29,6 +29,11 @@ def parameters() -> list[nn.Parameter]:
     return [nn.Parameter(value) for value in values]
 
 
+def named(every: list[nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The first is of the convolutions, as far as a name can tell."""
+    return {f"{'classifier' if number else 'features'}.{number}.weight": p for number, p in enumerate(every)}
+
+
 def gradients(step: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(100 + step)
     return [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters()]
@@ -37,7 +42,7 @@ def gradients(step: int) -> list[torch.Tensor]:
 def stepped(config: OptimizerConfig, rates: list[float]) -> list[np.ndarray]:  # type: ignore[type-arg]
     """The parameters after a step with each of the rates."""
     ours = parameters()
-    optimizer = optimizers.build(ours, config)
+    optimizer = optimizers.build(named(ours), config)
     for step, rate in enumerate(rates):
         optimizers.set_learning_rate(optimizer, rate)
         for parameter, gradient in zip(ours, gradients(step)):
@@ -94,7 +99,7 @@ def test_adam_is_torch_s_one_parameter_at_a_time(name: str) -> None:
     ]
     for step, rate in enumerate(RATES):
         for parameter, gradient, single in zip(expected, gradients(step), singles):
-            optimizers.set_learning_rate(single, rate)
+            single.param_groups[0]["lr"] = rate
             parameter.grad = gradient
             single.step()
     for found, wanted in zip(stepped(config, RATES), expected, strict=True):
@@ -102,9 +107,34 @@ def test_adam_is_torch_s_one_parameter_at_a_time(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", optimizers.STATE)
+def test_convolutions_step_at_their_share_of_the_rate(name: str) -> None:
+    """As with an optimizer of their own, of that rate; the head as ever."""
+    config = OptimizerConfig(name=name, weight_decay=0.1, epsilon=1e-6)  # type: ignore[arg-type]
+    found = stepped(msgspec.structs.replace(config, features_rate=0.25), RATES)
+    slow, usual = stepped(config, [0.25 * rate for rate in RATES]), stepped(config, RATES)
+    for got, wanted in zip(found, [slow[0], *usual[1:]], strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert not np.array_equal(slow[0], usual[0])
+
+
+@pytest.mark.parametrize("name", optimizers.STATE)
+def test_what_is_frozen_has_no_step_no_decay_and_no_state(name: str) -> None:
+    ours = parameters()
+    ours[0].requires_grad_(False)
+    optimizer = optimizers.build(named(ours), OptimizerConfig(name=name, weight_decay=0.1))  # type: ignore[arg-type]
+    optimizers.set_learning_rate(optimizer, 0.5)
+    for parameter, gradient in zip(ours[1:], gradients(0)[1:]):
+        parameter.grad = gradient
+    optimizer.step()
+    assert torch.equal(ours[0], parameters()[0])
+    assert not torch.equal(ours[2], parameters()[2])
+    assert ours[0] not in optimizer.state
+
+
+@pytest.mark.parametrize("name", optimizers.STATE)
 def test_state_has_the_names_that_checkpoints_know(name: str) -> None:
     ours = parameters()
-    optimizer = optimizers.build(ours, OptimizerConfig(name=name))  # type: ignore[arg-type]
+    optimizer = optimizers.build(named(ours), OptimizerConfig(name=name))  # type: ignore[arg-type]
     for parameter, gradient in zip(ours, gradients(0)):
         parameter.grad = gradient
     optimizer.step()
@@ -119,7 +149,7 @@ def test_a_first_step_that_overflows_leaves_no_trace(name: str) -> None:
     for parameter, overflows in zip(wide, (True, False)):
         unwritten = [torch.full_like(parameter, 1e6) for _ in range(8)]  # for the next to take this memory
         del unwritten
-        optimizer = optimizers.build([parameter], config)
+        optimizer = optimizers.build(named([parameter]), config)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
         for gradient in [float("inf"), 1.0] if overflows else [1.0]:
             scaler.scale(torch.ones(1))
@@ -153,9 +183,9 @@ def test_apex_is_known_by_its_files(
     monkeypatch.syspath_prepend(tmp_path)
     assert nvidia_apex.status() == kind
     assert not nvidia_apex.has_xentropy()
-    assert optimizers.build(parameters(), OptimizerConfig()).__class__ is torch.optim.SGD  # this device is a CPU
+    assert optimizers.build(named(parameters()), OptimizerConfig()).__class__ is torch.optim.SGD  # this device is a CPU
     with pytest.raises(UserError, match=r"optimizer\.implementation=apex cannot be had") as refused:
-        optimizers.build(parameters(), OptimizerConfig(implementation="apex"))
+        optimizers.build(named(parameters()), OptimizerConfig(implementation="apex"))
     assert ("apex needs a GPU" in str(refused.value)) == (kind == "compiled")
     with pytest.raises(UserError, match=r"set loss\.implementation=torch"):
         losses.build(LossConfig(implementation="apex"), torch.device("cpu"))
@@ -180,7 +210,7 @@ def test_apex_s_lamb_is_taken_only_where_it_scales_the_steps_of_the_weights_alon
 ) -> None:
     """apex scales the steps of what is decayed."""
     config = OptimizerConfig(name="lamb", **{"weight_decay": 0.1, **keys})
-    groups = optimizers.parameter_groups(parameters(), config)
+    groups = optimizers.parameter_groups(named(parameters()), config)
     assert nvidia_apex.has_the_steps(groups, config) == same
     if not same:
         asked = msgspec.structs.replace(config, implementation="apex")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 from vgg_ddp.config.optimizer import ScheduleConfig
-from vgg_ddp.optim import schedules
+from vgg_ddp.optim import plateau, schedules
 
 steps = st.integers(1, 200)
 steps_per_epoch = st.integers(1, 30)
@@ -20,7 +20,7 @@ shares = st.floats(0, 1)
 
 def factors(config: ScheduleConfig, epoch: int, total: int) -> list[float]:
     schedule = schedules.build(config, epoch, total)
-    return [schedule(step) for step in range(total)]
+    return [schedule(step, ()) for step in range(total)]
 
 
 def torch_factors(make: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler], total: int) -> list[float]:
@@ -105,7 +105,7 @@ def test_one_cycle_is_a_triangle(total: int, epoch: int, peak_at: float, final: 
 
 def test_one_cycle_rises_then_falls_and_would_reach_its_end_at_the_step_after_the_last() -> None:
     schedule = schedules.build(ScheduleConfig(name="one_cycle", peak_at=0.2, final=0.05), 10, 100)
-    found = [schedule(step) for step in range(101)]
+    found = [schedule(step, ()) for step in range(101)]
     peak = found.index(max(found))
     assert max(found) == 1.0
     assert peak in (19, 20)
@@ -117,5 +117,39 @@ def test_one_cycle_rises_then_falls_and_would_reach_its_end_at_the_step_after_th
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_a_schedule_is_a_pure_function_of_the_step(name: str) -> None:
     schedule = schedules.build(ScheduleConfig(name=name, milestones=[2.0], warmup_epochs=1.5), 7, 40)  # type: ignore[arg-type]
-    forwards = [schedule(step) for step in range(40)]
-    assert [schedule(step) for step in reversed(range(40))] == forwards[::-1]
+    forwards = [schedule(step, ()) for step in range(40)]
+    assert [schedule(step, ()) for step in reversed(range(40))] == forwards[::-1]
+
+
+def test_the_plateau_steps_as_the_paper_says() -> None:
+    """Section 3.1: divided by ten when the validation accuracy stops improving, three times; then the training stops."""
+    config = ScheduleConfig(name="plateau", patience=2)
+    rising, flat = [0.1, 0.2, 0.3], [0.3, 0.29]
+    accuracies = [*rising, *flat, 0.35, *flat, 0.36, 0.36, 0.36, 0.37, 0.36, 0.37]
+    schedule = schedules.build(config, 4, 100)
+    found = [schedule(4 * epoch, accuracies[:epoch]) for epoch in range(len(accuracies) + 1)]
+    assert found == pytest.approx([1.0] * 5 + [0.1] * 3 + [0.01] * 3 + [0.001] * 4)
+    ended = [epoch for epoch in range(len(accuracies) + 1) if plateau.has_ended(config, accuracies[:epoch])]
+    assert ended == [len(accuracies)]
+    news = {epoch: plateau.news(config, accuracies[:epoch]) for epoch in range(1, len(accuracies) + 1)}
+    assert [epoch for epoch, text in news.items() if text] == [5, 8, 11, 14]
+    assert news[5] == "; no better for 2 validations: the learning rate is multiplied by 0.1"
+    assert news[14].endswith("the training ends")
+
+
+@given(
+    accuracies=st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.625, 0.75, 1.0]), max_size=30),
+    patience=st.integers(1, 4),
+    gamma=st.floats(0.1, 0.9),
+    min_delta=st.sampled_from([0.0, 0.125, 0.25]),
+)
+def test_the_plateau_is_torch_s(accuracies: list[float], patience: int, gamma: float, min_delta: float) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = lr_scheduler.ReduceLROnPlateau(
+        optimizer, "max", gamma, patience - 1, threshold=min_delta, threshold_mode="abs", eps=0
+    )
+    config = ScheduleConfig(name="plateau", patience=patience, gamma=gamma, min_delta=min_delta, reductions=100)
+    schedule = schedules.build(config, 1, 100)
+    for number, accuracy in enumerate(accuracies, start=1):
+        theirs.step(accuracy)
+        assert schedule(number, accuracies[:number]) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.support.rank_processes import Launch
-from vgg_ddp.config.schema import CheckpointConfig, StopConfig
+from vgg_ddp.config import Config
+from vgg_ddp.config.schema import CheckpointConfig
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 from vgg_ddp.run.checkpoint import State
@@ -51,5 +52,6 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_what_has_no_finite_loss_is_never_the_best(loss: float) -> None:
     state = State(epoch=1)
-    assert not note_validation(StopConfig(), state, 0.9, loss)
-    assert note_validation(StopConfig(), state, 0.1, 2.0)
+    assert not note_validation(Config(), state, 0.9, loss)
+    assert note_validation(Config(), state, 0.1, 2.0)
+    assert state.accuracies == [0.0, 0.1]

@@ -45,6 +45,13 @@ class DataConfig(Group, frozen=True):
         Annotated[int, Meta(ge=16)] | None,
         key("image_size where most images are at least this large, pixels; null: image_size for all"),
     ] = None
+    normalisation: Annotated[
+        Literal["auto", "data", "imagenet"],
+        key(
+            "mean and deviation of pixels: of the data set, or ImageNet's, as torchvision's weights want it; auto: ImageNet's "
+            "where model.initialize_from is a file, else the data set's"
+        ),
+    ] = "auto"
     train_sizes: Annotated[
         list[Annotated[int, Meta(ge=16)]],
         key("sizes to shrink training images to, one per epoch, pixels; later epochs use image_size"),

@@ -26,6 +26,10 @@ class OptimizerConfig(Group, frozen=True):
         Annotated[int, Meta(ge=1)] | None,
         key("global batch that learning_rate is for, which another batch scales in proportion; null: for any"),
     ] = None
+    features_rate: Annotated[
+        float,
+        key("the convolutions' learning rate, as a share of the head's; 0 freezes them and their batch norms", ge=0),
+    ] = 1.0
     momentum: Annotated[float, key("sgd, lars: momentum", ge=0, lt=1)] = 0.9
     nesterov: Annotated[bool, key("sgd: Nesterov momentum")] = True
     beta1: Annotated[float, key("adam, adamw, lamb: decay of the gradient's mean", ge=0, lt=1)] = 0.9
@@ -53,15 +57,22 @@ class ScheduleConfig(Group, frozen=True):
     """The learning rate over the training, as a factor of `optimizer.learning_rate`."""
 
     name: Annotated[
-        Literal["constant", "step", "cosine", "one_cycle"], key("learning-rate schedule after the warm-up")
+        Literal["constant", "step", "cosine", "one_cycle", "plateau"],
+        key(
+            "learning-rate schedule after the warm-up; plateau: the paper's, lowered as the validation accuracy stalls"
+        ),
     ] = "cosine"
     warmup_epochs: Annotated[float, key("linear warm-up from zero, epochs", ge=0)] = 0.0
     milestones: Annotated[list[float], key("step: epochs at which the learning rate is multiplied by gamma")] = (
         msgspec.field(default_factory=list)
     )
-    gamma: Annotated[float, key("step: factor at each milestone", gt=0)] = 0.1
+    gamma: Annotated[float, key("step, plateau: factor at each milestone or plateau", gt=0)] = 0.1
     peak_at: Annotated[float, key("one_cycle: share of training at which the learning rate peaks", gt=0, lt=1)] = 0.25
     final: Annotated[float, key("cosine, one_cycle: share of the peak left at the end", ge=0, le=1)] = 0.0
+
+    patience: Annotated[int, key("plateau: validations without a better accuracy after which the rate falls", ge=1)] = 5
+    min_delta: Annotated[float, key("plateau: gain in validation accuracy that counts as better", ge=0, le=1)] = 0.0
+    reductions: Annotated[int, key("plateau: times that the rate falls; the next plateau ends the training", ge=0)] = 3
 
     def __post_init__(self) -> None:
         if self.name == "step" and not self.milestones:

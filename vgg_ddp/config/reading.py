@@ -31,7 +31,7 @@ TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 NUMBER = re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 NOT_FINITE = re.compile(r"([-+]?)\.(inf|nan)", re.IGNORECASE)
 MOST_LETTERS = 100_000  # of a configuration; YAML of millions takes minutes
-PATHS = ("run.dir", "data.source", "data.directory", "deepspeed.config")
+PATHS = ("run.dir", "data.source", "data.directory", "deepspeed.config", "model.initialize_from")
 OTHER_NAMES = {  # under which other trainers know a key
     "lr": "optimizer.learning_rate",
     "wd": "optimizer.weight_decay",
@@ -43,6 +43,9 @@ OTHER_NAMES = {  # under which other trainers know a key
     "gpus": "nproc",
     "amp": "precision",
     "output_dir": "run.dir",
+    "weights": "model.initialize_from",
+    "pretrained": "model.initialize_from",
+    "checkpoint_path": "model.initialize_from",
 }
 
 

@@ -26,10 +26,10 @@ def check_between_groups(config: Config) -> None:
         raise ValueError(f"augment.scale_jitter starts below data.image_size ({config.data.image_size})")
     if config.network == "A-LRN" and config.model.batch_norm:
         raise ValueError("network=A-LRN has its own normalisation; set model.batch_norm=false")
-    if config.stop.patience is not None and config.data.validation == 0:
-        raise ValueError("stop.patience needs a validation split; set data.validation above 0")
-    if config.evaluate.checkpoint == "best" and config.data.validation == 0:
-        raise ValueError("evaluate.checkpoint=best needs a validation split; set data.validation above 0")
+    if (needing := key_that_needs_validation(config)) and config.data.validation == 0:
+        raise ValueError(f"{needing} needs a validation split; set data.validation above 0")
+    if config.optimizer.features_rate == 0 and config.model.initialize_from is None:
+        raise ValueError("optimizer.features_rate=0 freezes convolutions as they are drawn; set model.initialize_from")
     if config.batch % config.accumulation:
         raise ValueError(
             f"batch ({config.batch}) does not divide into accumulation ({config.accumulation}) micro-batches"
@@ -43,3 +43,13 @@ def check_between_groups(config: Config) -> None:
     check_communication(config)
     if config.engine == "deepspeed":
         check_deepspeed(config)
+
+
+def key_that_needs_validation(config: Config) -> str:
+    """The first key that means nothing without images to validate on, with its value; "" if there is none."""
+    keys = {
+        "schedule.name=plateau": config.schedule.name == "plateau",
+        "stop.patience": config.stop.patience is not None,
+        "evaluate.checkpoint=best": config.evaluate.checkpoint == "best",
+    }
+    return next((name for name, present in keys.items() if present), "")

@@ -1,4 +1,4 @@
-"""Keys whose value follows from the data set: sizes of images, whether they are mirrored, weights of classes, the batch."""
+"""Keys whose value follows from the data set: sizes and normalisation of images, mirroring, weights of classes, the batch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vgg_ddp.data.splits import Split
 
 MUCH_LARGER = 1.5  # times the size that the network sees: a crop of that size would show a part of the picture only
 NOT_MIRRORED = ("digits",)  # data sets of signs, of which a mirrored one is another or none
+FILES_OF_WEIGHTS = (".pth", ".pt", ".safetensors")  # a run or a checkpoint is a folder
 SMALLEST_BATCH = 16  # batch norm needs some images
 ROOM = (8, 7)  # resized side to crop, the paper's 256 to 224
 
@@ -26,6 +27,14 @@ def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
         augment = msgspec.structs.replace(augment, flip="alternating" if mirrored else False)
         if not mirrored:
             choices.append(f"augment.flip=false: mirrored, {dataset.name} mean something else")
+    if data.normalisation == "auto":
+        # By its name, which a run that is continued still has when the file is gone.
+        of_file = (config.model.initialize_from or "").endswith(FILES_OF_WEIGHTS)
+        data = msgspec.structs.replace(data, normalisation="imagenet" if of_file else "data")
+        if of_file:
+            choices.append(
+                "data.normalisation=imagenet: what torchvision's weights were trained with; =data for weights of other images"
+            )
     config = msgspec.structs.replace(config, data=data, augment=augment, loss=settle_loss(config.loss, dataset))
     own = dataset.record.splits.get("validation")
     images = dataset.record.splits["train"].count

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vgg_ddp.config import Config
+from vgg_ddp.config.rules import key_that_needs_validation
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import stratified_split
+from vgg_ddp.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,3 +38,13 @@ def held_out(dataset: Dataset, share: float, seed: int) -> tuple[NDArray[np.int6
         return np.arange(len(labels)), own
     train, validation = stratified_split(labels, share, seed)
     return train, HeldOut("train", validation)
+
+
+def check_validation(config: Config, dataset: Dataset) -> None:
+    """Raises a `UserError` where a key needs images to validate on, and the share to hold out of each class is none."""
+    needing, share = key_that_needs_validation(config), config.data.validation
+    if needing and not len(held_out(dataset, share, config.seed)[1]):
+        raise UserError(
+            f"{needing} needs images to validate on, and {share:.2%} of each class of {dataset.name} are none; raise "
+            "data.validation"
+        )

@@ -43,9 +43,10 @@ class DdpEngine:
         self._head = _head(config, network, world) if reduce_gradients else WholeHead(network)
         self.weights, self.load_weights = self._head.weights, self._head.load_weights
         self.whole_network = self._head.whole_network
-        self._parameters = {**dict(network.named_parameters()), **self._head.shards}
+        trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self._parameters = {**trained, **self._head.shards}
         self._kinds = optimizers.STATE[config.optimizer.name]
-        self.optimizer = optimizers.build(self._parameters.values(), config.optimizer)
+        self.optimizer = optimizers.build(self._parameters, config.optimizer)
         self._clip_gradients = self._clipping(config.optimizer.clip_norm)
         trial = partial(of_noise, config, micro_batch, self._criterion, self._autocast, world.device)
         self._reduction = NoReduction()

@@ -45,7 +45,7 @@ class DeepSpeedEngine:
         self._flat = FlatWeights(network, wanted=config.channels_last and config.deepspeed.stage < 3)
         self._last = True
         rule = msgspec.structs.replace(config.optimizer, implementation="torch")
-        self.optimizer = optimizers.build(network.parameters(), rule)
+        self.optimizer = optimizers.build(dict(network.named_parameters()), rule)
         if config.deepspeed.stage:
             self.optimizer.state.clear()  # each rank keeps that of its partition
         self._engine = _initialize(network, self.optimizer, settings, config, world)

@@ -41,8 +41,8 @@ class FlatWeights:
         for name, module in network.named_modules():
             if wanted and isinstance(module, Convolution):
                 self._names.add(f"{name}.weight")
-                weight = module.weight.detach().permute(0, 2, 3, 1)
-                module.weight = nn.Parameter(weight.contiguous(memory_format=torch.contiguous_format))
+                weight = module.weight.detach().permute(0, 2, 3, 1).contiguous(memory_format=torch.contiguous_format)
+                module.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
                 module.__class__ = FLAT[type(module)]
 
     def seen(self, name: str, kept: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class LocalSgdEngine:
     def __init__(self, inner: DdpEngine, network: nn.Module, config: CommunicationConfig, world: World) -> None:
         self._inner, self._world, self._config = inner, world, config
         self._sent_as = DTYPES[config.compression]
-        self._parameters = dict(network.named_parameters())
+        self._parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self._common = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         self._momenta: dict[str, Tensor] = {}
         self._steps, self._synchronised_at = 0, 0

@@ -18,6 +18,7 @@ from vgg_ddp.config import Config, load
 from vgg_ddp.data import of_run
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.ensure import ensure
+from vgg_ddp.data.normalisation import normalisation
 from vgg_ddp.data.order import evaluation_slices
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
@@ -64,10 +65,11 @@ def export(target: Path, format_name: str, out: Path | None, overrides: list[str
     network = parts.build_network(config, len(dataset.classes), device, partial(loading.load_weights, files, folder))
     classifier = Classifier(parts.build_preprocess(config, dataset, device), network).eval()
     form = FORMATS[format_name]
+    mean, std = normalisation(config.data, dataset.record)
     contents = Contents(
         labels=dataset.classes,
-        mean=dataset.record.mean,
-        std=dataset.record.std,
+        mean=mean,
+        std=std,
         image_size=config.data.image_size,
         resize=config.data.shorter_side,
         network=config.network,

@@ -77,4 +77,4 @@ def convert(network: nn.Module) -> None:
 def _sync_batch_norm(norm: nn.BatchNorm2d) -> nn.Module:
     converted = SyncBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
     converted._parameters, converted._buffers = norm._parameters, norm._buffers
-    return converted
+    return converted.train(norm.training)

@@ -27,4 +27,5 @@ def fuse(features: nn.Sequential, config: Config, device: torch.device) -> None:
         if isinstance(norm, nn.BatchNorm2d) and isinstance(pool, nn.MaxPool2d) and isinstance(relu, nn.ReLU):
             fused = NormPoolRelu2d(norm.num_features, norm.eps, norm.momentum)
             fused._parameters, fused._buffers = norm._parameters, norm._buffers
+            fused.train(norm.training)
             features[number], features[number + 1], features[number + 2] = fused, nn.Identity(), nn.Identity()

@@ -78,9 +78,11 @@ class VGG(nn.Module):
 
     Attributes:
         checkpointing: which activations the backward pass computes again in place of keeping them.
+        frozen: whether the convolutions stay as they are (see `freeze_features`).
     """
 
     checkpointing: Checkpointing = "none"
+    frozen = False
 
     def __init__(
         self,
@@ -119,6 +121,17 @@ class VGG(nn.Module):
         else:
             features = checkpointed(self.features, images, self.checkpointing)
         return self.classifier(features.flatten(1))
+
+    def freeze_features(self) -> None:
+        """From here on the convolutions get no gradients, and their batch norms keep their statistics."""
+        self.frozen = True
+        self.features.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> VGG:
+        """See `nn.Module.train`; frozen convolutions stay in evaluation mode."""
+        super().train(mode)
+        self.features.train(mode and not self.frozen)
+        return self
 
 
 @torch.no_grad()

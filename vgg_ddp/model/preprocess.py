@@ -12,7 +12,7 @@ class Preprocess(nn.Module):
     """uint8 [n, height, width, 3] to normalised float [n, 3, height, width].
 
     Args:
-        mean, std: of each channel over the training set, in units of 0 to 255.
+        mean, std: what each channel is normalised with, in units of 0 to 255.
     """
 
     mean: Tensor

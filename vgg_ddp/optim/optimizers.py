@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,23 +23,24 @@ STATE = {
 }
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Groups:
+def parameter_groups(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> Groups:
     """Weights (two or more dimensions) with weight decay; biases and norms without, unless the config decays them too.
 
-    `adapt` says whether LARS and LAMB scale the steps of a group: those of weights.
+    `adapt` says whether LARS and LAMB scale the steps of a group: those of weights. `rate` is the group's factor of the
+    learning rate. What is frozen is in no group.
     """
-    every = list(parameters)
-    weights, others = [p for p in every if p.ndim > 1], [p for p in every if p.ndim <= 1]
-    decay = config.weight_decay
-    groups = [
-        {"params": weights, "weight_decay": decay, "adapt": True},
-        {"params": others, "weight_decay": decay if config.decay_biases_and_norms else 0.0, "adapt": False},
-    ]
-    return [group for group in groups if group["params"]]
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        if parameter.requires_grad:
+            rate, adapt = config.features_rate if name.startswith("features.") else 1.0, parameter.ndim > 1
+            decay = config.weight_decay if adapt or config.decay_biases_and_norms else 0.0
+            group = {"params": [], "weight_decay": decay, "adapt": adapt, "rate": rate}
+            groups.setdefault((rate, not adapt), group)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
 
 
-def build(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer over `parameters`; torch's fused kernels do the update in one pass over memory.
+def build(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer over `parameters`, by name; torch's fused kernels do the update in one pass over memory.
 
     Raises:
         UserError: apex is asked for and cannot be had.
@@ -84,12 +85,12 @@ def prepare_for_recording(optimizer: torch.optim.Optimizer, device: torch.device
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of every parameter group."""
+    """Set the learning rate of every parameter group, as much of it as the group's `rate` says."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):  # which a recorded step reads
-            group["lr"].fill_(learning_rate)
+            group["lr"].fill_(learning_rate * group["rate"])
         else:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
 
 
 def group_values(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

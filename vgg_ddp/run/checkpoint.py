@@ -26,6 +26,8 @@ from vgg_ddp.run.files import exchange, replace_file, sync_directory, write_dura
 Files = dict[str, bytes]
 NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")  # of every checkpoint
 OPTIONAL_NAMES = ("ema.safetensors",)
+# Identity of which earlier checkpoints say nothing, and what they were made with.
+ADDED_IDENTITY = {"data.normalisation": "data", "optimizer.features_rate": "above 0"}
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -40,6 +42,7 @@ class State(msgspec.Struct, kw_only=True):
         epoch, step_in_epoch: position in the order: the next step to take.
         totals: loss sum, correct and count of the epoch so far over all ranks, for its mean.
         best_accuracy, best_epoch: the best validation accuracy so far (-1 for none) and when it was reached.
+        accuracies: of every validation so far, oldest first; 0 where the loss was not finite.
         stopped: whether the stopping rule has ended the training.
         seconds: training seconds so far, evaluation on the validation split included.
         step_seconds, wait_seconds: of which in steps, and waiting for data.
@@ -56,6 +59,7 @@ class State(msgspec.Struct, kw_only=True):
     )
     best_accuracy: Annotated[float, msgspec.Meta(ge=-1, le=1)] = -1.0
     best_epoch: Count = 0
+    accuracies: list[Annotated[float, msgspec.Meta(ge=0, le=1)]] = msgspec.field(default_factory=list)
     stopped: bool = False
     seconds: Seconds = 0.0
     step_seconds: Seconds = 0.0
@@ -224,10 +228,9 @@ def state(files: Files) -> State:
 def check_identity(found: State, wanted: dict[str, Any], where: Path) -> None:
     """Raises a `UserError` naming the first key in which a checkpoint and this training differ."""
     for key, value in wanted.items():
-        if found.identity.get(key) != value:
-            raise UserError(
-                f"{where} was made with {key}={found.identity.get(key)}, not {value}; set it so, or choose another run.dir"
-            )
+        made = found.identity.get(key, ADDED_IDENTITY.get(key))
+        if made != value:
+            raise UserError(f"{where} was made with {key}={made}, not {value}; set it so, or choose another run.dir")
 
 
 def pack(files: Files) -> bytes:

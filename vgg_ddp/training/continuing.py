@@ -75,9 +75,11 @@ def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
         "model.head": config.model.head,
         "data.image_size": config.data.image_size,
         "data.validation": config.data.validation,
+        "data.normalisation": "imagenet" if config.data.normalisation == "imagenet" else "data",
         "dataset": dataset.sha256,
         "seed": config.seed,
         "batch": config.batch,
         "optimizer.name": config.optimizer.name,
+        "optimizer.features_rate": "above 0" if config.optimizer.features_rate else "0",
         "ema": config.ema,
     }

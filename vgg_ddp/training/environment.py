@@ -68,6 +68,7 @@ def describe(job: Job, resolved: ResolvedRun, precision_reason: str, changes: li
         "choices": resolved.choices,
         "changes": changes,
         "measured": job.engine.measured,
+        "initial_weights": job.initial.record,
         "data": job.data.dataset.name,
         "data_sha256": job.data.dataset.sha256,
         "data_directory": str(job.data.dataset.directory.resolve()),
@@ -106,8 +107,9 @@ def _fallbacks(job: Job) -> list[str]:
 
 
 def choices(job: Job) -> list[str]:
-    """What was chosen by measuring, a line each: the choice, and what each candidate took."""
-    return [f"{key}: {found['chosen']}, by trial ({_tried(found)})" for key, found in job.engine.measured.items()]
+    """What the network begins with, and what was chosen by measuring, with what each candidate took: a line each."""
+    measured = [f"{key}: {found['chosen']}, by trial ({_tried(found)})" for key, found in job.engine.measured.items()]
+    return [*job.initial.choices, *measured]
 
 
 def _tried(found: dict[str, Any]) -> str:

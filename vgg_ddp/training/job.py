@@ -21,6 +21,7 @@ from vgg_ddp.optim.averaging import Average
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.training import cuda_graph, fitting
+from vgg_ddp.training.initial_weights import InitialWeights, initial_weights
 from vgg_ddp.training.parts import (
     Data,
     build_appearance,
@@ -44,6 +45,7 @@ class Job:
     engine: engines.Engine
     saver: Saver
     average: Average
+    initial: InitialWeights
     schedule: schedules.Schedule
     total_steps: int
 
@@ -83,7 +85,8 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
     """
     cuda_graph.check(config, world)
     data = build_data(config, dataset, world)
-    network = partial(build_network, config, len(dataset.classes), world.device)
+    initial = initial_weights(config, len(dataset.classes), run, world)
+    network = partial(build_network, config, len(dataset.classes), world.device, initial.set)
     config, tried = fitting.fitted(config, network, run, world)
     engine = engines.build(config, network(), world)
     config = cuda_graph.settled(config, engine)
@@ -102,6 +105,7 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
         engine=engine,
         saver=Saver(run.checkpoints, config.checkpoint, world),
         average=Average(engine.whole_network, config.ema),
+        initial=initial,
         schedule=schedules.build(config.schedule, steps_per_epoch, total_steps),
         total_steps=total_steps,
     )

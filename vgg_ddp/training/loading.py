@@ -66,7 +66,7 @@ def expected(job: Job) -> Expected:
     network = empty_network(config, len(job.data.dataset.classes), job.world.device)
     return Expected(
         weights=network.state_dict(),
-        parameters=frozenset(name for name, _ in network.named_parameters()),
+        parameters=frozenset(name for name, parameter in network.named_parameters() if parameter.requires_grad),
         kinds=optimizers.STATE[config.optimizer.name],
         averaged=bool(config.ema),
         steps_per_epoch=job.data.order.steps_per_epoch,

@@ -15,6 +15,7 @@ from vgg_ddp.augment.geometry import evaluation_geometry, training_geometry
 from vgg_ddp.config import Config
 from vgg_ddp.data.balanced_order import BalancedOrder
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.normalisation import normalisation
 from vgg_ddp.data.order import Order
 from vgg_ddp.data.validation import HeldOut, held_out
 from vgg_ddp.distributed.world import World
@@ -101,6 +102,8 @@ def empty_network(config: Config, num_classes: int, device: torch.device) -> VGG
             CpuConvolution if device.type == "cpu" else Convolution,
         )
     network.checkpointing = config.recompute
+    if config.optimizer.features_rate == 0:
+        network.freeze_features()
     return network
 
 
@@ -116,8 +119,8 @@ def build_network(
 
 
 def build_preprocess(config: Config, dataset: Dataset, device: torch.device) -> Preprocess:
-    """Normalisation by the data set's own mean and standard deviation."""
-    return Preprocess(dataset.record.mean, dataset.record.std, config.channels_last).to(device)
+    """Normalisation as `data.normalisation` says."""
+    return Preprocess(*normalisation(config.data, dataset.record), config.channels_last).to(device)
 
 
 def build_appearance(config: Config, dataset: Dataset, device: torch.device) -> Appearance:

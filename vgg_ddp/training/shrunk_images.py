@@ -20,7 +20,9 @@ def statistics_at_evaluated_size(job: Job, network: nn.Module, epoch: int) -> It
 
     They are measured on training images without augmentation, the same on every rank. All ranks together.
     """
-    if job.side(epoch) is None:
+    if (
+        job.side(epoch) is None or job.config.optimizer.features_rate == 0
+    ):  # frozen statistics fit no size, or every one
         yield
         return
     samples = job.data.order.samples

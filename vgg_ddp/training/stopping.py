@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from vgg_ddp.config.schema import StopConfig
+from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import STOP_SIGNALS, Signalled
+from vgg_ddp.optim import plateau
 from vgg_ddp.run.checkpoint import State
 
 AFTER_DIVERGENCE = (
@@ -67,16 +68,18 @@ class StopRequest:
         return bool(self._world.sum(torch.tensor([float(self._asked > 0)])).item())
 
 
-def note_validation(config: StopConfig, state: State, accuracy: float, loss: float) -> bool:
+def note_validation(config: Config, state: State, accuracy: float, loss: float) -> bool:
     """Take in the validation of the epoch that has just ended; whether it is the best so far. Sets `state.stopped`.
 
     A network whose loss is not finite is never the best.
     """
-    epoch = state.epoch
+    epoch, stop = state.epoch, config.stop
     better = math.isfinite(loss) and accuracy > state.best_accuracy + (
-        config.min_delta if state.best_accuracy >= 0 else 0
+        stop.min_delta if state.best_accuracy >= 0 else 0
     )
     if better:
         state.best_accuracy, state.best_epoch = accuracy, epoch
-    state.stopped = config.patience is not None and epoch - state.best_epoch >= config.patience
+    state.accuracies.append(accuracy if math.isfinite(loss) else 0.0)
+    out_of_patience = stop.patience is not None and epoch - state.best_epoch >= stop.patience
+    state.stopped = out_of_patience or plateau.has_ended(config.schedule, state.accuracies)
     return better
