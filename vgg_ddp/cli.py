@@ -111,7 +111,12 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="write there; default: in the run, for another data set in RUN/evaluations",
+        help="write there; default: in the run, for another data set or protocol in RUN/evaluations",
+    )
+    evaluate.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="single, dense, multicrop or dense+multicrop, as in the paper; the same as evaluate.protocol=NAME",
     )
     evaluate.set_defaults(run=_evaluate)
 
@@ -202,7 +207,12 @@ def _launch(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from vgg_ddp import preflight
 
-    resolved = preflight.check_evaluation(options.target, options.overrides, options.images, options.out)
+    overrides = options.overrides
+    if options.protocol is not None:
+        if options.images is not None:
+            raise UserError("--images shows the network each image once; leave out --protocol")
+        overrides = [*overrides, f"evaluate.protocol={options.protocol}"]
+    resolved = preflight.check_evaluation(options.target, overrides, options.images, options.out)
 
     from vgg_ddp.distributed import launcher
     from vgg_ddp.distributed.supervisor import Task
