@@ -55,7 +55,7 @@ def evaluate_and_report(
     if summary is not None:
         from vgg_ddp.report import write_report  # only here: a training itself needs neither pictures nor templates
 
-        show(summary, summary["protocol"]["text"] if asked.evaluate.name else "")
+        show(summary, f"by what it saw of each image: {summary['protocol']['text']}" if asked.evaluate.name else "")
         world.activity.enter("report")
         with run.writing():
             say(f"report: {write_report(run.path, dataset, Path(out or run.path))}")
@@ -63,8 +63,8 @@ def evaluate_and_report(
         evaluate_and_report(config, dataset, run, folder, world, str(run.evaluations / name))
 
 
-def show(summary: dict[str, Any], protocol: str) -> None:
-    """Print accuracy per class, worst last, and over all; `protocol`: how images were shown, "" if in the usual way."""
+def show(summary: dict[str, Any], how: str = "") -> None:
+    """Print accuracy per class, worst last, and over all; `how`: what is unusual about the answers, "" if nothing is."""
     ranked = sorted(summary["per_class"], key=lambda c: -1 if c["accuracy"] is None else -c["accuracy"])
     shown = ranked if len(ranked) <= 20 else [*ranked[:10], *ranked[-10:]]
     rows = [[c["name"], f"{c['images']}", "-" if c["accuracy"] is None else f"{c['accuracy']:.1%}"] for c in shown]
@@ -74,8 +74,8 @@ def show(summary: dict[str, Any], protocol: str) -> None:
     means = f"balanced accuracy {summary['balanced_accuracy']:.2%}, macro F1 {summary['macro_f1']:.2%}"
     shares = [f"classes are uneven: {means}", *shares] if summary["uneven"] else [*shares, means]
     say(f"{', '.join(shares)}, loss {summary['loss']:.3f}, {summary['images']} images")
-    if protocol:
-        say(f"what the network saw of each image: {protocol}")
+    if how:
+        say(how)
 
 
 def run(resolved: ResolvedRun, world: World) -> None:

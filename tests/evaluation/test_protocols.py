@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,16 @@ from vgg_ddp.config.data import DataConfig
 from vgg_ddp.config.evaluate import EvaluateConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.ensure import ensure
+from vgg_ddp.data.record import encoded, read_record
 from vgg_ddp.data.settling import settle
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import protocols
+from vgg_ddp.evaluation.ensemble import common_test_set
 from vgg_ddp.evaluation.protocols import Protocol
 from vgg_ddp.model import VGG
+from vgg_ddp.report.error_table import COLUMNS
+from vgg_ddp.run.resolved import ResolvedRun
 from vgg_ddp.training import parts
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -203,7 +208,10 @@ def test_any_number_of_ranks_writes_the_same_and_leaves_the_run_s_own_evaluation
     for size in (1, 2, 3):
         ranks = start("vgg_ddp.evaluate", words, size, tmp_path / str(size))
         assert ranks.wait() == [0] * size, ranks.stderr
-        assert "what the network saw of each image: all of it, densely and 5 x 5 crops, at 20" in ranks.stdout
+        assert (
+            "by what it saw of each image: all of it, densely and 5 x 5 crops, at 20 pixels, mirrored too"
+            in ranks.stdout
+        )
         folder = run / "evaluations/dense+multicrop-20/evaluation"
         summary = json.loads((folder / "summary.json").read_text())
         assert summary.pop("world_size") == size
@@ -224,3 +232,83 @@ def test_one_word_asks_for_a_protocol(run: Path) -> None:
     assert "key 'evaluate.protocol'" in done.stderr and "choose one of single, dense, multicrop" in done.stderr
     done = vgg_ddp("evaluate", run.name, "--protocol", "dense", "--images", ".", folder=run.parent)
     assert (done.returncode, "leave out --protocol" in done.stderr) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def other(train: Any) -> Path:
+    """Of the same training with other weights."""
+    run: Path = train("other", "min_steps=2", "seed=1", "model.batch_norm=false")
+    return run
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    with np.load(folder / "evaluation/predictions.npz") as arrays:
+        return dict(arrays)
+
+
+def test_networks_that_answer_together_answer_with_the_mean_of_their_soft_max(run: Path, other: Path) -> None:
+    before = (run / "evaluation/summary.json").read_bytes()
+    words = [run.name, other.name, "evaluate.scales=[]", "--protocol", "dense", "--out", "both"]
+    done = vgg_ddp("evaluate", *words, folder=run.parent)
+    assert done.returncode == 0, done.stderr
+    assert "by the average of 2 networks" in done.stdout
+    both, (one, two) = (
+        run.parent / "both",
+        (stored(folder) for folder in sorted((run.parent / "both/members").iterdir())),
+    )
+    found = stored(both)
+    np.testing.assert_allclose(found["probabilities"], (one["probabilities"] + two["probabilities"]) / 2, atol=1e-6)
+    assert np.array_equal(found["prediction"], found["probabilities"].argmax(axis=1))
+    summary = json.loads((both / "evaluation/summary.json").read_text())
+    assert summary["accuracy"] == (found["prediction"] == found["label"]).mean()
+    assert [member["run"] for member in summary["members"]] == [run.name, other.name]
+    assert [member["protocol"]["name"] for member in summary["members"]] == ["dense", "dense"]
+    assert "vgg11 + vgg11" in (both / "report/index.html").read_text()
+    assert (run / "evaluation/summary.json").read_bytes() == before
+
+    done = vgg_ddp("table", run.name, other.name, "both", "--format", "csv", folder=run.parent)
+    assert done.returncode == 0, done.stderr
+    header, *rows = csv.reader(done.stdout.splitlines())
+    assert header == COLUMNS
+    by = {(row[0], row[3], row[4]): row for row in rows}
+    assert by["run", "32", "single"][1:3] == ["vgg11_bn", "32"] and by["other", "32", "single"][1] == "vgg11"
+    assert by["run", "20,24", "dense"][5] == f"{100 * (1 - summary_of(run, 'dense-20-24')['accuracy']):.2f}"
+    assert by["both", "–", "dense"][1] == "2 networks"
+    assert by["both", "–", "dense"][5] == f"{100 * (1 - summary['accuracy']):.2f}"
+    assert by["both", "–", "dense"][6] == f"{100 * (1 - summary['top5_accuracy']):.2f}"
+    done = vgg_ddp("table", run.name, "both", folder=run.parent)
+    assert all(by["both", "–", "dense"][k] in done.stdout for k in (1, 4, 5, 6)), done.stdout
+    done = vgg_ddp("table", run.name, "--format", "markdown", folder=run.parent)
+    assert done.stdout.splitlines()[1] == "| --- | --- | --- | --- | --- | ---: | ---: |"
+    done = vgg_ddp("table", str(run / "checkpoints"), folder=run.parent)
+    assert (done.returncode, "has no evaluation; run: vgg-ddp evaluate" in done.stderr) == (2, True)
+
+
+def summary_of(run: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "evaluations" / name / "evaluation/summary.json").read_text())
+    return found
+
+
+def asked(run: Path, dataset: Path) -> ResolvedRun:
+    return ResolvedRun(
+        config=Config(), run=str(run), dataset=str(dataset), trackers={}, fallbacks=[], choices=[], command=""
+    )
+
+
+def test_networks_that_cannot_answer_together_are_refused_by_name(
+    run: Path, other: Path, digits: Path, few_digits: Path
+) -> None:
+    done = vgg_ddp("evaluate", run.name, other.name, folder=run.parent)
+    assert (done.returncode, "name it with --out FOLDER" in done.stderr) == (2, True)
+    assert common_test_set([asked(run, few_digits), asked(other, few_digits)]).sha256 == Dataset(few_digits).sha256
+    with pytest.raises(
+        UserError, match=r"run and \S*other cannot answer together: the one is tested on \S*few, the other"
+    ):
+        common_test_set([asked(run, few_digits), asked(other, digits)])
+    record = read_record(other / "data.json")
+    assert record is not None
+    turned = run.parent / "turned"
+    turned.mkdir()
+    (turned / "data.json").write_bytes(encoded(msgspec.structs.replace(record, classes=record.classes[::-1])))
+    with pytest.raises(UserError, match="tells apart 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, the other 9, 8, 7, 6"):
+        common_test_set([asked(run, few_digits), asked(turned, few_digits)])
