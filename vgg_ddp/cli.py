@@ -11,9 +11,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vgg_ddp import __version__
 from vgg_ddp.errors import EXIT_OK, EXIT_USER_ERROR, Signalled, UserError, signals_raise
+
+if TYPE_CHECKING:
+    from vgg_ddp.run.resolved import ResolvedRun
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,9 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     launch.add_argument("arguments", nargs=argparse.REMAINDER)
     launch.set_defaults(run=_launch)
 
-    evaluate = commands.add_parser("evaluate", help="evaluate a run or a checkpoint on the test images")
-    evaluate.add_argument("target", help="a run directory, or a checkpoint in one")
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the run's configuration")
+    evaluate = commands.add_parser(
+        "evaluate", help="evaluate a run, a checkpoint or several together on the test images"
+    )
+    evaluate.add_argument("target", metavar="RUN|CHECKPOINT", help="a run directory, or a checkpoint in one")
+    evaluate.add_argument(
+        "words",
+        nargs="*",
+        metavar="RUN|key=value",
+        help="more runs, whose soft-max is averaged with the first's (with --out); changes to the runs' configuration",
+    )
     evaluate.add_argument(
         "--images", type=Path, metavar="FOLDER|IMAGE", help="show what it makes of these images instead"
     )
@@ -111,7 +122,12 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="write there; default: in the run, for another data set in RUN/evaluations",
+        help="write there; default: in the run, for another data set or protocol in RUN/evaluations",
+    )
+    evaluate.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="single, dense, multicrop or dense+multicrop, as in the paper; the same as evaluate.protocol=NAME",
     )
     evaluate.set_defaults(run=_evaluate)
 
@@ -121,6 +137,13 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, help="where to write runs side by side; default: FIRST RUN/report/comparison.html"
     )
     report.set_defaults(run=_report)
+
+    table = commands.add_parser(
+        "table", help="errors of runs by every protocol, in the form of the paper's tables 3 to 6"
+    )
+    table.add_argument("targets", type=Path, nargs="+", metavar="RUN", help="run directories, or --out of several")
+    table.add_argument("--format", choices=("text", "csv", "markdown"), default="text", help="default text")
+    table.set_defaults(run=_table)
 
     verify = commands.add_parser("verify", help="check every hash of a dataset, or of a run's checkpoints")
     verify.add_argument("target", type=Path, metavar="RUN|DATASET", help="a run directory or a dataset")
@@ -202,19 +225,53 @@ def _launch(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from vgg_ddp import preflight
 
-    resolved = preflight.check_evaluation(options.target, options.overrides, options.images, options.out)
+    more = [word for word in options.words if "=" not in word or "/" in word.partition("=")[0]]
+    overrides = [word for word in options.words if word not in more]
+    if options.images is not None and (options.protocol is not None or more):
+        raise UserError("--images shows each image once, to one network; leave out --protocol and further runs")
+    overrides += [f"evaluate.protocol={options.protocol}"] if options.protocol is not None else []
+    if more:
+        return _evaluate_together([options.target, *more], overrides, options.out)
+    resolved = preflight.check_evaluation(options.target, overrides, options.images, options.out)
+    if options.images is None:
+        return _start_evaluation(resolved)
 
+    from vgg_ddp import evaluate
+    from vgg_ddp.distributed import launcher
+
+    with launcher.own_ranks():
+        return evaluate.main([resolved.argument()], options.images)
+
+
+def _start_evaluation(resolved: ResolvedRun) -> int:
     from vgg_ddp.distributed import launcher
     from vgg_ddp.distributed.supervisor import Task
 
-    if options.images is not None:
-        from vgg_ddp import evaluate
-
-        with launcher.own_ranks():
-            return evaluate.main([resolved.argument()], options.images)
-    ranks = launcher.ranks_of_this_host(resolved.config)
     words = [resolved.argument()]
-    return launcher.start(Task("vgg_ddp.evaluate", words, words, timeout=resolved.config.timeout), ranks)
+    task = Task("vgg_ddp.evaluate", words, words, timeout=resolved.config.timeout)
+    return launcher.start(task, launcher.ranks_of_this_host(resolved.config))
+
+
+def _evaluate_together(runs: list[str], overrides: list[str], out: Path | None) -> int:
+    if out is None:
+        raise UserError("several runs are evaluated together into a folder of their own; name it with --out FOLDER")
+    from vgg_ddp import preflight
+    from vgg_ddp.evaluation import ensemble
+
+    folders = [out / "members" / f"{number}-{Path(run).resolve().name}" for number, run in enumerate(runs, start=1)]
+    members = [preflight.check_evaluation(run, overrides, None, folder) for run, folder in zip(runs, folders)]
+    dataset = ensemble.common_test_set(members)
+    for member in members:
+        if code := _start_evaluation(member):
+            return code
+
+    from vgg_ddp import evaluate
+    from vgg_ddp.report import write_report
+    from vgg_ddp.run.console import say
+
+    evaluate.show(ensemble.combine(runs, folders, dataset, out), f"by the average of {len(runs)} networks")
+    say(f"report: {write_report(out, dataset)}")
+    return EXIT_OK
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -241,6 +298,18 @@ def _report(options: argparse.Namespace) -> int:
         print(write_side_by_side(options.targets, dataset, options.out or first / "report" / "comparison.html"))
     else:
         print(write_report(first, dataset))
+    return EXIT_OK
+
+
+def _table(options: argparse.Namespace) -> int:
+    from vgg_ddp.report import error_table
+    from vgg_ddp.run.console import table
+
+    rows = error_table.rows(options.targets)
+    if options.format == "text":
+        table(error_table.TITLE, error_table.ON_SCREEN, rows)
+    else:
+        print({"csv": error_table.as_csv, "markdown": error_table.as_markdown}[options.format](rows), end="")
     return EXIT_OK
 
 

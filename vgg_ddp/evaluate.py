@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from vgg_ddp import preflight
 from vgg_ddp.config import Config
 from vgg_ddp.data import of_run
@@ -38,24 +40,31 @@ def evaluate_and_report(
     """Evaluate the checkpoint in `folder`, print the table, and write RUN/evaluation and RUN/report. All ranks together.
 
     Args:
-        out: another folder to write evaluation/ and report/ in.
+        out: another folder to write evaluation/ and report/ in. Without it the network is shown each image once, and what
+            `config.evaluate` asks for beyond that is written to RUN/evaluations.
 
     Raises:
         UserError: a checkpoint that is damaged or of another network, or a disk that cannot be written.
     """
     world.activity.enter("evaluate")
-    summary = test_set.evaluate(config, dataset, RunDirectory(out or run.path), folder, world)
+    asked, name = config, config.evaluate.name
+    if not out:
+        once = msgspec.structs.replace(config.evaluate, protocol="single", scales=[], flips="auto")
+        asked = msgspec.structs.replace(config, evaluate=once)
+    summary = test_set.evaluate(asked, dataset, RunDirectory(out or run.path), folder, world)
     if summary is not None:
         from vgg_ddp.report import write_report  # only here: a training itself needs neither pictures nor templates
 
-        show(summary)
+        show(summary, f"by what it saw of each image: {summary['protocol']['text']}" if asked.evaluate.name else "")
         world.activity.enter("report")
         with run.writing():
             say(f"report: {write_report(run.path, dataset, Path(out or run.path))}")
+    if name and not out:
+        evaluate_and_report(config, dataset, run, folder, world, str(run.evaluations / name))
 
 
-def show(summary: dict[str, Any]) -> None:
-    """Print accuracy per class, worst last, and over all."""
+def show(summary: dict[str, Any], how: str = "") -> None:
+    """Print accuracy per class, worst last, and over all; `how`: what is unusual about the answers, "" if nothing is."""
     ranked = sorted(summary["per_class"], key=lambda c: -1 if c["accuracy"] is None else -c["accuracy"])
     shown = ranked if len(ranked) <= 20 else [*ranked[:10], *ranked[-10:]]
     rows = [[c["name"], f"{c['images']}", "-" if c["accuracy"] is None else f"{c['accuracy']:.1%}"] for c in shown]
@@ -65,6 +74,8 @@ def show(summary: dict[str, Any]) -> None:
     means = f"balanced accuracy {summary['balanced_accuracy']:.2%}, macro F1 {summary['macro_f1']:.2%}"
     shares = [f"classes are uneven: {means}", *shares] if summary["uneven"] else [*shares, means]
     say(f"{', '.join(shares)}, loss {summary['loss']:.3f}, {summary['images']} images")
+    if how:
+        say(how)
 
 
 def run(resolved: ResolvedRun, world: World) -> None:

@@ -51,7 +51,7 @@ def check_evaluation(
 
     Args:
         images: an image, or a folder of them, to answer for.
-        out: where to write; None: in the run, and there in a folder of its own for every other data set.
+        out: where to write; None: in the run, and there in a folder of its own for every other data set and protocol.
 
     Raises:
         UserError: there is no such run, checkpoint or image, the run's data set cannot be had, or nothing can be written.
@@ -70,8 +70,10 @@ def check_evaluation(
         dataset = of_run.find(run) if images is None else of_run.held(run)
     RunDirectory(out or run.path).must_be_writable()
     resolved = _check(config, str(run.path), str(folder), dataset, run.data)
-    if out is None and images is None and not of_run.is_of(run, resolved.dataset):
-        out = run.path / "evaluations" / Path(resolved.dataset).resolve().name
+    if out is None and images is None:
+        other = "" if of_run.is_of(run, resolved.dataset) else Path(resolved.dataset).resolve().name
+        name = "-".join(word for word in (other, config.evaluate.name) if word)
+        out = run.evaluations / name if name else None
     return msgspec.structs.replace(resolved, out=str(out or ""), trackers={} if out else resolved.trackers)
 
 

@@ -258,13 +258,13 @@ def test_scaling_a_box_is_the_same_with_pillow_and_in_batches(box: list[float], 
     boxes = np.array([box, box], dtype=np.float64)
     batch = resample_batch(torch.from_numpy(images), np.array([1, 0]), boxes, size).numpy()
     for i, image in enumerate(images[::-1]):
-        assert np.abs(batch[i].astype(int) - resample(image, boxes[i], size)).max() <= 1
+        assert np.abs(batch[i].astype(int) - resample(image, boxes[i], (size, size))).max() <= 1
 
 
 def test_a_whole_image_scaled_is_torchvisions_but_for_its_edge() -> None:
     image = smooth(96, 96, 4)
     expected = torchvision.resize(torch.from_numpy(image).permute(2, 0, 1), [32, 32], antialias=True)
-    got = resample(image, np.array([0.0, 0, 96, 96]), 32).astype(int)
+    got = resample(image, np.array([0.0, 0, 96, 96]), (32, 32)).astype(int)
     assert np.abs(got - expected.permute(1, 2, 0).numpy())[2:-2, 2:-2].max() <= 1
 
 
@@ -273,6 +273,6 @@ def test_pixels_are_left_as_they_were() -> None:
     before = image.clone()
     placement = placed(geometry(**EVERYTHING[0]), part(0, 1))
     finish(image, placement)
-    resample(image[0].numpy(), np.array([0.0, 0, 32, 32]), 20)
+    resample(image[0].numpy(), np.array([0.0, 0, 32, 32]), (20, 20))
     resample_batch(image, np.array([0]), np.array([[0.0, 0, 32, 32]]), 20)
     assert torch.equal(image, before)

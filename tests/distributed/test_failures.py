@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.record import encoded as record_bytes
 from vgg_ddp.data.splits import EncodedSplit
 from vgg_ddp.data.storage import Storage
+from vgg_ddp.distributed.activity import Seen
+from vgg_ddp.distributed.failures import Restarts
 from vgg_ddp.distributed.versions import difference, encoded
 from vgg_ddp.errors import EXIT_USER_ERROR
 
@@ -74,3 +77,12 @@ def test_versions_differ_in_words() -> None:
     other = encoded().replace('"torch": "', '"torch": "1.')
     assert "torch " in difference(other) and "where rank 0 has 1." in difference(other)
     assert "vgg_ddp" not in difference(other)
+
+
+def test_the_one_that_failed_is_named_not_those_that_were_killed_since_they_did_not_end() -> None:
+    ranks = {rank: Seen(1, "step", 0, 7, 0.0) for rank in (0, 1)}
+    codes = {0: 1, 1: -signal.SIGKILL}
+    assert Restarts(3).judge(codes, ranks, {}, killed=True).text.startswith("rank 0 failed with exit code 1 in step 8;")
+    assert Restarts(3).judge(codes, ranks, {}).text.startswith("rank 1 was killed by SIGKILL in step 8;")
+    hangs = Restarts(3).judge(codes, ranks, {1: 60.0}, killed=True)
+    assert hangs.text.startswith("rank 1 gave no sign for 60 s in step 8;")

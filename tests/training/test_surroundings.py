@@ -19,6 +19,7 @@ from vgg_ddp.config.data import DataConfig
 from vgg_ddp.config.schema import ModelConfig
 from vgg_ddp.distributed import world
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
+from vgg_ddp.report import error_table
 from vgg_ddp.run import console
 
 pytestmark = pytest.mark.processes
@@ -117,6 +118,13 @@ def test_a_narrow_terminal_shows_the_figures(
     monkeypatch.setattr(console._console, "_width", 20)
     console.table("accuracy", ["class", "images", "accuracy"], [["a long name", "1000", "97.3%"]])
     assert capsys.readouterr().out.splitlines() == ["accuracy", "class images accuracy", "a long name 1000 97.3%"]
+    wide = [["a run", "vgg16_bn", "[256;512]", "256,384,512", "dense & crops", "12.34", "1.23"]]
+    for width, drawn in ((78, False), (79, True)):
+        monkeypatch.setattr(console._console, "_width", width)
+        console.table("", error_table.ON_SCREEN, wide)
+        lines = capsys.readouterr().out.splitlines()
+        assert any("┃" in line for line in lines) is drawn
+        assert all(cell in lines[-2 if drawn else -1] for cell in wide[0]), lines
 
 
 def test_a_call_returns_also_in_a_thread(recipe: Path, runs: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vgg_ddp.augment.geometry import Geometry, Placement
+from vgg_ddp.augment.geometry import Geometry, Placement, resized_shapes
 from vgg_ddp.augment.philox import DeviceSlice
 
 
@@ -110,15 +110,16 @@ def rotate(images: Tensor, angle: NDArray[np.float64]) -> Tensor:
 def window(image: NDArray[np.uint8], box: NDArray[np.float64], geometry: Geometry) -> NDArray[np.uint8]:
     """What lies in a box of an image (top, left, bottom, right), scaled if the geometry scales; size x size x channels."""
     if geometry.resamples:
-        return resample(image, box, geometry.size)
+        return resample(image, box, (geometry.size, geometry.size))
     top, left = box[:2].astype(int)
     return image[top : top + geometry.size, left : left + geometry.size]
 
 
-def resample(image: NDArray[np.uint8], box: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
-    """Scale the region of an image inside `box` (top, left, bottom, right) to size x size; height x width x channels."""
+def resample(image: NDArray[np.uint8], box: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Scale the region of an image inside `box` (top, left, bottom, right) to `shape`; height x width x channels."""
     top, left, bottom, right = (float(edge) for edge in box)
-    margin = math.ceil(max(bottom - top, right - left, size) / size) + 1  # pixels that the filter reaches past the box
+    height, width = shape
+    margin = math.ceil(max((bottom - top) / height, (right - left) / width, 1)) + 1  # how far the filter reaches
     (first, last), (start, stop) = (
         (max(0, math.floor(low) - margin), math.ceil(high) + margin) for low, high in ((top, bottom), (left, right))
     )
@@ -126,11 +127,20 @@ def resample(image: NDArray[np.uint8], box: NDArray[np.float64], size: int) -> N
     padded = np.pad(around, [(margin, margin), (margin, margin), (0, 0)], mode="edge")
     down, across = margin - first, margin - start
     scaled = Image.fromarray(padded).resize(
-        (size, size),
+        (width, height),
         Image.Resampling.BILINEAR,
         box=(left + across, top + down, right + across, bottom + down),
     )
     return np.asarray(scaled)
+
+
+def resized(image: NDArray[np.uint8], shorter: int | None) -> NDArray[np.uint8]:
+    """A whole image with its shorter side scaled to `shorter` pixels; None keeps its size."""
+    shape = np.array([image.shape[:2]])
+    ((height, width),) = resized_shapes(shape, None if shorter is None else np.array([shorter]))
+    if (height, width) == image.shape[:2]:
+        return image
+    return resample(image, np.array([0.0, 0.0, *image.shape[:2]]), (int(height), int(width)))
 
 
 def resample_batch(images: Tensor, which: NDArray[np.int64], box: NDArray[np.float64], size: int) -> Tensor:

@@ -24,6 +24,10 @@ def check_between_groups(config: Config) -> None:
         )
     if config.augment.scale_jitter is not None and config.augment.scale_jitter[0] < config.data.image_size:
         raise ValueError(f"augment.scale_jitter starts below data.image_size ({config.data.image_size})")
+    if config.evaluate.scales and min(config.evaluate.scales) < config.data.image_size:
+        raise ValueError(
+            f"evaluate.scales ({min(config.evaluate.scales)}) is smaller than data.image_size ({config.data.image_size})"
+        )
     if config.network == "A-LRN" and config.model.batch_norm:
         raise ValueError("network=A-LRN has its own normalisation; set model.batch_norm=false")
     if (needing := key_that_needs_validation(config)) and config.data.validation == 0:

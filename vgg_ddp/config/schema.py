@@ -15,6 +15,7 @@ from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.communication import CommunicationConfig
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.config.deepspeed import DeepSpeedConfig
+from vgg_ddp.config.evaluate import EvaluateConfig
 from vgg_ddp.config.group import Group, key
 from vgg_ddp.config.optimizer import LossConfig, OptimizerConfig, ScheduleConfig
 from vgg_ddp.config.rules import check_between_groups
@@ -86,14 +87,6 @@ class CheckpointConfig(Group, frozen=True):
         Literal["stop", "continue"],
         key("where one cannot be written: end the training, or say so and go on; the last one must be written"),
     ] = "stop"
-
-
-class EvaluateConfig(Group, frozen=True):
-    """Validation during the training, and the evaluation after it."""
-
-    batch: Annotated[int, key("images in one forward pass, per rank", ge=1)] = 500
-    every_epochs: Annotated[int, key("validate after every this many epochs, and the last", ge=1)] = 1
-    checkpoint: Annotated[Literal["last", "best"], key("which checkpoint the final evaluation takes")] = "last"
 
 
 class RunConfig(Group, frozen=True):

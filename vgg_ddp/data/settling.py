@@ -35,6 +35,13 @@ def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
             choices.append(
                 "data.normalisation=imagenet: what torchvision's weights were trained with; =data for weights of other images"
             )
+    test = dataset.split("test")
+    shorter = test.shapes(np.arange(len(test))).min(axis=1)
+    if small := int((shorter < max(config.evaluate.scales, default=0)).sum()):
+        choices.append(
+            f"evaluate.scales={max(config.evaluate.scales)}: {small} of {len(test)} test images, of {_range(shorter)} pixels, "
+            "are enlarged to it, which shows no more of them"
+        )
     config = msgspec.structs.replace(config, data=data, augment=augment, loss=settle_loss(config.loss, dataset))
     own = dataset.record.splits.get("validation")
     images = dataset.record.splits["train"].count

@@ -48,19 +48,28 @@ class Restarts:
         """Take in what the host that noticed it has decided."""
         self.count, self.furthest = ending.restart, max(self.furthest, ending.step)
 
-    def judge(self, codes: dict[int, int], seen: dict[int, Seen], hung: dict[int, float], asked: int = 0) -> Ending:
+    def judge(
+        self,
+        codes: dict[int, int],
+        seen: dict[int, Seen],
+        hung: dict[int, float],
+        asked: int = 0,
+        killed: bool = False,
+    ) -> Ending:
         """What follows from the exit codes of ranks (negative: by that signal).
 
         Args:
             codes, seen: the exit codes of those that did not end well, and what all ranks of this host did last, by rank.
             hung: seconds that ranks gave no sign before they were killed for it.
             asked: the signal that the launch got, which then does not start again; 0: none.
+            killed: whether ranks that did not end after another had failed were killed.
         """
         step = max((one.step for one in seen.values()), default=0)
         returned = [code for code in RETURNED_CODES if code in codes.values()]
         if returned:
             return Ending(returned[0], step=step)
-        hard = {rank: code for rank, code in codes.items() if code not in (*_STOP_CODES, EXIT_LOST_RANK)}
+        by_us = {rank for rank, code in codes.items() if killed and code == -signal.SIGKILL and rank not in hung}
+        hard = {rank: c for rank, c in codes.items() if c not in (*_STOP_CODES, EXIT_LOST_RANK) and rank not in by_us}
         stops = [_STOP_CODES[code] for code in codes.values() if code in _STOP_CODES]
         if stops and not hard:
             number = asked or stops[0]

@@ -161,6 +161,7 @@ class _Watch:
             self._elsewhere: Ending | None = None
             self._complete = False  # whether all ranks have been started
             self._hangs = Hangs(self._timeout)
+            self._killed = False  # whether those that did not end were
             self._hung: dict[int, float] = {}  # by local rank, the seconds after which it was killed
         if self.signal:  # which came when none was running
             raise _Interrupted
@@ -237,7 +238,7 @@ class _Watch:
             first = self._place.host * len(self._board.ranks)
             seen = {first + local: rank.seen() for local, rank in enumerate(self._board.ranks)}
             hung = {first + local: seconds for local, seconds in self._hung.items()}
-            ours = self._restarts.judge(codes, seen, hung, asked)
+            ours = self._restarts.judge(codes, seen, hung, asked, self._killed)
             ending = ours if asked else self._tell(ours)
         self._restarts.note(ending)
         return ending
@@ -322,6 +323,7 @@ class _Watch:
         if children() and self.signal:
             seconds = f" in {self._grace:g} s" if self._grace is not None else ""
             complain(f"vgg-ddp: the ranks here did not end{seconds}: killed")
+        self._killed = True
         for pid in children():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)  # the agent starts each rank as the leader of a session

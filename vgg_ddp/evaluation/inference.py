@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.config import Config
@@ -39,6 +39,21 @@ def predict(
         indices.append(images.samples)
         world.activity.go_on()
     network.train()
+    return of_all_ranks(logits, labels, indices, samples, world)
+
+
+def of_all_ranks(
+    logits: list[Tensor],
+    labels: list[Tensor],
+    indices: list[NDArray[np.int64]],
+    samples: NDArray[np.int64],
+    world: World,
+) -> Predictions | None:
+    """The answers of all ranks to `samples`, sorted; on rank 0, None elsewhere.
+
+    Args:
+        logits, labels, indices: of each batch of this rank, float [n, classes], int64 [n] and int64 [n].
+    """
     ours = [
         torch.cat(logits).cpu().numpy() if logits else np.empty((0, 0), np.float32),
         torch.cat(labels).cpu().numpy() if labels else np.empty(0, np.int64),

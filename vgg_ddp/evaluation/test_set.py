@@ -18,7 +18,9 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.validation import HeldOut, held_out
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
+from vgg_ddp.evaluation import protocols
 from vgg_ddp.evaluation.inference import predict
+from vgg_ddp.evaluation.protocols import Protocol
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import replace_file
@@ -50,24 +52,29 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
             )
         load = partial(loading.load_weights, contents, folder)
         network = parts.build_network(config, len(dataset.classes), world.device, load)
-        loader = parts.evaluation_loader(config, dataset, "test", world)
     preprocess = parts.build_preprocess(config, dataset, world.device)
-    images = np.arange(len(dataset.split("test")))
-    predictions = predict(network, preprocess, loader, images, config, world)
+    protocol = Protocol.of(config)
+
+    def answers(images: HeldOut) -> Predictions | None:
+        if config.evaluate.name:
+            split = dataset.split(images.split)
+            return protocols.predict(protocol, network, preprocess, split, images.samples, config, world)
+        with world.together():
+            loader = parts.evaluation_loader(config, dataset, images.split, world)
+        return predict(network, preprocess, loader, images.samples, config, world)
+
+    predictions = answers(HeldOut("test", np.arange(len(dataset.split("test")))))
     with world.together():
         if predictions is not None:
             _check(predictions, folder, config)
     calibrated_on, reason = calibration_images(config, dataset, checkpoint.state(contents))
-    validation = None
-    if len(calibrated_on):
-        with world.together():
-            loader = parts.evaluation_loader(config, dataset, calibrated_on.split, world)
-        validation = predict(network, preprocess, loader, calibrated_on.samples, config, world)
+    validation = answers(calibrated_on) if len(calibrated_on) else None
     if predictions is None:
         return None
     summary = {
         "dataset": dataset.name,
         "split": "test",
+        "protocol": protocol.describe(),
         **describe(predictions, dataset.classes, dataset.record.groups, validation, reason),
         "data": data_quality.describe(dataset),
         "network": config.network,

@@ -21,6 +21,7 @@ from vgg_ddp.errors import printable
 
 _SECONDS_BETWEEN_LINES = 10.0
 NARROW = 40  # columns, of a terminal that has no room for a drawn table
+FIRST = 10  # columns that a drawn table has for its first, at least
 
 
 class _StandardOutput:
@@ -66,7 +67,8 @@ def box(title: str, text: str) -> None:
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A small table; the first column is text, the others numbers, which are shown whole however narrow the terminal."""
-    if _console.width < NARROW:
+    others = [max(map(len, cells)) + 3 for cells in list(zip(columns, *rows))[1:]]  # with a line and two spaces
+    if _console.width < max(NARROW, FIRST + sum(others)):
         say("\n".join([title, *(" ".join(cells) for cells in (columns, *rows))]))
         return
     drawn = Table(title=Text(title))

@@ -32,6 +32,7 @@ class RunDirectory:
         self.summary = self.path / "summary.json"
         self.checkpoints = self.path / "checkpoints"
         self.evaluation = self.path / "evaluation"
+        self.evaluations = self.path / "evaluations"  # by other protocols, or on other data
         self.report = self.path / "report" / "index.html"
 
     def must_be_new(self) -> None:

@@ -96,8 +96,8 @@ def put_in(fault: Fault) -> None:
 
     enter = Activity.enter
 
-    def enter_and_strike(self: Activity, phase: Any, step: int | None = None) -> None:
-        enter(self, phase, step)
+    def enter_and_strike(self: Activity, phase: Any, *arguments: Any, **named: Any) -> None:
+        enter(self, phase, *arguments, **named)
         seen[:] = [self]
         at(phase)
 

@@ -47,6 +47,7 @@ def numbers(evaluation: dict[str, Any], training: dict[str, Any]) -> list[tuple[
         *later,
         ("Top-5 accuracy", "only for more than 5 classes" if top5 is None else words.percent(top5, 2)),
         ("Images evaluated", words.number(evaluation["images"])),
+        ("Seen of each image", evaluation.get("protocol", {}).get("text", words.UNKNOWN)),
         ("Training time", words.duration(training.get("train_seconds"))),
         ("Training speed, images/s", words.number(training.get("images_per_second"))),
         ("Share of time waiting for data", words.percent(training.get("data_wait_share"), 2)),

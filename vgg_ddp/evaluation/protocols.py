@@ -1,0 +1,225 @@
+"""The paper's ways of showing a network a test image (section 3.2): at several scales, whole, in many crops, mirrored too.
+
+Each image is decoded once, by Pillow, whichever loader the training had, and resized whole; what the network sees are parts of
+that. The soft-max of all views is averaged; of a dense view, the scores are averaged over their map first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vgg_ddp.analysis.predictions import Predictions
+from vgg_ddp.augment.geometry import Geometry, resized_shapes
+from vgg_ddp.augment.pixels import resized
+from vgg_ddp.config import Config
+from vgg_ddp.data.order import evaluation_slices
+from vgg_ddp.data.splits import Split
+from vgg_ddp.distributed.world import World
+from vgg_ddp.evaluation.inference import of_all_ranks, use_rank_zero_buffers
+from vgg_ddp.loaders.choice import check_sizes
+from vgg_ddp.model import VGG
+from vgg_ddp.model.fully_convolutional import FullyConvolutional
+from vgg_ddp.model.preprocess import Preprocess
+from vgg_ddp.optim.precision import autocast
+
+METHODS = {"single": ("centre",), "dense": ("dense",), "multicrop": ("grid",), "dense+multicrop": ("dense", "grid")}
+SEEN = {"centre": "its centre", "dense": "all of it, densely", "grid": "5 x 5 crops"}
+CROPS = {"centre": 1, "grid": 5}  # along each side; 5 x 5 of each image and its mirror image are the paper's 50
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a network is shown an image.
+
+    Attributes:
+        name: of `evaluate.protocol`.
+        scales: the paper's Q: what the shorter side is resized to, pixels; None keeps an image's size.
+        flips: whether mirrored images are averaged over too.
+        image_size: side of the network's input, pixels.
+    """
+
+    name: str
+    scales: tuple[int | None, ...]
+    flips: bool
+    image_size: int
+
+    @staticmethod
+    def of(config: Config) -> Protocol:
+        """The protocol that `config` asks for, with data-dependent keys settled."""
+        keys, mirrored = config.evaluate, config.augment.flip is not False
+        flips = keys.protocol != "single" and mirrored if keys.flips == "auto" else keys.flips
+        return Protocol(keys.protocol, tuple(keys.scales) or (config.data.shorter_side,), flips, config.data.image_size)
+
+    def describe(self) -> dict[str, Any]:
+        """The same for summary.json, with the number of crops of an image, or maps of it, that are averaged over."""
+        views = sum(CROPS.get(method, 1) ** 2 for method in METHODS[self.name]) * len(self.scales) * (1 + self.flips)
+        sizes = [f"{scale} pixels" if scale else "its own size" for scale in self.scales]
+        text = f"{' and '.join(SEEN[method] for method in METHODS[self.name])}, at {', '.join(sizes)}"
+        return {
+            "name": self.name,
+            "scales": list(self.scales),
+            "flips": self.flips,
+            "views": views,
+            "text": text + ", mirrored too" * self.flips,
+        }
+
+
+def crops(images: Tensor, size: int, along: int) -> Tensor:
+    """Squares of `size` pixels on a regular grid from edge to edge, `along` x `along` of them; one is in the centre.
+
+    Args:
+        images: [n, height, width, 3].
+
+    Returns:
+        [n, along * along, size, size, 3].
+    """
+    rows, columns = (_offsets(length - size, along) for length in images.shape[1:3])
+    cut = [images[:, top : top + size, left : left + size] for top in rows for left in columns]
+    return torch.stack(cut, dim=1)
+
+
+def _offsets(room: int, along: int) -> list[int]:
+    if along == 1:
+        return [(room + 1) // 2]  # as `Geometry` has it
+    return [math.floor(room * k / (along - 1) + 0.5) for k in range(along)]
+
+
+class Asked:
+    """A network that is asked by a protocol.
+
+    Args:
+        network: in evaluation mode.
+        pixels: in one forward pass, at most, but for one image that has more.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        network: VGG,
+        preprocess: Preprocess,
+        pixels: int,
+        precision: str,
+        device: torch.device,
+    ) -> None:
+        self._protocol, self._network, self._preprocess = protocol, network, preprocess
+        self._pixels, self._precision, self._device = pixels, precision, device
+        self._dense = FullyConvolutional(network, protocol.image_size)
+
+    def log_probabilities(self, pictures: Sequence[Tensor]) -> Tensor:
+        """The logarithm of the averaged soft-max of images of one shape, float64 [n, classes].
+
+        Args:
+            pictures: of each scale, uint8 [n, height, width, 3].
+        """
+        terms = [
+            self._of_views(mirrored, method)
+            for images in pictures
+            for mirrored in ((images, images.flip(2)) if self._protocol.flips else (images,))
+            for method in METHODS[self._protocol.name]
+        ]
+        return _averaged(torch.stack(terms, dim=1))
+
+    def _of_views(self, images: Tensor, method: str) -> Tensor:
+        """[n, classes]."""
+        _, height, width, _ = images.shape
+        if method == "dense":
+            at_once = max(1, self._pixels // (height * width))
+            scores = [self._scores(self._dense, few).mean(dim=(2, 3)) for few in images.split(at_once)]
+            return torch.cat(scores).log_softmax(dim=1)
+        size, along = self._protocol.image_size, CROPS[method]
+        at_once = max(1, self._pixels // size**2)
+        parts = []
+        for few in images.split(max(1, at_once // along**2)):
+            views = crops(few, size, along).flatten(0, 1).split(at_once)
+            logits = torch.cat([self._scores(self._network, some) for some in views])
+            parts.append(logits.unflatten(0, (len(few), along**2)).log_softmax(dim=2))
+        return _averaged(torch.cat(parts))
+
+    def _scores(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        with autocast(self._precision, self._device):
+            return network(self._preprocess(images.to(self._device))).double()
+
+
+def _averaged(log_probabilities: Tensor) -> Tensor:
+    """The logarithm of the mean over the second dimension, [n, views, classes] to [n, classes]."""
+    return log_probabilities.logsumexp(dim=1) - math.log(log_probabilities.shape[1])
+
+
+@torch.no_grad()
+def predict(
+    protocol: Protocol,
+    network: VGG,
+    preprocess: Preprocess,
+    split: Split,
+    samples: NDArray[np.int64],
+    config: Config,
+    world: World,
+) -> Predictions | None:
+    """The network's answers on `samples` by a protocol, each image exactly once; on rank 0, None elsewhere.
+
+    Which images share a forward pass does not depend on the world size, so neither do the answers. The logits are logarithms
+    of the averaged probabilities. The network is left in training mode.
+
+    Raises:
+        UserError: an image that is too small for the network, or that cannot be decoded.
+    """
+    with world.together():
+        for scale in protocol.scales:
+            check_sizes(split, Geometry(None, protocol.image_size, None if scale is None else (scale, scale)))
+    use_rank_zero_buffers(network, world)
+    network.eval()
+    pixels = config.evaluate.batch * protocol.image_size**2
+    asked = Asked(protocol, network, preprocess, pixels, config.precision, world.device)
+    logits, labels, indices = [], [], []
+    at_once = max(1, pixels // _largest(split, protocol))
+    pieces = [piece.samples for piece in evaluation_slices(samples, at_once, world.rank, world.size)]
+    for piece, pictures in _read(split, pieces, protocol, world.share_of_cores()):
+        found = torch.empty(len(piece), 0)
+        shapes = [images[0].shape for images in pictures]
+        for shape in dict.fromkeys(shapes):
+            which = [i for i, other in enumerate(shapes) if other == shape]
+            scaled = [torch.from_numpy(np.stack(of_scale)) for of_scale in zip(*(pictures[i] for i in which))]
+            answers = asked.log_probabilities(scaled).float().cpu()
+            found = found.new_zeros(len(piece), answers.shape[1]) if not found.numel() else found
+            found[which] = answers
+        logits.append(found)
+        labels.append(torch.from_numpy(split.labels[piece]))
+        indices.append(piece)
+        world.activity.go_on()
+    network.train()
+    return of_all_ranks(logits, labels, indices, samples, world)
+
+
+def _largest(split: Split, protocol: Protocol) -> int:
+    """Pixels of the largest image, all scales together."""
+    shapes = split.shapes(np.arange(len(split)))
+    of_scales = [
+        resized_shapes(shapes, None if scale is None else np.full(len(shapes), scale)).prod(axis=1)
+        for scale in protocol.scales
+    ]
+    return int(np.sum(of_scales, axis=0).max())
+
+
+def _read(
+    split: Split, pieces: list[NDArray[np.int64]], protocol: Protocol, threads: int
+) -> Iterator[tuple[NDArray[np.int64], list[list[NDArray[np.uint8]]]]]:
+    """Samples and the pixels of each at every scale, a piece after another; the next is read while one is worked on."""
+
+    def scaled(sample: int) -> list[NDArray[np.uint8]]:
+        image = split.decode(sample)
+        return [resized(image, scale) for scale in protocol.scales]
+
+    with ThreadPoolExecutor(threads) as pool:
+        ahead = [pool.map(scaled, piece.tolist()) for piece in pieces[:1]]
+        for number, piece in enumerate(pieces):
+            ahead += [pool.map(scaled, later.tolist()) for later in pieces[number + 1 : number + 2]]
+            yield piece, list(ahead.pop(0))

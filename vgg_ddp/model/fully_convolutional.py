@@ -1,0 +1,47 @@
+"""A VGG for images larger than it was trained on: its fully connected layers as convolutions (section 3.2 of the paper)."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vgg_ddp.model.network import VGG, GlobalMaxPool2d
+
+
+class FullyConvolutional(nn.Module):
+    """Images, float [n, 3, height, width], to a map of class scores, float [n, num_classes, rows, columns].
+
+    Of the paper's head the first layer becomes a convolution of 7x7 (for a network of 224 pixels; a 32nd of its images' size),
+    the others become 1x1; cells are 32 pixels apart. Of the compact head the global max pool becomes the maximum over
+    each window of the size that it covers in training; cells are 16 pixels apart. The cell of an image of that size has
+    the logits of the network itself.
+
+    The layers are the network's own, their weights only seen as kernels: state dicts of the two load into one another.
+
+    Args:
+        network: any VGG.
+        image_size: side of the images that it was trained on, pixels. Height and width must not be less.
+    """
+
+    def __init__(self, network: VGG, image_size: int) -> None:
+        super().__init__()
+        self.features, self.classifier = network.features, network.classifier
+        self._window = image_size // 16  # side of what the last pool sees of an image, after the four before it
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        maps = images
+        for layer in self.features:
+            pool = isinstance(layer, GlobalMaxPool2d)
+            maps = functional.max_pool2d(maps, self._window, stride=1) if pool else layer(maps)
+        for layer in self.classifier:
+            maps = _convolved(layer, maps) if isinstance(layer, nn.Linear) else layer(maps)
+        return maps
+
+
+def _convolved(layer: nn.Linear, maps: Tensor) -> Tensor:
+    channels = maps.shape[1]
+    side = math.isqrt(layer.in_features // channels)
+    return functional.conv2d(maps, layer.weight.view(-1, channels, side, side), layer.bias)
