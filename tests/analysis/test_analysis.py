@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import imagehash
 import numpy as np
@@ -17,6 +18,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from tests.analysis.test_predictions import any_predictions, names
 from tests.support.pictures import smooth
+from tests.support.runs import ANIMALS, VEHICLES
 from vgg_ddp.analysis import calibration, confusions, duplicates, groups, intervals, labels, significance
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe
@@ -91,6 +93,77 @@ def test_groups_are_found_again_in_confusions_made_from_them() -> None:
         "airplane, automobile, ship and 1 more",
         "bird, cat, deer and 3 more",
     ]
+
+
+def network(images: int, kinship: np.ndarray, seed: int, sureness: float = 2.0) -> Predictions:
+    """Answers to ten classes: logits are noise, higher for the own class, and for others as `kinship` [10, 10] has it."""
+    random = np.random.default_rng(seed)
+    label = np.arange(images) % 10
+    logits = random.normal(0, 1, (images, 10)) + kinship[label]
+    logits[np.arange(images), label] += sureness
+    return Predictions(label, logits.astype(np.float32), np.arange(images))
+
+
+def told_groups(kinship: np.ndarray, seed: int) -> dict[str, Any]:
+    """What is said of the groups of a network with 500 validation images, on 1,000 test images."""
+    test, validation = network(1000, kinship, seed), network(500, kinship, seed + 100_000)
+    confusion = confusion_matrix(test.label, test.prediction, labels=range(10))
+    return groups.found_or_named(confusion, CLASSES, {}, "data set", validation)
+
+
+def test_networks_without_structure_are_not_told_to_have_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where all errors are alike, nor where some answers are given more often than others."""
+    monkeypatch.setattr(groups, "ROUNDS", 2)
+    told = [bool(told_groups(np.zeros((10, 10)), seed)["groups"]) for seed in range(100)]
+    popular = np.tile(np.linspace(-1, 1, 10), (10, 1))
+    told += [bool(told_groups(popular, seed)["groups"]) for seed in range(100)]
+    assert sum(told) <= 10  # 5 % of 200
+    groups_of_any = {"first": CLASSES[:5], "second": CLASSES[5:]}
+    p_values = []
+    for seed in range(200):
+        test = network(1000, popular, seed)
+        confusion = confusion_matrix(test.label, test.prediction, labels=range(10))
+        p_values.append(groups.judge(confusion, CLASSES, groups_of_any)["together"]["p_value"])
+    assert np.mean(np.array(p_values) < 0.05) <= 0.08
+    assert np.mean(p_values) == pytest.approx(0.5, abs=0.08)
+
+
+def test_planted_groups_are_found_and_are_more_than_chance() -> None:
+    vehicles = [0, 1, 8, 9]
+    animals = [k for k in range(10) if k not in vehicles]
+    kinship = np.zeros((10, 10))
+    for members in (vehicles, animals):
+        kinship[np.ix_(members, members)] = 1.0
+    for seed in range(10):
+        found = told_groups(kinship, seed)
+        assert sorted(sorted(group["classes"]) for group in found["groups"].values()) == [
+            sorted(CLASSES[k] for k in members) for members in (vehicles, animals)
+        ]
+        assert found["groups_from"] == "validation images"
+        together = found["groups_together"]
+        assert together["within_accuracy"] > together["within_by_chance"] + 0.05
+
+
+def test_chance_keeps_errors_in_their_groups_as_often_as_their_sizes_say() -> None:
+    """Without structure, 3 of the 9 wrong answers to a vehicle are vehicles, and 5 of those to an animal animals."""
+    confusion = np.full((10, 10), 20)
+    np.fill_diagonal(confusion, 820)
+    judged = groups.judge(confusion, CLASSES, {"vehicles": VEHICLES, "animals": ANIMALS})
+    by_chance = [group["within_by_chance"] for group in judged["groups"].values()]
+    assert by_chance == pytest.approx([0.82 + 0.18 * 3 / 9, 0.82 + 0.18 * 5 / 9], abs=0.003)
+    assert judged["together"]["p_value"] > 0.1
+    confusion[0, :] = confusion[:, 0] = 0  # a class that is never shown nor answered
+    drawn = groups.without_structure(confusion, np.zeros(10, dtype=np.int64))
+    assert (drawn == confusion.sum() - np.trace(confusion)).all()
+
+
+def test_without_validation_images_no_groups_are_looked_for_and_named_ones_are_taken() -> None:
+    confusion = np.full((10, 10), 3)
+    found = groups.found_or_named(confusion, CLASSES, {}, "data set", None)
+    assert found["groups"] == {} and "without images held out for validation" in found["groups_words"]
+    named = groups.found_or_named(confusion, CLASSES, {"pets": ["cat", "dog"]}, "configuration", None)
+    assert named["groups_from"] == "configuration"
+    assert named["groups"]["pets"]["classes"] == ["cat", "dog"]
 
 
 @pytest.mark.parametrize("confusion", [np.eye(10) * 5, np.zeros((4, 4)), [[3, 1], [1, 3]], np.ones((5, 5))])

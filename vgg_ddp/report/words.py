@@ -205,6 +205,36 @@ def groups_sentence(groups: dict[str, dict[str, Any]]) -> str:
     return f"{said[0][0].upper()}{said[0][1:]}" + "".join(f", {text}" for text in said[1:]) + "."
 
 
+def kind_sentence(summary: dict[str, Any]) -> str:
+    """How many images are taken for a class of their own group, and how many would be by chance."""
+    together = summary["groups_together"]
+    if together is None or not together["images"]:
+        return ""
+    return (
+        f"{percent(together['within_accuracy'])} of the {images_of(together['images'], summary['split'])} of these groups are "
+        f"taken for a class of their own group; {percent(together['within_by_chance'])} would be if the wrong answers had "
+        f"nothing to do with the groups (p {p_value(together['p_value'])})."
+    )
+
+
+def groups_origin(summary: dict[str, Any]) -> str:
+    """Who named the groups, or where they were found, and that this is more than chance."""
+    origin = {
+        "data set": "The groups are the data set's own.",
+        "configuration": "The groups are those of analysis.groups.",
+        "validation images": "Nobody named groups: these were found on the validation images, as classes that the network "
+        f"takes for one another there, and are judged here on the {shown(summary['split'])} images.",
+    }
+    return f"{kind_sentence(summary)} {origin.get(summary['groups_from'], '')}".strip()
+
+
+def no_groups_sentence(summary: dict[str, Any]) -> str:
+    """Why there are no groups, and how to name some."""
+    why = summary["groups_words"]
+    said = "There are no groups of classes: the data set names none"
+    return f"{said}{f', and {why}' if why else ''}. Name your own with analysis.groups (docs/report.md)."
+
+
 def quoted(name: str) -> str:
     """A group's name: one word as it is ("animals"), several in quotation marks."""
     return name if re.fullmatch(r"[a-z-]+", name) else f"\u201c{name}\u201d"

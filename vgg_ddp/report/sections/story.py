@@ -65,11 +65,12 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
         )
     if evaluation.groups:
         within, images = (sum(group[key] for group in evaluation.groups.values()) for key in ("within", "images"))
+        said_of_groups = [words.groups_sentence(evaluation.groups), words.kind_sentence(summary)]
         cards.append(
             {
                 "question": "Does it at least get the kind right?",
                 "answer": words.percent(within / max(images, 1)),
-                "words": words.groups_sentence(evaluation.groups),
+                "words": " ".join(filter(None, said_of_groups)),
                 "link": "groups",
                 "link_words": "The groups.",
             }
