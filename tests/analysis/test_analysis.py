@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.stats import fisher_exact
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -19,7 +20,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from tests.analysis.test_predictions import any_predictions, names
 from tests.support.pictures import smooth
 from tests.support.runs import ANIMALS, VEHICLES
-from vgg_ddp.analysis import calibration, confusions, duplicates, groups, intervals, labels, significance
+from vgg_ddp.analysis import calibration, confusions, duplicates, groups, intervals, labels, significance, standing
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe
 
@@ -78,6 +79,64 @@ def test_confusions_are_what_counting_gives(predictions: Predictions) -> None:
             assert rows[-1]["together"] == 1.0
     for i, j in confusions.most_confused_pairs(confusion, 3):
         assert i < j and wrong.count((i, j)) + wrong.count((j, i)) > 0
+
+
+def test_equal_classes_have_no_worst_and_no_best() -> None:
+    """Of 200 networks that are right about 80 % of 50 images of each of 100 classes."""
+    random = np.random.default_rng(0)
+    images = np.full(100, 50)
+    found = [standing.of_counts(random.binomial(images, 0.8), images) for _ in range(200)]
+    assert sum(bool(one.best or one.worst) for one in found) <= 10  # 5 %
+    assert min(min(one.p_values) for one in found) < 0.2  # the correction is not what makes it silent
+
+
+def test_a_class_that_is_bad_is_found_and_those_that_are_as_bad_are_named_with_it() -> None:
+    random = np.random.default_rng(0)
+    chances = np.full(10, 0.9)
+    chances[[2, 3]] = 0.5, 0.7
+    for _ in range(50):
+        found = standing.of_counts(random.binomial(400, chances), np.full(10, 400))
+        assert found.worst == [2]  # 3 is worse than the others too, but can be told from it
+        assert {2, 3} <= set(found.unlike("worse"))
+    right = np.full(10, 360)
+    right[[2, 3]] = 200, 203
+    assert standing.of_counts(right, np.full(10, 400)).worst == [2, 3]
+
+
+def test_a_class_with_few_images_is_never_the_worst() -> None:
+    right = np.array([0, 0, 999, 999, 999])
+    images = np.array([1, standing.FEWEST - 1, 1000, 1000, 1000])
+    found = standing.of_counts(right, images)
+    assert found.worst == []
+    assert found.verdicts[:2] == ["too few images", "too few images"]
+    enough = standing.of_counts(np.array([0, 999, 999]), np.array([standing.FEWEST, 1000, 1000]))
+    assert enough.worst == [0]
+    assert standing.of_counts(np.array([0, 5]), np.array([0, 20])).verdicts == ["no images", "as the others"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=2, max_size=8))
+def test_standings_are_fisher_s_test_corrected_step_by_step(counts: list[tuple[int, int]]) -> None:
+    right, wrong = np.array(counts).T
+    judged = np.flatnonzero(right + wrong >= standing.FEWEST)
+    found = standing.of_counts(right, right + wrong)
+    if len(judged) < 2:
+        return
+    tails = []
+    for k in judged:
+        rest = [right.sum() - right[k], wrong.sum() - wrong[k]]
+        one_sided = [fisher_exact([[right[k], wrong[k]], rest], which).pvalue for which in ("less", "greater")]
+        tails.append(min(1.0, 2 * min(one_sided)))
+    highest, left = 0.0, len(tails)
+    for place in np.argsort(tails, kind="stable"):  # Holm's rule: the smallest times all, the next times the rest
+        highest, left = max(highest, min(1.0, left * tails[place])), left - 1
+        assert found.p_values[judged[place]] == pytest.approx(highest, abs=1e-9)
+
+
+def test_an_answer_leads_only_where_it_is_given_more_often_than_chance() -> None:
+    assert confusions.leading([(4, 3), (2, 2), (1, 1)]) == [4, 2, 1]
+    assert confusions.leading([(4, 60), (2, 20), (1, 19)]) == [4]
+    assert confusions.leading([(4, 60), (2, 55), (1, 19)]) == [4, 2]
+    assert confusions.leading([(4, 1)]) == [4]
 
 
 def test_groups_are_found_again_in_confusions_made_from_them() -> None:

@@ -29,7 +29,8 @@ from sklearn.metrics import (
 )
 
 from tests.support.runs import ANIMALS, CLASSES, VEHICLES, Run, change_json, make_run
-from vgg_ddp.analysis.confusions import worst_class
+from vgg_ddp.analysis.confusions import most_missed
+from vgg_ddp.analysis.standing import of_classes
 from vgg_ddp.errors import UserError
 from vgg_ddp.report import words, write_report
 
@@ -218,12 +219,14 @@ def test_numbers_equal_scikit_learn(tmp_path: Path) -> None:
         assert row[1:] == [
             f"{100 * recall[k]:.1f} %",
             f"{100 * low:.1f} to {100 * high:.1f} %",
+            "",
             f"{confusion[k, k]} / {support[k]}",
             f"{100 * precision[k]:.1f} %",
             f"{100 * f1[k]:.1f} %",
         ]
 
-    worst = int(np.argmin(recall))
+    worst = int(np.argmax(support - np.diag(confusion)))  # none stands out: the one with most misses
+    assert not of_classes(confusion).worst
     missed = run.prediction[(run.label == worst) & (run.prediction != worst)]
     assert f"{len(missed)} of {support[worst]} images of {CLASSES[worst]}" in section(page, "worst").text
     answers = section(page, "worst").all("table")[0].table()
@@ -259,7 +262,7 @@ def test_pictures_are_of_the_samples_they_claim(tmp_path: Path) -> None:
     assert [int(image.attributes["alt"].split()[2]) for image in mistakes.all("img")] == surest.tolist()
     sure = words.percent(run.predictions.probabilities[surest[0]].max(), 0).replace(words.NBSP, " ")
     assert f"{CLASSES[run.prediction[surest[0]]]} {sure}" in mistakes.all("li")[0].text
-    worst = worst_class(run.confusion)
+    worst = most_missed(run.confusion)
     for image in section(page, "worst").all("img"):
         index = int(image.attributes["alt"].split()[2])
         assert run.label[index] == worst != run.prediction[index]
@@ -413,7 +416,7 @@ def test_degenerate_runs(tmp_path: Path, name: str, said: str) -> None:
         assert "There is none to show." in section(page, "pictures").text
         assert "No image was missed" in section(page, "worst").text
     if name == "a class without images":
-        assert section(page, "classes").table()[-1][:4] == ["deer", "no images", "", "0 / 0"]
+        assert section(page, "classes").table()[-1][:5] == ["deer", "no images", "", "", "0 / 0"]
 
 
 def test_many_classes_show_a_picture_and_the_most_frequent_confusions(tmp_path: Path) -> None:
@@ -538,12 +541,51 @@ def test_needs_neither_torch_nor_matplotlib() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def story_of(confusion: np.ndarray) -> str:
+    classes = [f"c{k}" for k in range(len(confusion))]
+    return words.extremes_sentence(classes, confusion, of_classes(confusion)).replace(words.NBSP, " ")
+
+
+def test_best_and_worst_are_said_only_where_they_are_more_than_chance() -> None:
+    def confusion(*right: int, images: int = 200) -> np.ndarray:
+        wrong = np.roll(np.diag([images - count for count in right]), 1, axis=1)
+        return np.diag(right) + wrong
+
+    assert story_of(confusion(160, 165, 158, 163)) == (
+        "No class is recognised better or worse than the others by more than chance: they lie between 79.0 % and 82.5 %."
+    )
+    assert story_of(confusion(160, 165, 100, 163)) == (
+        "It recognises “c1” best (82.5 %; “c3” and “c0” are too close to be told from it) and “c2” worst (50.0 %)."
+    )
+    assert story_of(confusion(185, 184, 186, 100, 103)).endswith(
+        "and “c3” worst (50.0 %; “c4” is too close to be told from it)."
+    )
+    tiny = confusion(160, 165, 158, 163)
+    tiny[0] = [0, 1, 0, 0]
+    assert "“c0” worst" not in story_of(tiny)
+    assert story_of(tiny).endswith("Fewer than 10 images show “c0”: too few to call a class best or worst.")
+
+
+def test_the_worst_class_says_how_it_is_worse(tmp_path: Path) -> None:
+    label = np.arange(400) % 4
+    prediction = np.where((label == 2) & (np.arange(400) % 8 == 2), 3, label)
+    page = page_of(make_run(tmp_path / "run", ["cat", "dog", "elk", "fox"], label, prediction))
+    worst = section(page, "worst")
+    assert worst.all("h2")[0].text.startswith("The worst class: elk")
+    assert (
+        "50.0 % of its images are named correctly, of the others 100 %: more than chance (p below 0.0001" in worst.text
+    )
+    stands = {row[0]: row[3] for row in section(page, "classes").table()}
+    assert stands == {"cat": "better", "dog": "better", "fox": "better", "elk": "worse"}
+    assert "always taken for a fox (50 misses)" in worst.text
+
+
 def test_misses_sentence_reads_as_a_sentence() -> None:
     classes = ["cat", "deer", "dog", "frog", "ship"]
     confusion = np.diag([0, 9, 9, 9, 9]) * 100
     confusion[0] = [100, 12, 41, 15, 11]
-    assert words.misses_sentence(classes, confusion).replace(words.NBSP, " ") == (
-        "When a cat is missed it is taken for a dog (52 %), a frog (19 %), a deer (15 %): together 86 % of the misses."
+    assert words.misses_sentence(classes, confusion, 0).replace(words.NBSP, " ") == (
+        "When a cat is missed it is taken for a dog (52 %), a frog (19 %), a deer (15 %): together 86 % of its 79 misses."
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vgg_ddp.analysis import calibration, confusions, groups, intervals, labels
+from vgg_ddp.analysis import calibration, confusions, groups, intervals, labels, standing
 from vgg_ddp.analysis.predictions import Predictions, summarize, top_k_accuracy
 
 MOST_CONFUSIONS = 30
@@ -33,6 +33,7 @@ def describe(
     summary = summarize(predictions, classes)
     confusion = np.array(summary["confusion"], dtype=np.int64)
     probabilities = np.exp(predictions.log_probabilities)
+    stands = standing.of_classes(confusion)
     images, correct = summary["images"], int(np.trace(confusion))
     sure = labels.surest_mistakes(predictions.label, predictions.prediction, probabilities.max(axis=1))
     doubtful = labels.doubtful_labels(predictions.label, probabilities)
@@ -40,9 +41,17 @@ def describe(
         **summary,
         "accuracy_interval": intervals.wilson(correct, images),
         "per_class": [
-            {**row, **_intervals(confusion, k), "taken_for": confusions.cumulative(confusion, k, classes, MOST_ANSWERS)}
+            {
+                **row,
+                **_intervals(confusion, k),
+                "against_others": stands.verdicts[k],
+                "against_others_p_value": stands.p_values[k],
+                "taken_for": confusions.cumulative(confusion, k, classes, MOST_ANSWERS),
+            }
             for k, row in enumerate(summary["per_class"])
         ],
+        "best": [classes[k] for k in stands.best],
+        "worst": [classes[k] for k in stands.worst],
         "top_k_accuracy": {str(k): top_k_accuracy(predictions, k) for k in TOP_K if k < len(classes)},
         "confusions": [
             {"true": classes[i], "predicted": classes[j], "images": count, "share": count / int(confusion[i].sum())}

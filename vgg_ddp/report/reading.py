@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vgg_ddp.analysis.confusions import Counts
+from vgg_ddp.analysis.confusions import Counts, most_missed
+from vgg_ddp.analysis.standing import Standing, of_classes
 from vgg_ddp.evaluation import stored
 from vgg_ddp.report import words
 
@@ -27,6 +28,16 @@ class Evaluation(stored.StoredEvaluation):
     def confusion(self) -> Counts:
         """Images, [true class, predicted class]."""
         return np.array(self.summary["confusion"], dtype=np.int64)
+
+    @cached_property
+    def standing(self) -> Standing:
+        """Which classes stand out."""
+        return of_classes(self.confusion)
+
+    @property
+    def looked_at(self) -> int | None:
+        """The class whose misses are shown: the worst, or where none stands out the one with most; None without a miss."""
+        return self.standing.worst[0] if self.standing.worst else most_missed(self.confusion)
 
     @cached_property
     def groups(self) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vgg_ddp.analysis.confusions import Counts, recall, taken_for, worst_class
+from vgg_ddp.analysis.confusions import Counts, recall, taken_for
+from vgg_ddp.analysis.standing import FEWEST, Standing, of_counts
 
 NBSP = "\u00a0"  # a number and its unit stay on one line
 DASH = "\u2013"  # in a table, for what is not there
@@ -140,60 +141,94 @@ def overall_sentence(network: str, dataset: str, split: str, confusion: Counts) 
     return f"{of} {number(right)} correctly: {percent(right / total)}."
 
 
-def extremes_sentence(classes: list[str], confusion: Counts) -> str:
-    """The best and the worst class, and which classes had no image to be judged by."""
+def extremes_sentence(classes: list[str], confusion: Counts, standing: Standing) -> str:
+    """The classes that stand out as best and worst, and which had no images, or too few, to be judged by."""
     accuracy = recall(confusion)
     judged = np.flatnonzero(~np.isnan(accuracy))
-    empty = [named(classes[k]) for k in np.flatnonzero(np.isnan(accuracy))]
-    some = listed(empty[:3] if len(empty) <= 3 else [*empty[:3], f"{len(empty) - 3} more"], "or")
-    unjudged = f" No image shows {some}, so nothing is known there." if empty else ""
+    unjudged = _unjudged(classes, standing)
     if len(judged) == 0:
-        return unjudged.strip()
-    high, low = accuracy[judged].max(), accuracy[judged].min()
+        return unjudged
+    high, low = float(accuracy[judged].max()), float(accuracy[judged].min())
     if high == low:
         which = "The only class with images" if len(judged) == 1 else "Every class"
-        return f"{which} is at {percent(float(high))}.{unjudged}"
-    best = [classes[k] for k in judged if accuracy[k] == high]
-    worst = classes[worst_class(confusion) or 0]
-    ties = f"{named(best[0])} best" if len(best) == 1 else f"{len(best)} classes best"
-    return f"It recognises {ties} ({percent(float(high))}) and {named(worst)} worst ({percent(float(low))}).{unjudged}"
+        said = f"{which} is at {percent(high)}."
+    elif not (standing.best or standing.worst):
+        said = (
+            "No class is recognised better or worse than the others by more than chance: "
+            f"they lie between {percent(low)} and {percent(high)}."
+        )
+    else:
+        ends = [
+            _end(classes, accuracy, ks, end) for ks, end in ((standing.best, "best"), (standing.worst, "worst")) if ks
+        ]
+        missing = "" if len(ends) == 2 else f"; no class stands out as {'worst' if standing.best else 'best'}"
+        said = f"It recognises {' and '.join(ends)}{missing}."
+    return f"{said} {unjudged}".strip()
 
 
-def misses_sentence(classes: list[str], confusion: Counts) -> str:
-    """What the worst class is taken for: the three most frequent, and their share together. Empty without a miss."""
-    worst = worst_class(confusion)
-    if worst is None:
-        return ""
-    answers = taken_for(confusion, worst)
-    if len(answers) == 1:
-        return f"When {named(classes[worst])} is missed it is always taken for {named(classes[answers[0][0]])}."
+def _end(classes: list[str], accuracy: npt.NDArray[np.float64], alike: list[int], end: str) -> str:
+    """The best or the worst class, and those that are too close to be told from it."""
+    first, *others = alike
+    close = listed([named(classes[k]) for k in others]) if len(others) <= 2 else f"{len(others)} more"
+    verb = "is" if len(others) == 1 else "are"
+    tied = f"; {close} {verb} too close to be told from it" if others else ""
+    return f"{named(classes[first])} {end} ({percent(float(accuracy[first]))}{tied})"
+
+
+def _unjudged(classes: list[str], standing: Standing) -> str:
+    """The classes that no image shows, and those that too few show."""
+    said = []
+    for verdict in ("no images", "too few images"):
+        names = [named(classes[k]) for k in standing.unlike(verdict)]
+        some = names if len(names) <= 3 else [*names[:3], f"{len(names) - 3} more"]
+        if names and verdict == "no images":
+            said.append(f"No image shows {listed(some, 'or')}, so nothing is known there.")
+        elif names:
+            said.append(f"Fewer than {FEWEST} images show {listed(some)}: too few to call a class best or worst.")
+    return " ".join(said)
+
+
+def misses_sentence(classes: list[str], confusion: Counts, true: int) -> str:
+    """What the missed images of a class are taken for: the three most frequent, and their share together."""
+    answers = taken_for(confusion, true)
     misses = sum(count for _, count in answers)
-    missed = named(classes[worst])
+    missed = named(classes[true])
+    if len(answers) == 1:
+        return (
+            f"When {missed} is missed it is always taken for {named(classes[answers[0][0]])} ({number(misses)} misses)."
+        )
     first = [f"{named(classes[k])} ({percent(count / misses, 0)})" for k, count in answers[:3]]
     together = percent(sum(count for _, count in answers[:3]) / misses, 0) if len(answers) > 3 else "all"
-    return f"When {missed} is missed it is taken for {', '.join(first)}: together {together} of the misses."
+    return f"When {missed} is missed it is taken for {', '.join(first)}: together {together} of its {number(misses)} misses."
 
 
-def worst_sentences(classes: list[str], confusion: Counts, groups: dict[str, dict[str, Any]]) -> str:
-    """What the worst class is taken for, and how many of these answers stay in its group."""
-    return f"{misses_sentence(classes, confusion)} {kin_sentence(classes, confusion, groups)}".strip()
-
-
-def kin_sentence(classes: list[str], confusion: Counts, groups: dict[str, dict[str, Any]]) -> str:
-    """How many of the wrong answers to the worst class stay in its group; empty where it has no group."""
-    worst = worst_class(confusion)
-    own = [name for name, group in groups.items() if worst is not None and classes[worst] in group["classes"]]
-    if worst is None or not own or len(groups[own[0]]["classes"]) < 2:
-        return ""
-    inside = [k for k, name in enumerate(classes) if name in groups[own[0]]["classes"] and k != worst]
-    misses = int(confusion[worst].sum() - confusion[worst, worst])
+def standing_sentence(classes: list[str], confusion: Counts, standing: Standing, shown: int) -> str:
+    """Whether the class whose misses are shown is worse than the others, or only shown for its misses."""
+    if shown not in standing.worst:
+        return "No class is worse than the others by more than chance; this is the one with most misses."
+    images, right = int(confusion.sum()), int(np.trace(confusion))
+    own_images, own_right = int(confusion[shown].sum()), int(confusion[shown, shown])
+    others = percent((right - own_right) / max(images - own_images, 1))
     return (
-        f"{percent(int(confusion[worst, inside].sum()) / misses, 0)} of the wrong answers stay among {quoted(own[0])}."
+        f"{percent(own_right / own_images)} of its images are named correctly, of the others {others}: more than chance "
+        f"(p {p_value(standing.p_values[shown])}, Fisher's exact test, corrected by Holm for {number(len(classes))} classes)."
+    )
+
+
+def kin_sentence(classes: list[str], confusion: Counts, groups: dict[str, dict[str, Any]], true: int) -> str:
+    """How many of the wrong answers to a class stay in its group; empty where it has no group."""
+    own = [name for name, group in groups.items() if classes[true] in group["classes"]]
+    if not own or len(groups[own[0]]["classes"]) < 2:
+        return ""
+    inside = [k for k, name in enumerate(classes) if name in groups[own[0]]["classes"] and k != true]
+    misses = int(confusion[true].sum() - confusion[true, true])
+    return (
+        f"{percent(int(confusion[true, inside].sum()) / misses, 0)} of the wrong answers stay among {quoted(own[0])}."
     )
 
 
 def groups_sentence(groups: dict[str, dict[str, Any]]) -> str:
-    """How often an image is taken for a class of its own group, best first; empty without groups."""
+    """How often an image is taken for a class of its own group, the most often first; empty without groups."""
     judged = sorted((g for g in groups.items() if g[1]["images"]), key=lambda group: -group[1]["within_accuracy"])
     if not judged:
         return ""
@@ -201,7 +236,11 @@ def groups_sentence(groups: dict[str, dict[str, Any]]) -> str:
     if len(said) > MOST_GROUPS_IN_A_SENTENCE:
         within, images = (sum(group[key] for _, group in judged) for key in ("within", "images"))
         kept = f"{percent(within / images)} of the images are taken for a class of their own group"
-        return f"{kept}: {said[0]} at best, {said[-1]} at worst."
+        counts = (np.array([group[key] for _, group in judged]) for key in ("within", "images"))
+        stands = of_counts(*counts)
+        if stands.best and stands.worst:
+            return f"{kept}: {said[0]} at best, {said[-1]} at worst."
+        return f"{kept}, and no group stands out at both ends."
     return f"{said[0][0].upper()}{said[0][1:]}" + "".join(f", {text}" for text in said[1:]) + "."
 
 
