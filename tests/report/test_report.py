@@ -28,7 +28,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from tests.support.runs import ANIMALS, CLASSES, VEHICLES, Run, change_json, make_run
+from tests.support.runs import ANIMALS, CLASSES, VEHICLES, Run, change_json, make_run, random_logits
 from vgg_ddp.analysis.confusions import most_missed
 from vgg_ddp.analysis.standing import of_classes
 from vgg_ddp.errors import UserError
@@ -501,6 +501,19 @@ def test_a_network_of_nothing_but_nan_is_reported(tmp_path: Path) -> None:
     assert "Its probabilities are no numbers." in section(page, "calibration").text
     data = page.all("script", id="page-data")[0].text_raw
     assert "NaN" not in data
+
+
+def test_a_modest_network_is_told_what_made_it_so_and_how_much_is_noise(tmp_path: Path) -> None:
+    label = np.random.default_rng(1).integers(0, 10, 400)
+    run = make_run(tmp_path / "run", label=label, logits=0.1 * random_logits(label, label, 10))
+    assert "label smoothing" not in section(page_of(run), "calibration").text
+    (run.path / "config.yaml").write_text("loss:\n  label_smoothing: 0.1\n")
+    said = section(page_of(run), "calibration").text
+    assert "100 % right: too modest. Its calibration error (ECE) is" in said
+    assert "label smoothing of 0.1, to be 91 % sure of every answer" in said
+    noise = json.loads((run.path / "evaluation/summary.json").read_text())["calibration"]["noise"]
+    assert f"seldom more than {words.percent(noise['highest_error'])}.".replace(words.NBSP, " ") in said
+    assert "on 400 test images of cifar10: calibration error" in said
 
 
 def test_missing_or_damaged_evaluation_is_one_line(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 
 from vgg_ddp.analysis.confusions import Counts, most_missed
 from vgg_ddp.analysis.standing import Standing, of_classes
+from vgg_ddp.config import Config, load
+from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import stored
 from vgg_ddp.report import words
 
@@ -58,6 +60,14 @@ class Evaluation(stored.StoredEvaluation):
     def split(self) -> str:
         """The name of the split."""
         return words.shown(self.summary["split"])
+
+
+def recipe(run: Path) -> Config | None:
+    """The configuration that a run was trained with; None where it is not there, or of another version."""
+    try:
+        return load(run / "config.yaml")
+    except UserError:
+        return None
 
 
 def read_evaluation(run: Path) -> Evaluation:

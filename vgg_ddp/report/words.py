@@ -292,20 +292,49 @@ def evenness_sentence(counts: dict[str, list[int]], classes: list[str]) -> str:
     return f"Training images show {few} {number(low)} times and {many} {number(high)} times: {times}."
 
 
-def calibration_sentence(calibration: dict[str, Any], accuracy: float) -> str:
-    """Whether the network is too sure or not sure enough, and what a temperature does about it."""
-    sure, gap = calibration["mean_confidence"], calibration["mean_confidence"] - accuracy
-    if not math.isfinite(sure):
+VERDICTS = {
+    "calibrated": "as sure as it should be, as far as {images} can tell",
+    "too sure": "too sure of itself",
+    "too modest": "too modest",
+    "uneven": "right on average, but too sure of some answers and too modest about others",
+}
+
+
+def calibration_sentence(calibration: dict[str, Any], accuracy: float, images: str) -> str:
+    """Whether the network is too sure or not sure enough, on these images, and how much of it may be noise."""
+    if calibration["verdict"] == "no numbers":
         return "Its probabilities are no numbers."
-    how = "about as sure as it should be" if abs(gap) < 0.01 else "too sure of itself" if gap > 0 else "too modest"
-    said = f"On average it is {percent(sure)} sure and {percent(accuracy)} right: {how}."
-    if calibration["temperature"] is None:
-        return said
-    before, after = calibration["expected_calibration_error"], calibration["scaled"]["expected_calibration_error"]
+    how = VERDICTS[calibration["verdict"]].format(images=images)
+    noise = calibration["noise"]
     return (
-        f"{said} Dividing its logits by a temperature of {calibration['temperature']:.2f}, fitted on "
-        f"{calibration['temperature_from']}, brings the calibration error from {percent(before)} to {percent(after)}."
+        f"On average it is {percent(calibration['mean_confidence'])} sure and {percent(accuracy)} right: {how}. Its "
+        f"calibration error (ECE) is {percent(calibration['expected_calibration_error'])}; one that is exactly as sure as it "
+        f"should be shows {percent(noise['error'])} on as many images, and seldom more than {percent(noise['highest_error'])}."
     )
+
+
+def modesty_sentence(calibration: dict[str, Any], classes: int, smoothing: float, mixes: bool) -> str:
+    """What in the training makes a network modest; empty where it is not, or nothing does."""
+    if calibration["verdict"] != "too modest" or not (smoothing or mixes):
+        return ""
+    if not smoothing:
+        return "It was trained on mixed images, whose targets are shares of two classes: that makes a network modest."
+    surest = percent(1 - smoothing + smoothing / classes, 0)
+    return f"It was trained with label smoothing of {smoothing:g}, to be {surest} sure of every answer: that makes it modest."
+
+
+def temperature_sentence(calibration: dict[str, Any]) -> str:
+    """What dividing the logits by a temperature does; empty where none was fitted."""
+    if calibration["temperature"] is None:
+        return ""
+    before, after = calibration["expected_calibration_error"], calibration["scaled"]["expected_calibration_error"]
+    low, high = calibration["temperature_interval"]
+    said = (
+        f"Dividing its logits by a temperature of {calibration['temperature']:.2f} (95{NBSP}% interval {low:.2f} to "
+        f"{high:.2f}), fitted on {calibration['temperature_from']}, takes the calibration error from {percent(before)} to "
+        f"{percent(after)}"
+    )
+    return f"{said}; no temperature at all would do as well." if low <= 1 <= high else f"{said}."
 
 
 def answers(rows: list[dict[str, Any]]) -> str:

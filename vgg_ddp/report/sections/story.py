@@ -73,7 +73,9 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
         {
             "question": "Is it as sure as it should be?",
             "answer": f"{words.percent(calibration['mean_confidence'])} sure",
-            "words": words.calibration_sentence({**calibration, "temperature": None}, summary["accuracy"]),
+            "words": words.calibration_sentence(
+                calibration, summary["accuracy"], words.images_of(summary["images"], evaluation.split)
+            ),
             "link": "calibration",
             "link_words": "The diagram.",
         }
