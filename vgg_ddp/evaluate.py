@@ -24,7 +24,7 @@ from vgg_ddp.evaluation import own_images, test_set
 from vgg_ddp.evaluation.image_files import not_images
 from vgg_ddp.optim import precision
 from vgg_ddp.run.checkpoint import State
-from vgg_ddp.run.console import say, table
+from vgg_ddp.run.console import box, say, table
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import read_json, replace_file
 from vgg_ddp.run.resolved import ResolvedRun
@@ -62,7 +62,9 @@ def evaluate_and_report(
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Print accuracy per class, the lowest last, which classes stand out, and the accuracy over all."""
+    """Print what went wrong, accuracy per class, the lowest last, which classes stand out, and the accuracy over all."""
+    if summary["warnings"]:
+        box("Before any figure", "\n".join(summary["warnings"]))
     ranked = sorted(summary["per_class"], key=lambda c: -1 if c["accuracy"] is None else -c["accuracy"])
     shown = ranked if len(ranked) <= 20 else [*ranked[:10], *ranked[-10:]]
     rows = [

@@ -49,6 +49,7 @@ SECTIONS = [
     "configuration",
     "environment",
 ]
+REPOSITORY = Path(__file__).parents[2]
 VOID = {"meta", "img", "br"}
 
 
@@ -463,8 +464,30 @@ def test_diverged_training_is_drawn(tmp_path: Path) -> None:
     metrics.write_text(re.sub(r'"loss": [\d.]+', '"loss": NaN', metrics.read_text()))
     page = page_of(run)
     assert_sound(page)
+    assert "The training diverged: at epoch 0.20 its training loss was no number." in page.all("main")[0].text
     assert "training not a number to not a number" in section(page, "training").text
     assert dict(section(page, "speed").table())["Loss"] == "not a number"
+
+
+def test_a_training_that_went_astray_says_so_first(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    metrics = run.path / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for row in rows:
+        if row["split"] == "validation" and row["epoch"] == 2:
+            row["loss"] = 138308.0
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first = next(part for part in page_of(run).all("main")[0].parts if isinstance(part, Node))
+    assert "its validation loss rose to 1.383e+05 at epoch 2.00, where guessing gives 2.30" in first.text
+
+
+def test_a_network_that_learned_nothing_says_so_first(tmp_path: Path) -> None:
+    label = np.arange(400) % 10
+    run = make_run(tmp_path / "run", label=label, prediction=label * 0 + 3)
+    first = next(part for part in page_of(run).all("main")[0].parts if isinstance(part, Node))
+    assert "learned nothing that these 400 images show: it names 10.0 % correctly" in first.text
+    well = make_run(tmp_path / "well", label=label, prediction=label)
+    assert "Before any figure" not in page_of(well).all("main")[0].text
 
 
 def test_classes_over_the_epochs_are_drawn_where_the_run_recorded_them(tmp_path: Path) -> None:
@@ -480,8 +503,34 @@ def test_classes_over_the_epochs_are_drawn_where_the_run_recorded_them(tmp_path:
     names = [span.text for span in classes.all("div", **{"class": "key"})[0].all("span")]
     worst = [row[0] for row in classes.table()][::-1][:4]
     assert names == [name for name in worst if name != "truck"]
+    assert (
+        "on 40 validation images, about 4 of each class: other images, and fewer, than those of the table"
+        in classes.text
+    )
     chart = json.loads(classes.all("svg")[0].attributes["data-chart"])
     assert chart["lines"][0]["y"] == pytest.approx([epoch / 10 + CLASSES.index(names[0]) / 100 for epoch in (1, 2, 3)])
+
+
+def test_the_curves_say_why_training_and_validation_are_not_measured_alike(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "Not measured alike" not in section(page_of(run), "training").text
+    (run.path / "config.yaml").write_bytes((REPOSITORY / "configs/quickstart.yaml").read_bytes())
+    said = (
+        "Not measured alike: training with label smoothing and augmentation, on images of 16, 20, 24 and 32 pixels, while the "
+        "weights change; validation at 32 pixels without."
+    )
+    loss, accuracy = section(page_of(run), "training").all("figcaption")[:2]
+    assert said in loss.text and said in accuracy.text
+
+
+def test_the_quiz_says_at_which_size_it_shows_its_pictures(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", shape=(96, 80))
+    (run.path / "config.yaml").write_text("data:\n  image_size: 32\n")
+    page = page_of(run)
+    assert "You see them as the network does, at 32 pixels." in section(page, "quiz").text
+    assert json.loads(page.all("script", id="page-data")[0].text_raw)["seen"] == 32
+    (run.path / "config.yaml").write_text("data:\n  image_size: 224\n")
+    assert "You see them at 80 pixels, the network at 224." in section(page_of(run), "quiz").text
 
 
 def test_of_many_images_the_page_carries_mistakes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

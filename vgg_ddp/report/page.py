@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vgg_ddp.analysis import course
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.report import details, kept_pictures, words
 from vgg_ddp.report.reading import read_evaluation, recipe
@@ -53,19 +54,21 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
     config, trained_with = run / "config.yaml", recipe(run)
     kept_in = (evaluated or run) / "evaluation"
     shown = kept_pictures.of_dataset(evaluation, dataset) if dataset else kept_pictures.of_run(evaluation, kept_in)
-    data, sheets = details.describe(evaluation, shown)
+    data, sheets = details.describe(evaluation, shown, trained_with)
     values = {
         **story.values(evaluation),
-        "curves_drawn": curves.curves(metrics, evaluation.dataset),
+        "curves_drawn": curves.curves(metrics, evaluation.dataset, trained_with),
         "validated": any(row["split"] == "validation" for row in metrics),
         "unreadable_lines": log.cut_off,
         **pictures.values(evaluation, shown),
-        **per_class.values(evaluation, metrics),
+        **per_class.values(evaluation, metrics, trained_with),
         **matrices.of_classes(evaluation),
         "quiz": bool(data["quiz"]),
+        "quiz_pictures": words.quiz_pictures_sentence(data["side"], data["seen"]),
         **matrices.of_groups(evaluation),
         "calibration": trust.calibration(evaluation, trained_with),
         "data": trust.data(evaluation, shown),
+        "warnings": course.warnings(metrics, evaluation.confusion),
         "notes": [words.shown(str(note)) for note in environment.get("fallbacks", [])],
         "time": figures.where_time_went(trained),
         "numbers": figures.numbers(evaluation.summary, trained),

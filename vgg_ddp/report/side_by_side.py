@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from vgg_ddp.analysis import course
 from vgg_ddp.analysis.significance import CHANCE, Difference, compare, compare_classes
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.errors import UserError
@@ -70,7 +71,12 @@ def write_side_by_side(folders: list[Path], dataset: Dataset | None, path: Path)
         "names": [run.name for run in runs],
         "verdicts": [_verdict(first, other, found) for other, found in zip(others, differences)],
         "notes": [
-            f"{run.name}: {words.shown(str(note))}" for run in runs for note in run.environment.get("fallbacks", [])
+            *(
+                f"{run.name}: {warning}"
+                for run in runs
+                for warning in course.warnings(run.metrics, run.evaluation.confusion)
+            ),
+            *(f"{run.name}: {words.shown(str(note))}" for run in runs for note in run.environment.get("fallbacks", [])),
         ],
         "overview": _overview(runs),
         "changes": _changes(runs),

@@ -11,11 +11,14 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from vgg_ddp.analysis.confusions import Counts, recall, taken_for
 from vgg_ddp.analysis.standing import FEWEST, Standing, of_counts
+from vgg_ddp.config import Config
+from vgg_ddp.config.augment import AugmentConfig
 
 NBSP = "\u00a0"  # a number and its unit stay on one line
 DASH = "\u2013"  # in a table, for what is not there
@@ -335,6 +338,37 @@ def temperature_sentence(calibration: dict[str, Any]) -> str:
         f"{percent(after)}"
     )
     return f"{said}; no temperature at all would do as well." if low <= 1 <= high else f"{said}."
+
+
+def quiz_pictures_sentence(kept: int, seen: int) -> str:
+    """At which size the quiz shows its pictures, and at which the network sees them.
+
+    Args:
+        kept: pixels of the pictures that the page carries, 0 without any.
+        seen: pixels of the network's input, 0 where that is not known.
+    """
+    if not (kept and seen):
+        return ""
+    if kept < seen:
+        return f"You see them at {kept} pixels, the network at {seen}."
+    return f"You see them as the network does, at {seen} pixels."
+
+
+def unlike_sentence(recipe: Config) -> str:
+    """Why training and validation figures of a run differ beside what was learned; empty where they are measured alike."""
+    changes = {
+        "label smoothing": recipe.loss.label_smoothing > 0,
+        "weights of classes": recipe.loss.class_weights is not None,
+        "mixed images": recipe.augment.mixes,
+        "augmentation": msgspec.structs.replace(recipe.augment, mixup=0.0, cutmix=0.0) != AugmentConfig(),
+        "dropout": recipe.model.head == "paper" and recipe.model.dropout > 0,
+    }
+    changed = [what for what, there in changes.items() if there]
+    sizes = [f"{size}" for size in dict.fromkeys(recipe.data.train_sizes)]
+    at = f"on images of {listed([*sizes, str(recipe.data.image_size)])} pixels" if sizes else ""
+    how = ", ".join(part for part in (f"with {listed(changed)}" if changed else "", at) if part)
+    size = f" at {recipe.data.image_size} pixels" if sizes else ""
+    return f"Not measured alike: training {how}, while the weights change; validation{size} without." if how else ""
 
 
 def answers(rows: list[dict[str, Any]]) -> str:

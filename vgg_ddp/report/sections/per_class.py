@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vgg_ddp.analysis.confusions import cumulative, recall, taken_for
+from vgg_ddp.config import Config
 from vgg_ddp.report import words
 from vgg_ddp.report.reading import Evaluation
 from vgg_ddp.report.sections import curves
@@ -15,7 +16,7 @@ STANDS = {"better": "better", "worse": "worse", "too few images": "too few"}  # 
 MOST_ANSWERS = 10  # rows of what the worst class is taken for
 
 
-def values(evaluation: Evaluation, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+def values(evaluation: Evaluation, metrics: list[dict[str, Any]], recipe: Config | None) -> dict[str, Any]:
     """The table of all classes, by accuracy; their curves; and what the worst or most missed class is taken for."""
     classes, confusion = evaluation.classes, evaluation.confusion
     totals, accuracy = confusion.sum(axis=1), recall(confusion)
@@ -41,9 +42,23 @@ def values(evaluation: Evaluation, metrics: list[dict[str, Any]]) -> dict[str, A
     ended_worst = [k for k in ranked[::-1] if totals[k]]
     return {
         "per_class": rows,
-        "class_curves": curves.classes_over_epochs(metrics, classes, ended_worst),
+        "class_curves": curves.classes_over_epochs(metrics, classes, ended_worst, _validated(evaluation, recipe)),
         **_worst(evaluation),
     }
+
+
+def _validated(evaluation: Evaluation, recipe: Config | None) -> str:
+    """On how many images the training was validated, and how many that is of a class."""
+    counts = evaluation.summary["data"]["class_counts"]
+    share = recipe.data.validation if recipe else 0.0
+    of_classes = (
+        counts["validation"] if "validation" in counts else [count * share for count in counts.get("train", [])]
+    )
+    images = round(sum(of_classes))
+    if not images:
+        return "validation images"
+    each = max(1, round(images / len(of_classes)))
+    return f"{words.images_of(images, 'validation')}, about {words.number(each)} of each class"
 
 
 def _worst(evaluation: Evaluation) -> dict[str, Any]:
