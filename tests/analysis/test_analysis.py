@@ -429,6 +429,33 @@ def test_equal_networks_seldom_differ_and_better_ones_do() -> None:
     assert [one.p_value < significance.CHANCE for one in found[:3] if one] == [False, True, False]
 
 
+def test_intervals_of_classes_are_corrected_as_their_p_values_are() -> None:
+    """Of 40 classes one differs: only its interval leaves out zero, and all are wider than one by itself."""
+    random = np.random.default_rng(0)
+    label = np.repeat(np.arange(40), 100)
+    first = random.random(4000) < 0.7
+    second = np.where(label == 7, random.random(4000) < 0.97, random.random(4000) < 0.7)
+    found = significance.compare_classes(label, first, second, 40)
+    for k, one in enumerate(found):
+        assert one is not None
+        assert (one.p_value < significance.CHANCE) == (k == 7)
+        assert (one.interval[0] > 0 or one.interval[1] < 0) == (k == 7)
+        alone = significance.compare(first[label == k], second[label == k]).interval
+        assert one.interval[0] < alone[0] and alone[1] < one.interval[1]
+    (single,) = significance.compare_classes(label[:100], first[:100], second[:100], 1)
+    assert single == significance.compare(first[:100], second[:100])
+
+
+def test_one_recipe_seldom_seems_better_than_itself_whatever_its_seeds() -> None:
+    random = np.random.default_rng(0)
+    found = [significance.compare_recipes(*random.normal(0.8, 0.01, (2, 3))) for _ in range(400)]
+    assert np.mean([one.p_value < significance.CHANCE for one in found]) <= 0.07
+    assert np.mean([one.interval[0] <= 0 <= one.interval[1] for one in found]) >= 0.93
+    constant = np.full(3, 0.5)
+    assert significance.compare_recipes(constant, constant).p_value == 1.0
+    assert significance.compare_recipes(constant, constant + 0.25).difference == 0.25
+
+
 @pytest.mark.parametrize(("classes", "images"), [(2, 50), (10, 300), (100, 500), (2, 1)])
 def test_the_summary_is_json_for_any_number_of_classes_and_without_validation(classes: int, images: int) -> None:
     predictions = predictions_like(images, classes)
