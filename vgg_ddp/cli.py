@@ -134,6 +134,13 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="draw a run's report again, or put several runs side by side")
     report.add_argument("targets", type=Path, nargs="+", metavar="RUN", help="run directories; others follow the first")
     report.add_argument(
+        "--against",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="compare recipes: runs of one with several seeds, against runs of another with several seeds",
+    )
+    report.add_argument(
         "--out", type=Path, help="where to write runs side by side; default: FIRST RUN/report/comparison.html"
     )
     report.set_defaults(run=_report)
@@ -278,17 +285,21 @@ def _report(options: argparse.Namespace) -> int:
     from vgg_ddp import preflight
 
     first, *others = options.targets
-    if options.out and not others:
+    if options.out and not (others or options.against):
         raise UserError("--out is for runs side by side; the report of one run stands in RUN/report/index.html")
     settings = preflight.run_config(str(first), [])
 
     from vgg_ddp.data import of_run
     from vgg_ddp.data.dataset import Dataset
     from vgg_ddp.data.ensure import ensure
-    from vgg_ddp.report import write_report, write_side_by_side
+    from vgg_ddp.report import write_recipes, write_report, write_side_by_side
     from vgg_ddp.run.console import say
     from vgg_ddp.run.directory import RunDirectory
 
+    if options.against:
+        out = options.out or first / "report" / "recipes.html"
+        print(write_recipes(options.against, options.targets, out))
+        return EXIT_OK
     dataset, run = of_run.find(RunDirectory(first)), RunDirectory(first)
     if dataset is None and of_run.held(run) is None:  # a run of an earlier version
         dataset = Dataset(ensure(settings.data, say)[0])

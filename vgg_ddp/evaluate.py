@@ -26,11 +26,18 @@ from vgg_ddp.evaluation import own_images, test_set
 from vgg_ddp.evaluation.image_files import not_images
 from vgg_ddp.optim import precision
 from vgg_ddp.run.checkpoint import State
-from vgg_ddp.run.console import say, table
+from vgg_ddp.run.console import box, say, table
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import read_json, replace_file
 from vgg_ddp.run.resolved import ResolvedRun
 
+STANDS = {
+    "better": "better",
+    "worse": "worse",
+    "too few images": "too few images",
+    "as the others": "",
+    "no images": "",
+}
 MOST_LINES = 20  # of the table of answers that is printed
 
 
@@ -64,11 +71,28 @@ def evaluate_and_report(
 
 
 def show(summary: dict[str, Any], how: str = "") -> None:
-    """Print accuracy per class, worst last, and over all; `how`: what is unusual about the answers, "" if nothing is."""
+    """Print what went wrong, accuracy per class, the lowest last, which classes stand out, and the accuracy over all.
+
+    Args:
+        how: what is unusual about the answers; "" if nothing is.
+    """
+    if summary["warnings"]:
+        box("Before any figure", "\n".join(summary["warnings"]))
     ranked = sorted(summary["per_class"], key=lambda c: -1 if c["accuracy"] is None else -c["accuracy"])
     shown = ranked if len(ranked) <= 20 else [*ranked[:10], *ranked[-10:]]
-    rows = [[c["name"], f"{c['images']}", "-" if c["accuracy"] is None else f"{c['accuracy']:.1%}"] for c in shown]
-    table(f"{summary['network']} on the test images of {summary['dataset']}", ["class", "images", "accuracy"], rows)
+    rows = [
+        [
+            c["name"],
+            f"{c['images']}",
+            "-" if c["accuracy"] is None else f"{c['accuracy']:.1%}",
+            STANDS[c["against_others"]],
+        ]
+        for c in shown
+    ]
+    columns = ["class", "images", "accuracy", "than the others"]
+    table(f"{summary['network']} on the test images of {summary['dataset']}", columns, rows)
+    if len(ranked) > 1 and not (summary["best"] or summary["worst"]):
+        say("no class is named better or worse than the others by more than chance")
     top5 = "" if summary["top5_accuracy"] is None else f", top-5 {summary['top5_accuracy']:.2%}"
     shares = [f"test accuracy {summary['accuracy']:.2%}{top5}"]
     means = f"balanced accuracy {summary['balanced_accuracy']:.2%}, macro F1 {summary['macro_f1']:.2%}"

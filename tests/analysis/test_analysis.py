@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import imagehash
 import numpy as np
@@ -11,13 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.stats import binomtest, fisher_exact
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from tests.analysis.test_predictions import any_predictions, names
 from tests.support.pictures import smooth
-from vgg_ddp.analysis import calibration, confusions, duplicates, groups, intervals, labels, significance
+from tests.support.runs import ANIMALS, VEHICLES
+from vgg_ddp.analysis import calibration, confusions, duplicates, groups, intervals, labels, significance, standing
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe
 
@@ -28,21 +31,19 @@ def predictions_like(images: int, classes: int, sharpness: float = 1.0, seed: in
     """Answers that are right more often than not, about as sure as they should be where `sharpness` is 1."""
     random = np.random.default_rng(seed)
     logits = random.normal(0, 1.2, (images, classes))
-    label = np.array([random.choice(classes, p=row) for row in np.exp(logits) / np.exp(logits).sum(1, keepdims=True)])
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    label = np.minimum((chances.cumsum(axis=1) < random.random((images, 1))).sum(axis=1), classes - 1)
     return Predictions(label, (sharpness * logits).astype(np.float32), np.arange(images))
 
 
 @given(st.integers(0, 400), st.integers(0, 400))
-def test_wilson_is_the_formula_of_the_paper(one: int, other: int) -> None:
+def test_wilson_is_scipy_s(one: int, other: int) -> None:
     count, total = min(one, other), max(one, other)
     ends = intervals.wilson(count, total)
     if total == 0:
         assert ends is None
         return
-    z, share = 1.959963984540054, count / total
-    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z / (1 + z**2 / total) * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    assert ends == pytest.approx((centre - half, centre + half), abs=1e-12)
+    assert ends == pytest.approx(tuple(binomtest(count, total).proportion_ci(0.95, method="wilson")), abs=1e-12)
 
 
 def test_the_interval_of_f1_covers_it_in_95_of_100_draws() -> None:
@@ -78,6 +79,64 @@ def test_confusions_are_what_counting_gives(predictions: Predictions) -> None:
         assert i < j and wrong.count((i, j)) + wrong.count((j, i)) > 0
 
 
+def test_equal_classes_have_no_worst_and_no_best() -> None:
+    """Of 200 networks that are right about 80 % of 50 images of each of 100 classes."""
+    random = np.random.default_rng(0)
+    images = np.full(100, 50)
+    found = [standing.of_counts(random.binomial(images, 0.8), images) for _ in range(200)]
+    assert sum(bool(one.best or one.worst) for one in found) <= 10  # 5 %
+    assert min(min(one.p_values) for one in found) < 0.2  # the correction is not what makes it silent
+
+
+def test_a_class_that_is_bad_is_found_and_those_that_are_as_bad_are_named_with_it() -> None:
+    random = np.random.default_rng(0)
+    chances = np.full(10, 0.9)
+    chances[[2, 3]] = 0.5, 0.7
+    for _ in range(50):
+        found = standing.of_counts(random.binomial(400, chances), np.full(10, 400))
+        assert found.worst == [2]  # 3 is worse than the others too, but can be told from it
+        assert {2, 3} <= set(found.unlike("worse"))
+    right = np.full(10, 360)
+    right[[2, 3]] = 200, 203
+    assert standing.of_counts(right, np.full(10, 400)).worst == [2, 3]
+
+
+def test_a_class_with_few_images_is_never_the_worst() -> None:
+    right = np.array([0, 0, 999, 999, 999])
+    images = np.array([1, standing.FEWEST - 1, 1000, 1000, 1000])
+    found = standing.of_counts(right, images)
+    assert found.worst == []
+    assert found.verdicts[:2] == ["too few images", "too few images"]
+    enough = standing.of_counts(np.array([0, 999, 999]), np.array([standing.FEWEST, 1000, 1000]))
+    assert enough.worst == [0]
+    assert standing.of_counts(np.array([0, 5]), np.array([0, 20])).verdicts == ["no images", "as the others"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=2, max_size=8))
+def test_standings_are_fisher_s_test_corrected_step_by_step(counts: list[tuple[int, int]]) -> None:
+    right, wrong = np.array(counts).T
+    judged = np.flatnonzero(right + wrong >= standing.FEWEST)
+    found = standing.of_counts(right, right + wrong)
+    if len(judged) < 2:
+        return
+    tails = []
+    for k in judged:
+        rest = [right.sum() - right[k], wrong.sum() - wrong[k]]
+        one_sided = [fisher_exact([[right[k], wrong[k]], rest], which).pvalue for which in ("less", "greater")]
+        tails.append(min(1.0, 2 * min(one_sided)))
+    highest, left = 0.0, len(tails)
+    for place in np.argsort(tails, kind="stable"):  # Holm's rule: the smallest times all, the next times the rest
+        highest, left = max(highest, min(1.0, left * tails[place])), left - 1
+        assert found.p_values[judged[place]] == pytest.approx(highest, abs=1e-9)
+
+
+def test_an_answer_leads_only_where_it_is_given_more_often_than_chance() -> None:
+    assert confusions.leading([(4, 3), (2, 2), (1, 1)]) == [4, 2, 1]
+    assert confusions.leading([(4, 60), (2, 20), (1, 19)]) == [4]
+    assert confusions.leading([(4, 60), (2, 55), (1, 19)]) == [4, 2]
+    assert confusions.leading([(4, 1)]) == [4]
+
+
 def test_groups_are_found_again_in_confusions_made_from_them() -> None:
     """Animals are taken for animals, vehicles for vehicles."""
     vehicles = [0, 1, 8, 9]
@@ -91,6 +150,77 @@ def test_groups_are_found_again_in_confusions_made_from_them() -> None:
         "airplane, automobile, ship and 1 more",
         "bird, cat, deer and 3 more",
     ]
+
+
+def network(images: int, kinship: np.ndarray, seed: int, sureness: float = 2.0) -> Predictions:
+    """Answers to ten classes: logits are noise, higher for the own class, and for others as `kinship` [10, 10] has it."""
+    random = np.random.default_rng(seed)
+    label = np.arange(images) % 10
+    logits = random.normal(0, 1, (images, 10)) + kinship[label]
+    logits[np.arange(images), label] += sureness
+    return Predictions(label, logits.astype(np.float32), np.arange(images))
+
+
+def told_groups(kinship: np.ndarray, seed: int) -> dict[str, Any]:
+    """What is said of the groups of a network with 500 validation images, on 1,000 test images."""
+    test, validation = network(1000, kinship, seed), network(500, kinship, seed + 100_000)
+    confusion = confusion_matrix(test.label, test.prediction, labels=range(10))
+    return groups.found_or_named(confusion, CLASSES, {}, "data set", validation)
+
+
+def test_networks_without_structure_are_not_told_to_have_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where all errors are alike, nor where some answers are given more often than others."""
+    monkeypatch.setattr(groups, "ROUNDS", 2)
+    told = [bool(told_groups(np.zeros((10, 10)), seed)["groups"]) for seed in range(100)]
+    popular = np.tile(np.linspace(-1, 1, 10), (10, 1))
+    told += [bool(told_groups(popular, seed)["groups"]) for seed in range(100)]
+    assert sum(told) <= 10  # 5 % of 200
+    groups_of_any = {"first": CLASSES[:5], "second": CLASSES[5:]}
+    p_values = []
+    for seed in range(60):
+        test = network(200, popular, seed)
+        confusion = confusion_matrix(test.label, test.prediction, labels=range(10))
+        p_values.append(groups.judge(confusion, CLASSES, groups_of_any)["together"]["p_value"])
+    assert np.mean(np.array(p_values) < 0.05) <= 0.1
+    assert np.mean(p_values) == pytest.approx(0.5, abs=0.1)
+
+
+def test_planted_groups_are_found_and_are_more_than_chance() -> None:
+    vehicles = [0, 1, 8, 9]
+    animals = [k for k in range(10) if k not in vehicles]
+    kinship = np.zeros((10, 10))
+    for members in (vehicles, animals):
+        kinship[np.ix_(members, members)] = 1.0
+    for seed in range(10):
+        found = told_groups(kinship, seed)
+        assert sorted(sorted(group["classes"]) for group in found["groups"].values()) == [
+            sorted(CLASSES[k] for k in members) for members in (vehicles, animals)
+        ]
+        assert found["groups_from"] == "validation images"
+        together = found["groups_together"]
+        assert together["within_accuracy"] > together["within_by_chance"] + 0.05
+
+
+def test_chance_keeps_errors_in_their_groups_as_often_as_their_sizes_say() -> None:
+    """Without structure, 3 of the 9 wrong answers to a vehicle are vehicles, and 5 of those to an animal animals."""
+    confusion = np.full((10, 10), 20)
+    np.fill_diagonal(confusion, 820)
+    judged = groups.judge(confusion, CLASSES, {"vehicles": VEHICLES, "animals": ANIMALS})
+    by_chance = [group["within_by_chance"] for group in judged["groups"].values()]
+    assert by_chance == pytest.approx([0.82 + 0.18 * 3 / 9, 0.82 + 0.18 * 5 / 9], abs=0.003)
+    assert judged["together"]["p_value"] > 0.1
+    confusion[0, :] = confusion[:, 0] = 0  # a class that is never shown nor answered
+    drawn = groups.without_structure(confusion, np.zeros(10, dtype=np.int64))
+    assert (drawn == confusion.sum() - np.trace(confusion)).all()
+
+
+def test_without_validation_images_no_groups_are_looked_for_and_named_ones_are_taken() -> None:
+    confusion = np.full((10, 10), 3)
+    found = groups.found_or_named(confusion, CLASSES, {}, "data set", None)
+    assert found["groups"] == {} and "without images held out for validation" in found["groups_words"]
+    named = groups.found_or_named(confusion, CLASSES, {"pets": ["cat", "dog"]}, "configuration", None)
+    assert named["groups_from"] == "configuration"
+    assert named["groups"]["pets"]["classes"] == ["cat", "dog"]
 
 
 @pytest.mark.parametrize("confusion", [np.eye(10) * 5, np.zeros((4, 4)), [[3, 1], [1, 3]], np.ones((5, 5))])
@@ -162,6 +292,50 @@ def test_the_temperature_undoes_what_made_the_network_too_sure(sharpness: float)
     assert found["scaled"]["expected_calibration_error"] < 0.02
     if sharpness != 1.0:
         assert found["expected_calibration_error"] > 3 * found["scaled"]["expected_calibration_error"]
+
+
+@pytest.mark.parametrize(("classes", "images"), [(2, 120), (10, 200)])
+def test_a_perfect_network_is_called_calibrated(classes: int, images: int) -> None:
+    """One whose answers are right as often as they are sure, whatever the noise of so few images shows."""
+    found = [calibration.describe(predictions_like(images, classes, seed=seed), None, "") for seed in range(200)]
+    called = [one["verdict"] for one in found]
+    assert called.count("calibrated") >= 190  # 95 %
+    errors = np.array([one["expected_calibration_error"] for one in found])
+    assert np.mean([one["noise"]["error"] for one in found]) == pytest.approx(errors.mean(), rel=0.1)
+
+
+@pytest.mark.parametrize(("sharpness", "called"), [(3.0, "too sure"), (0.4, "too modest")])
+def test_a_network_that_is_not_calibrated_is_called_what_it_is(sharpness: float, called: str) -> None:
+    found = [calibration.describe(predictions_like(500, 10, sharpness, seed), None, "")["verdict"] for seed in range(5)]
+    assert found == [called] * 5
+
+
+def test_what_is_too_sure_of_some_answers_and_too_modest_about_others_is_called_uneven() -> None:
+    random = np.random.default_rng(0)
+    confidence = random.choice([0.6, 0.9], 4000)
+    right = random.random(4000) < 0.75
+    bins = calibration.reliability(confidence, right)
+    measured = {
+        "expected_calibration_error": calibration.expected_calibration_error(bins),
+        "noise": calibration.noise(confidence),
+        "mean_confidence": 0.75,
+    }
+    assert calibration.verdict(measured, float(right.mean())) == "uneven"
+
+
+def test_the_interval_of_the_temperature_holds_the_true_one_in_95_of_100_draws() -> None:
+    inside = 0
+    for seed in range(100):
+        validation = predictions_like(150, 4, 2.0, seed)
+        low, high = calibration.temperature_interval(validation, calibration.fit_temperature(validation))
+        inside += low <= 2.0 <= high
+    assert 90 <= inside <= 99
+
+
+def test_no_temperature_is_fitted_on_few_images() -> None:
+    found = calibration.describe(predictions_like(400, 4), predictions_like(30, 4), "30 images held out for validation")
+    assert found["temperature"] is None and found["scaled"] is None
+    assert found["temperature_from"] == "30 images held out for validation, fewer than the 100 that it takes"
 
 
 def test_no_temperature_moves_the_loss_lower() -> None:
@@ -253,6 +427,33 @@ def test_equal_networks_seldom_differ_and_better_ones_do() -> None:
     found = significance.compare_classes(label, label >= 0, (label != 1) | (np.arange(300) % 2 == 0), 4)
     assert found[3] is None
     assert [one.p_value < significance.CHANCE for one in found[:3] if one] == [False, True, False]
+
+
+def test_intervals_of_classes_are_corrected_as_their_p_values_are() -> None:
+    """Of 40 classes one differs: only its interval leaves out zero, and all are wider than one by itself."""
+    random = np.random.default_rng(0)
+    label = np.repeat(np.arange(40), 100)
+    first = random.random(4000) < 0.7
+    second = np.where(label == 7, random.random(4000) < 0.97, random.random(4000) < 0.7)
+    found = significance.compare_classes(label, first, second, 40)
+    for k, one in enumerate(found):
+        assert one is not None
+        assert (one.p_value < significance.CHANCE) == (k == 7)
+        assert (one.interval[0] > 0 or one.interval[1] < 0) == (k == 7)
+        alone = significance.compare(first[label == k], second[label == k]).interval
+        assert one.interval[0] < alone[0] and alone[1] < one.interval[1]
+    (single,) = significance.compare_classes(label[:100], first[:100], second[:100], 1)
+    assert single == significance.compare(first[:100], second[:100])
+
+
+def test_one_recipe_seldom_seems_better_than_itself_whatever_its_seeds() -> None:
+    random = np.random.default_rng(0)
+    found = [significance.compare_recipes(*random.normal(0.8, 0.01, (2, 3))) for _ in range(400)]
+    assert np.mean([one.p_value < significance.CHANCE for one in found]) <= 0.07
+    assert np.mean([one.interval[0] <= 0 <= one.interval[1] for one in found]) >= 0.93
+    constant = np.full(3, 0.5)
+    assert significance.compare_recipes(constant, constant).p_value == 1.0
+    assert significance.compare_recipes(constant, constant + 0.25).difference == 0.25
 
 
 @pytest.mark.parametrize(("classes", "images"), [(2, 50), (10, 300), (100, 500), (2, 1)])

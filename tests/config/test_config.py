@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from vgg_ddp.config import Config, dump, load
 from vgg_ddp.config.describe import describe_keys
+from vgg_ddp.config.reading import all_keys
 from vgg_ddp.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -141,6 +142,7 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluate.protocol": "dense+multicrop",
     "evaluate.scales": [256, 384],
     "evaluate.flips": True,
+    "analysis.groups": {"pets": ["cat", "007"], "no": ["no"]},
     "run.dir": "runs/ü x",
     "log.every_steps": 3,
     "tracking.wandb": "offline",
@@ -166,7 +168,7 @@ NEEDED = {  # what has to be set for a key to be set at all
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """A nested mapping as full keys and values."""
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and prefix + key not in all_keys():
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
@@ -219,6 +221,16 @@ def test_each_key_can_be_set_by_a_word_and_by_the_file(key: str, config_file: Pa
     changed = {k for k, v in found.items() if v != defaults[k]}
     assert changed - needed.keys() == {key}
     assert found[key] == value
+
+
+def test_groups_of_classes_are_named_one_by_one_or_all_at_once(config_file: Path) -> None:
+    whole = load(config_file, ["analysis.groups={pets: [cat, 1], birds: [owl]}"])
+    assert whole.analysis.groups == {"pets": ["cat", "1"], "birds": ["owl"]}
+    assert load(config_file, ["analysis.groups.pets=[cat, 1]", "analysis.groups.birds=[owl]"]) == whole
+    assert "names the class 'cat' twice" in refusal(config_file, "analysis.groups={a: [cat], b: [cat, dog]}")
+    assert "'a' names no class" in refusal(config_file, "analysis.groups={a: []}")
+    assert "expected array" in refusal(config_file, "analysis.groups={a: cat}")
+    assert "expected object" in refusal(config_file, "analysis.groups=cat")
 
 
 def test_dump_and_load_of_every_key_at_once(config_file: Path) -> None:

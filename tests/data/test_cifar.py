@@ -24,6 +24,7 @@ from numpy.testing import assert_array_equal
 
 from tests.support.cifar_archives import (
     FILES10,
+    FILES100,
     NAMES10,
     NAMES100,
     PER_FILE,
@@ -125,10 +126,27 @@ def test_an_array_stored_by_columns_is_the_same_array(tmp_path: Path) -> None:
         assert_array_equal(left.splits["train"].images, right.splits["train"].images)
 
 
-def test_the_groups_of_cifar10_hold_each_class_once_and_of_cifar100_there_are_none(tmp_path: Path) -> None:
+def test_the_groups_of_cifar10_hold_each_class_once(tmp_path: Path) -> None:
     groups = opened(tmp_path, python_files10()).groups
     assert sorted(name for group in groups.values() for name in group) == NAMES10
-    assert opened(tmp_path, python_files100()).groups == {}
+
+
+@pytest.mark.parametrize("make", [python_files100, binary_files100])
+def test_the_groups_of_cifar100_are_those_of_its_coarse_labels(tmp_path: Path, make: Any) -> None:
+    source = opened(tmp_path, make())
+    seen = {NAMES100[label] for label in FILES100["train"].labels}
+    assert sorted(name for group in source.groups.values() for name in group) == sorted(seen)
+    for group, members in source.groups.items():
+        assert {int(name[-2:]) // 5 for name in members} == {int(group[-2:])}
+
+
+def test_cifar100_without_the_names_of_its_groups_has_none_and_mixed_up_ones_are_refused(tmp_path: Path) -> None:
+    files = binary_files100()
+    del files["cifar-100-binary/coarse_label_names.txt"]
+    assert opened(tmp_path, files).groups == {}
+    train = FILES100["train"]
+    mixed = {**FILES100, "train": Part(train.data, [3] * len(train.labels), train.coarse)}
+    assert "images of one class lie in two groups" in refusal(tmp_path, python_files100(python2, mixed))
 
 
 def test_members_are_found_in_any_order_among_others(tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from tests.support.runs import ANIMALS, CLASSES, VEHICLES, Run, change_json, make_run
-from vgg_ddp.analysis.confusions import worst_class
+from tests.support.runs import ANIMALS, CLASSES, VEHICLES, Run, change_json, make_run, random_logits
+from vgg_ddp.analysis.confusions import most_missed
+from vgg_ddp.analysis.standing import of_classes
 from vgg_ddp.errors import UserError
 from vgg_ddp.report import words, write_report
 
@@ -48,6 +49,7 @@ SECTIONS = [
     "configuration",
     "environment",
 ]
+REPOSITORY = Path(__file__).parents[2]
 VOID = {"meta", "img", "br"}
 
 
@@ -218,12 +220,14 @@ def test_numbers_equal_scikit_learn(tmp_path: Path) -> None:
         assert row[1:] == [
             f"{100 * recall[k]:.1f} %",
             f"{100 * low:.1f} to {100 * high:.1f} %",
+            "",
             f"{confusion[k, k]} / {support[k]}",
             f"{100 * precision[k]:.1f} %",
             f"{100 * f1[k]:.1f} %",
         ]
 
-    worst = int(np.argmin(recall))
+    worst = int(np.argmax(support - np.diag(confusion)))  # none stands out: the one with most misses
+    assert not of_classes(confusion).worst
     missed = run.prediction[(run.label == worst) & (run.prediction != worst)]
     assert f"{len(missed)} of {support[worst]} images of {CLASSES[worst]}" in section(page, "worst").text
     answers = section(page, "worst").all("table")[0].table()
@@ -259,7 +263,7 @@ def test_pictures_are_of_the_samples_they_claim(tmp_path: Path) -> None:
     assert [int(image.attributes["alt"].split()[2]) for image in mistakes.all("img")] == surest.tolist()
     sure = words.percent(run.predictions.probabilities[surest[0]].max(), 0).replace(words.NBSP, " ")
     assert f"{CLASSES[run.prediction[surest[0]]]} {sure}" in mistakes.all("li")[0].text
-    worst = worst_class(run.confusion)
+    worst = most_missed(run.confusion)
     for image in section(page, "worst").all("img"):
         index = int(image.attributes["alt"].split()[2])
         assert run.label[index] == worst != run.prediction[index]
@@ -413,7 +417,7 @@ def test_degenerate_runs(tmp_path: Path, name: str, said: str) -> None:
         assert "There is none to show." in section(page, "pictures").text
         assert "No image was missed" in section(page, "worst").text
     if name == "a class without images":
-        assert section(page, "classes").table()[-1][:4] == ["deer", "no images", "", "0 / 0"]
+        assert section(page, "classes").table()[-1][:5] == ["deer", "no images", "", "", "0 / 0"]
 
 
 def test_many_classes_show_a_picture_and_the_most_frequent_confusions(tmp_path: Path) -> None:
@@ -460,8 +464,30 @@ def test_diverged_training_is_drawn(tmp_path: Path) -> None:
     metrics.write_text(re.sub(r'"loss": [\d.]+', '"loss": NaN', metrics.read_text()))
     page = page_of(run)
     assert_sound(page)
+    assert "The training diverged: at epoch 0.20 its training loss was no number." in page.all("main")[0].text
     assert "training not a number to not a number" in section(page, "training").text
     assert dict(section(page, "speed").table())["Loss"] == "not a number"
+
+
+def test_a_training_that_went_astray_says_so_first(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    metrics = run.path / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for row in rows:
+        if row["split"] == "validation" and row["epoch"] == 2:
+            row["loss"] = 138308.0
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first = next(part for part in page_of(run).all("main")[0].parts if isinstance(part, Node))
+    assert "its validation loss rose to 1.383e+05 at epoch 2.00, where guessing gives 2.30" in first.text
+
+
+def test_a_network_that_learned_nothing_says_so_first(tmp_path: Path) -> None:
+    label = np.arange(400) % 10
+    run = make_run(tmp_path / "run", label=label, prediction=label * 0 + 3)
+    first = next(part for part in page_of(run).all("main")[0].parts if isinstance(part, Node))
+    assert "learned nothing that these 400 images show: it names 10.0 % correctly" in first.text
+    well = make_run(tmp_path / "well", label=label, prediction=label)
+    assert "Before any figure" not in page_of(well).all("main")[0].text
 
 
 def test_classes_over_the_epochs_are_drawn_where_the_run_recorded_them(tmp_path: Path) -> None:
@@ -477,8 +503,34 @@ def test_classes_over_the_epochs_are_drawn_where_the_run_recorded_them(tmp_path:
     names = [span.text for span in classes.all("div", **{"class": "key"})[0].all("span")]
     worst = [row[0] for row in classes.table()][::-1][:4]
     assert names == [name for name in worst if name != "truck"]
+    assert (
+        "on 40 validation images, about 4 of each class: other images, and fewer, than those of the table"
+        in classes.text
+    )
     chart = json.loads(classes.all("svg")[0].attributes["data-chart"])
     assert chart["lines"][0]["y"] == pytest.approx([epoch / 10 + CLASSES.index(names[0]) / 100 for epoch in (1, 2, 3)])
+
+
+def test_the_curves_say_why_training_and_validation_are_not_measured_alike(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "Not measured alike" not in section(page_of(run), "training").text
+    (run.path / "config.yaml").write_bytes((REPOSITORY / "configs/quickstart.yaml").read_bytes())
+    said = (
+        "Not measured alike: training with label smoothing and augmentation, on images of 16, 20, 24 and 32 pixels, while the "
+        "weights change; validation at 32 pixels without."
+    )
+    loss, accuracy = section(page_of(run), "training").all("figcaption")[:2]
+    assert said in loss.text and said in accuracy.text
+
+
+def test_the_quiz_says_at_which_size_it_shows_its_pictures(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", shape=(96, 80))
+    (run.path / "config.yaml").write_text("data:\n  image_size: 32\n")
+    page = page_of(run)
+    assert "You see them as the network does, at 32 pixels." in section(page, "quiz").text
+    assert json.loads(page.all("script", id="page-data")[0].text_raw)["seen"] == 32
+    (run.path / "config.yaml").write_text("data:\n  image_size: 224\n")
+    assert "You see them at 80 pixels, the network at 224." in section(page_of(run), "quiz").text
 
 
 def test_of_many_images_the_page_carries_mistakes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,6 +550,19 @@ def test_a_network_of_nothing_but_nan_is_reported(tmp_path: Path) -> None:
     assert "Its probabilities are no numbers." in section(page, "calibration").text
     data = page.all("script", id="page-data")[0].text_raw
     assert "NaN" not in data
+
+
+def test_a_modest_network_is_told_what_made_it_so_and_how_much_is_noise(tmp_path: Path) -> None:
+    label = np.random.default_rng(1).integers(0, 10, 400)
+    run = make_run(tmp_path / "run", label=label, logits=0.1 * random_logits(label, label, 10))
+    assert "label smoothing" not in section(page_of(run), "calibration").text
+    (run.path / "config.yaml").write_text("loss:\n  label_smoothing: 0.1\n")
+    said = section(page_of(run), "calibration").text
+    assert "100 % right: too modest. Its calibration error (ECE) is" in said
+    assert "label smoothing of 0.1, to be 91 % sure of every answer" in said
+    noise = json.loads((run.path / "evaluation/summary.json").read_text())["calibration"]["noise"]
+    assert f"seldom more than {words.percent(noise['highest_error'])}.".replace(words.NBSP, " ") in said
+    assert "on 400 test images of cifar10: calibration error" in said
 
 
 def test_missing_or_damaged_evaluation_is_one_line(tmp_path: Path) -> None:
@@ -538,12 +603,51 @@ def test_needs_neither_torch_nor_matplotlib() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def story_of(confusion: np.ndarray) -> str:
+    classes = [f"c{k}" for k in range(len(confusion))]
+    return words.extremes_sentence(classes, confusion, of_classes(confusion)).replace(words.NBSP, " ")
+
+
+def test_best_and_worst_are_said_only_where_they_are_more_than_chance() -> None:
+    def confusion(*right: int, images: int = 200) -> np.ndarray:
+        wrong = np.roll(np.diag([images - count for count in right]), 1, axis=1)
+        return np.diag(right) + wrong
+
+    assert story_of(confusion(160, 165, 158, 163)) == (
+        "No class is recognised better or worse than the others by more than chance: they lie between 79.0 % and 82.5 %."
+    )
+    assert story_of(confusion(160, 165, 100, 163)) == (
+        "It recognises “c1” best (82.5 %; “c3” and “c0” are too close to be told from it) and “c2” worst (50.0 %)."
+    )
+    assert story_of(confusion(185, 184, 186, 100, 103)).endswith(
+        "and “c3” worst (50.0 %; “c4” is too close to be told from it)."
+    )
+    tiny = confusion(160, 165, 158, 163)
+    tiny[0] = [0, 1, 0, 0]
+    assert "“c0” worst" not in story_of(tiny)
+    assert story_of(tiny).endswith("Fewer than 10 images show “c0”: too few to call a class best or worst.")
+
+
+def test_the_worst_class_says_how_it_is_worse(tmp_path: Path) -> None:
+    label = np.arange(400) % 4
+    prediction = np.where((label == 2) & (np.arange(400) % 8 == 2), 3, label)
+    page = page_of(make_run(tmp_path / "run", ["cat", "dog", "elk", "fox"], label, prediction))
+    worst = section(page, "worst")
+    assert worst.all("h2")[0].text.startswith("The worst class: elk")
+    assert (
+        "50.0 % of its images are named correctly, of the others 100 %: more than chance (p below 0.0001" in worst.text
+    )
+    stands = {row[0]: row[3] for row in section(page, "classes").table()}
+    assert stands == {"cat": "better", "dog": "better", "fox": "better", "elk": "worse"}
+    assert "always taken for a fox (50 misses)" in worst.text
+
+
 def test_misses_sentence_reads_as_a_sentence() -> None:
     classes = ["cat", "deer", "dog", "frog", "ship"]
     confusion = np.diag([0, 9, 9, 9, 9]) * 100
     confusion[0] = [100, 12, 41, 15, 11]
-    assert words.misses_sentence(classes, confusion).replace(words.NBSP, " ") == (
-        "When a cat is missed it is taken for a dog (52 %), a frog (19 %), a deer (15 %): together 86 % of the misses."
+    assert words.misses_sentence(classes, confusion, 0).replace(words.NBSP, " ") == (
+        "When a cat is missed it is taken for a dog (52 %), a frog (19 %), a deer (15 %): together 86 % of its 79 misses."
     )
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_ind
 
 from tests.report.test_report import Node, Page, section
 from tests.support.runs import CLASSES, Run, change_json, make_dataset, make_run
 from vgg_ddp.errors import UserError
-from vgg_ddp.report import write_side_by_side
+from vgg_ddp.report import write_recipes, write_side_by_side
 
 
 def compared(runs: list[Run], path: Path) -> Node:
@@ -88,6 +89,60 @@ def test_runs_on_different_images_are_shown_without_a_test(first: Run, tmp_path:
     assert "They were evaluated on different images" in section(page, "story").text
     assert not section(page, "pictures").all("img")
     assert len(section(page, "classes").table()) == 10
+
+
+def test_two_networks_are_not_taken_for_two_recipes(first: Run, tmp_path: Path) -> None:
+    second = better(first, tmp_path / "second", 60)
+    for run, seed in ((first, 0), (second, 1)):
+        (run.path / "config.yaml").write_text(f"network: vgg16\nseed: {seed}\n")
+    story = section(compared([first, second], tmp_path), "story").text
+    assert "They differ in their seed alone. This compares these networks on these images." in story
+    (second.path / "config.yaml").write_text("network: vgg11\nseed: 1\n")
+    assert "in their seed alone" not in section(compared([first, second], tmp_path), "story").text
+
+
+def trained(first: Run, path: Path, right: float, seed: int, recipe: str = "") -> Path:
+    """A run that names about the share `right` of the images correctly, each class alike."""
+    random = np.random.default_rng(seed)
+    prediction = np.where(random.random(len(first.label)) < right, first.label, (first.label + 1) % 10)
+    run = make_run(path, label=first.label, prediction=prediction, dataset=first.dataset)
+    (run.path / "config.yaml").write_text(f"network: vgg16\nseed: {seed}\n{recipe}")
+    return run.path
+
+
+def test_recipes_are_compared_by_the_means_over_their_seeds(first: Run, tmp_path: Path) -> None:
+    old = [trained(first, tmp_path / f"old-{seed}", 0.7, seed) for seed in range(3)]
+    new = [trained(first, tmp_path / f"new-{seed}", 0.9, seed, "batch: 512\n") for seed in range(3, 6)]
+    page = Page(write_recipes(old, new, tmp_path / "recipes.html").read_text(encoding="utf-8")).root
+    story = section(page, "story").text
+    assert "Is the recipe of new-3 better than that of old-0?Yes" in story
+    accuracies = [
+        [json.loads((run / "evaluation/summary.json").read_text())["accuracy"] for run in side] for side in (old, new)
+    ]
+    tested = ttest_ind(accuracies[1], accuracies[0], equal_var=False)
+    low, high = (100 * end for end in tested.confidence_interval(0.95))
+    assert f"interval over seeds {low:+.2f} to {high:+.2f}" in story
+    assert "in the mean of 3 seeds" in story and "on the same 400 test images" in story
+    assert ["batch", "–", "–", "–", "512", "512", "512"] in section(page, "changes").table()
+    assert len(section(page, "classes").table()) == 10
+    same = [trained(first, tmp_path / f"same-{seed}", 0.7, seed) for seed in range(6, 9)]
+    page = Page(write_recipes(old, same, tmp_path / "recipes.html").read_text(encoding="utf-8")).root
+    assert "No more than chance" in section(page, "story").text
+
+
+def test_one_run_is_no_recipe_and_one_seed_twice_is_one_run(first: Run, tmp_path: Path) -> None:
+    runs = [trained(first, tmp_path / f"run-{seed}", 0.7, seed) for seed in range(3)]
+    again = trained(first, tmp_path / "again", 0.7, 0)
+    page = tmp_path / "recipes.html"
+    with pytest.raises(UserError, match=f"{runs[0]} alone tells nothing of its recipe"):
+        write_recipes(runs[:1], runs[1:], page)
+    with pytest.raises(UserError, match="again and run-0 have the same seed, 0"):
+        write_recipes([runs[0], again], runs[1:], page)
+    label = (first.label + 1) % 10
+    other = make_run(tmp_path / "other", label=label)
+    with pytest.raises(UserError, match="other was evaluated on other images than run-0"):
+        write_recipes(runs[:2], [runs[2], other.path], page)
+    assert not page.exists()
 
 
 def test_mistakes_get_one_line(first: Run, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 PER_FILE = 7
 NAMES10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 NAMES100 = [f"fine_{i:02d}" for i in range(100)]
+COARSE = [f"coarse_{i:02d}" for i in range(20)]  # of five classes each, in their order
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Part:
 def random_part(seed: int, classes: int, count: int = PER_FILE) -> Part:
     generator = np.random.default_rng(seed)
     data = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
-    return Part(data, generator.integers(0, classes, count).tolist(), generator.integers(0, 20, count).tolist())
+    labels = generator.integers(0, classes, count).tolist()
+    return Part(data, labels, [label // 5 for label in labels])
 
 
 FILES10 = {
@@ -80,7 +82,7 @@ def python_files10(dumps: Dumps = python2, files: dict[str, Part] = FILES10) -> 
 
 def python_files100(dumps: Dumps = python2, files: dict[str, Part] = FILES100) -> dict[str, bytes]:
     names = [n.encode() for n in NAMES100]
-    contents = {"meta": dumps({b"fine_label_names": names, b"coarse_label_names": [b"coarse"] * 20})}
+    contents = {"meta": dumps({b"fine_label_names": names, b"coarse_label_names": [name.encode() for name in COARSE]})}
     for name, p in files.items():
         contents[name] = dumps({b"data": p.data, b"coarse_labels": p.coarse, b"fine_labels": p.labels})
     return {f"cifar-100-python/{name}": data for name, data in contents.items()}
@@ -95,7 +97,7 @@ def binary_files10(files: dict[str, Part] = FILES10) -> dict[str, bytes]:
 
 def binary_files100(files: dict[str, Part] = FILES100) -> dict[str, bytes]:
     contents = {"fine_label_names.txt": "".join(f"{name}\n" for name in NAMES100).encode()}
-    contents["coarse_label_names.txt"] = b"coarse\n" * 20
+    contents["coarse_label_names.txt"] = "".join(f"{name}\n" for name in COARSE).encode()
     for name, p in files.items():
         rows = zip(p.coarse, p.labels, p.data)
         contents[f"{name}.bin"] = b"".join(bytes([coarse, fine]) + row.tobytes() for coarse, fine, row in rows)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vgg_ddp.analysis.significance import CHANCE
 
 Counts: TypeAlias = NDArray[np.int64]
 
@@ -16,13 +19,10 @@ def recall(confusion: Counts) -> NDArray[np.float64]:
     return np.where(totals > 0, np.diag(confusion) / np.maximum(totals, 1), np.nan)
 
 
-def worst_class(confusion: Counts) -> int | None:
-    """The class with the lowest accuracy, of equals the one with most misses; None where nothing was missed."""
+def most_missed(confusion: Counts) -> int | None:
+    """The class with most misses; None where nothing was missed."""
     misses = confusion.sum(axis=1) - np.diag(confusion)
-    if not misses.any():
-        return None
-    accuracy = recall(confusion)
-    return int(np.lexsort((-misses, np.where(np.isnan(accuracy), np.inf, accuracy)))[0])
+    return int(misses.argmax()) if misses.any() else None
 
 
 def taken_for(confusion: Counts, true: int) -> list[tuple[int, int]]:
@@ -30,6 +30,15 @@ def taken_for(confusion: Counts, true: int) -> list[tuple[int, int]]:
     row = confusion[true].copy()
     row[true] = 0
     return [(int(k), int(row[k])) for k in np.argsort(-row, kind="stable") if row[k]]
+
+
+def leading(answers: list[tuple[int, int]]) -> list[int]:
+    """Of `taken_for`'s answers the most frequent, and those that are as frequent but for chance (an exact binomial test)."""
+    from scipy.stats import binomtest  # slow to import
+
+    most = answers[0][1]
+    alike = takewhile(lambda answer: binomtest(most, most + answer[1], 0.5).pvalue >= CHANCE, answers[1:])
+    return [answers[0][0], *(k for k, _ in alike)]
 
 
 def cumulative(confusion: Counts, true: int, classes: list[str], most: int) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 10_000  # of the bootstrap
+NO_ERROR = 1e-12  # of a mean of equal figures, but for rounding
 CHANCE = 0.05  # below this p-value a difference is called more than chance
 
 
@@ -18,7 +19,7 @@ class Difference:
     Attributes:
         images: how many there are; `only_first`, `only_second`: named correctly by one of the two alone.
         difference: accuracy of the second less that of the first.
-        interval: 95 % of bootstrap samples of the images lie between these differences.
+        interval: so many bootstrap samples of the images lie between these differences, 95 % if not asked otherwise.
         p_value: McNemar's, exact: how often chance alone would bring a difference as large.
     """
 
@@ -30,18 +31,54 @@ class Difference:
     p_value: float
 
 
-def compare(first_right: NDArray[np.bool_], second_right: NDArray[np.bool_]) -> Difference:
+@dataclass(frozen=True)
+class MeanDifference:
+    """What changes from a first recipe to a second in the mean over trainings with different seeds.
+
+    Attributes:
+        difference: mean of the second less that of the first; `interval`: Welch's, at 95 %.
+        p_value: of Welch's t test: how often seeds alone would bring a difference as large.
+    """
+
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+
+
+def compare_recipes(first: NDArray[np.float64], second: NDArray[np.float64]) -> MeanDifference:
+    """The difference between two recipes, from a figure of each of several trainings: [at least 2] and [at least 2].
+
+    Welch 1947, "The generalization of 'Student's' problem when several different population variances are involved".
+    """
+    difference = float(second.mean() - first.mean())
+    variances = [side.var(ddof=1) / len(side) for side in (first, second)]
+    error = float(np.sqrt(sum(variances)))
+    if error < NO_ERROR:  # nothing varies, so that there is nothing to test
+        return MeanDifference(difference, (difference, difference), 1.0 if abs(difference) < NO_ERROR else 0.0)
+    freedom = error**4 / sum(variance**2 / (len(side) - 1) for variance, side in zip(variances, (first, second)))
+    from scipy.stats import t  # slow to import
+
+    half = float(t.ppf(1 - CHANCE / 2, freedom)) * error
+    return MeanDifference(
+        difference, (difference - half, difference + half), 2 * float(t.sf(abs(difference) / error, freedom))
+    )
+
+
+def compare(first_right: NDArray[np.bool_], second_right: NDArray[np.bool_], outside: float = CHANCE) -> Difference:
     """The difference between two networks, from whether each named each of the images [n >= 1] correctly.
 
     McNemar 1947 in its exact form: of the images that only one of the two gets right, each would be either's with
     probability 1/2. The bootstrap (Efron 1979) draws pairs of answers, of which only the sums count, so that a draw is
     one from a multinomial distribution.
+
+    Args:
+        outside: share of the bootstrap's samples that the interval leaves out.
     """
     images = len(first_right)
     only_first, only_second = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
     shares = np.array([only_first, only_second, images - only_first - only_second]) / images
     drawn = np.random.default_rng(0).multinomial(images, shares, size=DRAWS)
-    low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / images, [0.025, 0.975])
+    low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / images, [outside / 2, 1 - outside / 2])
     apart = only_first + only_second
     from scipy.stats import binomtest  # slow to import
 
@@ -52,16 +89,18 @@ def compare(first_right: NDArray[np.bool_], second_right: NDArray[np.bool_]) -> 
 def compare_classes(
     label: NDArray[np.int64], first_right: NDArray[np.bool_], second_right: NDArray[np.bool_], classes: int
 ) -> list[Difference | None]:
-    """`compare` for each class, None for one without images; p-values corrected for asking so often.
+    """`compare` for each class, None for one without images; p-values and intervals corrected for asking so often.
 
-    The correction is Benjamini and Hochberg's (1995): of the classes called different, 5 % are so by chance.
+    The correction is Benjamini and Hochberg's (1995): of the classes called different, 5 % are so by chance. The intervals
+    are those that go with it (Benjamini and Yekutieli 2005, "False discovery rate-adjusted multiple confidence intervals
+    for selected parameters"): of those of the classes called different, 5 % miss the truth.
     """
-    differences = [
-        compare(first_right[label == k], second_right[label == k]) if (label == k).any() else None
-        for k in range(classes)
-    ]
-    p_values = [tested.p_value for tested in differences if tested is not None]
+    pairs = {k: (first_right[label == k], second_right[label == k]) for k in range(classes) if (label == k).any()}
+    if not pairs:
+        return [None] * classes
     from scipy.stats import false_discovery_control  # slow to import
 
-    corrected = iter(false_discovery_control(p_values)) if p_values else iter(())
-    return [tested and replace(tested, p_value=float(next(corrected))) for tested in differences]
+    corrected = dict(zip(pairs, false_discovery_control([compare(*pair).p_value for pair in pairs.values()]).tolist()))
+    different = sum(p_value < CHANCE for p_value in corrected.values())
+    outside = CHANCE * max(different, 1) / len(pairs)
+    return [replace(compare(*pairs[k], outside), p_value=corrected[k]) if k in pairs else None for k in range(classes)]

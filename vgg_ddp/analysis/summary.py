@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vgg_ddp.analysis import calibration, confusions, groups, intervals, labels
+from vgg_ddp.analysis import calibration, confusions, groups, intervals, labels, standing
 from vgg_ddp.analysis.predictions import Predictions, summarize, top_k_accuracy
 
 MOST_CONFUSIONS = 30
@@ -21,34 +21,43 @@ def describe(
     named_groups: dict[str, list[str]],
     validation: Predictions | None,
     validation_reason: str,
+    named_by: str = "data set",
 ) -> dict[str, Any]:
     """Everything that follows from the predictions on a split.
 
     Args:
-        named_groups: groups of classes by name; where it is empty they are looked for in the confusions.
+        named_groups: groups of classes by name; where it is empty they are looked for in `validation`.
         validation: predictions on images held out from training, or None, and `validation_reason` which ones or why.
+        named_by: who names the groups: "data set" or "configuration".
     """
     summary = summarize(predictions, classes)
     confusion = np.array(summary["confusion"], dtype=np.int64)
     probabilities = np.exp(predictions.log_probabilities)
+    stands = standing.of_classes(confusion)
     images, correct = summary["images"], int(np.trace(confusion))
-    members = named_groups or groups.name_found(groups.find(confusion), classes)
     sure = labels.surest_mistakes(predictions.label, predictions.prediction, probabilities.max(axis=1))
     doubtful = labels.doubtful_labels(predictions.label, probabilities)
     return {
         **summary,
         "accuracy_interval": intervals.wilson(correct, images),
         "per_class": [
-            {**row, **_intervals(confusion, k), "taken_for": confusions.cumulative(confusion, k, classes, MOST_ANSWERS)}
+            {
+                **row,
+                **_intervals(confusion, k),
+                "against_others": stands.verdicts[k],
+                "against_others_p_value": stands.p_values[k],
+                "taken_for": confusions.cumulative(confusion, k, classes, MOST_ANSWERS),
+            }
             for k, row in enumerate(summary["per_class"])
         ],
+        "best": [classes[k] for k in stands.best],
+        "worst": [classes[k] for k in stands.worst],
         "top_k_accuracy": {str(k): top_k_accuracy(predictions, k) for k in TOP_K if k < len(classes)},
         "confusions": [
             {"true": classes[i], "predicted": classes[j], "images": count, "share": count / int(confusion[i].sum())}
             for i, j, count in confusions.most_frequent(confusion, MOST_CONFUSIONS)
         ],
-        "groups": groups.describe(confusion, classes, members),
-        "groups_from": "data set" if named_groups else "confusions" if members else None,
+        **groups.found_or_named(confusion, classes, named_groups, named_by, validation),
         "calibration": calibration.describe(predictions, validation, validation_reason),
         "surest_mistakes": predictions.sample_index[sure[:MOST_IMAGES]].tolist(),
         "doubtful_labels": {

@@ -160,7 +160,7 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
     names = key.split(".")
     _reject_unknown(_nest(names, text), Config, f"'{override}'")
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    if not quoted and not _alternatives(_annotation(key), list):
+    if not quoted and not _alternatives(_annotation(key), list, dict):
         return names, _Plain(text)
     try:
         return names, yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
@@ -172,7 +172,8 @@ def _annotation(key: str) -> Any:
     """The type of the key with this full path; None where there is no such key."""
     annotation: Any = Config
     for name in key.split("."):
-        annotation = _types(annotation).get(name)
+        mapping = _alternatives(annotation, dict)
+        annotation = typing.get_args(mapping[0])[1] if mapping else _types(annotation).get(name)
     return annotation
 
 
@@ -202,6 +203,9 @@ def _as_type(value: Any, annotation: Any) -> Any:
     if isinstance(value, list):
         (inner, *_) = typing.get_args(next(iter(_alternatives(annotation, list)), list[str]))
         return [_as_type(one, inner) for one in value]
+    if isinstance(value, dict):
+        (_, inner) = typing.get_args(next(iter(_alternatives(annotation, dict)), dict[str, Any]))
+        return {str(name): _as_type(one, inner) for name, one in value.items()}
     if not isinstance(value, _Plain):
         return value
     text = str(value)
@@ -283,7 +287,7 @@ def _reject_unknown(raw: Any, struct: type[Group], origin: str, prefix: str = ""
             raise UserError(f"{origin}: unknown key '{full}'{_nearest(full)}; 'vgg-ddp train --help' lists every key")
         group = group_of(hints[name])
         if group is None:
-            if isinstance(value, dict):
+            if isinstance(value, dict) and not _alternatives(hints[name], dict):
                 raise UserError(f"{origin}: '{full}' is a single key, it has no '{full}.{next(iter(value), '')}'")
         elif isinstance(value, dict):
             _reject_unknown(value, group, origin, f"{full}.")

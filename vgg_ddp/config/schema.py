@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from vgg_ddp.config.analysis import AnalysisConfig
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.communication import CommunicationConfig
 from vgg_ddp.config.data import DataConfig
@@ -189,6 +190,7 @@ class Config(Group, frozen=True):
     stop: StopConfig = StopConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    analysis: AnalysisConfig = AnalysisConfig()
     run: RunConfig = RunConfig()
     log: LogConfig = LogConfig()
     tracking: TrackingConfig = TrackingConfig()

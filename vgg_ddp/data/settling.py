@@ -1,6 +1,11 @@
-"""Keys whose value follows from the data set: sizes and normalisation of images, mirroring, weights of classes, the batch."""
+"""Keys whose value follows from the data set: sizes and normalisation of images, mirroring, weights of classes, the batch.
+
+And those that must fit it.
+"""
 
 from __future__ import annotations
+
+import difflib
 
 import msgspec
 import numpy as np
@@ -9,7 +14,9 @@ from vgg_ddp.config import Config
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.config.optimizer import LossConfig
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.other_classes import listed
 from vgg_ddp.data.splits import Split
+from vgg_ddp.errors import UserError
 
 MUCH_LARGER = 1.5  # times the size that the network sees: a crop of that size would show a part of the picture only
 NOT_MIRRORED = ("digits",)  # data sets of signs, of which a mirrored one is another or none
@@ -19,7 +26,12 @@ ROOM = (8, 7)  # resized side to crop, the paper's 256 to 224
 
 
 def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
-    """The configuration with values in place of what it leaves to the data set, and what was chosen, a line each."""
+    """The configuration with values in place of what it leaves to the data set, and what was chosen, a line each.
+
+    Raises:
+        UserError: `analysis.groups` names what is no class of the data set.
+    """
+    check_groups(config.analysis.groups, dataset)
     data, choices = settle_sizes(config.data, dataset.split("train"))
     augment = config.augment
     if augment.flip == "auto":
@@ -53,6 +65,16 @@ def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
         )
     config, more = settle_batch(config, images)
     return config, choices + more
+
+
+def check_groups(groups: dict[str, list[str]], dataset: Dataset) -> None:
+    """Raises a `UserError` for the first member of a group that is no class of the data set."""
+    for group, members in groups.items():
+        for name in members:
+            if name not in dataset.classes:
+                near = difflib.get_close_matches(name, dataset.classes, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"its classes are {listed(dataset.classes)}"
+                raise UserError(f"analysis.groups.{group} names {name!r}, which is no class of {dataset.name}; {hint}")
 
 
 def settle_loss(config: LossConfig, dataset: Dataset) -> LossConfig:

@@ -73,6 +73,7 @@ def combine(runs: Sequence[str], folders: Sequence[Path], dataset: Dataset, out:
             }
             for run, member in zip(runs, members)
         ],
+        "warnings": [f"{run}: {line}" for run, member in zip(runs, members) for line in member.summary["warnings"]],
         **describe(predictions, dataset.classes, dataset.record.groups, None, reason),
         "data": data_quality.describe(dataset),
         "network": " + ".join(member.summary["network"] for member in members),

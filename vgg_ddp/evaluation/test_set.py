@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vgg_ddp.analysis import data_quality
+from vgg_ddp.analysis import course, data_quality
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe
 from vgg_ddp.config import Config
@@ -24,6 +24,7 @@ from vgg_ddp.evaluation.protocols import Protocol
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import replace_file
+from vgg_ddp.run.metrics_log import last_written, read_metrics
 from vgg_ddp.training import continuing, loading, parts
 
 CALIBRATION_IMAGES = 10_000  # at most, to fit one temperature on
@@ -71,11 +72,21 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
     validation = answers(calibrated_on) if len(calibrated_on) else None
     if predictions is None:
         return None
+    described = describe(
+        predictions,
+        dataset.classes,
+        config.analysis.groups or dataset.record.groups,
+        validation,
+        reason,
+        named_by="configuration" if config.analysis.groups else "data set",
+    )
+    metrics = last_written(read_metrics(RunDirectory(folder.parents[1]).metrics))
     summary = {
         "dataset": dataset.name,
         "split": "test",
         "protocol": protocol.describe(),
-        **describe(predictions, dataset.classes, dataset.record.groups, validation, reason),
+        "warnings": course.warnings(metrics, np.array(described["confusion"])),
+        **described,
         "data": data_quality.describe(dataset),
         "network": config.network,
         "checkpoint_sha256": hashlib.sha256(contents["manifest.json"]).hexdigest(),

@@ -54,11 +54,10 @@ def shown(text: object) -> str:
 
 
 def _worst(evaluation: dict[str, Any]) -> tuple[dict[str, Any], str, int] | None:
-    """The class with the lowest accuracy, what it is taken for most often, and how often."""
-    scored = [(row["accuracy"], i) for i, row in enumerate(evaluation["per_class"]) if row["accuracy"] is not None]
-    if not scored:
+    """The class that stands out as worst, what it is taken for most often, and how often; None where none stands out."""
+    if not evaluation["worst"]:
         return None
-    _, worst = min(scored)
+    worst = evaluation["classes"].index(evaluation["worst"][0])
     mistakes = [(count, j) for j, count in enumerate(evaluation["confusion"][worst]) if j != worst]
     count, other = max(mistakes, default=(0, worst))
     return evaluation["per_class"][worst], evaluation["classes"][other], count

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg_ddp.analysis.confusions import most_confused_pairs
+from vgg_ddp.config import Config
 from vgg_ddp.report import thumbnails
 from vgg_ddp.report.kept_pictures import Pictures, carried
 from vgg_ddp.report.reading import Evaluation
@@ -18,7 +19,9 @@ QUIZ_PAIRS = 6
 QUIZ_IMAGES = 60  # of each pair, to draw questions from
 
 
-def describe(evaluation: Evaluation, pictures: Pictures | None) -> tuple[dict[str, Any], list[str]]:
+def describe(
+    evaluation: Evaluation, pictures: Pictures | None, recipe: Config | None
+) -> tuple[dict[str, Any], list[str]]:
     """The data of the page's script, and the sheets of thumbnails; no sheets where there are no pictures."""
     if pictures is None:
         names, side, drawn = list[str](), 0, list[str]()
@@ -41,6 +44,7 @@ def describe(evaluation: Evaluation, pictures: Pictures | None) -> tuple[dict[st
         "tops": top.shape[1],
         "names": names,
         "side": side,
+        "seen": recipe.data.image_size if recipe else 0,
         "sheet": thumbnails.SHEET,
         "quiz": _quiz(evaluation, chosen) if drawn else [],
     }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vgg_ddp.analysis import course
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.report import details, kept_pictures, words
-from vgg_ddp.report.reading import read_evaluation
+from vgg_ddp.report.reading import read_evaluation, recipe
 from vgg_ddp.report.rendering import embedded, render
 from vgg_ddp.report.sections import curves, figures, matrices, per_class, pictures, story, trust
 from vgg_ddp.run.directory import RunDirectory
@@ -50,22 +51,24 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
     metrics = last_written(log.rows)
     environment = read_json(run / "environment.json") or {}
     trained = read_json(run / "summary.json") or {}
-    config = run / "config.yaml"
+    config, trained_with = run / "config.yaml", recipe(run)
     kept_in = (evaluated or run) / "evaluation"
     shown = kept_pictures.of_dataset(evaluation, dataset) if dataset else kept_pictures.of_run(evaluation, kept_in)
-    data, sheets = details.describe(evaluation, shown)
+    data, sheets = details.describe(evaluation, shown, trained_with)
     values = {
         **story.values(evaluation),
-        "curves_drawn": curves.curves(metrics, evaluation.dataset),
+        "curves_drawn": curves.curves(metrics, evaluation.dataset, trained_with),
         "validated": any(row["split"] == "validation" for row in metrics),
         "unreadable_lines": log.cut_off,
         **pictures.values(evaluation, shown),
-        **per_class.values(evaluation, metrics),
+        **per_class.values(evaluation, metrics, trained_with),
         **matrices.of_classes(evaluation),
         "quiz": bool(data["quiz"]),
+        "quiz_pictures": words.quiz_pictures_sentence(data["side"], data["seen"]),
         **matrices.of_groups(evaluation),
-        "calibration": trust.calibration(evaluation),
+        "calibration": trust.calibration(evaluation, trained_with),
         "data": trust.data(evaluation, shown),
+        "warnings": course.warnings(metrics, evaluation.confusion),
         "notes": [words.shown(str(note)) for note in environment.get("fallbacks", [])],
         "time": figures.where_time_went(trained),
         "numbers": figures.numbers(evaluation.summary, trained),

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from vgg_ddp.analysis.confusions import Counts
+from vgg_ddp.analysis.confusions import Counts, most_missed
+from vgg_ddp.analysis.standing import Standing, of_classes
+from vgg_ddp.config import Config, load
+from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import stored
 from vgg_ddp.report import words
 
@@ -27,6 +30,16 @@ class Evaluation(stored.StoredEvaluation):
     def confusion(self) -> Counts:
         """Images, [true class, predicted class]."""
         return np.array(self.summary["confusion"], dtype=np.int64)
+
+    @cached_property
+    def standing(self) -> Standing:
+        """Which classes stand out."""
+        return of_classes(self.confusion)
+
+    @property
+    def looked_at(self) -> int | None:
+        """The class whose misses are shown: the worst, or where none stands out the one with most; None without a miss."""
+        return self.standing.worst[0] if self.standing.worst else most_missed(self.confusion)
 
     @cached_property
     def groups(self) -> dict[str, dict[str, Any]]:
@@ -47,6 +60,14 @@ class Evaluation(stored.StoredEvaluation):
     def split(self) -> str:
         """The name of the split."""
         return words.shown(self.summary["split"])
+
+
+def recipe(run: Path) -> Config | None:
+    """The configuration that a run was trained with; None where it is not there, or of another version."""
+    try:
+        return load(run / "config.yaml")
+    except UserError:
+        return None
 
 
 def read_evaluation(run: Path) -> Evaluation:

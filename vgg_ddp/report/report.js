@@ -92,7 +92,7 @@
       const x = left + ((right - left) * shown) / end;
       cursor.prepend(svgElement("path", { class: "cursor", d: `M${x} ${top}V${bottom}` }));
       cursor.setAttribute("visibility", "visible");
-      output.textContent = `${chart.x} ${shown.toFixed(2)}: ${told.join(", ")}`;
+      output.textContent = `${chart.x} ${+shown.toFixed(2)}: ${told.join(", ")}`;
     };
     const clear = () => {
       cursor.setAttribute("visibility", "hidden");
@@ -147,6 +147,16 @@
     context.imageSmoothingEnabled = side > data.side || data.side > 64;
     context.imageSmoothingQuality = "high";
     context.drawImage(image, column * data.side, row * data.side, data.side, data.side, x, y, side, side);
+  };
+  // No sharper than the network saw it.
+  const drawAsSeen = async (canvas, k) => {
+    const context = canvas.getContext("2d");
+    if (!data.seen || data.seen >= data.side) return draw(context, k, 0, 0, canvas.width);
+    const small = document.createElement("canvas");
+    small.width = small.height = data.seen;
+    await draw(small.getContext("2d"), k, 0, 0, data.seen);
+    context.imageSmoothingEnabled = data.seen > 64;
+    context.drawImage(small, 0, 0, canvas.width, canvas.height);
   };
   const called = (k) => (data.names[k] ? data.names[k] : `image ${data.index[k]}`);
   const spoken = (k) =>
@@ -391,7 +401,7 @@
     const ask = () => {
       const k = pair.images[round[asked]];
       const canvas = find("#quiz-picture");
-      draw(canvas.getContext("2d"), k, 0, 0, canvas.width);
+      drawAsSeen(canvas, k);
       canvas.setAttribute("aria-label", `${data.split} image ${data.index[k]} of ${data.dataset}`);
       canvas.dataset.image = data.index[k];
       find("#quiz-count").textContent = `Picture ${asked + 1} of ${round.length}, from ${data.dataset}`;

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from vgg_ddp.analysis.significance import CHANCE, Difference, compare, compare_classes
+from vgg_ddp.analysis import course
+from vgg_ddp.analysis.significance import CHANCE, Difference, MeanDifference, compare, compare_classes
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.errors import UserError
 from vgg_ddp.report import charts, words
@@ -56,11 +57,12 @@ def write_side_by_side(folders: list[Path], dataset: Dataset | None, path: Path)
     """
     if len(folders) > len(STYLES):
         raise UserError(f"{len(folders)} runs side by side are too many to tell apart; give at most {len(STYLES)}")
-    runs = [_read(folder, name) for folder, name in zip(folders, _names(folders))]
+    runs = [read_run(folder, name) for folder, name in zip(folders, names_of(folders))]
     first, others = runs[0], runs[1:]
-    paired = [_paired(first, other) for other in others]
+    same = [paired(first, other) for other in others]
     differences = [
-        compare(first.evaluation.right, other.evaluation.right) if same else None for other, same in zip(others, paired)
+        compare(first.evaluation.right, other.evaluation.right) if is_same else None
+        for other, is_same in zip(others, same)
     ]
     datasets = list(dict.fromkeys(run.evaluation.dataset for run in runs))
     values = {
@@ -69,20 +71,31 @@ def write_side_by_side(folders: list[Path], dataset: Dataset | None, path: Path)
         "split": first.evaluation.split,
         "names": [run.name for run in runs],
         "verdicts": [_verdict(first, other, found) for other, found in zip(others, differences)],
+        "reach": _reach(runs),
         "notes": [
-            f"{run.name}: {words.shown(str(note))}" for run in runs for note in run.environment.get("fallbacks", [])
+            *(
+                f"{run.name}: {warning}"
+                for run in runs
+                for warning in course.warnings(run.metrics, run.evaluation.confusion)
+            ),
+            *(f"{run.name}: {words.shown(str(note))}" for run in runs for note in run.environment.get("fallbacks", [])),
         ],
         "overview": _overview(runs),
-        "changes": _changes(runs),
-        "curves_drawn": _curves(runs, words.listed(datasets)),
-        "classes": _classes(runs, paired),
-        "grids": _grids(first, others[0], dataset) if paired[0] and dataset else [],
+        "changes": changes_of(runs),
+        "curves_drawn": curves_of(runs, words.listed(datasets), STYLES),
+        "classes": _classes(runs, same),
+        "grids": _grids(first, others[0], dataset) if same[0] and dataset else [],
         "sections": SECTIONS,
     }
     return render("side_by_side.html.j2", values, path)
 
 
-def _read(folder: Path, name: str) -> Run:
+def read_run(folder: Path, name: str) -> Run:
+    """What the run in `folder` left behind.
+
+    Raises:
+        UserError: it has no evaluation, or a file of it is damaged.
+    """
     config = folder / "config.yaml"
     try:
         settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else {}
@@ -98,13 +111,13 @@ def _read(folder: Path, name: str) -> Run:
     )
 
 
-def _names(folders: list[Path]) -> list[str]:
+def names_of(folders: list[Path]) -> list[str]:
     """The folders' last parts, or their whole paths where two are called the same."""
     short = [folder.resolve().name for folder in folders]
     return [words.shown(str(f) if short.count(name) > 1 else name) for f, name in zip(folders, short)]
 
 
-def _paired(first: Run, other: Run) -> bool:
+def paired(first: Run, other: Run) -> bool:
     """Whether two runs answered the same questions: the same images of the same data."""
     one, two = first.evaluation, other.evaluation
     return (
@@ -126,11 +139,22 @@ def _verdict(first: Run, other: Run, found: Difference | None) -> dict[str, str]
         chance = found.p_value >= CHANCE
         answer = "No more than chance" if chance else "Yes" if found.difference > 0 else "No, it is worse"
         why = (
-            f"The difference is {words.points(found.difference)} points, 95{words.NBSP}% interval {_interval(found)} "
+            f"The difference is {words.points(found.difference)} points, 95{words.NBSP}% interval {interval(found)} "
             f"(bootstrap over images). {words.images_of(found.only_first, first.evaluation.split)} only {first.name} gets "
             f"right, {words.number(found.only_second)} only {other.name}: McNemar p {words.p_value(found.p_value)}."
         )
     return {"question": f"Is {other.name} better than {first.name}?", "answer": answer, "words": f"{said} {why}"}
+
+
+def _reach(runs: list[Run]) -> str:
+    """What the comparison can tell: something of these networks, not of their recipes."""
+    alone = [key for key, _ in changes_of(runs)] == ["seed"]
+    seeds = "They differ in their seed alone. " if alone else ""
+    return (
+        f"{seeds}This compares these networks on these images. Two trainings of one recipe with different seeds differ too, "
+        "often by more than chance: to compare recipes, train each with several seeds and run vgg-ddp report A1 A2 A3 "
+        "--against B1 B2 B3."
+    )
 
 
 def _overview(runs: list[Run]) -> list[tuple[str, list[str]]]:
@@ -149,15 +173,15 @@ def _overview(runs: list[Run]) -> list[tuple[str, list[str]]]:
     return list(rows.items())
 
 
-def _changes(runs: list[Run]) -> list[tuple[str, list[str]]]:
+def changes_of(runs: list[Run]) -> list[tuple[str, list[str]]]:
     """The keys of the configuration in which the runs differ, with the value in each."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key not in NOT_COMPARED)
     values = {key: [run.config.get(key, words.DASH) for run in runs] for key in keys}
     return [(key, of_runs) for key, of_runs in values.items() if len(set(of_runs)) > 1]
 
 
-def _curves(runs: list[Run], dataset: str) -> list[dict[str, Any]]:
-    """A chart for each measure, with a line for each run."""
+def curves_of(runs: list[Run], dataset: str, styles: list[str]) -> list[dict[str, Any]]:
+    """A chart for each measure, with a line for each run in the style of its place."""
     drawn = []
     for name, split, scope, value, shares in (
         ("training loss", "train", "epoch", "loss", False),
@@ -167,7 +191,7 @@ def _curves(runs: list[Run], dataset: str) -> list[dict[str, Any]]:
     ):
         lines = [
             charts.Line(run.name, curves.series(run.metrics, split, scope, value), style)
-            for run, style in zip(runs, STYLES)
+            for run, style in zip(runs, styles)
         ]
         drawn += curves.chart(name, f"{name[0].upper()}{name[1:]} on {dataset}", lines, shares)
     return drawn
@@ -203,13 +227,14 @@ def _difference(found: Difference | None) -> dict[str, str]:
         return dict.fromkeys(("difference", "interval", "p_value", "style"), "")
     return {
         "difference": words.points(found.difference),
-        "interval": _interval(found),
+        "interval": interval(found),
         "p_value": words.p_value(found.p_value),
         "style": "" if found.p_value >= CHANCE else "better" if found.difference > 0 else "worse",
     }
 
 
-def _interval(found: Difference) -> str:
+def interval(found: Difference | MeanDifference) -> str:
+    """The ends of an interval of a difference, in points."""
     return f"{words.points(found.interval[0])} to {words.points(found.interval[1])}"
 
 

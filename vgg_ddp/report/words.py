@@ -11,10 +11,14 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from vgg_ddp.analysis.confusions import Counts, recall, taken_for, worst_class
+from vgg_ddp.analysis.confusions import Counts, recall, taken_for
+from vgg_ddp.analysis.standing import FEWEST, Standing, of_counts
+from vgg_ddp.config import Config
+from vgg_ddp.config.augment import AugmentConfig
 
 NBSP = "\u00a0"  # a number and its unit stay on one line
 DASH = "\u2013"  # in a table, for what is not there
@@ -140,60 +144,94 @@ def overall_sentence(network: str, dataset: str, split: str, confusion: Counts) 
     return f"{of} {number(right)} correctly: {percent(right / total)}."
 
 
-def extremes_sentence(classes: list[str], confusion: Counts) -> str:
-    """The best and the worst class, and which classes had no image to be judged by."""
+def extremes_sentence(classes: list[str], confusion: Counts, standing: Standing) -> str:
+    """The classes that stand out as best and worst, and which had no images, or too few, to be judged by."""
     accuracy = recall(confusion)
     judged = np.flatnonzero(~np.isnan(accuracy))
-    empty = [named(classes[k]) for k in np.flatnonzero(np.isnan(accuracy))]
-    some = listed(empty[:3] if len(empty) <= 3 else [*empty[:3], f"{len(empty) - 3} more"], "or")
-    unjudged = f" No image shows {some}, so nothing is known there." if empty else ""
+    unjudged = _unjudged(classes, standing)
     if len(judged) == 0:
-        return unjudged.strip()
-    high, low = accuracy[judged].max(), accuracy[judged].min()
+        return unjudged
+    high, low = float(accuracy[judged].max()), float(accuracy[judged].min())
     if high == low:
         which = "The only class with images" if len(judged) == 1 else "Every class"
-        return f"{which} is at {percent(float(high))}.{unjudged}"
-    best = [classes[k] for k in judged if accuracy[k] == high]
-    worst = classes[worst_class(confusion) or 0]
-    ties = f"{named(best[0])} best" if len(best) == 1 else f"{len(best)} classes best"
-    return f"It recognises {ties} ({percent(float(high))}) and {named(worst)} worst ({percent(float(low))}).{unjudged}"
+        said = f"{which} is at {percent(high)}."
+    elif not (standing.best or standing.worst):
+        said = (
+            "No class is recognised better or worse than the others by more than chance: "
+            f"they lie between {percent(low)} and {percent(high)}."
+        )
+    else:
+        ends = [
+            _end(classes, accuracy, ks, end) for ks, end in ((standing.best, "best"), (standing.worst, "worst")) if ks
+        ]
+        missing = "" if len(ends) == 2 else f"; no class stands out as {'worst' if standing.best else 'best'}"
+        said = f"It recognises {' and '.join(ends)}{missing}."
+    return f"{said} {unjudged}".strip()
 
 
-def misses_sentence(classes: list[str], confusion: Counts) -> str:
-    """What the worst class is taken for: the three most frequent, and their share together. Empty without a miss."""
-    worst = worst_class(confusion)
-    if worst is None:
-        return ""
-    answers = taken_for(confusion, worst)
-    if len(answers) == 1:
-        return f"When {named(classes[worst])} is missed it is always taken for {named(classes[answers[0][0]])}."
+def _end(classes: list[str], accuracy: npt.NDArray[np.float64], alike: list[int], end: str) -> str:
+    """The best or the worst class, and those that are too close to be told from it."""
+    first, *others = alike
+    close = listed([named(classes[k]) for k in others]) if len(others) <= 2 else f"{len(others)} more"
+    verb = "is" if len(others) == 1 else "are"
+    tied = f"; {close} {verb} too close to be told from it" if others else ""
+    return f"{named(classes[first])} {end} ({percent(float(accuracy[first]))}{tied})"
+
+
+def _unjudged(classes: list[str], standing: Standing) -> str:
+    """The classes that no image shows, and those that too few show."""
+    said = []
+    for verdict in ("no images", "too few images"):
+        names = [named(classes[k]) for k in standing.unlike(verdict)]
+        some = names if len(names) <= 3 else [*names[:3], f"{len(names) - 3} more"]
+        if names and verdict == "no images":
+            said.append(f"No image shows {listed(some, 'or')}, so nothing is known there.")
+        elif names:
+            said.append(f"Fewer than {FEWEST} images show {listed(some)}: too few to call a class best or worst.")
+    return " ".join(said)
+
+
+def misses_sentence(classes: list[str], confusion: Counts, true: int) -> str:
+    """What the missed images of a class are taken for: the three most frequent, and their share together."""
+    answers = taken_for(confusion, true)
     misses = sum(count for _, count in answers)
-    missed = named(classes[worst])
+    missed = named(classes[true])
+    if len(answers) == 1:
+        return (
+            f"When {missed} is missed it is always taken for {named(classes[answers[0][0]])} ({number(misses)} misses)."
+        )
     first = [f"{named(classes[k])} ({percent(count / misses, 0)})" for k, count in answers[:3]]
     together = percent(sum(count for _, count in answers[:3]) / misses, 0) if len(answers) > 3 else "all"
-    return f"When {missed} is missed it is taken for {', '.join(first)}: together {together} of the misses."
+    return f"When {missed} is missed it is taken for {', '.join(first)}: together {together} of its {number(misses)} misses."
 
 
-def worst_sentences(classes: list[str], confusion: Counts, groups: dict[str, dict[str, Any]]) -> str:
-    """What the worst class is taken for, and how many of these answers stay in its group."""
-    return f"{misses_sentence(classes, confusion)} {kin_sentence(classes, confusion, groups)}".strip()
-
-
-def kin_sentence(classes: list[str], confusion: Counts, groups: dict[str, dict[str, Any]]) -> str:
-    """How many of the wrong answers to the worst class stay in its group; empty where it has no group."""
-    worst = worst_class(confusion)
-    own = [name for name, group in groups.items() if worst is not None and classes[worst] in group["classes"]]
-    if worst is None or not own or len(groups[own[0]]["classes"]) < 2:
-        return ""
-    inside = [k for k, name in enumerate(classes) if name in groups[own[0]]["classes"] and k != worst]
-    misses = int(confusion[worst].sum() - confusion[worst, worst])
+def standing_sentence(classes: list[str], confusion: Counts, standing: Standing, shown: int) -> str:
+    """Whether the class whose misses are shown is worse than the others, or only shown for its misses."""
+    if shown not in standing.worst:
+        return "No class is worse than the others by more than chance; this is the one with most misses."
+    images, right = int(confusion.sum()), int(np.trace(confusion))
+    own_images, own_right = int(confusion[shown].sum()), int(confusion[shown, shown])
+    others = percent((right - own_right) / max(images - own_images, 1))
     return (
-        f"{percent(int(confusion[worst, inside].sum()) / misses, 0)} of the wrong answers stay among {quoted(own[0])}."
+        f"{percent(own_right / own_images)} of its images are named correctly, of the others {others}: more than chance "
+        f"(p {p_value(standing.p_values[shown])}, Fisher's exact test, corrected by Holm for {number(len(classes))} classes)."
+    )
+
+
+def kin_sentence(classes: list[str], confusion: Counts, groups: dict[str, dict[str, Any]], true: int) -> str:
+    """How many of the wrong answers to a class stay in its group; empty where it has no group."""
+    own = [name for name, group in groups.items() if classes[true] in group["classes"]]
+    if not own or len(groups[own[0]]["classes"]) < 2:
+        return ""
+    inside = [k for k, name in enumerate(classes) if name in groups[own[0]]["classes"] and k != true]
+    misses = int(confusion[true].sum() - confusion[true, true])
+    return (
+        f"{percent(int(confusion[true, inside].sum()) / misses, 0)} of the wrong answers stay among {quoted(own[0])}."
     )
 
 
 def groups_sentence(groups: dict[str, dict[str, Any]]) -> str:
-    """How often an image is taken for a class of its own group, best first; empty without groups."""
+    """How often an image is taken for a class of its own group, the most often first; empty without groups."""
     judged = sorted((g for g in groups.items() if g[1]["images"]), key=lambda group: -group[1]["within_accuracy"])
     if not judged:
         return ""
@@ -201,8 +239,42 @@ def groups_sentence(groups: dict[str, dict[str, Any]]) -> str:
     if len(said) > MOST_GROUPS_IN_A_SENTENCE:
         within, images = (sum(group[key] for _, group in judged) for key in ("within", "images"))
         kept = f"{percent(within / images)} of the images are taken for a class of their own group"
-        return f"{kept}: {said[0]} at best, {said[-1]} at worst."
+        counts = (np.array([group[key] for _, group in judged]) for key in ("within", "images"))
+        stands = of_counts(*counts)
+        if stands.best and stands.worst:
+            return f"{kept}: {said[0]} at best, {said[-1]} at worst."
+        return f"{kept}, and no group stands out at both ends."
     return f"{said[0][0].upper()}{said[0][1:]}" + "".join(f", {text}" for text in said[1:]) + "."
+
+
+def kind_sentence(summary: dict[str, Any]) -> str:
+    """How many images are taken for a class of their own group, and how many would be by chance."""
+    together = summary["groups_together"]
+    if together is None or not together["images"]:
+        return ""
+    return (
+        f"{percent(together['within_accuracy'])} of the {images_of(together['images'], summary['split'])} of these groups are "
+        f"taken for a class of their own group; {percent(together['within_by_chance'])} would be if the wrong answers had "
+        f"nothing to do with the groups (p {p_value(together['p_value'])})."
+    )
+
+
+def groups_origin(summary: dict[str, Any]) -> str:
+    """Who named the groups, or where they were found, and that this is more than chance."""
+    origin = {
+        "data set": "The groups are the data set's own.",
+        "configuration": "The groups are those of analysis.groups.",
+        "validation images": "Nobody named groups: these were found on the validation images, as classes that the network "
+        f"takes for one another there, and are judged here on the {shown(summary['split'])} images.",
+    }
+    return f"{kind_sentence(summary)} {origin.get(summary['groups_from'], '')}".strip()
+
+
+def no_groups_sentence(summary: dict[str, Any]) -> str:
+    """Why there are no groups, and how to name some."""
+    why = summary["groups_words"]
+    said = "There are no groups of classes: the data set names none"
+    return f"{said}{f', and {why}' if why else ''}. Name your own with analysis.groups (docs/report.md)."
 
 
 def quoted(name: str) -> str:
@@ -223,20 +295,80 @@ def evenness_sentence(counts: dict[str, list[int]], classes: list[str]) -> str:
     return f"Training images show {few} {number(low)} times and {many} {number(high)} times: {times}."
 
 
-def calibration_sentence(calibration: dict[str, Any], accuracy: float) -> str:
-    """Whether the network is too sure or not sure enough, and what a temperature does about it."""
-    sure, gap = calibration["mean_confidence"], calibration["mean_confidence"] - accuracy
-    if not math.isfinite(sure):
+VERDICTS = {
+    "calibrated": "as sure as it should be, as far as {images} can tell",
+    "too sure": "too sure of itself",
+    "too modest": "too modest",
+    "uneven": "right on average, but too sure of some answers and too modest about others",
+}
+
+
+def calibration_sentence(calibration: dict[str, Any], accuracy: float, images: str) -> str:
+    """Whether the network is too sure or not sure enough, on these images, and how much of it may be noise."""
+    if calibration["verdict"] == "no numbers":
         return "Its probabilities are no numbers."
-    how = "about as sure as it should be" if abs(gap) < 0.01 else "too sure of itself" if gap > 0 else "too modest"
-    said = f"On average it is {percent(sure)} sure and {percent(accuracy)} right: {how}."
-    if calibration["temperature"] is None:
-        return said
-    before, after = calibration["expected_calibration_error"], calibration["scaled"]["expected_calibration_error"]
+    how = VERDICTS[calibration["verdict"]].format(images=images)
+    noise = calibration["noise"]
     return (
-        f"{said} Dividing its logits by a temperature of {calibration['temperature']:.2f}, fitted on "
-        f"{calibration['temperature_from']}, brings the calibration error from {percent(before)} to {percent(after)}."
+        f"On average it is {percent(calibration['mean_confidence'])} sure and {percent(accuracy)} right: {how}. Its "
+        f"calibration error (ECE) is {percent(calibration['expected_calibration_error'])}; one that is exactly as sure as it "
+        f"should be shows {percent(noise['error'])} on as many images, and seldom more than {percent(noise['highest_error'])}."
     )
+
+
+def modesty_sentence(calibration: dict[str, Any], classes: int, smoothing: float, mixes: bool) -> str:
+    """What in the training makes a network modest; empty where it is not, or nothing does."""
+    if calibration["verdict"] != "too modest" or not (smoothing or mixes):
+        return ""
+    if not smoothing:
+        return "It was trained on mixed images, whose targets are shares of two classes: that makes a network modest."
+    surest = percent(1 - smoothing + smoothing / classes, 0)
+    return f"It was trained with label smoothing of {smoothing:g}, to be {surest} sure of every answer: that makes it modest."
+
+
+def temperature_sentence(calibration: dict[str, Any]) -> str:
+    """What dividing the logits by a temperature does; empty where none was fitted."""
+    if calibration["temperature"] is None:
+        return ""
+    before, after = calibration["expected_calibration_error"], calibration["scaled"]["expected_calibration_error"]
+    low, high = calibration["temperature_interval"]
+    said = (
+        f"Dividing its logits by a temperature of {calibration['temperature']:.2f} (95{NBSP}% interval {low:.2f} to "
+        f"{high:.2f}), fitted on {calibration['temperature_from']}, takes the calibration error from {percent(before)} to "
+        f"{percent(after)}"
+    )
+    return f"{said}; no temperature at all would do as well." if low <= 1 <= high else f"{said}."
+
+
+def quiz_pictures_sentence(kept: int, seen: int) -> str:
+    """At which size the quiz shows its pictures, and at which the network sees them.
+
+    Args:
+        kept: pixels of the pictures that the page carries, 0 without any.
+        seen: pixels of the network's input, 0 where that is not known.
+    """
+    if not (kept and seen):
+        return ""
+    if kept < seen:
+        return f"You see them at {kept} pixels, the network at {seen}."
+    return f"You see them as the network does, at {seen} pixels."
+
+
+def unlike_sentence(recipe: Config) -> str:
+    """Why training and validation figures of a run differ beside what was learned; empty where they are measured alike."""
+    changes = {
+        "label smoothing": recipe.loss.label_smoothing > 0,
+        "weights of classes": recipe.loss.class_weights is not None,
+        "mixed images": recipe.augment.mixes,
+        "augmentation": msgspec.structs.replace(recipe.augment, mixup=0.0, cutmix=0.0) != AugmentConfig(),
+        "dropout": recipe.model.head == "paper" and recipe.model.dropout > 0,
+    }
+    changed = [what for what, there in changes.items() if there]
+    sizes = [f"{size}" for size in dict.fromkeys(recipe.data.train_sizes)]
+    at = f"on images of {listed([*sizes, str(recipe.data.image_size)])} pixels" if sizes else ""
+    how = ", ".join(part for part in (f"with {listed(changed)}" if changed else "", at) if part)
+    size = f" at {recipe.data.image_size} pixels" if sizes else ""
+    return f"Not measured alike: training {how}, while the weights change; validation{size} without." if how else ""
 
 
 def answers(rows: list[dict[str, Any]]) -> str:

@@ -46,15 +46,16 @@ class Layout:
     names_file: str
     names_key: bytes
     labels_key: bytes
-    label_bytes: int  # before each image, in the binary version; the last of them is the class
+    groups_file: str  # "" where there are none
+    label_bytes: int  # before each image, in the binary version; the last of them is the class, the first the group
 
 
 _TRAIN10 = tuple(f"data_batch_{i}" for i in range(1, 6))
 LAYOUTS = (
-    Layout("CIFAR-10", "cifar-10-batches-py", {"train": _TRAIN10, "test": ("test_batch",)}, "batches.meta", b"label_names", b"labels", 0),  # noqa: E501
-    Layout("CIFAR-10", "cifar-10-batches-bin", {"train": tuple(f"{n}.bin" for n in _TRAIN10), "test": ("test_batch.bin",)}, "batches.meta.txt", b"", b"", 1),  # noqa: E501
-    Layout("CIFAR-100", "cifar-100-python", {"train": ("train",), "test": ("test",)}, "meta", b"fine_label_names", b"fine_labels", 0),  # noqa: E501
-    Layout("CIFAR-100", "cifar-100-binary", {"train": ("train.bin",), "test": ("test.bin",)}, "fine_label_names.txt", b"", b"", 2),  # noqa: E501
+    Layout("CIFAR-10", "cifar-10-batches-py", {"train": _TRAIN10, "test": ("test_batch",)}, "batches.meta", b"label_names", b"labels", "", 0),  # noqa: E501
+    Layout("CIFAR-10", "cifar-10-batches-bin", {"train": tuple(f"{n}.bin" for n in _TRAIN10), "test": ("test_batch.bin",)}, "batches.meta.txt", b"", b"", "", 1),  # noqa: E501
+    Layout("CIFAR-100", "cifar-100-python", {"train": ("train",), "test": ("test",)}, "meta", b"fine_label_names", b"fine_labels", "meta", 0),  # noqa: E501
+    Layout("CIFAR-100", "cifar-100-binary", {"train": ("train.bin",), "test": ("test.bin",)}, "fine_label_names.txt", b"", b"", "coarse_label_names.txt", 2),  # noqa: E501
 )  # fmt: skip
 
 
@@ -72,8 +73,7 @@ def find(container: Container) -> PixelSource | None:
     if len(found) > 1:
         raise UserError(f"{container.path} holds several sets: {', '.join(sorted(found))}; give one of them")
     ((folder, layout),) = found.items()
-    classes, splits = read(container, folder, layout)
-    groups = GROUPS_CIFAR10 if layout.name == "CIFAR-10" else {}
+    classes, groups, splits = read(container, folder, layout)
     return PixelSource(
         layout.name, classes, groups, splits, container.origin, str(container.path), tuple(container.remarks)
     )
@@ -98,8 +98,10 @@ def _packed_in(container: Container) -> PixelSource | None:
     return find(Tar(container.folder / packed[0]))
 
 
-def read(container: Container, folder: str, layout: Layout) -> tuple[list[str], dict[str, Pixels]]:
-    """Class names and splits of an official archive, whose files lie in `folder` and are read from an allow-list.
+def read(
+    container: Container, folder: str, layout: Layout
+) -> tuple[list[str], dict[str, list[str]], dict[str, Pixels]]:
+    """Class names, their groups and the splits of an official archive: files in `folder`, read from an allow-list.
 
     Raises:
         UserError: a file missing, or not what the format says.
@@ -109,10 +111,13 @@ def read(container: Container, folder: str, layout: Layout) -> tuple[list[str], 
     missing = sorted(folder + file for file in wanted if folder + file not in container.names)
     if missing:
         raise UserError(f"{path} lacks {missing[0]}: it is not the official {layout.name} archive; download it again")
+    if layout.groups_file not in ("", *wanted) and folder + layout.groups_file in container.names:
+        wanted.append(layout.groups_file)  # copies of the archive may lack it
     contents = {name.removeprefix(folder): data for name, data in container.read([folder + file for file in wanted])}
     parse = _binary if layout.label_bytes else _python
     try:
         names = _class_names(contents[layout.names_file], layout)
+        groups = GROUPS_CIFAR10 if layout.name == "CIFAR-10" else _groups(contents, names, layout)
         splits = {}
         for split, files in layout.splits.items():
             batches = [parse(contents[file], layout) for file in files]
@@ -126,13 +131,40 @@ def read(container: Container, folder: str, layout: Layout) -> tuple[list[str], 
             splits[split] = Pixels(images, labels)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is not in the {layout.name} format: {error}; download it again") from None
-    return names, splits
+    return names, groups, splits
 
 
 def _class_names(data: bytes, layout: Layout) -> list[str]:
     if layout.label_bytes:
         return data.decode("ascii").split()
     return [_text(name) for name in read_plain_pickle(data)[layout.names_key]]
+
+
+def _groups(contents: dict[str, bytes], names: list[str], layout: Layout) -> dict[str, list[str]]:
+    """The classes of each of CIFAR-100's 20 groups, told by its training images; none where the archive does not name them.
+
+    Raises:
+        ValueError: an image of a class in one group and an image of it in another.
+    """
+    if layout.groups_file not in contents:
+        return {}
+    (training,) = layout.splits["train"]
+    if layout.label_bytes:
+        called = contents[layout.groups_file].decode("ascii").split()
+        records = np.frombuffer(contents[training], np.uint8).reshape(-1, layout.label_bytes + 3072)
+        pairs = records[:, : layout.label_bytes].astype(np.int64)
+    else:
+        meta, batch = (read_plain_pickle(contents[file]) for file in (layout.groups_file, training))
+        called = [_text(name) for name in meta[b"coarse_label_names"]]
+        pairs = np.array([batch[b"coarse_labels"], batch[layout.labels_key]], dtype=np.int64).T
+    group_of = dict(np.unique(pairs, axis=0)[:, ::-1].tolist())
+    if len(group_of) < len(np.unique(pairs, axis=0)):
+        raise ValueError("images of one class lie in two groups")
+    return {
+        name: members
+        for number, name in enumerate(called)
+        if (members := [names[k] for k in sorted(group_of) if group_of[k] == number])
+    }
 
 
 def _text(name: bytes | str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vgg_ddp.config import Config
 from vgg_ddp.report import charts, words
 
 STEP_CURVE_UP_TO = 10  # epochs; with more, the epoch means say enough
@@ -16,9 +17,14 @@ def series(metrics: list[dict[str, Any]], split: str, scope: str, value: str) ->
     return [float(row["epoch"]) for row in rows], [float(row[value]) for row in rows]
 
 
-def curves(metrics: list[dict[str, Any]], dataset: str) -> list[dict[str, Any]]:
-    """Loss, accuracy, learning rate and speed over the epochs, each with a caption and the names of its lines."""
+def curves(metrics: list[dict[str, Any]], dataset: str, recipe: Config | None = None) -> list[dict[str, Any]]:
+    """Loss, accuracy, learning rate and speed over the epochs, each with a caption and the names of its lines.
+
+    Args:
+        recipe: what the run was trained with, which says why training and validation are not measured alike.
+    """
     drawn = []
+    unlike = words.unlike_sentence(recipe) if recipe and series(metrics, "validation", "epoch", "loss")[0] else ""
     for name, shares in (("loss", False), ("accuracy", True)):
         train, validation = series(metrics, "train", "epoch", name), series(metrics, "validation", "epoch", name)
         steps = series(metrics, "train", "steps", name) if len(train[0]) <= STEP_CURVE_UP_TO else ([], [])
@@ -30,6 +36,7 @@ def curves(metrics: list[dict[str, Any]], dataset: str) -> list[dict[str, Any]]:
         ends = [f"{line.name} {_ends(line.points[1], shares)}" for line in lines[1:] if line.points[1]]
         when = "first to last epoch" if len(train[0]) > 1 else "after one epoch"
         caption = f"{name.capitalize()} on {dataset}" + (f", {when}: {'; '.join(ends)}" if ends else "")
+        caption += f". {unlike}" if unlike else ""
         drawn += chart(name, caption, lines, shares)
     rates = series(metrics, "train", "steps", "lr")
     if rates[0]:
@@ -51,8 +58,14 @@ def chart(name: str, caption: str, lines: list[charts.Line], shares: bool = Fals
     return [{"svg": charts.lines(name, caption, lines, name, shares), "caption": caption, "lines": lines}]
 
 
-def classes_over_epochs(metrics: list[dict[str, Any]], classes: list[str], worst: list[int]) -> dict[str, Any] | None:
-    """Validation accuracy over the epochs of the classes in `worst`; None where the run did not record it."""
+def classes_over_epochs(
+    metrics: list[dict[str, Any]], classes: list[str], worst: list[int], images: str
+) -> dict[str, Any] | None:
+    """Validation accuracy over the epochs of the classes in `worst`; None where the run did not record it.
+
+    Args:
+        images: on how many validation images that is.
+    """
     rows = [row for row in metrics if row["split"] == "validation" and row.get("class_accuracy")]
     styles = ["second", "first", "third", "fourth"]
     lines = []
@@ -60,7 +73,10 @@ def classes_over_epochs(metrics: list[dict[str, Any]], classes: list[str], worst
         found = [(float(row["epoch"]), row["class_accuracy"][k]) for row in rows]
         points = [(epoch, float(share)) for epoch, share in found if share is not None]
         lines.append(charts.Line(classes[k], ([x for x, _ in points], [y for _, y in points]), style))
-    caption = "Validation accuracy over the epochs of the classes that ended worst"
+    caption = (
+        f"The classes with the lowest test accuracy over the epochs, on {images}: other images, and fewer, than those of the "
+        "table, so that the two differ"
+    )
     return next(iter(chart("accuracy", caption, lines, shares=True)), None)
 
 

@@ -39,15 +39,9 @@ def of_classes(evaluation: Evaluation) -> dict[str, Any]:
 
 def of_groups(evaluation: Evaluation) -> dict[str, Any]:
     """How often images are taken for a class of their own group."""
-    groups = evaluation.groups
+    groups, summary = evaluation.groups, evaluation.summary
     if not groups:
-        return {"groups": []}
-    origin = (
-        "The data set names no groups; these were found by clustering the confusions: classes that the network takes for "
-        "one another."
-        if evaluation.summary["groups_from"] == "confusions"
-        else "The groups are the data set's own."
-    )
+        return {"groups": [], "groups_words": words.no_groups_sentence(summary)}
     ranked = dict(sorted(groups.items(), key=lambda group: -(group[1]["within_accuracy"] or 0)))
     rows = [
         {
@@ -57,6 +51,7 @@ def of_groups(evaluation: Evaluation) -> dict[str, Any]:
             "right_share": group["accuracy"] or 0,
             "accuracy": words.measure(group["within_accuracy"]),
             "interval": words.span(group["within_interval"]),
+            "chance": words.measure(group["within_by_chance"]),
             "right": words.measure(group["accuracy"]),
             "images": words.number(group["images"]),
         }
@@ -65,7 +60,7 @@ def of_groups(evaluation: Evaluation) -> dict[str, Any]:
     confusion = np.array([[group["taken_for"][other] for other in ranked] for group in ranked.values()], dtype=np.int64)
     return {
         "groups": rows,
-        "groups_words": f"{words.groups_sentence(groups)} {origin}",
+        "groups_words": f"{words.groups_sentence(groups)} {words.groups_origin(summary)}",
         "group_matrix": _matrix(list(ranked), confusion) if len(ranked) <= LARGEST_NUMBERED_MATRIX else [],
     }
 

@@ -1,4 +1,4 @@
-"""Accuracy per class, and the class with the lowest."""
+"""Accuracy per class, and what the worst or most missed one is taken for."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from vgg_ddp.analysis.confusions import cumulative, recall, taken_for, worst_class
+from vgg_ddp.analysis.confusions import cumulative, recall, taken_for
+from vgg_ddp.config import Config
 from vgg_ddp.report import words
 from vgg_ddp.report.reading import Evaluation
 from vgg_ddp.report.sections import curves
 
+STANDS = {"better": "better", "worse": "worse", "too few images": "too few"}  # than the others together
 MOST_ANSWERS = 10  # rows of what the worst class is taken for
 
 
-def values(evaluation: Evaluation, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """The table of all classes, best first; their curves; and what the worst class is taken for."""
+def values(evaluation: Evaluation, metrics: list[dict[str, Any]], recipe: Config | None) -> dict[str, Any]:
+    """The table of all classes, by accuracy; their curves; and what the worst or most missed class is taken for."""
     classes, confusion = evaluation.classes, evaluation.confusion
     totals, accuracy = confusion.sum(axis=1), recall(confusion)
     ranked = np.argsort(-np.nan_to_num(accuracy, nan=-1.0), kind="stable").tolist()
@@ -26,6 +28,8 @@ def values(evaluation: Evaluation, metrics: list[dict[str, Any]]) -> dict[str, A
             "ends": row["accuracy_interval"],
             "accuracy": "no images" if row["accuracy"] is None else words.percent(row["accuracy"]),
             "interval": words.span(row["accuracy_interval"]),
+            "stands": STANDS.get(evaluation.standing.verdicts[k], ""),
+            "stands_why": f"p {words.p_value(evaluation.standing.p_values[k])}",
             "correct": words.number(int(confusion[k, k])),
             "images": words.number(int(totals[k])),
             "precision": words.measure(row["precision"]),
@@ -38,15 +42,29 @@ def values(evaluation: Evaluation, metrics: list[dict[str, Any]]) -> dict[str, A
     ended_worst = [k for k in ranked[::-1] if totals[k]]
     return {
         "per_class": rows,
-        "class_curves": curves.classes_over_epochs(metrics, classes, ended_worst),
+        "class_curves": curves.classes_over_epochs(metrics, classes, ended_worst, _validated(evaluation, recipe)),
         **_worst(evaluation),
     }
+
+
+def _validated(evaluation: Evaluation, recipe: Config | None) -> str:
+    """On how many images the training was validated, and how many that is of a class."""
+    counts = evaluation.summary["data"]["class_counts"]
+    share = recipe.data.validation if recipe else 0.0
+    of_classes = (
+        counts["validation"] if "validation" in counts else [count * share for count in counts.get("train", [])]
+    )
+    images = round(sum(of_classes))
+    if not images:
+        return "validation images"
+    each = max(1, round(images / len(of_classes)))
+    return f"{words.images_of(images, 'validation')}, about {words.number(each)} of each class"
 
 
 def _worst(evaluation: Evaluation) -> dict[str, Any]:
     """What the worst class is taken for, and the same list for every class."""
     classes, confusion = evaluation.classes, evaluation.confusion
-    worst = worst_class(confusion)
+    worst = evaluation.looked_at
     if worst is None:
         return {"worst": None}
     answers = taken_for(confusion, worst)
@@ -59,7 +77,16 @@ def _worst(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "worst": {
             "name": classes[worst],
-            "words": words.worst_sentences(classes, confusion, evaluation.groups),
+            "stands_out": worst in evaluation.standing.worst,
+            "words": " ".join(
+                sentence
+                for sentence in (
+                    words.standing_sentence(classes, confusion, evaluation.standing, worst),
+                    words.misses_sentence(classes, confusion, worst),
+                    words.kin_sentence(classes, confusion, evaluation.groups, worst),
+                )
+                if sentence
+            ),
             "misses": words.number(misses),
             "images": words.number(int(confusion[worst].sum())),
             "answers": [

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vgg_ddp.analysis.confusions import worst_class
 from vgg_ddp.report import words
 from vgg_ddp.report.kept_pictures import Pictures
 from vgg_ddp.report.reading import Evaluation
@@ -31,9 +30,9 @@ class Tile:
 
 
 def values(evaluation: Evaluation, pictures: Pictures | None) -> dict[str, Any]:
-    """Three grids of pictures: drawn at random, the surest mistakes, and misses of the worst class."""
+    """Three grids of pictures: drawn at random, the surest mistakes, and misses of the worst or most missed class."""
     wrong = np.flatnonzero(~evaluation.right)
-    worst = worst_class(evaluation.confusion)
+    worst = evaluation.looked_at
     surest = evaluation.summary["surest_mistakes"][:TILES]
     grids: dict[str, list[int]] = {
         "samples": _draw(np.arange(len(evaluation.label))),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vgg_ddp.analysis.confusions import recall, taken_for, worst_class
+from vgg_ddp.analysis.confusions import leading, recall, taken_for
 from vgg_ddp.report import words
 from vgg_ddp.report.reading import Evaluation
 
@@ -17,7 +17,7 @@ def values(evaluation: Evaluation) -> dict[str, Any]:
     accuracy = words.percent(summary["accuracy"])
     story = [
         words.overall_sentence(evaluation.network, evaluation.dataset, evaluation.split, confusion),
-        words.extremes_sentence(classes, confusion),
+        words.extremes_sentence(classes, confusion, evaluation.standing),
     ]
     return {
         "title": f"{evaluation.network} on {evaluation.dataset}: {accuracy}",
@@ -35,41 +35,35 @@ def values(evaluation: Evaluation) -> dict[str, Any]:
 def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
     """The questions to ask of any classifier, each with its answer in a word and in a sentence."""
     classes, confusion, summary = evaluation.classes, evaluation.confusion, evaluation.summary
-    accuracy, worst = recall(confusion), worst_class(confusion)
-    judged = [
-        int(k) for k in np.argsort(-np.nan_to_num(accuracy, nan=-1.0), kind="stable") if not np.isnan(accuracy[k])
-    ]
-
-    def said(k: int) -> str:
-        return f"{classes[k]} {words.percent(float(accuracy[k]))}"
-
+    worst = evaluation.looked_at
     cards = []
-    if worst is not None and len(judged) > 1:
-        others = [said(k) for k in judged[::-1] if k not in (worst, judged[0])][:2]
-        cards.append(
-            {
-                "question": "What is it best at, and what worst?",
-                "answer": f"{said(judged[0])}\n{said(worst)}",
-                "words": f"Next to worst: {words.listed(others)}." if others else "",
-            }
-        )
+    if worst is not None and np.count_nonzero(confusion.sum(axis=1)) > 1:
+        cards.append(_extremes_card(evaluation))
     if worst is not None:
         answers = taken_for(confusion, worst)
-        share = words.percent(answers[0][1] / sum(count for _, count in answers), 0)
+        misses, first = sum(count for _, count in answers), leading(answers)
+        share = words.percent(answers[0][1] / misses, 0)
+        several = words.listed([classes[k] for k in first], "or") if len(first) <= 3 else "this and that"
+        said = [
+            words.misses_sentence(classes, confusion, worst),
+            "" if len(first) == 1 else "These counts are too close to say which comes first.",
+            words.kin_sentence(classes, confusion, evaluation.groups, worst),
+        ]
         cards.append(
             {
                 "question": f"What is {words.named(classes[worst])} taken for, when it is missed?",
-                "answer": f"{classes[answers[0][0]]} {share}",
-                "words": words.worst_sentences(classes, confusion, evaluation.groups),
+                "answer": f"{classes[first[0]]} {share}" if len(first) == 1 else several,
+                "words": " ".join(filter(None, said)),
             }
         )
     if evaluation.groups:
         within, images = (sum(group[key] for group in evaluation.groups.values()) for key in ("within", "images"))
+        said_of_groups = [words.groups_sentence(evaluation.groups), words.kind_sentence(summary)]
         cards.append(
             {
                 "question": "Does it at least get the kind right?",
                 "answer": words.percent(within / max(images, 1)),
-                "words": words.groups_sentence(evaluation.groups),
+                "words": " ".join(filter(None, said_of_groups)),
                 "link": "groups",
                 "link_words": "The groups.",
             }
@@ -79,7 +73,9 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
         {
             "question": "Is it as sure as it should be?",
             "answer": f"{words.percent(calibration['mean_confidence'])} sure",
-            "words": words.calibration_sentence({**calibration, "temperature": None}, summary["accuracy"]),
+            "words": words.calibration_sentence(
+                calibration, summary["accuracy"], words.images_of(summary["images"], evaluation.split)
+            ),
             "link": "calibration",
             "link_words": "The diagram.",
         }
@@ -106,3 +102,28 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
             }
         )
     return [{"link": None, **card} for card in cards]
+
+
+def _extremes_card(evaluation: Evaluation) -> dict[str, Any]:
+    """What stands out as best and worst, and what else is worse than the others."""
+    classes, accuracy, standing = evaluation.classes, recall(evaluation.confusion), evaluation.standing
+
+    def said(k: int) -> str:
+        return f"{classes[k]} {words.percent(float(accuracy[k]))}"
+
+    ends = [said(found[0]) for found in (standing.best, standing.worst) if found]
+    also = [said(k) for k in sorted(standing.unlike("worse"), key=lambda k: accuracy[k]) if k not in standing.worst[:1]]
+    more = [*also[:3], f"{len(also) - 3} more"] if len(also) > 3 else also
+    tied = len(standing.worst) > 1
+    why = (
+        f"Also worse than the others: {words.listed(more)}{', too close to be told apart' if tied else ''}."
+        if also
+        else ""
+    )
+    return {
+        "question": "What is it best at, and what worst?",
+        "answer": "\n".join(ends) or "nothing stands out",
+        "words": why if ends else words.extremes_sentence(classes, evaluation.confusion, standing),
+        "link": "classes",
+        "link_words": "Every class.",
+    }

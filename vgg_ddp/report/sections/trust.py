@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vgg_ddp.config import Config
 from vgg_ddp.report import charts, words
 from vgg_ddp.report.kept_pictures import Pictures
 from vgg_ddp.report.reading import Evaluation
@@ -13,20 +14,30 @@ MOST_DOUBTFUL = 24  # pictures of doubtful labels
 MOST_TWICE = 16  # pairs of near-duplicates
 
 
-def calibration(evaluation: Evaluation) -> dict[str, Any]:
+def calibration(evaluation: Evaluation, recipe: Config | None) -> dict[str, Any]:
     """The reliability diagrams and what they say."""
     measured, dataset = evaluation.summary["calibration"], evaluation.dataset
+    images = words.images_of(evaluation.summary["images"], evaluation.split)
     named = [("As it is", measured)]
     if measured["scaled"]:
         named.append((f"With temperature {measured['temperature']:.2f}", measured["scaled"]))
     drawn = []
     for name, values in named:
         error = words.percent(values["expected_calibration_error"])
-        caption = f"{name}, on {dataset}: calibration error (ECE) {error}, loss {words.number(values['loss'], 3)}"
+        caption = (
+            f"{name}, on {images} of {dataset}: calibration error (ECE) {error}, loss {words.number(values['loss'], 3)}"
+        )
         drawn.append({"caption": caption, "svg": charts.reliability(caption, values["bins"])})
     unfitted = f"No temperature was fitted: {measured['temperature_from']}."
+    smoothing = recipe.loss.label_smoothing if recipe else 0.0
+    mixes = recipe is not None and recipe.augment.mixes
+    said = [
+        words.calibration_sentence(measured, evaluation.summary["accuracy"], images),
+        words.modesty_sentence(measured, len(evaluation.classes), smoothing, mixes),
+        words.temperature_sentence(measured),
+    ]
     return {
-        "words": words.calibration_sentence(measured, evaluation.summary["accuracy"]),
+        "words": " ".join(filter(None, said)),
         "charts": drawn,
         "note": unfitted if measured["temperature"] is None else "",
     }

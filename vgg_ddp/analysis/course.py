@@ -1,0 +1,76 @@
+"""What a reader must know of a training before any figure of it: that it diverged, went astray, or learned nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from vgg_ddp.analysis.confusions import Counts
+from vgg_ddp.analysis.significance import CHANCE
+
+ASTRAY = 4.0  # times the loss of guessing, or
+LARGE = 10.0  # if that is more: validation losses above it are of weights that make no sense
+RISEN = 2.0  # times the loss that a training began with
+
+
+def warnings(metrics: list[dict[str, Any]], confusion: Counts) -> list[str]:
+    """What went wrong, a sentence each; none where nothing did.
+
+    Args:
+        metrics: rows of metrics.jsonl, in the order of their steps; a loss that was no number is null there.
+        confusion: of the network that came out, [classes, classes].
+    """
+    return [said for said in (_diverged(metrics), _astray(metrics, len(confusion)), _no_better(confusion)) if said]
+
+
+def _loss(row: dict[str, Any]) -> float:
+    return math.nan if row.get("loss") is None else float(row["loss"])
+
+
+def _diverged(metrics: list[dict[str, Any]]) -> str:
+    lost = [row for row in metrics if "loss" in row and not math.isfinite(_loss(row))]
+    if not lost:
+        return ""
+    return f"The training diverged: at epoch {lost[0]['epoch']:.2f} its {_called(lost[0])} loss was no number."
+
+
+def _called(row: dict[str, Any]) -> str:
+    return "training" if row["split"] == "train" else str(row["split"])
+
+
+def _astray(metrics: list[dict[str, Any]], classes: int) -> str:
+    """Whether a loss rose far above where it began, or above that of guessing: ln(classes)."""
+    guessing = math.log(max(classes, 2))
+    finite = [row for row in metrics if math.isfinite(_loss(row))]
+    training = [row for row in finite if row["split"] == "train"]
+    limits = {"validation": max(LARGE, ASTRAY * guessing)}
+    if training:
+        limits["train"] = RISEN * max(guessing, _loss(training[0]))
+    far = [row for row in finite if _loss(row) > limits.get(row["split"], math.inf)]
+    if not far:
+        return ""
+    worst = max(far, key=_loss)
+    return (
+        f"The training went astray: its {_called(worst)} loss rose to {_loss(worst):,.4g} at epoch {worst['epoch']:.2f}, where "
+        f"guessing gives {guessing:.2f}. A smaller optimizer.learning_rate or optimizer.clip_norm=1 may mend that."
+    )
+
+
+def _no_better(confusion: Counts) -> str:
+    """Whether the network is right no more often than one that always gives the same answer, but for chance."""
+    images, right, most = int(confusion.sum()), int(np.trace(confusion)), int(confusion.sum(axis=1).max(initial=0))
+    if len(confusion) < 2 or not images:
+        return ""
+    constant = max(most / images, 1 / len(confusion))
+    from scipy.stats import binom  # slow to import
+
+    if constant < 1 and binom.sf(right - 1, images, constant) < CHANCE:
+        return ""
+    if right == images:
+        return ""
+    return (
+        f"The network has learned nothing that these {images:,} images show: it names {100 * right / images:.1f} % correctly, "
+        f"and always giving the most frequent answer {100 * constant:.1f} %."
+    )
