@@ -108,10 +108,10 @@ class Asked:
         preprocess: Preprocess,
         pixels: int,
         precision: str,
-        device: torch.device,
+        world: World,
     ) -> None:
         self._protocol, self._network, self._preprocess = protocol, network, preprocess
-        self._pixels, self._precision, self._device = pixels, precision, device
+        self._pixels, self._precision, self._world = pixels, precision, world
         self._dense = FullyConvolutional(network, protocol.image_size)
 
     def log_probabilities(self, pictures: Sequence[Tensor]) -> Tensor:
@@ -145,8 +145,10 @@ class Asked:
         return _averaged(torch.cat(parts))
 
     def _scores(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        with autocast(self._precision, self._device):
-            return network(self._preprocess(images.to(self._device))).double()
+        with autocast(self._precision, self._world.device):
+            scores = network(self._preprocess(images.to(self._world.device))).double()
+        self._world.activity.go_on()
+        return scores
 
 
 def _averaged(log_probabilities: Tensor) -> Tensor:
@@ -178,11 +180,11 @@ def predict(
     use_rank_zero_buffers(network, world)
     network.eval()
     pixels = config.evaluate.batch * protocol.image_size**2
-    asked = Asked(protocol, network, preprocess, pixels, config.precision, world.device)
+    asked = Asked(protocol, network, preprocess, pixels, config.precision, world)
     logits, labels, indices = [], [], []
     at_once = max(1, pixels // _largest(split, protocol))
     pieces = [piece.samples for piece in evaluation_slices(samples, at_once, world.rank, world.size)]
-    for piece, pictures in _read(split, pieces, protocol, world.share_of_cores()):
+    for piece, pictures in _read(split, pieces, protocol, world):
         found = torch.empty(len(piece), 0)
         shapes = [images[0].shape for images in pictures]
         for shape in dict.fromkeys(shapes):
@@ -210,7 +212,7 @@ def _largest(split: Split, protocol: Protocol) -> int:
 
 
 def _read(
-    split: Split, pieces: list[NDArray[np.int64]], protocol: Protocol, threads: int
+    split: Split, pieces: list[NDArray[np.int64]], protocol: Protocol, world: World
 ) -> Iterator[tuple[NDArray[np.int64], list[list[NDArray[np.uint8]]]]]:
     """Samples and the pixels of each at every scale, a piece after another; the next is read while one is worked on."""
 
@@ -218,8 +220,12 @@ def _read(
         image = split.decode(sample)
         return [resized(image, scale) for scale in protocol.scales]
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(world.share_of_cores()) as pool:
         ahead = [pool.map(scaled, piece.tolist()) for piece in pieces[:1]]
         for number, piece in enumerate(pieces):
             ahead += [pool.map(scaled, later.tolist()) for later in pieces[number + 1 : number + 2]]
-            yield piece, list(ahead.pop(0))
+            pictures = []
+            for picture in ahead.pop(0):
+                pictures.append(picture)
+                world.activity.go_on()
+            yield piece, pictures
