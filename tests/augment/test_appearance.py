@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.decomposition import PCA
 from torch import Tensor
 from torchvision.transforms.v2 import functional as torchvision
 
@@ -16,6 +17,7 @@ from tests.support.pictures import smooth
 from vgg_ddp.augment.appearance import Appearance
 from vgg_ddp.config import Config
 from vgg_ddp.config.augment import AugmentConfig
+from vgg_ddp.data.moments import Moments
 from vgg_ddp.data.order import Slice
 from vgg_ddp.errors import UserError
 
@@ -111,6 +113,20 @@ def test_colour_shifts_have_the_training_sets_covariance_times_the_strength_squa
     difference = (changed - floats(pixels)).flatten(2)
     assert difference.std(dim=2).max() < 1e-4  # every pixel of a channel by the same
     np.testing.assert_allclose(difference.mean(dim=2).numpy(), shifts[:8], rtol=1e-3, atol=1e-3)
+
+
+def test_colours_shift_along_scikit_learns_principal_components_of_the_same_pixels() -> None:
+    """Of the covariance that a data set's record has, by the standard deviation along each."""
+    pixels = (images(16).float() * torch.tensor([0.5, 0.8, 1.0])).to(torch.uint8).numpy()
+    moments = Moments()
+    moments.add(pixels)
+    shift = Appearance(AugmentConfig(colour_shift=1.0), 3, np.array(moments.covariance), np.array(moments.mean), 10)
+    analysis = PCA(3).fit(pixels.reshape(-1, 3))
+    found = shift._constants[torch.device("cpu")]["components"].numpy()[::-1]  # theirs begin with the largest
+    expected = analysis.components_ * np.sqrt(analysis.explained_variance_)[:, None]
+    signs = np.sign((found * expected).sum(axis=1))[:, None]
+    count = pixels.size // 3
+    np.testing.assert_allclose(found, signs * expected * np.sqrt((count - 1) / count), rtol=1e-6, atol=1e-6)
 
 
 def test_a_cutout_is_a_square_of_the_mean_colour() -> None:
