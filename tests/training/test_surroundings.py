@@ -16,7 +16,7 @@ from tests.support.rank_processes import Ranks, vgg_ddp
 from tests.support.run_folders import state
 from vgg_ddp.config import Config
 from vgg_ddp.config.data import DataConfig
-from vgg_ddp.config.schema import ModelConfig
+from vgg_ddp.config.model import ModelConfig
 from vgg_ddp.distributed import world
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 from vgg_ddp.report import error_table
