@@ -230,7 +230,8 @@ def test_what_is_no_network_that_fits_is_refused_in_one_line(trained: Weights, t
     assert "features.0.weight has shape [32, 3, 3, 3], not [64, 3, 3, 3]" in refusal(path, narrow)
     of_a = "is of network A without batch normalisation, this training of "
     assert f"{of_a}D without batch normalisation" in refusal(path, trained, network="vgg16")
-    assert f"{of_a}A with batch normalisation" in refusal(path, None, batch_norm=True)
+    need = "set network=A model.batch_norm=false"
+    assert f"{of_a}A with batch normalisation: {need}" in refusal(path, None, batch_norm=True)
     endless = {**trained, "features.8.bias": torch.full((256,), torch.inf)}
     assert "holds features.8.bias that is not finite" in refusal(path, endless)
     counted = {**trained, "features.8.bias": torch.ones(256, dtype=torch.int32)}

@@ -162,9 +162,9 @@ def take(weights: Weights, place: Path, network: VGG, config: Config) -> tuple[W
         raise UserError(f"{place} holds no VGG that is known here: {_difference(weights, network)}")
     fits = (theirs[0] in ("A", "A-LRN") and theirs[1] == ours[1]) if kind == "paper" else theirs == ours
     if not fits:
-        need = (
-            f"model.initialize_layers=paper takes a net A {_norms(ours[1])}" if kind == "paper" else "take such a one"
-        )
+        need = f"set network={theirs[0]} model.batch_norm={str(theirs[1]).lower()}, or take other weights"
+        if kind == "paper":
+            need = f"model.initialize_layers=paper takes a net A {_norms(ours[1])}"
         raise UserError(
             f"{place} is of network {theirs[0]} {_norms(theirs[1])}, this training of {ours[0]} {_norms(ours[1])}: {need}"
         )
