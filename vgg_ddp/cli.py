@@ -276,7 +276,7 @@ def _evaluate_together(runs: list[str], overrides: list[str], out: Path | None) 
     from vgg_ddp.report import write_report
     from vgg_ddp.run.console import say
 
-    evaluate.show(ensemble.combine(runs, folders, dataset, out), f"by the average of {len(runs)} networks")
+    evaluate.show(ensemble.combine(members, dataset, out), f"by the average of {len(runs)} networks")
     say(f"report: {write_report(out, dataset)}")
     return EXIT_OK
 

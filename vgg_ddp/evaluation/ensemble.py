@@ -52,13 +52,14 @@ def average(members: Sequence[StoredEvaluation]) -> Predictions:
     return Predictions(members[0].label, logits, members[0].sample_index)
 
 
-def combine(runs: Sequence[str], folders: Sequence[Path], dataset: Dataset, out: Path) -> dict[str, Any]:
-    """Write OUT/evaluation from the evaluations in `folders` of `runs` on `dataset`; what its summary.json says.
+def combine(runs: Sequence[ResolvedRun], dataset: Dataset, out: Path) -> dict[str, Any]:
+    """Write OUT/evaluation from what each run's evaluation on `dataset` left; what its summary.json says.
 
     Raises:
         UserError: one of them is not there or damaged, or the disk cannot be written.
     """
-    members = [read_evaluation(folder) for folder in folders]
+    members = [read_evaluation(Path(run.out)) for run in runs]
+    groups = runs[0].config.analysis.groups
     predictions = average(members)
     reason = "the networks held out images for validation each for itself"
     checkpoints = [member.summary["checkpoint_sha256"] for member in members]
@@ -68,13 +69,20 @@ def combine(runs: Sequence[str], folders: Sequence[Path], dataset: Dataset, out:
         "protocol": members[0].summary["protocol"],
         "members": [
             {
-                "run": run,
+                "run": run.run,
                 **{key: member.summary[key] for key in ("network", "protocol", "accuracy", "checkpoint_sha256")},
             }
             for run, member in zip(runs, members)
         ],
-        "warnings": [f"{run}: {line}" for run, member in zip(runs, members) for line in member.summary["warnings"]],
-        **describe(predictions, dataset.classes, dataset.record.groups, None, reason),
+        "warnings": [f"{run.run}: {line}" for run, member in zip(runs, members) for line in member.summary["warnings"]],
+        **describe(
+            predictions,
+            dataset.classes,
+            groups or dataset.record.groups,
+            None,
+            reason,
+            named_by="configuration" if groups else "data set",
+        ),
         "data": data_quality.describe(dataset),
         "network": " + ".join(member.summary["network"] for member in members),
         "checkpoint_sha256": hashlib.sha256(" ".join(checkpoints).encode()).hexdigest(),

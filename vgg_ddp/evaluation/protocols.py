@@ -24,7 +24,7 @@ from vgg_ddp.config import Config
 from vgg_ddp.data.order import evaluation_slices
 from vgg_ddp.data.splits import Split
 from vgg_ddp.distributed.world import World
-from vgg_ddp.evaluation.inference import of_all_ranks, use_rank_zero_buffers
+from vgg_ddp.evaluation.exchange import of_all_ranks, use_rank_zero_buffers
 from vgg_ddp.loaders.choice import check_sizes
 from vgg_ddp.model import VGG
 from vgg_ddp.model.fully_convolutional import FullyConvolutional
