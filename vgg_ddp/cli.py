@@ -131,7 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=_evaluate)
 
-    report = commands.add_parser("report", help="draw a run's report again, or put several runs side by side")
+    report = commands.add_parser(
+        "report", help="draw the report of a run, whatever state it is in, or put several runs side by side"
+    )
     report.add_argument("targets", type=Path, nargs="+", metavar="RUN", help="run directories; others follow the first")
     report.add_argument(
         "--against",

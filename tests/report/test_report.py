@@ -333,6 +333,14 @@ def test_pictures_of_any_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
     assert ("class" in image.attributes) == small
 
 
+def test_names_that_are_numbers_are_set_off_from_figures(tmp_path: Path) -> None:
+    """In place of "0 0 %", and of "an 8 139 times"."""
+    run = make_run(tmp_path / "run", [str(k) for k in range(10)])
+    cards = section(page_of(run), "story").all("dd")
+    assert re.match(r"“\d” [\d.]+ % “\d” [\d.]+ %", cards[0].text)
+    assert not any(re.search(r"(?<![“\d.,])\b\d \d", card.text) for card in cards)
+
+
 def test_fallbacks_stand_above_the_story(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     change_json(run.path / "environment.json", fallbacks=["no GPU: trained on the CPU", "<i>DALI</i> is absent"])

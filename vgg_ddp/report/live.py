@@ -5,6 +5,7 @@ The page is drawn by rank 0, in some hundredths of a second. Whatever goes wrong
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from types import TracebackType
@@ -35,6 +36,7 @@ class LivePage:
         self._pictures: dict[int, tuple[str, bool]] = {}  # the shown ones, by sample
         self._tiles: list[Tile] = []
         self._recorded = outcome.recorded(job.run)
+        self._aside = self._run.live.with_name(".live.html.writing")
         self._next, self._broken = 0.0, False
 
     def __enter__(self) -> LivePage:
@@ -99,9 +101,8 @@ class LivePage:
             )
             page = filled(unfinished.TEMPLATE, values)
             self._run.live.parent.mkdir(exist_ok=True)
-            aside = self._run.live.with_name(".live.html.writing")
-            aside.write_bytes(page)  # not flushed to the disk, for which a training would wait
-            os.replace(aside, self._run.live)
+            self._aside.write_bytes(page)  # not flushed to the disk, for which a training would wait
+            os.replace(self._aside, self._run.live)
         except Exception as error:
             self._give_up(error)
         now = time.monotonic()
@@ -118,4 +119,6 @@ class LivePage:
 
     def _give_up(self, error: Exception) -> None:
         self._broken = True
+        with contextlib.suppress(OSError):
+            self._aside.unlink()
         say(f"{self._run.live} cannot be written ({error}); the training goes on without it")

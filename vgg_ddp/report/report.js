@@ -64,6 +64,12 @@
   // The section that is being read, in the bar at the top.
 
   const links = new Map(all("nav a").map((link) => [link.getAttribute("href").slice(1), link]));
+  // On the way there, sections get their real height as they are passed.
+  for (const [id, link] of links)
+    link.addEventListener("click", () => {
+      const arrive = () => find(`#${id}`).scrollIntoView({ behavior: "instant" });
+      addEventListener("scrollend", arrive, { once: true });
+    });
   const watcher = new IntersectionObserver(
     (entries) => {
       for (const entry of entries) {

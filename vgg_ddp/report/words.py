@@ -279,7 +279,7 @@ def no_groups_sentence(summary: dict[str, Any]) -> str:
 
 
 def quoted(name: str) -> str:
-    """A group's name: one word as it is ("animals"), several in quotation marks."""
+    """A name beside a figure or in a sentence: one word as it is ("animals"), all others in quotation marks ("8")."""
     return name if re.fullmatch(r"[a-z-]+", name) else f"\u201c{name}\u201d"
 
 
