@@ -452,6 +452,7 @@ def test_training_may_be_unrecorded(tmp_path: Path) -> None:
         (run.path / name).unlink()
     page = page_of(run)
     assert_sound(page)
+    assert not page.all("div", **{"class": "note account"})  # no word on a training that there was none of
     assert "The run recorded no curves." in section(page, "training").text
     assert dict(section(page, "speed").table())["Training time"] == "not recorded"
 

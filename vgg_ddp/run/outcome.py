@@ -60,7 +60,9 @@ def _note(run: RunDirectory, outcome: Outcome) -> None:
 
 
 def account(run: RunDirectory, rows: list[Row]) -> Account:
-    """What became of `run`, whose metrics are `rows`, and what to do next."""
+    """What became of `run`, whose metrics are `rows`, and what to do next; nothing of a folder that is no training's."""
+    if not run.config.is_file():  # no training: the answers of several networks as one, say
+        return Account()
     outcome = _read(run)
     if outcome.state in ("running", "finished") and _trained(run, rows):
         if (run.evaluation / "summary.json").is_file():
