@@ -15,7 +15,7 @@ from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import read_json
 from vgg_ddp.run.metrics_log import last_written, read_rows
 
-SECTIONS = [
+SECTIONS = [  # in their order: each has a template, sections/NAME.html.j2
     ("story", "In short"),
     ("training", "Training"),
     ("pictures", "Pictures"),
