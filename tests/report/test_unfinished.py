@@ -116,6 +116,8 @@ def test_a_diverged_run(launch: Launch, runs: Path, tmp_path: Path) -> None:
     assert note(page).endswith("resume=auto optimizer.learning_rate=2.5e+29")
     assert note(read(run / "report/live.html")) == note(page)
     assert "not a number" in section(page, "story").text
+    (warning,) = [part.text for part in page.all("div", role="note") if "Before any figure" in part.text]
+    assert "The training diverged: at epoch " in warning
 
 
 def test_a_run_that_failed_says_why(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vgg_ddp.analysis import course
 from vgg_ddp.errors import UserError
 from vgg_ddp.report import words
 from vgg_ddp.report.sections import curves, figures
@@ -54,6 +55,7 @@ def values(
         "dataset": dataset,
         "split": "validation",
         "account": account,
+        "warnings": course.of_training(metrics, len(classes)),
         "cards": _cards(metrics, left),
         "curves_drawn": curves.curves(metrics, dataset),
         "unreadable_lines": cut_off,
