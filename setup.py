@@ -45,7 +45,7 @@ setup(
     packages=[*find_packages(include=["vgg_ddp", "vgg_ddp.*"]), "vgg_ddp.launch"],
     package_dir={"vgg_ddp.launch": "launch"},
     package_data={
-        "vgg_ddp.report": ["*.j2", "*.css", "*.js"],
+        "vgg_ddp.report": ["*.j2", "sections/*.j2", "*.css", "*.js"],
         "vgg_ddp.export": ["*.j2"],
         "vgg_ddp.trackers": ["*.yaml"],
     },

@@ -131,7 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=_evaluate)
 
-    report = commands.add_parser("report", help="draw a run's report again, or put several runs side by side")
+    report = commands.add_parser(
+        "report", help="draw the report of a run, whatever state it is in, or put several runs side by side"
+    )
     report.add_argument("targets", type=Path, nargs="+", metavar="RUN", help="run directories; others follow the first")
     report.add_argument(
         "--against",
@@ -282,33 +284,32 @@ def _evaluate_together(runs: list[str], overrides: list[str], out: Path | None) 
 
 
 def _report(options: argparse.Namespace) -> int:
-    from vgg_ddp import preflight
+    from vgg_ddp.run.directory import find_run
 
     first, *others = options.targets
     if options.out and not (others or options.against):
         raise UserError("--out is for runs side by side; the report of one run stands in RUN/report/index.html")
-    settings = preflight.run_config(str(first), [])
+    run, _ = find_run(first)
 
     from vgg_ddp.data import of_run
-    from vgg_ddp.data.dataset import Dataset
-    from vgg_ddp.data.ensure import ensure
     from vgg_ddp.report import write_recipes, write_report, write_side_by_side
-    from vgg_ddp.run.console import say
-    from vgg_ddp.run.directory import RunDirectory
+    from vgg_ddp.run import outcome
+    from vgg_ddp.run.metrics_log import read_metrics
 
     if options.against:
         out = options.out or first / "report" / "recipes.html"
         print(write_recipes(options.against, options.targets, out))
         return EXIT_OK
-    dataset, run = of_run.find(RunDirectory(first)), RunDirectory(first)
-    if dataset is None and of_run.held(run) is None:  # a run of an earlier version
-        dataset = Dataset(ensure(settings.data, say)[0])
-    if dataset is None:
+    account = outcome.account(run, read_metrics(run.metrics))
+    if account.state:
+        print(f"{first}: {account.words} {account.command}".rstrip())
+    dataset = of_run.find(run)
+    if dataset is None and (run.evaluation / "summary.json").is_file():
         print(f"the images of {first} are gone: its pages have the pictures that it keeps of them, if any")
     if others:
-        print(write_side_by_side(options.targets, dataset, options.out or first / "report" / "comparison.html"))
+        print(write_side_by_side(options.targets, dataset, options.out or run.report.with_name("comparison.html")))
     else:
-        print(write_report(first, dataset))
+        print(write_report(run.path, dataset))
     return EXIT_OK
 
 

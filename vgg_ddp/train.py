@@ -101,6 +101,7 @@ def validate(job: Job, state: State, recorder: Recorder) -> bool:
     if predictions is not None:
         found = torch.tensor([loss(predictions), accuracy(predictions)], dtype=torch.float64)
         per_class = class_accuracies(predictions, len(job.data.dataset.classes))
+        recorder.watch.validated(predictions.sample_index, predictions.label, predictions.logits)
     validation_loss, validation_accuracy = world.sum(found).tolist()
     recorder.scope_row("validation", validation_loss, validation_accuracy, per_class)
     best = note_validation(config, state, validation_accuracy, validation_loss)
@@ -132,6 +133,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
         UserError: what was asked for does not fit the data or the ranks.
         StoppedOnRequest: a signal came; a checkpoint was saved.
     """
+    from vgg_ddp.report.live import LivePage
     from vgg_ddp.trackers.follow import followed
 
     config, precision_reason = precision.set_arithmetic(resolved.config, world.device)
@@ -162,6 +164,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
             say("\n".join(said))
         trackers = resolved.trackers if world.is_main else {}
         stack.enter_context(followed(config, directory, dataset.directory, state, trackers))
+        watch = stack.enter_context(LivePage(job)) if world.is_main else None
         if not finished:
             log = stack.enter_context(MetricsLog(directory.metrics)) if world.is_main else None
             progress = stack.enter_context(TrainingProgress(job.total_steps, state.step, shown=world.is_main))
@@ -169,9 +172,8 @@ def run(resolved: ResolvedRun, world: World) -> None:
             stop = StopRequest(world, config.log.every_steps, config.communication.synchronise_every)
             with stop, job.saver, traced(config.profile if world.is_main else 0, left, directory.trace) as after_step:
                 overflows = config.precision == "fp16"
-                recorder = Recorder(
-                    state, world, config.batch, steps_per_epoch, job.total_steps, log, progress, after_step, overflows
-                )
+                shown = after_step, overflows, watch
+                recorder = Recorder(state, world, config.batch, steps_per_epoch, job.total_steps, log, progress, *shown)
                 train(job, state, recorder, stop)
             progress.close()
         peak = memory.peak_bytes(world)

@@ -26,6 +26,7 @@ from tests.support.rank_processes import Ranks, start
 from tests.support.run_folders import latest
 from vgg_ddp import evaluate
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.evaluation import own_images
 from vgg_ddp.run import checkpoint
 
 
@@ -115,6 +116,22 @@ def test_the_temperature_is_fitted_on_the_held_out_images_at_any_world_size(trai
     other = json.loads((run / "evaluation" / "summary.json").read_text())["calibration"]
     assert other["temperature"] is None and "held out other images" in other["temperature_from"]
     shutil.rmtree(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("truck/1.png", "truck"),
+        ("mine/Truck/1.png", "truck"),
+        ("truck/CAR/1.png", "Car"),
+        ("DOG/1.png", None),
+        ("Dog/1.png", "Dog"),
+        ("trucks/1.png", None),
+        ("truck.png", None),
+    ],
+)
+def test_a_folder_s_class_is_found_in_other_letters_where_only_one_can_be_meant(name: str, label: str | None) -> None:
+    assert own_images.class_of(name, ["truck", "Car", "dog", "Dog"]) == label
 
 
 @pytest.mark.parametrize("resize", ["null", "16"])

@@ -22,7 +22,12 @@ def warnings(metrics: list[dict[str, Any]], confusion: Counts) -> list[str]:
         metrics: rows of metrics.jsonl, in the order of their steps; a loss that was no number is null there.
         confusion: of the network that came out, [classes, classes].
     """
-    return [said for said in (_diverged(metrics), _astray(metrics, len(confusion)), _no_better(confusion)) if said]
+    return [*of_training(metrics, len(confusion)), *filter(None, [_no_better(confusion)])]
+
+
+def of_training(metrics: list[dict[str, Any]], classes: int) -> list[str]:
+    """`warnings` of what can be told before a network of so many classes came out."""
+    return [said for said in (_diverged(metrics), _astray(metrics, classes)) if said]
 
 
 def _loss(row: dict[str, Any]) -> float:

@@ -96,5 +96,14 @@ def answers(
         with precision.autocast(config.precision, device):
             logits = network(preprocess(torch.from_numpy(np.stack(views)).to(device))).float()
         for image, view, row in zip(batch, views, logits.double().softmax(dim=1).cpu().numpy(), strict=True):
-            label = next((name for name in Path(image.name).parts[-2::-1] if name in dataset.classes), None)
-            yield Answered(image.name, label, row, image.pixels, view)
+            yield Answered(image.name, class_of(image.name, dataset.classes), row, image.pixels, view)
+
+
+def class_of(name: str, classes: list[str]) -> str | None:
+    """The class that the nearest folder in a file's path `name` is called after; in other letters, `Truck` for `truck`, where
+    only one class can be meant."""
+    for folder in Path(name).parts[-2::-1]:
+        same = [one for one in classes if one.casefold() == folder.casefold()]
+        if folder in classes or len(same) == 1:
+            return folder if folder in classes else same[0]
+    return None

@@ -139,7 +139,7 @@ def write_report(run: str | Path) -> Path:
     """Draw the report of a run again, as `vgg-ddp report` does; the page.
 
     Raises:
-        UserError: the run has no evaluation, or one of its files is damaged, or the page cannot be written.
+        UserError: one of its files is damaged, or the page cannot be written.
     """
     return pages.write_report(Path(run), of_run.find(RunDirectory(run)))
 

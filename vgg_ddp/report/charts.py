@@ -1,5 +1,7 @@
 """Charts as inline SVG. Colours are the style sheet's, so that a chart follows light, dark and print.
 
+Where a line rises far above its beginning, as a loss that diverges does, the vertical axis is logarithmic, and says so.
+
 A chart carries its points in `data-chart`, from which the page's script tells the values under the pointer or, with the
 arrow keys, the keyboard.
 """
@@ -18,6 +20,7 @@ from vgg_ddp.report import words
 WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 50, 420, 12, 212  # of the area that is drawn in
 MOST_POINTS = 500  # of one line
+FAR_ABOVE = 10  # times the first value of every line
 
 Points = tuple[list[float], list[float]]
 
@@ -43,10 +46,15 @@ def lines(name: str, alt: str, drawn: list[Line], label: str, shares: bool = Fal
     thinned = [Line(line.name, _thin(line.points), line.style) for line in drawn]
     values = [y for line in thinned for y in line.points[1] if math.isfinite(y)]
     ends = [x for line in thinned for x in line.points[0]]
+    logarithmic = not shares and _logarithmic(thinned)
+    if logarithmic:
+        values = [math.log10(y) for y in values]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    low = 0.0 if low >= 0 and low < 0.6 * high else low
+    low = 0.0 if low >= 0 and low < 0.6 * high and not logarithmic else low
     high = high if high > low else low + (abs(low) or 1.0)
     across, up = _ticks(0.0, max(ends, default=1.0) or 1.0, 6), _ticks(low, high, 5)
+    if logarithmic:
+        up = _decades(low, high)
     low, high = min(low, up[0]), max(high, up[-1])
     right = max(ends, default=1.0) or 1.0
 
@@ -56,15 +64,24 @@ def lines(name: str, alt: str, drawn: list[Line], label: str, shares: bool = Fal
     def y(value: float) -> float:
         return BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low)
 
-    parts = [_horizontal(y(tick), _label(tick, up, shares)) for tick in up if low <= tick <= high]
+    def named(tick: float) -> str:
+        return _label(10.0**tick if logarithmic else tick, up, shares)
+
+    parts = [_horizontal(y(tick), named(tick)) for tick in up if low <= tick <= high]
     parts += [_below(x(tick), _label(tick, across, False)) for tick in across if tick <= right]
     for line in thinned:
-        parts.append(_path([(x(a), y(b) if math.isfinite(b) else b) for a, b in zip(*line.points)], line.style))
+        heights = [math.log10(b) if logarithmic and math.isfinite(b) else b for b in line.points[1]]
+        dots = [(x(a), y(b) if math.isfinite(b) else b) for a, b in zip(line.points[0], heights)]
+        parts.append(_path(dots, line.style))
+    if logarithmic:
+        label = f"{label}, on a logarithmic axis"
+        parts.append(_text(LEFT + 4, TOP + 12, "logarithmic", "axis-name right"))
     parts.append(_text((LEFT + RIGHT) / 2, HEIGHT - 6, x_label, "axis-name"))
     chart = {
         "name": name,
         "x": x_label,
         "shares": shares,
+        "logarithmic": logarithmic,
         "frame": [LEFT, RIGHT, TOP, BOTTOM, right, low, high],
         "lines": [
             {"name": line.name, "style": line.style, "x": _rounded(line.points[0]), "y": _rounded(line.points[1])}
@@ -72,7 +89,7 @@ def lines(name: str, alt: str, drawn: list[Line], label: str, shares: bool = Fal
             if line.points[0]
         ],
     }
-    return _svg(alt, parts, f"{label}", chart)
+    return _svg(alt, parts, label, chart)
 
 
 def reliability(alt: str, bins: list[dict[str, Any]]) -> Markup:
@@ -113,6 +130,20 @@ def _thin(points: Points) -> Points:
     stride = max(1, -(-count // MOST_POINTS))
     chosen = sorted({*range(0, count, stride), count - 1} - {-1})
     return [points[0][k] for k in chosen], [points[1][k] for k in chosen]
+
+
+def _logarithmic(drawn: list[Line]) -> bool:
+    """Whether a value is far above the first one of every line."""
+    found = [values for line in drawn if (values := [y for y in line.points[1] if math.isfinite(y)])]
+    if not found or min(min(values) for values in found) <= 0:
+        return False
+    return max(max(values) for values in found) > FAR_ABOVE * max(values[0] for values in found)
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Powers of ten, as their exponents, from at most `low` to at least `high`, at most some 6 of them."""
+    first, last = math.floor(low), math.ceil(high)
+    return [float(k) for k in range(first, last + 1, max(1, -(-(last - first) // 5)))]
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:

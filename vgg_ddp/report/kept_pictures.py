@@ -1,6 +1,6 @@
 """The pictures of a report: drawn from the data set, and kept in evaluation/pictures.json for when it is gone.
 
-About as many bytes as in the page: at most 9 MB of thumbnails (`thumbnails.MOST_BYTES`, in base64), and some tens of single
+About as many bytes as in the page: at most 6 MB of thumbnails (`thumbnails.MOST_BYTES`, in base64), and some tens of single
 pictures of at most 256 pixels.
 """
 
@@ -65,7 +65,7 @@ class Pictures:
         if self._dataset is not None and key not in self.kept.single:
             images = self._dataset.split(split)
             pixels, name = images.decode(sample), words.shortened(images.key(sample))
-            drawn = Picture(thumbnails.png(pixels), thumbnails.pixelated(pixels), name, int(images.labels[sample]))
+            drawn = Picture(thumbnails.single(pixels), thumbnails.pixelated(pixels), name, int(images.labels[sample]))
             self.kept.single[key] = drawn
         return self.kept.single.get(key)
 

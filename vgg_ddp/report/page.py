@@ -6,15 +6,16 @@ from pathlib import Path
 
 from vgg_ddp.analysis import course
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.report import details, kept_pictures, words
+from vgg_ddp.report import details, kept_pictures, unfinished, words
 from vgg_ddp.report.reading import read_evaluation, recipe
 from vgg_ddp.report.rendering import embedded, render
 from vgg_ddp.report.sections import curves, figures, matrices, per_class, pictures, story, trust
+from vgg_ddp.run import outcome
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import read_json
 from vgg_ddp.run.metrics_log import last_written, read_rows
 
-SECTIONS = [
+SECTIONS = [  # in their order: each has a template, sections/NAME.html.j2
     ("story", "In short"),
     ("training", "Training"),
     ("pictures", "Pictures"),
@@ -34,29 +35,35 @@ SECTIONS = [
 def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = None) -> Path:
     """Write RUN/report/index.html, one file that needs nothing else, and return its path.
 
-    Without images it does not take the place of a page that has them.
+    Without an evaluation it says what became of the run, and shows its curves. Without images it does not take the place of
+    a page that has them.
 
     Args:
-        run: the run's directory, with an evaluation in it.
+        run: the run's directory.
         dataset: what it was evaluated on; None where that is no longer there: the page then has the pictures that evaluation/
             keeps, or says that it has none.
         evaluated: another folder with evaluation/ in it, to write report/ there.
 
     Raises:
-        UserError: the run has no evaluation, or one of its files is damaged, or the page cannot be written.
+        UserError: the run's evaluation, or another of its files, is damaged, or the page cannot be written.
     """
     run = Path(run)
+    directory, log = RunDirectory(run), read_rows(run / "metrics.jsonl")
+    account = outcome.account(directory, log.rows)
+    if not (RunDirectory(evaluated or run).evaluation / "summary.json").is_file():
+        shown_values = unfinished.values(directory, log.rows, account, cut_off=log.cut_off)
+        return render(unfinished.TEMPLATE, shown_values, directory.report)
     evaluation = read_evaluation(evaluated or run)
-    log = read_rows(run / "metrics.jsonl")
     metrics = last_written(log.rows)
     environment = read_json(run / "environment.json") or {}
     trained = read_json(run / "summary.json") or {}
-    config, trained_with = run / "config.yaml", recipe(run)
+    trained_with = recipe(run)
     kept_in = (evaluated or run) / "evaluation"
     shown = kept_pictures.of_dataset(evaluation, dataset) if dataset else kept_pictures.of_run(evaluation, kept_in)
     data, sheets = details.describe(evaluation, shown, trained_with)
     values = {
         **story.values(evaluation),
+        "account": account,
         "curves_drawn": curves.curves(metrics, evaluation.dataset, trained_with),
         "validated": any(row["split"] == "validation" for row in metrics),
         "unreadable_lines": log.cut_off,
@@ -72,7 +79,7 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
         "notes": [words.shown(str(note)) for note in environment.get("fallbacks", [])],
         "time": figures.where_time_went(trained),
         "numbers": figures.numbers(evaluation.summary, trained),
-        "config": words.shown_text(config.read_text("utf-8", errors="replace")) if config.exists() else None,
+        "config": figures.config_text(directory.config),
         "environment": figures.flat(
             {**environment, "evaluated checkpoint": evaluation.summary.get("checkpoint_sha256")}
         ),

@@ -32,25 +32,32 @@ def templates() -> jinja2.Environment:
     return environment
 
 
-def render(template: str, values: dict[str, Any], path: Path) -> Path:
-    """Write `template`, filled with `values`, to `path`.
+def filled(template: str, values: dict[str, Any]) -> bytes:
+    """The page that `template` becomes with `values`.
 
-    The page's content security policy allows one script, by its hash, and no request to anywhere.
-
-    Raises:
-        UserError: the page cannot be written.
+    Its content security policy allows one script, by its hash, and no request to anywhere.
     """
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     page = templates().get_template(template)
-    html = page.render(
+    html: str = page.render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
         **values,
     )
+    return html.encode(errors="replace")
+
+
+def render(template: str, values: dict[str, Any], path: Path) -> Path:
+    """Write `template`, filled with `values`, to `path`.
+
+    Raises:
+        UserError: the page cannot be written.
+    """
+    html = filled(template, values)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, html.encode(errors="replace"))
+        replace_file(path, html)
     except OSError as error:
         raise UserError(f"the report {path} cannot be written: {error.strerror or error}") from None
     return path

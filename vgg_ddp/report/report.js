@@ -30,14 +30,46 @@
     theme.dataset.name = name;
     dispatchEvent(new Event("recolour"));
   };
+  const stored = (use) => {
+    try {
+      return use(localStorage); // where it is forbidden, for a page from a file say, nothing is remembered
+    } catch {
+      return null;
+    }
+  };
+  const remembered = stored((store) => store.getItem("vgg_ddp theme"));
   theme.hidden = false;
-  setTheme("auto");
-  theme.addEventListener("click", () => setTheme(themes[(themes.indexOf(theme.dataset.name) + 1) % 3]));
+  setTheme(themes.includes(remembered) ? remembered : "auto");
+  theme.addEventListener("click", () => {
+    setTheme(themes[(themes.indexOf(theme.dataset.name) + 1) % 3]);
+    stored((store) => store.setItem("vgg_ddp theme", theme.dataset.name));
+  });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => dispatchEvent(new Event("recolour")));
+
+  // A page of a training that goes on is loaded again, unless somebody reads on.
+
+  const reload = find("#reload");
+  if (reload) {
+    let timer = 0;
+    const wait = () => (timer = setTimeout(() => location.reload(), 1000 * +reload.dataset.seconds));
+    reload.addEventListener("click", () => {
+      clearTimeout(timer);
+      const stopped = reload.getAttribute("aria-pressed") === "false";
+      reload.setAttribute("aria-pressed", stopped);
+      if (!stopped) wait();
+    });
+    wait();
+  }
 
   // The section that is being read, in the bar at the top.
 
   const links = new Map(all("nav a").map((link) => [link.getAttribute("href").slice(1), link]));
+  // On the way there, sections get their real height as they are passed.
+  for (const [id, link] of links)
+    link.addEventListener("click", () => {
+      const arrive = () => find(`#${id}`).scrollIntoView({ behavior: "instant" });
+      addEventListener("scrollend", arrive, { once: true });
+    });
   const watcher = new IntersectionObserver(
     (entries) => {
       for (const entry of entries) {
@@ -84,7 +116,8 @@
         const value = line.y[nearby];
         if (value === null) return;
         const x = left + ((right - left) * line.x[nearby]) / end;
-        const y = bottom - ((bottom - top) * (value - low)) / (high - low);
+        const height = chart.logarithmic ? Math.log10(value) : value;
+        const y = bottom - ((bottom - top) * (height - low)) / (high - low);
         cursor.append(svgElement("circle", { class: `dot ${line.style}`, cx: x, cy: y, r: 4 }));
         const text = chart.shares ? percent(value, 1) : value.toLocaleString("en-GB", { maximumSignificantDigits: 4 });
         told.push(chart.lines.length > 1 ? `${line.name} ${text}` : text);
@@ -110,6 +143,94 @@
       if (!step) return;
       event.preventDefault();
       tell((at ?? end) + (step * end) / 50);
+    });
+  }
+
+  // What is drawn when it comes near, and before it is printed.
+
+  const whenNear = (element, begin) => {
+    const once = () => {
+      near.disconnect();
+      removeEventListener("beforeprint", once);
+      begin();
+    };
+    const near = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && once(), {
+      rootMargin: "600px",
+    });
+    near.observe(element);
+    addEventListener("beforeprint", once);
+  };
+  const folded = all("details");
+  addEventListener("beforeprint", () => {
+    for (const details of folded) [details.dataset.open, details.open] = [details.open, true];
+  });
+  addEventListener("afterprint", () => {
+    for (const details of folded) details.open = details.dataset.open === "true";
+  });
+
+  // Pictures open large, with the one before and the one after. A list of them is one stop of the Tab key; the arrow keys
+  // move in it.
+
+  const dialog = find("#image");
+  let [row, at] = [[], 0]; // functions that describe a picture, and which is shown
+  const turn = (by) => {
+    at = (at + by + row.length) % row.length;
+    const { picture, title, words, answers } = row[at]();
+    find("#image-picture").replaceChildren(...(picture ? [picture] : []));
+    find("#image-title").textContent = title;
+    find("#image-words").textContent = words;
+    find("#image-answers").replaceChildren(...answers);
+    find("#image-count").textContent = row.length > 1 ? `${at + 1} of ${row.length.toLocaleString("en-GB")}` : "";
+  };
+  const open = (pictures, first) => {
+    [row, at] = [pictures, first];
+    for (const button of all(".turn button", dialog)) button.hidden = row.length < 2;
+    turn(0);
+    dialog.showModal();
+  };
+  find("#image-before").addEventListener("click", () => turn(-1));
+  find("#image-after").addEventListener("click", () => turn(1));
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  dialog.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    turn(by);
+  });
+  const oneStop = (list) =>
+    list.addEventListener("keydown", (event) => {
+      const buttons = all("button", list);
+      const k = buttons.indexOf(document.activeElement);
+      const next = buttons[{ ArrowLeft: k - 1, ArrowRight: k + 1, Home: 0, End: buttons.length - 1 }[event.key]];
+      if (k < 0 || !next) return;
+      event.preventDefault();
+      buttons[k].tabIndex = -1;
+      next.tabIndex = 0;
+      next.focus();
+    });
+  let known = () => ({}); // what the page's data say of a picture, by its index
+  for (const list of all("ul.tiles")) {
+    oneStop(list);
+    const images = all("img:not(.seen)", list);
+    const pictures = images.map((image) => {
+      const [tile, alt] = [image.closest("li"), image.alt];
+      const told = all("p", tile).map((line) => line.textContent.trim());
+      const plain = { title: told[0], words: [...told.slice(1), alt].join(". "), answers: [] };
+      return () => {
+        const large = image.cloneNode();
+        large.alt = alt;
+        return { ...plain, ...known(tile.dataset.image), picture: large };
+      };
+    });
+    images.forEach((image, k) => {
+      const button = make("button");
+      button.type = "button";
+      button.tabIndex = k ? -1 : 0;
+      button.setAttribute("aria-label", `${image.alt}; enlarge`);
+      button.addEventListener("click", () => open(pictures, k));
+      image.replaceWith(button);
+      image.alt = "";
+      button.append(image);
     });
   }
 
@@ -163,17 +284,9 @@
     `${data.split} image ${data.index[k]} of ${data.dataset}: ${data.classes[data.label[k]]}, taken for ` +
     `${data.classes[answerOf(k)]} with ${percent(confidenceOf(k))}`;
 
-  const dialog = find("#image");
-  const open = (k) => {
-    const canvas = find("canvas", dialog);
-    canvas.hidden = !pictured;
-    canvas.width = canvas.height = 256;
-    canvas.setAttribute("aria-label", spoken(k));
-    if (pictured) draw(canvas.getContext("2d"), k, 0, 0, 256);
+  const about = (k) => {
     const right = data.label[k] === answerOf(k);
-    find("#image-title").textContent = `${right ? "✓" : "✗"} ${data.classes[data.label[k]]}`;
-    find("#image-words").textContent = `${data.split} image ${data.index[k]} of ${data.dataset}, ${called(k)}. The network's answers:`;
-    const rows = [];
+    const answers = [];
     for (let place = 0; place < data.tops; place++) {
       const share = probability[k * data.tops + place] / 65535;
       const name = top[k * data.tops + place];
@@ -181,14 +294,27 @@
       bar.style.setProperty("--w", `${100 * share}%`);
       bar.style.setProperty("--c", name === data.label[k] ? "var(--blue)" : "var(--orange)");
       row.append(make("span", data.classes[name]), make("b", percent(share, 1)), bar);
-      rows.push(row);
+      answers.push(row);
     }
-    find("#image-answers").replaceChildren(...rows);
-    dialog.showModal();
+    return {
+      title: `${right ? "✓" : "✗"} ${data.classes[data.label[k]]}`,
+      words: `${data.split} image ${data.index[k]} of ${data.dataset}, ${called(k)}. The network's answers:`,
+      answers,
+    };
   };
-  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  const drawn = (k) => {
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = 256;
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", spoken(k));
+    draw(canvas.getContext("2d"), k, 0, 0, 256);
+    return canvas;
+  };
+  const rowOf = (images) => images.map((k) => () => ({ ...about(k), picture: pictured ? drawn(k) : null }));
+  const places = new Map(data.index.map((index, k) => [index, k]));
+  known = (index) => (places.has(+index) ? about(places.get(+index)) : {});
 
-  const tile = (k) => {
+  const tile = (k, show) => {
     const [item, button] = [make("li"), make("button")];
     button.type = "button";
     button.dataset.image = data.index[k];
@@ -203,7 +329,8 @@
     button.append(make("b", percent(confidenceOf(k))));
     if (!pictured) button.append(` ${called(k)}`);
     button.title = called(k);
-    button.addEventListener("click", () => open(k));
+    button.tabIndex = -1;
+    button.addEventListener("click", show);
     item.append(button);
     return item;
   };
@@ -220,14 +347,13 @@
     canvas.width = columns * (side + gap) - gap;
     canvas.height = rows * (side + gap) - gap;
     wall.hidden = false;
-    const step = data.label.length / Math.min(columns * rows, data.label.length);
-    const shuffled = (n) => (n * 7919) % Math.min(columns * rows, data.label.length);
+    const count = Math.min(columns * rows, data.label.length);
+    const chosen = [...Array(count).keys()].map((n) => Math.floor(((n * 7919) % count) * (data.label.length / count)));
     const paint = async () => {
       const context = canvas.getContext("2d");
       const orange = getComputedStyle(root).getPropertyValue("--orange");
       let wrong = 0;
-      for (let n = 0; n < Math.min(columns * rows, data.label.length); n++) {
-        const k = Math.floor(shuffled(n) * step);
+      for (const [n, k] of chosen.entries()) {
         const [x, y] = [(n % columns) * (side + gap), Math.floor(n / columns) * (side + gap)];
         await draw(context, k, x, y, side);
         if (data.label[k] === answerOf(k)) continue;
@@ -236,12 +362,22 @@
         context.lineWidth = 4;
         context.strokeRect(x + 2, y + 2, side - 4, side - 4);
       }
-      const count = Math.min(columns * rows, data.label.length);
       find("figcaption", wall).textContent =
         `${plural(count, "image")} of ${data.dataset}, evenly chosen; the ${wrong} in an orange frame it gets wrong`;
     };
     paint();
     addEventListener("recolour", paint);
+    const show = (n) => open(rowOf(chosen), Math.min(n, count - 1));
+    canvas.addEventListener("click", (event) => {
+      const box = canvas.getBoundingClientRect();
+      const [column, line] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+      show(Math.floor(line * rows) * columns + Math.floor(column * columns));
+    });
+    canvas.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      show(0);
+    });
   }
 
   // The confusion matrix and the images of a cell.
@@ -256,7 +392,9 @@
     data.classes.forEach((name, k) => select.append(new Option(name.length > 60 ? `${name.slice(0, 60)}…` : name, k)));
   const cells = all("#matrix td");
   const AT_ONCE = 240;
+  let chosenCell = null;
   const showCell = (i, j, move = true) => {
+    chosenCell = [i, j];
     chooseTrue.value = i;
     chooseAnswer.value = j;
     for (const cell of cells) {
@@ -279,7 +417,9 @@
     const more = find("#cell-more");
     const add = () => {
       const shown = list.children.length;
-      list.append(...images.slice(shown, shown + AT_ONCE).map(tile));
+      const next = images.slice(shown, shown + AT_ONCE);
+      list.append(...next.map((k, place) => tile(k, () => open(rowOf(images), shown + place))));
+      if (!shown && images.length) find("button", list).tabIndex = 0;
       const left = images.length - list.children.length;
       more.hidden = left === 0;
       more.textContent = `Show ${Math.min(left, AT_ONCE)} more of ${left}`;
@@ -326,7 +466,7 @@
       const [i, j] = [Math.floor(cell / classes), cell % classes];
       if (i !== j) worst = Math.max(worst, count / totals[i]);
     }
-    picture.width = picture.height = Math.max(600, classes * 6);
+    picture.width = picture.height = Math.min(Math.max(600, classes * 6), 2000);
     const side = picture.width / classes;
     let [i, j] = [0, 0];
     const paint = () => {
@@ -369,15 +509,17 @@
       event.preventDefault();
       move(i + down, j + across);
     });
-    addEventListener("recolour", paint);
-    paint();
+    whenNear(picture, () => {
+      addEventListener("recolour", paint);
+      paint();
+    });
   }
   let [startTrue, startAnswer, most] = [0, 0, -1];
   for (const [cell, count] of counts) {
     const [i, j] = [Math.floor(cell / data.classes.length), cell % data.classes.length];
     if (i !== j && count > most) [startTrue, startAnswer, most] = [i, j, count];
   }
-  showCell(startTrue, startAnswer, false);
+  whenNear(find("#cell"), () => chosenCell ?? showCell(startTrue, startAnswer, false));
 
   // The quiz.
 

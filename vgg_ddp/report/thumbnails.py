@@ -16,10 +16,15 @@ Pixels = NDArray[np.uint8]
 SHEET = 32  # pictures in a row and a column of a sheet
 MOST_PIXELS = 10_500_000  # over all sheets: 10,000 pictures of 32 x 32
 LARGEST_SIDE = 96
-MOST_BYTES = 7_000_000  # over all sheets; 9.3 MB in base64
-QUALITIES = (85, 70, 50, 30)  # of JPEG, the first that fits
+MOST_BYTES = 4_500_000  # over all sheets; 6 MB in base64
+QUALITIES = (85, 70, 50, 30, 15)  # of JPEG, the first that fits
 LARGEST_SINGLE = 256  # pixels; larger single pictures are shrunk to it
 SMOOTH_ABOVE = 64  # pixels; larger pictures are smoothed when enlarged
+
+
+def single(pixels: Pixels) -> str:
+    """A data URL of an image [height, width, 3]: one so small that its pixels can be told apart as PNG, others as JPEG."""
+    return png(pixels) if pixelated(pixels) else jpeg(pixels)
 
 
 def png(pixels: Pixels) -> str:

@@ -28,7 +28,8 @@ LONGEST_FILE_NAME = 100  # letters
 
 # Said with the other article than their first letter suggests.
 _SOUNDS_LIKE_A = re.compile(r"(uni|eu|ewe|one\b|use|usu|uk|ut[eio])", re.IGNORECASE)
-_SOUNDS_LIKE_AN = re.compile(r"(hour|honest|honour|heir|8|11(?!\d)|18(?!\d))", re.IGNORECASE)
+_SOUNDS_LIKE_AN = re.compile(r"(hour|honest|honour|heir)", re.IGNORECASE)
+_NO_THING = re.compile("yes|no|true|false|none|other|unknown|on|off|good|bad|left|right|positive|negative|(ab)?normal")
 
 
 def shown(name: str) -> str:
@@ -121,10 +122,10 @@ def memory(size: float | None) -> str:
 
 
 def named(name: str) -> str:
-    """A class name with its article ("a cat", "an 8"), or in quotation marks where it takes none ("roses", "n0144")."""
-    word = re.fullmatch(r"[a-z][a-z _-]*|\d{1,2}", name)
+    """A class name with its article ("a cat"), or in quotation marks where it takes none ("roses", "yes", "8", "n0144")."""
+    word = re.fullmatch(r"[a-z][a-z _-]*", name)
     plural = name.endswith("s") and not name.endswith(("ss", "us"))
-    if not word or plural:
+    if not word or plural or _NO_THING.fullmatch(name):
         return f"\u201c{name}\u201d"
     vowel = name[0] in "aeiou" and not _SOUNDS_LIKE_A.match(name)
     return f"{'an' if vowel or _SOUNDS_LIKE_AN.match(name) else 'a'} {name}"
@@ -278,7 +279,7 @@ def no_groups_sentence(summary: dict[str, Any]) -> str:
 
 
 def quoted(name: str) -> str:
-    """A group's name: one word as it is ("animals"), several in quotation marks."""
+    """A name beside a figure or in a sentence: one word as it is ("animals"), all others in quotation marks ("8")."""
     return name if re.fullmatch(r"[a-z-]+", name) else f"\u201c{name}\u201d"
 
 

@@ -30,10 +30,13 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.trace = self.path / "profile" / "trace.json"
         self.summary = self.path / "summary.json"
+        self.outcome = self.path / "outcome.json"
+        self.lock = self.path / ".lock"
         self.checkpoints = self.path / "checkpoints"
         self.evaluation = self.path / "evaluation"
         self.evaluations = self.path / "evaluations"  # by other protocols, or on other data
         self.report = self.path / "report" / "index.html"
+        self.live = self.path / "report" / "live.html"
 
     def must_be_new(self) -> None:
         """Raises a `UserError` if the folder holds a run already."""
@@ -59,7 +62,7 @@ class RunDirectory:
         made = not self.path.exists()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock")
+            lock = FileLock(self.lock)
             hold(lock, 0, say)
         except Timeout:
             raise UserError(f"{self.path} is in use by another training; choose another run.dir") from None
@@ -77,7 +80,7 @@ class RunDirectory:
     def _remove_empty(self) -> None:
         """Take away what `claimed` made, unless something has been written there since."""
         with contextlib.suppress(OSError):
-            (self.path / ".lock").unlink(missing_ok=True)
+            self.lock.unlink(missing_ok=True)
             self.checkpoints.rmdir()
             self.path.rmdir()
 

@@ -10,7 +10,7 @@ To add one: a module with a `start` that returns a `Tracker`, its line in `TRACK
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -26,6 +26,9 @@ TRACKERS = {
     "wandb": "vgg_ddp.trackers.weights_and_biases",
     "tensorboard": "vgg_ddp.trackers.tensorboard",
 }
+
+MOST_CLASSES = 100  # that have a figure of their own
+RANK_FIGURES = ("images_per_second", "data_wait", "memory_bytes")
 
 Outcome = Literal["finished", "stopped", "failed"]  # stopped: on request, to be continued
 
@@ -72,6 +75,10 @@ class Tracker(Protocol):
         """The last evaluation on the test split, after `step` steps."""
         ...
 
+    def failed(self, state: str, words: str) -> None:
+        """The training failed: "Diverged" say, and what is known of it."""
+        ...
+
     def finish(self, outcome: Outcome, totals: dict[str, Any]) -> None:
         """Nothing comes after; `totals` is RUN/summary.json, or empty where there is none."""
         ...
@@ -93,10 +100,11 @@ def wanted(config: TrackingConfig) -> dict[str, str]:
     return trackers
 
 
-def named(row: dict[str, Any]) -> dict[str, float]:
+def named(row: dict[str, Any], classes: Sequence[str] = ()) -> dict[str, float]:
     """The figures of a row of RUN/metrics.jsonl by the names under which every tracker shows them: `train/loss`.
 
-    Figures of one rank are named `ranks/images_per_second/0`.
+    Figures of one rank are named `ranks/images_per_second/0`, those of a class `validation_class/cat`; at most
+    `MOST_CLASSES` have one.
     """
     section = row["split"] if row["scope"] == "steps" or row["split"] != "train" else "train_epoch"
     values = {"epoch": float(row["epoch"])}
@@ -105,8 +113,15 @@ def named(row: dict[str, Any]) -> dict[str, float]:
             continue
         if key == "ranks":
             values |= {f"ranks/{name}/{rank}": v for name, each in value.items() for rank, v in enumerate(each)}
-        elif key in ("images_per_second", "data_wait", "memory_bytes"):
+        elif key == "class_accuracy" and len(classes) <= MOST_CLASSES:
+            shares = zip(classes, value, strict=False)
+            values |= {f"{section}_class/{name}": share for name, share in shares if share is not None}
+        elif key == "seconds":  # of training until then, whatever the row is of
+            values["throughput/training_seconds"] = value
+        elif key in RANK_FIGURES:
             values[f"throughput/{key}"] = value
+            if "ranks" not in row:  # there is one
+                values[f"ranks/{key}/0"] = value
         elif isinstance(value, int | float):
             values[f"{section}/{'learning_rate' if key == 'lr' else key}"] = value
     return values

@@ -25,9 +25,10 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.record import read_record
 from vgg_ddp.errors import STOP_SIGNALS
 from vgg_ddp.evaluation.stored import read_evaluation
+from vgg_ddp.run import outcome as outcomes
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import hold, read_json, replace_file
-from vgg_ddp.run.metrics_log import read_rows
+from vgg_ddp.run.metrics_log import read_metrics, read_rows
 from vgg_ddp.trackers import TRACKERS, Assignment, Message, Outcome, Say, Tracker, named, position_file
 from vgg_ddp.trackers.media import Media
 
@@ -96,7 +97,7 @@ def follow(assignment: Assignment, say: Say) -> None:
     lock = FileLock(position_file(run.path, assignment.tracker).with_suffix(".lock"))
     hold(lock, 2 * SECONDS_AFTER_THE_TRAINING, print)  # one that follows a killed training may not be done yet
     try:
-        rows = NewRows(run, assignment)
+        rows = NewRows(run, assignment, dataset.classes)
         tracker: Tracker = module.start(assignment, load(run.config), dataset, rows.first_step, say)
         outcome = None
         while outcome is None:
@@ -104,6 +105,9 @@ def follow(assignment: Assignment, say: Say) -> None:
             rows.hand_to(tracker)
         if outcome == "finished":
             tracker.evaluated(rows.step, Media(read_evaluation(run.path), dataset, run.report))
+        if outcome == "failed":
+            account = outcomes.account(run, read_metrics(run.metrics))
+            tracker.failed(account.state, account.words)
         tracker.finish(outcome, read_json(run.summary) or {})
     finally:
         lock.release()
@@ -124,8 +128,8 @@ class NewRows:
         step: the step of the last row.
     """
 
-    def __init__(self, run: RunDirectory, assignment: Assignment) -> None:
-        self._path = run.metrics
+    def __init__(self, run: RunDirectory, assignment: Assignment, classes: list[str]) -> None:
+        self._path, self._classes = run.metrics, classes
         self._position_file = position_file(run.path, assignment.tracker)
         self._position = Position(assignment.run_id)
         with contextlib.suppress(OSError, ValueError):
@@ -142,7 +146,7 @@ class NewRows:
             self._rows = self._rows + 1 if row["step"] == self.step else 1
             self.step = row["step"]
             if (self.step, self._rows) > (self._had.step, self._had.rows):
-                tracker.log(self.step, named(row))
+                tracker.log(self.step, named(row, self._classes))
         if (self.step, self._rows) > (self._position.step, self._position.rows):
             self._position.step, self._position.rows = self.step, self._rows
             replace_file(self._position_file, msgspec.json.encode(self._position))

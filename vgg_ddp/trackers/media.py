@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,17 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from vgg_ddp.analysis.labels import surest_mistakes
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.evaluation.stored import StoredEvaluation
 
+MOST_PREDICTIONS = 200  # with their picture in a table
+MOST_POINTS = 1000  # in a projection
+POINT_SIDE = 32  # pixels of their pictures
+NARROWEST = 192  # pixels of a picture with its caption below
+PREDICTIONS = ("image", "index", "label", "prediction", "confidence", "right")
 PER_CLASS = ("name", "images", "correct", "accuracy", "precision", "recall", "f1")
 RELIABILITY = ("confidence from", "to", "images", "mean confidence", "accuracy")
 
@@ -75,6 +82,39 @@ class Media:
             )
             for i in surest_mistakes(stored.label, stored.prediction, confidence)[:count]
         ]
+
+    def spread(self, count: int) -> NDArray[np.int64]:
+        """Positions of at most `count` of the images, evenly spread."""
+        images = len(self.evaluation.label)
+        return np.unique(np.linspace(0, images - 1, min(count, images)).astype(np.int64))
+
+    def predictions(self) -> list[list[Any]]:
+        """Rows of the columns `PREDICTIONS`, at most `MOST_PREDICTIONS`; the images as their pixels [height, width, 3]."""
+        stored, images, names = self.evaluation, self.dataset.split(self.split), self.classes
+        return [
+            [
+                images.decode(int(stored.sample_index[i])),
+                int(stored.sample_index[i]),
+                names[stored.label[i]],
+                names[stored.prediction[i]],
+                float(stored.confidence[i]),
+                bool(stored.right[i]),
+            ]
+            for i in self.spread(MOST_PREDICTIONS)
+        ]
+
+
+def captioned(mistake: Mistake) -> NDArray[np.uint8]:
+    """A mistake with its caption below, for a tracker whose pictures have none."""
+    picture = Image.fromarray(mistake.pixels)
+    if picture.width < NARROWEST:
+        factor = NARROWEST / picture.width
+        picture = picture.resize((NARROWEST, round(picture.height * factor)), Image.Resampling.NEAREST)
+    lines = textwrap.wrap(mistake.caption, picture.width // 6)
+    page = Image.new("RGB", (picture.width, picture.height + 14 * len(lines) + 4), "white")
+    page.paste(picture)
+    ImageDraw.Draw(page).multiline_text((2, picture.height + 1), "\n".join(lines), "black")
+    return np.asarray(page)
 
 
 def draw_confusion(media: Media) -> NDArray[np.uint8]:

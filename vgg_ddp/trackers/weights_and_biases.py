@@ -15,16 +15,19 @@ from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.trackers import Assignment, Message, Outcome, Say
-from vgg_ddp.trackers.media import PER_CLASS, RELIABILITY, Media, draw_confusion, draw_reliability
+from vgg_ddp.trackers.media import PER_CLASS, PREDICTIONS, RELIABILITY, Media, draw_confusion, draw_reliability
 
+PACKAGE = Path(__file__).parents[1]
 SECONDS_TO_CONNECT = 20.0
 MOST_CLASSES_OF_A_CHART = 100  # its table has a row a cell; W&B draws 10,000 rows
 
-SUMMARIES = {  # what W&B's table of runs shows of a metric
+SAID = ("train", "validation/", "throughput/images_per_second")  # in a line of the log
+# What W&B's table of runs shows of a metric, as `NAME.min` and the like. A sweep chooses by `validation/accuracy`, which is not
+# among them, so that its last value stands under its own name; the best is in totals/best_validation_accuracy.
+SUMMARIES = {
     "train/loss": "min,last",
     "train/accuracy": "max,last",
     "validation/loss": "min,last",
-    "validation/accuracy": "max,last",
     "throughput/images_per_second": "mean,last",
     "throughput/data_wait": "mean,last",
     "throughput/memory_bytes": "max,last",
@@ -41,13 +44,18 @@ class WandbTracker:
             run.define_metric(name, summary=summary)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Log `values` at `step`."""
+        """Log `values` at `step`; a line of them goes to the console, which W&B shows as the run's log."""
+        shown = [f"{name} {values[name]:.4g}" for name in values if name.startswith(SAID)]
+        print(f"step {step}, epoch {values['epoch']:.2f}: {', '.join(shown)}")
         self._run.log(values, step=self._monotonic(step))
 
     def evaluated(self, step: int, media: Media) -> None:
         """Log the figures, tables, pictures and the page of an evaluation."""
         stored, split = media.evaluation, media.split
         logged: dict[str, Any] = {
+            f"{split}/predictions": wandb.Table(
+                list(PREDICTIONS), [[wandb.Image(pixels), *row] for pixels, *row in media.predictions()]
+            ),
             f"{split}/per_class": wandb.Table(list(PER_CLASS), media.per_class),
             f"{split}/confusion_picture": wandb.Image(draw_confusion(media)),
             f"{split}/reliability": wandb.Table(list(RELIABILITY), media.reliability),
@@ -65,11 +73,17 @@ class WandbTracker:
             logged[f"{split}/report"] = wandb.Html(str(media.report), inject=False)
         self._run.log(media.scalars | logged, step=self._monotonic(step))
 
+    def failed(self, state: str, words: str) -> None:
+        """Send an alert, which W&B passes on by mail or Slack as its user has it."""
+        print(f"{state}: {words}")
+        self._run.alert(title=f"{state}: {self._run.name}", text=words, level="ERROR")
+
     def finish(self, outcome: Outcome, totals: dict[str, Any]) -> None:
         """Write the totals to the run's summary, upload checkpoints where asked to, and end the W&B run."""
         self._run.summary.update({f"totals/{name}": value for name, value in totals.items()})
         if self._tracking.artifacts:
             self._log_checkpoints()
+            self._run.log_code(str(PACKAGE), name="source-vgg_ddp")
         if outcome == "stopped":
             self._run.mark_preempting()
         self._run.finish(exit_code=0 if outcome == "finished" else 1)
@@ -147,7 +161,7 @@ def _init(assignment: Assignment, config: Config, mode: Any) -> wandb.Run:
         allow_val_change=True,
         save_code=False,
         settings=wandb.Settings(
-            console="off",
+            console="wrap",
             silent=True,
             disable_code=True,
             program=environment["command"],

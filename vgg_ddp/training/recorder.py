@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vgg_ddp.distributed.memory import used_bytes
@@ -18,6 +20,28 @@ from vgg_ddp.run.console import TrainingProgress
 from vgg_ddp.run.metrics_log import MetricsLog
 from vgg_ddp.training.profiling import phase
 from vgg_ddp.training.stopping import AFTER_DIVERGENCE
+
+
+class Watch(Protocol):
+    """Shows a training while it runs; on rank 0."""
+
+    def row_written(self, row: dict[str, Any]) -> None:
+        """This row was added to RUN/metrics.jsonl."""
+        ...
+
+    def validated(self, samples: NDArray[np.int64], label: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
+        """The answers to the images held out: label [n], logits [n, classes], of the split's `samples` [n]."""
+        ...
+
+
+class Unwatched:
+    """A `Watch` that does nothing."""
+
+    def row_written(self, row: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def validated(self, samples: NDArray[np.int64], label: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
+        """Do nothing."""
 
 
 class Recorder:
@@ -37,8 +61,10 @@ class Recorder:
         progress: TrainingProgress,
         after_step: Callable[[], object] = lambda: None,
         may_overflow: bool = False,
+        watch: Watch | None = None,
     ) -> None:
         """`may_overflow`: a loss that is not finite is none of a training that has diverged, but of a step in float16."""
+        self.watch = watch or Unwatched()
         self._after_step, self._may_overflow = after_step, may_overflow
         self._state, self._world, self._log, self._progress = state, world, log, progress
         self._batch, self._steps_per_epoch, self._total_steps = batch, steps_per_epoch, total_steps
@@ -158,4 +184,6 @@ class Recorder:
         """Write `row` with "seconds", those of training until now: steps, validations and checkpoints."""
         if self._log is not None:
             seconds = self._state.seconds + time.perf_counter() - self._counted_until
-            self._log.write({**row, "seconds": seconds})
+            row = {**row, "seconds": seconds}
+            self._log.write(row)
+            self.watch.row_written(row)

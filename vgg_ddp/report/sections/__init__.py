@@ -1,1 +1,2 @@
-"""Sections of the report of a run: each module has the values that its sections of run.html.j2 are filled with."""
+"""Sections of the report of a run: each is a template, NAME.html.j2; the modules have the values that
+they are filled with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from vgg_ddp.report import words
@@ -56,6 +57,11 @@ def numbers(evaluation: dict[str, Any], training: dict[str, Any]) -> list[tuple[
         ("Steps", words.number(training.get("steps"))),
         ("Epochs", f"{training['epochs']:g}" if training.get("epochs") is not None else words.UNKNOWN),
     ]
+
+
+def config_text(path: Path) -> str | None:
+    """A run's configuration as it stands in its file; None where there is none."""
+    return words.shown_text(path.read_text("utf-8", errors="replace")) if path.exists() else None
 
 
 def flat(value: Any, key: str = "") -> list[tuple[str, str]]:

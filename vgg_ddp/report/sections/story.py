@@ -43,7 +43,7 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
         answers = taken_for(confusion, worst)
         misses, first = sum(count for _, count in answers), leading(answers)
         share = words.percent(answers[0][1] / misses, 0)
-        several = words.listed([classes[k] for k in first], "or") if len(first) <= 3 else "this and that"
+        several = words.listed([words.quoted(classes[k]) for k in first], "or") if len(first) <= 3 else "this and that"
         said = [
             words.misses_sentence(classes, confusion, worst),
             "" if len(first) == 1 else "These counts are too close to say which comes first.",
@@ -52,7 +52,7 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
         cards.append(
             {
                 "question": f"What is {words.named(classes[worst])} taken for, when it is missed?",
-                "answer": f"{classes[first[0]]} {share}" if len(first) == 1 else several,
+                "answer": f"{words.quoted(classes[first[0]])} {share}" if len(first) == 1 else several,
                 "words": " ".join(filter(None, said)),
             }
         )
@@ -95,7 +95,7 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
         cards.append(
             {
                 "question": "Would a person have known?",
-                "answer": f"{classes[worst]} or {classes[taken_for(confusion, worst)[0][0]]}?",
+                "answer": f"{words.named(classes[worst])} or {words.named(classes[taken_for(confusion, worst)[0][0]])}?",
                 "words": "Try it on the same pictures as the network.",
                 "link": "quiz",
                 "link_words": "Take the quiz.",
@@ -109,7 +109,7 @@ def _extremes_card(evaluation: Evaluation) -> dict[str, Any]:
     classes, accuracy, standing = evaluation.classes, recall(evaluation.confusion), evaluation.standing
 
     def said(k: int) -> str:
-        return f"{classes[k]} {words.percent(float(accuracy[k]))}"
+        return f"{words.quoted(classes[k])} {words.percent(float(accuracy[k]))}"
 
     ends = [said(found[0]) for found in (standing.best, standing.worst) if found]
     also = [said(k) for k in sorted(standing.unlike("worse"), key=lambda k: accuracy[k]) if k not in standing.worst[:1]]
