@@ -606,6 +606,26 @@ def test_a_modest_network_is_told_what_made_it_so_and_how_much_is_noise(tmp_path
     assert "on 400 test images of cifar10: calibration error" in said
 
 
+def test_the_accuracy_on_images_without_a_double_in_training_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", images=400)
+    summary = json.loads((run.path / "evaluation/summary.json").read_text())
+    doubles = list(range(0, 40))
+    found = {"looked_at": 400, "of": 400, "test_images": 40, "sample_index": doubles, "other_labels": 2, "pairs": []}
+    none = {"looked_at": 200, "of": 400, "test_images": 0, "sample_index": [], "other_labels": 0, "pairs": []}
+    change_json(
+        run.path / "evaluation/summary.json",
+        data={**summary["data"], "near_duplicates": {"train": found, "test": none}},
+    )
+    right = run.label == run.prediction
+    said = section(page_of(run), "data").text
+    shares = [
+        f"{100 * right[40:].mean():.1f} % of the 360 without",
+        f"{100 * right[:40].mean():.1f} % of the 40 with one.",
+    ]
+    assert all(share in said for share in shares)
+    assert "Compared were 200 of 400 test images and 400 of 400 training images, evenly spread." in said
+
+
 def test_a_damaged_evaluation_is_one_line(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     stored = run.path / "evaluation" / "predictions.npz"

@@ -20,9 +20,10 @@ MOST_PAIRS = 24  # to name
 def describe(dataset: Dataset) -> dict[str, Any]:
     """Images of each class in each split, and the near-duplicates of test images.
 
-    Returns: `class_counts` by split, `notes` on unusual images, and `near_duplicates` with, for "train" and "test", the
-    images `looked_at` of how many (`of`), the number of `test_images` that have a near-duplicate there, how many of those
-    have it under `other_labels`, and the most alike `pairs` (test image, other image, correlation).
+    Returns: `class_counts` by split, `notes` on unusual images, `nearest_neighbour` (see `_nearest_neighbour`), and
+    `near_duplicates` with, for "train" and "test", the images `looked_at` of how many (`of`), the number of `test_images` that
+    have a near-duplicate there and `sample_index`, which they are, how many of those have it under `other_labels`, and the
+    most alike `pairs` (test image, other image, correlation).
     """
     test, train = dataset.split("test"), dataset.split("train")
     looked_at = {"test": affordable(test), "train": affordable(train)}
@@ -30,14 +31,48 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         name: duplicates.grey(_brightness(split, int(sample)) for sample in looked_at[name])
         for name, split in (("test", test), ("train", train))
     }
-    within = duplicates.find_within(grey["test"])
+    neighbours = duplicates.nearest(grey["test"], grey["train"])
+    across, within = duplicates.find(grey["test"], grey["train"], neighbours), duplicates.find_within(grey["test"])
     return {
         "class_counts": {name: split.class_counts for name, split in dataset.record.splits.items()},
         "notes": dataset.record.notes,
+        "nearest_neighbour": _nearest_neighbour(neighbours, looked_at, test, train),
         "near_duplicates": {
-            "train": _describe(duplicates.find(grey["test"], grey["train"]), looked_at, (test, train), "train"),
+            "train": _describe(across, looked_at, (test, train), "train"),
             "test": _describe([*within, *((j, i, c) for i, j, c in within)], looked_at, (test, test), "test"),
         },
+    }
+
+
+def _nearest_neighbour(
+    neighbours: duplicates.Neighbours, looked_at: dict[str, NDArray[np.int64]], test: Split, train: Split
+) -> dict[str, Any]:
+    """How often the training image that is most alike has the label: what needs no network at all.
+
+    Returns: `correct` of `images` test images, among `training_images`.
+    """
+    label = test.labels[looked_at["test"]]
+    answer = train.labels[looked_at["train"][neighbours.others[:, 0]]] if neighbours.others.size else np.empty(0)
+    return {
+        "correct": int((answer == label[: len(answer)]).sum()),
+        "images": len(label),
+        "training_images": len(looked_at["train"]),
+    }
+
+
+def accuracy_by_doubles(
+    found: dict[str, Any], right: NDArray[np.bool_], sample_index: NDArray[np.int64]
+) -> dict[str, Any]:
+    """The accuracy on test images with a near-duplicate in training, and on those without.
+
+    Args:
+        found: what `describe` says of near-duplicates in the training images.
+        right: whether each image of `sample_index` was named correctly, [n].
+    """
+    twice = np.isin(sample_index, found["sample_index"])
+    return {
+        name: {"images": int(which.sum()), "correct": int(right[which].sum())}
+        for name, which in (("with", twice), ("without", ~twice))
     }
 
 
@@ -74,6 +109,7 @@ def _describe(
         "looked_at": len(looked_at[other]),
         "of": len(splits[1]),
         "test_images": len({i for i, _, _ in named}),
+        "sample_index": sorted({i for i, _, _ in named}),
         "other_labels": len({i for i, _, _ in contradicting}),
         "pairs": [(i, j, round(c, 4)) for i, j, c in shown[:MOST_PAIRS]],
     }

@@ -80,6 +80,7 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
         reason,
         named_by="configuration" if config.analysis.groups else "data set",
     )
+    data = data_quality.describe(dataset)
     metrics = last_written(read_metrics(RunDirectory(folder.parents[1]).metrics))
     summary = {
         "dataset": dataset.name,
@@ -87,7 +88,10 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
         "protocol": protocol.describe(),
         "warnings": course.warnings(metrics, np.array(described["confusion"])),
         **described,
-        "data": data_quality.describe(dataset),
+        "data": data,
+        "near_duplicates_accuracy": data_quality.accuracy_by_doubles(
+            data["near_duplicates"]["train"], predictions.prediction == predictions.label, predictions.sample_index
+        ),
         "network": config.network,
         "checkpoint_sha256": hashlib.sha256(contents["manifest.json"]).hexdigest(),
         "world_size": world.size,

@@ -25,6 +25,7 @@ DASH = "\u2013"  # in a table, for what is not there
 UNKNOWN = "not recorded"
 MOST_GROUPS_IN_A_SENTENCE = 4
 LONGEST_FILE_NAME = 100  # letters
+LOOKALIKES = 0.1  # of the test images with a double: more than copies would explain
 
 # Said with the other article than their first letter suggests.
 _SOUNDS_LIKE_A = re.compile(r"(uni|eu|ewe|one\b|use|usu|uk|ut[eio])", re.IGNORECASE)
@@ -388,17 +389,38 @@ def doubtful_sentence(count: int, split: str) -> str:
     )
 
 
-def duplicates_sentence(found: dict[str, dict[str, Any]]) -> str:
-    """How many test images have a near-duplicate, where, and how many were looked at."""
+def duplicates_sentence(found: dict[str, dict[str, Any]], accuracy: dict[str, dict[str, int]]) -> str:
+    """How many test images have a near-duplicate, where, how many were looked at, and the accuracy without them.
+
+    Args:
+        found, accuracy: see `vgg_ddp.analysis.data_quality`.
+    """
     said = []
     for other, where in (("train", "a near-duplicate in a training"), ("test", "a near-duplicate in another test")):
         split = found[other]
-        looked = "" if split["looked_at"] == split["of"] else f" (of {number(split['looked_at'])} that were looked at)"
         have = "has" if split["test_images"] == 1 else "have"
         count = f"{images_of(split['test_images'], 'test')} {have}" if split["test_images"] else "No test image has"
         labels = f", {number(split['other_labels'])} under another label" if split["other_labels"] else ""
-        said.append(f"{count} {where} image{looked}{labels}.")
-    return f"{' '.join(said)} Found by perceptual hash; a network that has seen the double in training has it easier."
+        said.append(f"{count} {where} image{labels}.")
+    sampled = [
+        f"{number(found[name]['looked_at'])} of {number(found[name]['of'])} {which} images"
+        for name, which in (("test", "test"), ("train", "training"))
+    ]
+    complete = all(split["looked_at"] == split["of"] for split in found.values())
+    said.append("All were compared with all." if complete else f"Compared were {listed(sampled)}, evenly spread.")
+    with_double, without = accuracy["with"], accuracy["without"]
+    if with_double["images"] and without["images"]:
+        said.append(
+            f"The network names {percent(without['correct'] / without['images'])} of the {number(without['images'])} without a "
+            f"double in training correctly, {percent(with_double['correct'] / with_double['images'])} of the "
+            f"{number(with_double['images'])} with one."
+        )
+    if found["train"]["test_images"] > LOOKALIKES * found["test"]["looked_at"]:
+        said.append("So many are hardly copies: in this data set many pictures look alike.")
+    said.append(
+        "Found by pixels: shifted by up to a tenth, mirrored, re-encoded or recoloured pictures; cropped ones are missed."
+    )
+    return " ".join(said)
 
 
 def sureness_sentence(confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> str:

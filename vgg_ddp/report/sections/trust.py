@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vgg_ddp.analysis.data_quality import accuracy_by_doubles
 from vgg_ddp.config import Config
 from vgg_ddp.report import charts, words
 from vgg_ddp.report.kept_pictures import Pictures
@@ -49,6 +50,7 @@ def data(evaluation: Evaluation, pictures: Pictures | None) -> dict[str, Any]:
     counts = found["class_counts"]
     first = counts.get("train") or next(iter(counts.values()))
     doubtful = evaluation.summary["doubtful_labels"]
+    by_doubles = accuracy_by_doubles(found["near_duplicates"]["train"], evaluation.right, evaluation.sample_index)
     return {
         "evenness": words.evenness_sentence(counts, classes),
         "notes": [words.shown(note) for note in found["notes"]],
@@ -66,7 +68,7 @@ def data(evaluation: Evaluation, pictures: Pictures | None) -> dict[str, Any]:
             tile(evaluation, pictures, evaluation.position(sample))
             for sample in doubtful["sample_index"][:MOST_DOUBTFUL]
         ],
-        "twice_words": words.duplicates_sentence(found["near_duplicates"]),
+        "twice_words": words.duplicates_sentence(found["near_duplicates"], by_doubles),
         "twice": _twice(evaluation, pictures) if pictures else [],
     }
 
