@@ -29,6 +29,7 @@ from sklearn.metrics import (
 )
 
 from tests.support.runs import ANIMALS, CLASSES, VEHICLES, Run, change_json, make_run, random_logits
+from vgg_ddp.analysis import duplicates
 from vgg_ddp.analysis.confusions import most_missed
 from vgg_ddp.analysis.standing import of_classes
 from vgg_ddp.errors import UserError
@@ -190,6 +191,11 @@ def test_every_title_heading_and_caption_names_the_data_set(tmp_path: Path) -> N
     assert len(page.all("figure")) == len(page.all("figcaption"))
 
 
+def own_kind(k: int) -> list[int]:
+    group = ANIMALS if CLASSES[k] in ANIMALS else VEHICLES
+    return [CLASSES.index(name) for name in group]
+
+
 def test_numbers_equal_scikit_learn(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", groups={"animals": ANIMALS, "vehicles": VEHICLES})
     page = page_of(run)
@@ -221,6 +227,7 @@ def test_numbers_equal_scikit_learn(tmp_path: Path) -> None:
             f"{100 * recall[k]:.1f} %",
             f"{100 * low:.1f} to {100 * high:.1f} %",
             "",
+            f"{100 * np.isin(run.prediction[run.label == k], own_kind(k)).mean():.1f} %",
             f"{confusion[k, k]} / {support[k]}",
             f"{100 * precision[k]:.1f} %",
             f"{100 * f1[k]:.1f} %",
@@ -236,6 +243,14 @@ def test_numbers_equal_scikit_learn(tmp_path: Path) -> None:
     together = [float(row[3].split()[0]) for row in answers]
     assert together == pytest.approx(100 * np.cumsum(counts) / len(missed), abs=0.05)
     assert answers[-1][3] == "100 %"
+
+    rows = section(page, "story").table()
+    for k, row in zip((1, 2, 3, 5), rows, strict=True):
+        share = top_k_accuracy_score(run.label, scores, k=k)
+        assert row == [str(k), f"{100 * share:.1f} %"]
+    wrong = run.label != run.prediction
+    kept = np.array([run.prediction[i] in own_kind(run.label[i]) for i in np.flatnonzero(wrong)])
+    assert f"Of its {wrong.sum()} mistakes {100 * kept.mean():.0f} % keep the kind" in section(page, "story").text
 
     is_animal = np.isin(np.array(CLASSES), ANIMALS)
     of_animals = is_animal[run.prediction][is_animal[run.label]].mean()
@@ -609,7 +624,7 @@ def test_a_modest_network_is_told_what_made_it_so_and_how_much_is_noise(tmp_path
 def test_the_accuracy_on_images_without_a_double_in_training_is_told(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", images=400)
     summary = json.loads((run.path / "evaluation/summary.json").read_text())
-    doubles = list(range(0, 40))
+    doubles = list(range(40))
     found = {"looked_at": 400, "of": 400, "test_images": 40, "sample_index": doubles, "other_labels": 2, "pairs": []}
     none = {"looked_at": 200, "of": 400, "test_images": 0, "sample_index": [], "other_labels": 0, "pairs": []}
     change_json(
@@ -698,6 +713,32 @@ def test_the_worst_class_says_how_it_is_worse(tmp_path: Path) -> None:
     stands = {row[0]: row[3] for row in section(page, "classes").table()}
     assert stands == {"cat": "better", "dog": "better", "fox": "better", "elk": "worse"}
     assert "always taken for a fox (50 misses)" in worst.text
+
+
+def test_what_needs_no_network_stands_beside_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    train, test = (np.stack([run.dataset.split(name).decode(k) for k in range(400)]) for name in ("train", "test"))
+    answers = run.dataset.split("train").labels[
+        duplicates.nearest(duplicates.grey(test), duplicates.grey(train)).others[:, 0]
+    ]
+    share = accuracy_score(run.label, answers)
+    most = np.bincount(run.label).max() / 400
+    said = section(page_of(run), "story").text
+    assert f"Guessing is right for 10.0 %, always answering the most frequent class for {100 * most:.1f} %" in said
+    assert f"of the most alike of 400 training images (8 x 8 grey pixels) for {100 * share:.1f} %" in said
+
+
+def test_what_is_remembered_is_told_from_what_is_learned(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "does it remember" not in section(page_of(run), "story").text
+    summary, accuracy = run.path / "evaluation/summary.json", accuracy_score(run.label, run.prediction)
+    change_json(summary, training_images={"images": 2000, "accuracy": 0.95})
+    said = section(page_of(run), "story").text
+    assert "With its final weights it names 95.0 % of 2,000 training images, without augmentation, and " in said
+    assert f"{100 * accuracy:.1f} % of 400 test images: {100 * (0.95 - accuracy):+.2f} points" in said
+    assert "it overfits by that much. Even of its training images it misses some" in said
+    change_json(summary, training_images={"images": 2000, "accuracy": accuracy + 0.01})
+    assert "no sign of overfitting" in section(page_of(run), "story").text
 
 
 def test_misses_sentence_reads_as_a_sentence() -> None:

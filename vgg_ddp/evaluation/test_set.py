@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vgg_ddp.analysis import course, data_quality
-from vgg_ddp.analysis.predictions import Predictions
+from vgg_ddp.analysis.predictions import Predictions, accuracy
 from vgg_ddp.analysis.summary import describe
 from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
@@ -28,6 +28,7 @@ from vgg_ddp.run.metrics_log import last_written, read_metrics
 from vgg_ddp.training import continuing, loading, parts
 
 CALIBRATION_IMAGES = 10_000  # at most, to fit one temperature on
+TRAINING_IMAGES = 2_000  # at most, to tell what the network remembers from what it has learned
 
 
 def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, world: World) -> dict[str, Any] | None:
@@ -70,6 +71,8 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
             _check(predictions, folder, config)
     calibrated_on, reason = calibration_images(config, dataset, checkpoint.state(contents))
     validation = answers(calibrated_on) if len(calibrated_on) else None
+    seen = training_images(config, dataset, checkpoint.state(contents))
+    remembered = answers(seen) if len(seen) else None
     if predictions is None:
         return None
     described = describe(
@@ -88,6 +91,7 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
         "protocol": protocol.describe(),
         "warnings": course.warnings(metrics, np.array(described["confusion"])),
         **described,
+        "training_images": remembered and {"images": len(seen), "accuracy": accuracy(remembered)},
         "data": data,
         "near_duplicates_accuracy": data_quality.accuracy_by_doubles(
             data["near_duplicates"]["train"], predictions.prediction == predictions.label, predictions.sample_index
@@ -109,11 +113,23 @@ def _check(predictions: Predictions, folder: Path, config: Config) -> None:
         )
 
 
+def training_images(config: Config, dataset: Dataset, state: checkpoint.State) -> HeldOut:
+    """Images that the checkpoint was trained on, at most `TRAINING_IMAGES`, evenly spread; none where they are not known."""
+    if not _trained_on(config, dataset, state):
+        return HeldOut("train", np.empty(0, dtype=np.int64))
+    trained, _ = held_out(dataset, config.data.validation, config.seed)
+    return HeldOut("train", np.sort(trained)[:: -(-len(trained) // TRAINING_IMAGES)])
+
+
+def _trained_on(config: Config, dataset: Dataset, state: checkpoint.State) -> bool:
+    now = continuing.identity(config, dataset)
+    return all(state.identity.get(key) == now[key] for key in ("dataset", "data.validation", "seed"))
+
+
 def calibration_images(config: Config, dataset: Dataset, state: checkpoint.State) -> tuple[HeldOut, str]:
     """Images that the checkpoint was not trained on, at most `CALIBRATION_IMAGES`, and which they are; or none, and why."""
     none = HeldOut("train", np.empty(0, dtype=np.int64))
-    now = continuing.identity(config, dataset)
-    if any(state.identity.get(key) != now[key] for key in ("dataset", "data.validation", "seed")):
+    if not _trained_on(config, dataset, state):
         return none, "the checkpoint was trained on other data, or held out other images for validation"
     _, validation = held_out(dataset, config.data.validation, config.seed)
     if len(validation) == 0:

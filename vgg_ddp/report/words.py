@@ -25,6 +25,7 @@ DASH = "\u2013"  # in a table, for what is not there
 UNKNOWN = "not recorded"
 MOST_GROUPS_IN_A_SENTENCE = 4
 LONGEST_FILE_NAME = 100  # letters
+NEARLY_ALL = 0.98  # of the training images: there is no more to learn from them
 LOOKALIKES = 0.1  # of the test images with a double: more than copies would explain
 
 # Said with the other article than their first letter suggests.
@@ -239,13 +240,10 @@ def groups_sentence(groups: dict[str, dict[str, Any]]) -> str:
         return ""
     said = [f"{quoted(name)} for {quoted(name)} {percent(group['within_accuracy'])}" for name, group in judged]
     if len(said) > MOST_GROUPS_IN_A_SENTENCE:
-        within, images = (sum(group[key] for _, group in judged) for key in ("within", "images"))
-        kept = f"{percent(within / images)} of the images are taken for a class of their own group"
         counts = (np.array([group[key] for _, group in judged]) for key in ("within", "images"))
         stands = of_counts(*counts)
-        if stands.best and stands.worst:
-            return f"{kept}: {said[0]} at best, {said[-1]} at worst."
-        return f"{kept}, and no group stands out at both ends."
+        ends = f"{said[0]} at best, {said[-1]} at worst."
+        return f"{ends[0].upper()}{ends[1:]}" if stands.best and stands.worst else ""
     return f"{said[0][0].upper()}{said[0][1:]}" + "".join(f", {text}" for text in said[1:]) + "."
 
 
@@ -277,6 +275,56 @@ def no_groups_sentence(summary: dict[str, Any]) -> str:
     why = summary["groups_words"]
     said = "There are no groups of classes: the data set names none"
     return f"{said}{f', and {why}' if why else ''}. Name your own with analysis.groups (docs/report.md)."
+
+
+def continuum_sentence(top_k: dict[str, float], confusion: Counts, groups: dict[str, dict[str, Any]]) -> str:
+    """How wrong it is when it is wrong: how often the class is among the first answers, and how often the kind is right."""
+    counts = {"2": "two", "3": "three"}
+    near = [f"{percent(top_k[k])} among its first {counts[k]}" for k in counts if k in top_k]
+    said = f"The right class is its first answer for {percent(top_k['1'])} of the images"
+    said += f", and {' and '.join(near)}." if near else "."
+    within, correct = (sum(group[key] for group in groups.values()) for key in ("within", "correct"))
+    mistakes = sum(group["images"] for group in groups.values()) - correct
+    if not groups or not mistakes:
+        return said
+    kept = within - correct
+    return (
+        f"{said} Of its {number(mistakes)} mistakes {percent(kept / mistakes, 0)} keep the kind: counted as half a mistake "
+        f"each, they make the accuracy {percent((correct + kept / 2) / (correct + mistakes))}."
+    )
+
+
+def baselines_sentence(confusion: Counts, neighbour: dict[str, int]) -> str:
+    """What needs no network: guessing, always the most frequent class, the most alike training image."""
+    images = int(confusion.sum())
+    most = int(confusion.sum(axis=1).max(initial=0))
+    said = (
+        f"Guessing is right for {percent(1 / len(confusion))}, always answering the most frequent class for "
+        f"{percent(most / max(images, 1))}"
+    )
+    if not neighbour["images"]:
+        return f"{said}."
+    return (
+        f"{said}, the answer of the most alike of {number(neighbour['training_images'])} training images (8 x 8 grey pixels) "
+        f"for {percent(neighbour['correct'] / neighbour['images'])}; the network for "
+        f"{percent(int(np.trace(confusion)) / images)} of the {images_of(images, 'test')}."
+    )
+
+
+def memory_sentence(remembered: dict[str, Any], test_accuracy: float, test_images: int) -> str:
+    """Whether it has learned or remembers: its accuracy on images that it was trained on, beside that on others."""
+    seen, images = remembered["accuracy"], remembered["images"]
+    gap = seen - test_accuracy
+    noise = 1.96 * math.sqrt(seen * (1 - seen) / images + test_accuracy * (1 - test_accuracy) / test_images)
+    said = (
+        f"With its final weights it names {percent(seen)} of {images_of(images, 'training')}, without augmentation, and "
+        f"{percent(test_accuracy)} of {images_of(test_images, 'test')}: {points(gap)} points (95{NBSP}% interval "
+        f"{points(gap - noise)} to {points(gap + noise)})."
+    )
+    if gap - noise <= 0:
+        return f"{said} That is no more than chance: no sign of overfitting."
+    more = " Even of its training images it misses some: it may learn more yet." if seen < NEARLY_ALL else ""
+    return f"{said} What it was trained on it knows better than what is new to it: it overfits by that much.{more}"
 
 
 def quoted(name: str) -> str:

@@ -30,6 +30,7 @@ def values(evaluation: Evaluation, metrics: list[dict[str, Any]], recipe: Config
             "interval": words.span(row["accuracy_interval"]),
             "stands": STANDS.get(evaluation.standing.verdicts[k], ""),
             "stands_why": f"p {words.p_value(evaluation.standing.p_values[k])}",
+            **_kind(evaluation, k),
             "correct": words.number(int(confusion[k, k])),
             "images": words.number(int(totals[k])),
             "precision": words.measure(row["precision"]),
@@ -42,9 +43,24 @@ def values(evaluation: Evaluation, metrics: list[dict[str, Any]], recipe: Config
     ended_worst = [k for k in ranked[::-1] if totals[k]]
     return {
         "per_class": rows,
+        "has_kinds": bool(evaluation.groups),
         "class_curves": curves.classes_over_epochs(metrics, classes, ended_worst, _validated(evaluation, recipe)),
         **_worst(evaluation),
     }
+
+
+def _kind(evaluation: Evaluation, k: int) -> dict[str, str]:
+    """How often the images of class `k` are taken for a class of its own group, and which that is."""
+    name, row = evaluation.classes[k], evaluation.confusion[k]
+    for group, found in evaluation.groups.items():
+        if name in found["classes"] and row.sum():
+            members = [evaluation.classes.index(member) for member in found["classes"]]
+            within = int(row[members].sum())
+            return {
+                "kind": words.percent(within / int(row.sum())),
+                "kind_words": f"{name} as one of {words.quoted(group)}: {within:,} of {int(row.sum()):,}",
+            }
+    return {"kind": words.DASH, "kind_words": ""}
 
 
 def _validated(evaluation: Evaluation, recipe: Config | None) -> str:

@@ -27,9 +27,17 @@ def values(evaluation: Evaluation) -> dict[str, Any]:
         "accuracy": accuracy,
         "images": words.number(summary["images"]),
         "interval": words.span(summary["accuracy_interval"]),
+        "top_k": [
+            {"first": k, "share": share, "accuracy": words.percent(share)} for k, share in _top_k(evaluation).items()
+        ],
         "story": " ".join(sentence for sentence in story if sentence),
         "cards": _cards(evaluation),
     }
+
+
+def _top_k(evaluation: Evaluation) -> dict[str, float]:
+    """How often the right class is among the first answers, by their number, the first alone included."""
+    return {"1": evaluation.summary["accuracy"], **evaluation.summary["top_k_accuracy"]}
 
 
 def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -66,6 +74,32 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
                 "words": " ".join(filter(None, said_of_groups)),
                 "link": "groups",
                 "link_words": "The groups.",
+            }
+        )
+    cards.append(
+        {
+            "question": "How wrong is it, when it is wrong?",
+            "answer": f"{words.percent(summary['top_k_accuracy'].get('2', summary['accuracy']))} in two answers",
+            "words": words.continuum_sentence(_top_k(evaluation), confusion, evaluation.groups),
+        }
+    )
+    neighbour = summary["data"]["nearest_neighbour"]
+    cards.append(
+        {
+            "question": "Is it better than what needs no network?",
+            "answer": f"{words.percent(neighbour['correct'] / max(neighbour['images'], 1))} without one",
+            "words": words.baselines_sentence(confusion, neighbour),
+        }
+    )
+    remembered = summary.get("training_images")
+    if remembered:
+        cards.append(
+            {
+                "question": "Has it learned, or does it remember?",
+                "answer": f"{words.percent(remembered['accuracy'])} of training images",
+                "words": words.memory_sentence(remembered, summary["accuracy"], summary["images"]),
+                "link": "training",
+                "link_words": "The curves.",
             }
         )
     calibration = summary["calibration"]
