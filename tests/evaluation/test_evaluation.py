@@ -104,16 +104,25 @@ def test_answers_that_are_not_finite_are_refused(whole_run: Path, tmp_path: Path
 
 
 def test_the_temperature_is_fitted_on_the_held_out_images_at_any_world_size(train: Any, tmp_path: Path) -> None:
-    run = train("held out", "min_steps=3", "data.validation=0.25")
+    run = train("held out", "min_steps=3", "data.validation=0.65")
     summaries = [evaluated(run, size, 11, tmp_path / str(size))[0] for size in (1, 2, 3)]
     calibration = summaries[0]["calibration"]
-    assert calibration["temperature_from"] == "40 images held out for validation"
+    images = sum(summaries[0]["data"]["class_counts"]["train"])
+    held_out = 100  # of 160, as many of each class as rounding has it
+    assert calibration["temperature_from"] == f"{held_out} images held out for validation"
     assert calibration["temperature"] > 0
+    low, high = calibration["temperature_interval"]
+    assert low <= calibration["temperature"] <= high
+    trained = summaries[0]["training_images"]
+    assert trained["images"] == images - held_out and 0 <= trained["accuracy"] <= 1
+    assert [summary["training_images"] for summary in summaries] == [trained] * 3
     assert calibration["scaled"]["loss"] > 0
     assert [summary["calibration"] for summary in summaries] == [calibration] * 3
     ranks = start("vgg_ddp.evaluate", [str(run), "data.validation=0.5"], 1, tmp_path / "other")
     assert ranks.wait() == [0], ranks.stderr
-    other = json.loads((run / "evaluation" / "summary.json").read_text())["calibration"]
+    elsewhere = json.loads((run / "evaluation" / "summary.json").read_text())
+    assert elsewhere["training_images"] is None  # which images were trained on is not known
+    other = elsewhere["calibration"]
     assert other["temperature"] is None and "held out other images" in other["temperature_from"]
     shutil.rmtree(run)
 

@@ -404,11 +404,11 @@ def quiz_pictures_sentence(kept: int, seen: int) -> str:
     return f"You see them as the network does, at {seen} pixels."
 
 
-def unlike_sentence(recipe: Config) -> str:
+def unlike_sentence(recipe: Config, of_loss: bool) -> str:
     """Why training and validation figures of a run differ beside what was learned; empty where they are measured alike."""
     changes = {
-        "label smoothing": recipe.loss.label_smoothing > 0,
-        "weights of classes": recipe.loss.class_weights is not None,
+        "label smoothing": of_loss and recipe.loss.label_smoothing > 0,
+        "weights of classes": of_loss and recipe.loss.class_weights is not None,
         "mixed images": recipe.augment.mixes,
         "augmentation": msgspec.structs.replace(recipe.augment, mixup=0.0, cutmix=0.0) != AugmentConfig(),
         "dropout": recipe.model.head == "paper" and recipe.model.dropout > 0,

@@ -24,7 +24,6 @@ def curves(metrics: list[dict[str, Any]], dataset: str, recipe: Config | None = 
         recipe: what the run was trained with, which says why training and validation are not measured alike.
     """
     drawn = []
-    unlike = words.unlike_sentence(recipe) if recipe and series(metrics, "validation", "epoch", "loss")[0] else ""
     for name, shares in (("loss", False), ("accuracy", True)):
         train, validation = series(metrics, "train", "epoch", name), series(metrics, "validation", "epoch", name)
         steps = series(metrics, "train", "steps", name) if len(train[0]) <= STEP_CURVE_UP_TO else ([], [])
@@ -36,7 +35,8 @@ def curves(metrics: list[dict[str, Any]], dataset: str, recipe: Config | None = 
         ends = [f"{line.name} {_ends(line.points[1], shares)}" for line in lines[1:] if line.points[1]]
         when = "first to last epoch" if len(train[0]) > 1 else "after one epoch"
         caption = f"{name.capitalize()} on {dataset}" + (f", {when}: {'; '.join(ends)}" if ends else "")
-        caption += f". {unlike}" if unlike else ""
+        if recipe and validation[0] and (unlike := words.unlike_sentence(recipe, of_loss=name == "loss")):
+            caption += f". {unlike}"
         drawn += chart(name, caption, lines, shares)
     rates = series(metrics, "train", "steps", "lr")
     if rates[0]:

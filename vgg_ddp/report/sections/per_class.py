@@ -68,9 +68,9 @@ def _validated(evaluation: Evaluation, recipe: Config | None) -> str:
     counts = evaluation.summary["data"]["class_counts"]
     share = recipe.data.validation if recipe else 0.0
     of_classes = (
-        counts["validation"] if "validation" in counts else [count * share for count in counts.get("train", [])]
+        counts["validation"] if "validation" in counts else [round(count * share) for count in counts.get("train", [])]
     )
-    images = round(sum(of_classes))
+    images = sum(of_classes)
     if not images:
         return "validation images"
     each = max(1, round(images / len(of_classes)))
