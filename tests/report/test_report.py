@@ -45,6 +45,7 @@ SECTIONS = [
     "quiz",
     "groups",
     "calibration",
+    "abstention",
     "data",
     "speed",
     "configuration",

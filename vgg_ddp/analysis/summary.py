@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vgg_ddp.analysis import calibration, confusions, groups, intervals, labels, standing
+from vgg_ddp.analysis import abstention, calibration, confusions, groups, intervals, labels, standing
 from vgg_ddp.analysis.predictions import Predictions, summarize, top_k_accuracy
 
 MOST_CONFUSIONS = 30
@@ -59,6 +59,7 @@ def describe(
         ],
         **groups.found_or_named(confusion, classes, named_groups, named_by, validation),
         "calibration": calibration.describe(predictions, validation, validation_reason),
+        "abstention": abstention.describe(predictions, validation, validation_reason),
         "surest_mistakes": predictions.sample_index[sure[:MOST_IMAGES]].tolist(),
         "doubtful_labels": {
             "images": len(doubtful),

@@ -57,7 +57,7 @@ def read_evaluation(run: Path) -> StoredEvaluation:
     summary = read_json(folder / "summary.json", again)
     if summary is None:
         raise UserError(f"{run} has no evaluation yet; {again}")
-    if "nearest_neighbour" not in summary.get("data", {}):
+    if "abstention" not in summary:
         raise UserError(f"{run} was evaluated by an earlier version; {again}")
     try:
         # numpy leaves a file that it opened itself open where it turns out damaged

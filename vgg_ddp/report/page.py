@@ -9,7 +9,7 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.report import details, kept_pictures, unfinished, words
 from vgg_ddp.report.reading import read_evaluation, recipe
 from vgg_ddp.report.rendering import embedded, render
-from vgg_ddp.report.sections import curves, figures, matrices, per_class, pictures, story, trust
+from vgg_ddp.report.sections import abstention, curves, figures, matrices, per_class, pictures, story, trust
 from vgg_ddp.run import outcome
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import read_json
@@ -25,6 +25,7 @@ SECTIONS = [  # in their order: each has a template, sections/NAME.html.j2
     ("quiz", "Quiz"),
     ("groups", "Groups"),
     ("calibration", "Calibration"),
+    ("abstention", "Not sure"),
     ("data", "Data"),
     ("speed", "Speed"),
     ("configuration", "Configuration"),
@@ -74,6 +75,7 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
         "quiz_pictures": words.quiz_pictures_sentence(data["side"], data["seen"]),
         **matrices.of_groups(evaluation),
         "calibration": trust.calibration(evaluation, trained_with),
+        "abstention": abstention.values(evaluation),
         "data": trust.data(evaluation, shown),
         "warnings": course.warnings(metrics, evaluation.confusion),
         "notes": [words.shown(str(note)) for note in environment.get("fallbacks", [])],

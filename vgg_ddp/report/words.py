@@ -390,6 +390,36 @@ def temperature_sentence(calibration: dict[str, Any]) -> str:
     return f"{said}; no temperature at all would do as well." if low <= 1 <= high else f"{said}."
 
 
+def abstention_sentence(row: dict[str, Any], images: str) -> str:
+    """How much it answers, and how well, where it may leave out what it is not sure of; `row`: see `abstention.thresholds`."""
+    if not row["answered"]:
+        return (
+            f"It is nowhere at least {percent(row['sureness'], 0)} sure on these {images}: there it would not answer."
+        )
+    interval = f"95{NBSP}% interval {span(row['accuracy_interval'])}"
+    return (
+        f"Asked only where it is at least {percent(row['sureness'], 0)} sure, it answers {percent(row['coverage'])} of these "
+        f"{images} and is right in {percent(row['accuracy'])} of its answers ({interval})."
+    )
+
+
+def sets_sentence(abstention: dict[str, Any], classes: list[str]) -> str:
+    """How many names it takes to have the right one among them as often as promised, and for which classes that fails."""
+    sets = abstention["sets"]
+    if sets is None:
+        return f"How many names it takes to have the right one among them is not known: {abstention['sets_from']}."
+    promised = percent(sets["promised"], 0)
+    missed = [f"{quoted(classes[k])} {percent(sets['class_coverage'][k])}" for k in sets["worse"]]
+    less = f" Less often than the others, by more than chance: {listed(missed)}." if missed else ""
+    return (
+        f"It may also name several classes: all with a probability of {percent(sets['least_probability'])} or more, so that in "
+        f"{promised} of images like the {abstention['sets_from']} the right one is among them (conformal prediction). On the "
+        f"test images it is in {percent(sets['coverage'])} (95{NBSP}% interval {span(sets['coverage_interval'])}), with "
+        f"{number(sets['names'], 2)} names in the mean; one name in {percent(sets['one_name'])}, none in "
+        f"{percent(sets['no_name'])}.{less}"
+    )
+
+
 def quiz_pictures_sentence(kept: int, seen: int) -> str:
     """At which size the quiz shows its pictures, and at which the network sees them.
 
