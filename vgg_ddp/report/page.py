@@ -21,7 +21,7 @@ SECTIONS = [  # in their order: each has a template, sections/NAME.html.j2
     ("pictures", "Pictures"),
     ("classes", "Classes"),
     ("confusion", "Confusions"),
-    ("worst", "Worst class"),
+    ("worst", "Worst"),
     ("quiz", "Quiz"),
     ("groups", "Groups"),
     ("calibration", "Calibration"),
