@@ -71,6 +71,7 @@ def take_step(job: Job, recorder: Recorder, batch: Batch, side: int | None) -> N
         loss, logits = job.engine.forward(images, targets, last=number == accumulation)
         job.engine.backward(loss)
         recorder.add(loss, logits, micro.labels)
+        job.answers.add(logits, micro)
     job.engine.step()
 
 
@@ -79,6 +80,7 @@ def finish_epoch(job: Job, state: State, recorder: Recorder) -> None:
     job.engine.synchronise()
     recorder.row()
     recorder.epoch_row()
+    job.answers.end_epoch(state)
     state.epoch, state.step_in_epoch = state.epoch + 1, 0
     best = False
     last = state.step >= job.total_steps
@@ -122,7 +124,7 @@ def save(job: Job, state: State, recorder: Recorder, best: bool = False) -> None
     weights = job.engine.weights()
     optimizer, state.engine = job.engine.state()
     ema = job.average.network.state_dict() if job.config.ema else None
-    job.saver.save(weights, optimizer, state, ema, best)
+    job.saver.save(weights, optimizer, state, ema, best, job.answers.so_far(state))
     recorder.resume_clock()
 
 

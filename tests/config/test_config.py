@@ -145,6 +145,7 @@ OTHER_VALUES: dict[str, Any] = {
     "analysis.groups": {"pets": ["cat", "007"], "no": ["no"]},
     "run.dir": "runs/ü x",
     "log.every_steps": 3,
+    "log.answers": False,
     "tracking.wandb": "offline",
     "tracking.tensorboard": True,
     "tracking.project": "other",

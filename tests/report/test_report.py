@@ -47,6 +47,7 @@ SECTIONS = [
     "calibration",
     "abstention",
     "data",
+    "dynamics",
     "speed",
     "configuration",
     "environment",

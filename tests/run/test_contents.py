@@ -25,7 +25,7 @@ WEIGHTS = {
     "classifier.0.weight": torch.zeros(2, 4),
 }
 PARAMETERS = frozenset({"features.0.weight", "classifier.0.weight"})
-EXPECTED = Expected(WEIGHTS, PARAMETERS, ("exp_avg", "step"), averaged=True, steps_per_epoch=10)
+EXPECTED = Expected(WEIGHTS, PARAMETERS, ("exp_avg", "step"), averaged=True, steps_per_epoch=10, batch=4)
 SCALER = torch.amp.GradScaler("cpu").state_dict()
 WHERE = Path("RUN/checkpoints/step-00000025")
 

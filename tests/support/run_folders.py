@@ -66,6 +66,8 @@ def assert_undisturbed(resumed: Path, whole: Path) -> None:
     for key in ("step", "epoch", "step_in_epoch", "totals", "best_accuracy", "best_epoch", "stopped", "engine"):
         assert state(resumed)[key] == state(whole)[key], key
     assert without_seconds(metrics(resumed)) == without_seconds(metrics(whole))
+    answers = [{path.name: path.read_bytes() for path in (run / "answers").iterdir()} for run in (resumed, whole)]
+    assert answers[0] == answers[1]
     found, expected = (json.loads((run / "evaluation" / "summary.json").read_text()) for run in (resumed, whole))
     assert found["loss"] == expected["loss"]
     assert found["confusion"] == expected["confusion"]

@@ -63,6 +63,10 @@ class LogConfig(Group, frozen=True):
     """How often metrics are written."""
 
     every_steps: Annotated[int, key("write training metrics every this many steps", ge=1)] = 10
+    answers: Annotated[
+        bool,
+        key("keep how each training image is answered in each epoch (RUN/answers, 4 bytes an image), for the report"),
+    ] = True
 
 
 class Config(Group, frozen=True):

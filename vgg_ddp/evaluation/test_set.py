@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vgg_ddp.analysis import course, data_quality
+from vgg_ddp.analysis import course, data_quality, dynamics
 from vgg_ddp.analysis.predictions import Predictions, accuracy
 from vgg_ddp.analysis.summary import describe
 from vgg_ddp.config import Config
@@ -21,7 +21,7 @@ from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import protocols
 from vgg_ddp.evaluation.inference import predict
 from vgg_ddp.evaluation.protocols import Protocol
-from vgg_ddp.run import checkpoint
+from vgg_ddp.run import checkpoint, training_answers
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import replace_file
 from vgg_ddp.run.metrics_log import last_written, read_metrics
@@ -92,6 +92,7 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
         "warnings": course.warnings(metrics, np.array(described["confusion"])),
         **described,
         "training_images": remembered and {"images": len(seen), "accuracy": accuracy(remembered)},
+        "training_dynamics": _dynamics(dataset, RunDirectory(folder.parents[1])) if len(seen) else None,
         "data": data,
         "near_duplicates_accuracy": data_quality.accuracy_by_doubles(
             data["near_duplicates"]["train"], predictions.prediction == predictions.label, predictions.sample_index
@@ -102,6 +103,12 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
     }
     write(run, summary, predictions)
     return summary
+
+
+def _dynamics(dataset: Dataset, run: RunDirectory) -> dict[str, Any] | None:
+    """What the answers to the training images were in every epoch of the run; None where that is not known."""
+    labels = dataset.split("train").labels
+    return dynamics.describe(dynamics.dynamics(training_answers.read_epochs(run, len(labels))), labels, dataset.classes)
 
 
 def _check(predictions: Predictions, folder: Path, config: Config) -> None:

@@ -124,6 +124,32 @@ def reliability(alt: str, bins: list[dict[str, Any]]) -> Markup:
     return _svg(alt, parts, "how often it is right", None)
 
 
+def density(alt: str, counts: list[list[int]], across: str, up: str, ends: tuple[float, float]) -> Markup:
+    """How many fall into each cell of a grid, from none (empty) to the most (full colour), on a logarithmic scale.
+
+    Args:
+        counts: [up, across], each axis in equal steps from zero.
+        across, up: what the axes are.
+        ends: their upper ends, (across, up).
+    """
+    most = max(max(row) for row in counts) or 1
+    width, height = (RIGHT - LEFT) / len(counts[0]), (BOTTOM - TOP) / len(counts)
+    parts = []
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            if count:
+                x, y, share = LEFT + j * width, BOTTOM - (i + 1) * height, math.log1p(count) / math.log1p(most)
+                parts.append(
+                    f'<rect class="dense" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
+                    f'fill-opacity="{max(0.06, share):.2f}"/>'
+                )
+    for k in range(5):
+        parts.append(_horizontal(BOTTOM - (BOTTOM - TOP) * k / 4, f"{ends[1] * k / 4:g}"))
+        parts.append(_below(LEFT + (RIGHT - LEFT) * k / 4, f"{ends[0] * k / 4:g}"))
+    parts.append(_text((LEFT + RIGHT) / 2, HEIGHT - 6, across, "axis-name"))
+    return _svg(alt, parts, up, None)
+
+
 def _thin(points: Points) -> Points:
     """At most `MOST_POINTS`, evenly chosen, the last one kept."""
     count = len(points[0])

@@ -9,7 +9,7 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.report import details, kept_pictures, unfinished, words
 from vgg_ddp.report.reading import read_evaluation, recipe
 from vgg_ddp.report.rendering import embedded, render
-from vgg_ddp.report.sections import abstention, curves, figures, matrices, per_class, pictures, story, trust
+from vgg_ddp.report.sections import abstention, curves, dynamics, figures, matrices, per_class, pictures, story, trust
 from vgg_ddp.run import outcome
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import read_json
@@ -27,6 +27,7 @@ SECTIONS = [  # in their order: each has a template, sections/NAME.html.j2
     ("calibration", "Calibration"),
     ("abstention", "Not sure"),
     ("data", "Data"),
+    ("dynamics", "Training images"),
     ("speed", "Speed"),
     ("configuration", "Configuration"),
     ("environment", "Environment"),
@@ -77,6 +78,7 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
         "calibration": trust.calibration(evaluation, trained_with),
         "abstention": abstention.values(evaluation),
         "data": trust.data(evaluation, shown),
+        "dynamics": dynamics.values(evaluation, shown),
         "warnings": course.warnings(metrics, evaluation.confusion),
         "notes": [words.shown(str(note)) for note in environment.get("fallbacks", [])],
         "time": figures.where_time_went(trained),

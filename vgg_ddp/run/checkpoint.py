@@ -1,8 +1,9 @@
 """Checkpoints: whole or absent, with their own hashes, loadable into any engine and world size.
 
 RUN/checkpoints/step-XXXXXXXX/ holds model.safetensors (parameters and buffers), optimizer.safetensors (by parameter name),
-ema.safetensors where weights are averaged, state.json (everything else; see `State`) and manifest.json (the sha256 of
-each). A checkpoint is written aside, flushed to disk, and renamed into place; nothing is ever pickled.
+ema.safetensors where weights are averaged, answers.safetensors in mid-epoch (see `vgg_ddp.training.answers`), state.json
+(everything else; see `State`) and manifest.json (the sha256 of each). A checkpoint is written aside, flushed to disk, and
+renamed into place; nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from vgg_ddp.run.files import exchange, replace_file, sync_directory, write_dura
 
 Files = dict[str, bytes]
 NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")  # of every checkpoint
-OPTIONAL_NAMES = ("ema.safetensors",)
+OPTIONAL_NAMES = ("ema.safetensors", "answers.safetensors")
 # Identity of which earlier checkpoints say nothing, and what they were made with.
 ADDED_IDENTITY = {"data.normalisation": "data", "optimizer.features_rate": "above 0"}
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -70,7 +71,11 @@ class State(msgspec.Struct, kw_only=True):
 
 
 def encode(
-    model: dict[str, Tensor], optimizer: dict[str, Tensor], state: State, ema: dict[str, Tensor] | None
+    model: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    state: State,
+    ema: dict[str, Tensor] | None,
+    answers: Tensor | None = None,
 ) -> Files:
     """The files of a checkpoint, manifest last."""
     files = {
@@ -80,6 +85,8 @@ def encode(
     }
     if ema is not None:
         files["ema.safetensors"] = _save_tensors(ema)
+    if answers is not None:
+        files["answers.safetensors"] = _save_tensors({"answers": answers})
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files["manifest.json"] = msgspec.json.format(msgspec.json.encode({"sha256": hashes}), indent=2)
     return files

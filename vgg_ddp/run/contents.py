@@ -29,7 +29,7 @@ class Expected:
         parameters: which of them are trained.
         kinds: the state that the optimizer keeps of each.
         averaged: whether there are averaged weights.
-        steps_per_epoch: of the order of samples.
+        steps_per_epoch, batch: of the order of samples.
     """
 
     weights: Mapping[str, Tensor]
@@ -37,6 +37,7 @@ class Expected:
     kinds: tuple[str, ...]
     averaged: bool
     steps_per_epoch: int
+    batch: int
 
     def check(self, where: Path, files: Files) -> None:
         """Raises `Damaged`, naming what in the checkpoint `where` does not fit."""
@@ -45,6 +46,7 @@ class Expected:
         for problem in (
             *self._of_optimizer(checkpoint.tensors(files, "optimizer.safetensors")),
             *self._of_state(checkpoint.state(files)),
+            *self._of_answers(files),
         ):
             raise Damaged(f"checkpoint {where} does not fit this training: {problem}; take another one")
 
@@ -77,6 +79,17 @@ class Expected:
         scaler = state.engine.get("scaler", {})
         if not isinstance(scaler, dict) or (scaler and (scaler.keys() != SCALER or min(scaler.values()) < 0)):
             yield "its loss scale is none"
+
+    def _of_answers(self, files: Files) -> Iterator[str]:
+        if "answers.safetensors" not in files:
+            return
+        found = checkpoint.tensors(files, "answers.safetensors")
+        shape = [2, checkpoint.state(files).step_in_epoch * self.batch]
+        for key, tensor in found.items():
+            if key != "answers" or list(tensor.shape) != shape or tensor.dtype != torch.float32:
+                yield f"answers.safetensors has {key} of {tensor.dtype} {list(tensor.shape)}, not answers of {shape}"
+        if not found:
+            yield "answers.safetensors has no answers"
 
 
 def checked_weights(weights: Mapping[str, Tensor], where: Path, files: Files, name: str) -> dict[str, Tensor]:

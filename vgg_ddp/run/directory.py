@@ -28,6 +28,7 @@ class RunDirectory:
         self.environment = self.path / "environment.json"
         self.data = self.path / "data.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.answers = self.path / "answers"
         self.trace = self.path / "profile" / "trace.json"
         self.summary = self.path / "summary.json"
         self.outcome = self.path / "outcome.json"
@@ -97,6 +98,10 @@ class RunDirectory:
         self.write(path, json.dumps(value, indent=2) + "\n")
 
     def write(self, path: Path, text: str) -> None:
+        """`write_bytes` a text."""
+        self.write_bytes(path, text.encode())
+
+    def write_bytes(self, path: Path, data: bytes) -> None:
         """Replace the file `path`, whose folder is made where it is not there.
 
         Raises:
@@ -104,7 +109,7 @@ class RunDirectory:
         """
         with self.writing():
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, text.encode())
+            replace_file(path, data)
 
     def keep_metrics_until(self, step: int, epoch_ended: bool) -> None:
         """Drop what was logged after global step `step`, and the epoch's own rows at it unless the epoch had ended."""

@@ -20,7 +20,7 @@ from vgg_ddp.optim import schedules
 from vgg_ddp.optim.averaging import Average
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
-from vgg_ddp.training import cuda_graph, fitting
+from vgg_ddp.training import answers, cuda_graph, fitting
 from vgg_ddp.training.initial_weights import InitialWeights, initial_weights
 from vgg_ddp.training.parts import (
     Data,
@@ -45,6 +45,7 @@ class Job:
     engine: engines.Engine
     saver: Saver
     average: Average
+    answers: answers.TrainingAnswers
     initial: InitialWeights
     schedule: schedules.Schedule
     total_steps: int
@@ -105,6 +106,7 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
         engine=engine,
         saver=Saver(run.checkpoints, config.checkpoint, world),
         average=Average(engine.whole_network, config.ema),
+        answers=answers.build(config.log, data.order, len(dataset.split("train")), run, world),
         initial=initial,
         schedule=schedules.build(config.schedule, steps_per_epoch, total_steps),
         total_steps=total_steps,

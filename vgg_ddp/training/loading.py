@@ -14,6 +14,8 @@ from vgg_ddp.training import continuing
 from vgg_ddp.training.job import Job
 from vgg_ddp.training.parts import empty_network
 
+ANSWERS = "answers.safetensors"
+
 
 def resume(job: Job) -> State:
     """The state to begin from: that of the newest checkpoint that fits, loaded into the parts of `job`, or a fresh one.
@@ -31,6 +33,7 @@ def resume(job: Job) -> State:
     if not files:
         if world.is_main:
             job.run.keep_metrics_until(-1, epoch_ended=False)  # of one that ended before its first checkpoint
+        job.answers.load(None, State())
         return State(identity=identity)
     contents = checkpoint.unpack(files)
     state = checkpoint.state(contents)
@@ -38,6 +41,8 @@ def resume(job: Job) -> State:
     job.engine.load_state(checkpoint.tensors(contents, "optimizer.safetensors"), state.engine)
     if config.ema:
         job.average.network.load_state_dict(checkpoint.tensors(contents, "ema.safetensors"))
+    answers = checkpoint.tensors(contents, ANSWERS)["answers"] if ANSWERS in contents else None
+    job.answers.load(answers, state)
     if world.is_main and not job.finished(state):
         job.run.keep_metrics_until(state.step, epoch_ended=state.step_in_epoch == 0)
         say(f"continuing at step {state.step} of {job.total_steps}")
@@ -70,6 +75,7 @@ def expected(job: Job) -> Expected:
         kinds=optimizers.STATE[config.optimizer.name],
         averaged=bool(config.ema),
         steps_per_epoch=job.data.order.steps_per_epoch,
+        batch=job.data.order.batch,
     )
 
 

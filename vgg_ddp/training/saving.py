@@ -39,11 +39,13 @@ class Saver:
         state: State,
         ema: dict[str, Tensor] | None,
         best: bool,
+        answers: Tensor | None = None,
     ) -> None:
         """Begin to write a checkpoint of this moment, once the one before it is on the disk.
 
         Args:
             best: mark it as the best so far.
+            answers: to the images of the epoch at hand, in memory that nothing else writes to.
 
         Raises:
             UserError: the one before could not be written.
@@ -54,7 +56,7 @@ class Saver:
                 self._wait(self._config.on_error == "continue")
                 copied, state = Snapshot([model, optimizer, ema or {}]), copy.deepcopy(state)
                 thread = ThreadPoolExecutor(1, thread_name_prefix=THREAD)
-                self._writing = thread.submit(self._write, copied.get, state, ema is not None, best)
+                self._writing = thread.submit(self._write, copied.get, state, ema is not None, best, answers)
                 thread.shutdown(wait=False)  # it ends when it is done
 
     def finish(self) -> None:
@@ -78,12 +80,19 @@ class Saver:
                     raise
                 complain(f"vgg-ddp: {error}; going on")
 
-    def _write(self, tensors: Callable[[], list[dict[str, Tensor]]], state: State, averaged: bool, best: bool) -> None:
+    def _write(
+        self,
+        tensors: Callable[[], list[dict[str, Tensor]]],
+        state: State,
+        averaged: bool,
+        best: bool,
+        answers: Tensor | None,
+    ) -> None:
         model, optimizer, ema = tensors()
         for name, tensor in model.items():
             if not torch.isfinite(tensor).all():
                 raise UserError(f"{name} is not finite after step {state.step}, which is not saved: {AFTER_DIVERGENCE}")
-        files = checkpoint.encode(model, optimizer, state, ema if averaged else None)
+        files = checkpoint.encode(model, optimizer, state, ema if averaged else None, answers)
         folder = checkpoint.write(self._directory, files, state.step)
         try:
             if best:

@@ -1,0 +1,90 @@
+"""How training images were answered is kept for each image once, whatever the number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.rank_processes import Launch, Train, step
+from tests.support.run_folders import assert_same_bits, latest, stop
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.order import Order
+from vgg_ddp.data.validation import held_out
+from vgg_ddp.errors import Damaged
+from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.training_answers import read_epochs
+from vgg_ddp.training.answers import margin_and_probability
+
+IMAGES = 160
+
+
+@given(st.integers(1, 6), st.integers(2, 5), st.integers(0, 2**32 - 1))
+def test_margin_and_probability(images: int, classes: int, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    logits = torch.randn(images, classes, generator=random) * 5
+    labels = torch.randint(classes, (images,), generator=random)
+    margin, probability = margin_and_probability(logits, labels)
+    for k, label in enumerate(labels.tolist()):
+        others = [float(value) for j, value in enumerate(logits[k]) if j != label]
+        assert float(margin[k]) == pytest.approx(float(logits[k, label]) - max(others), abs=1e-5)
+        assert float(probability[k]) == pytest.approx(float(logits[k].softmax(0)[label]), rel=1e-5)
+
+
+def epochs(run: Path) -> list[np.ndarray]:
+    return list(read_epochs(RunDirectory(run), IMAGES))
+
+
+# Without batch norm, whose statistics follow the ranks; 20 images are held out; an epoch of eight steps, and four of the next.
+WORDS = ("model.batch_norm=false", "data.validation=0.1", "min_steps=12", "optimizer.learning_rate=0.001")
+
+
+@pytest.fixture(scope="module")
+def one(train: Train) -> Path:
+    return train("one", *WORDS)
+
+
+def test_each_image_of_the_order_has_its_answer(one: Path, few_digits: Path) -> None:
+    trained, _ = held_out(Dataset(few_digits), 0.1, 0)
+    for epoch, (answers, images) in enumerate(zip(epochs(one), (128, 64), strict=True)):
+        known = np.flatnonzero(np.isfinite(answers).all(axis=0))
+        assert known.tolist() == sorted(Order(0, trained, 16).epoch(epoch)[:images].tolist())
+        assert ((answers[1, known] >= 0) & (answers[1, known] <= 1)).all()
+
+
+def test_two_ranks_and_micro_batches_have_the_same_answers(one: Path, train: Train) -> None:
+    two = train("two", *WORDS, "accumulation=2", size=2)
+    for found, expected in zip(epochs(two), epochs(one), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_run_that_goes_on_with_more_ranks_keeps_what_it_has(
+    one: Path, launch: Launch, train: Train, runs: Path
+) -> None:
+    stop(launch("more", *WORDS, pause=step(3)))
+    assert (latest(runs / "more") / "answers.safetensors").is_file()
+    run = train("more", *WORDS, "resume=auto", size=2)
+    for found, expected in zip(epochs(run), epochs(one), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_off_nothing_is_kept_and_the_same_is_learned(one: Path, train: Train) -> None:
+    run = train("off", *WORDS, "log.answers=false")
+    assert not (run / "answers").exists()
+    assert_same_bits(run, one, "model")
+
+
+def test_a_damaged_file_is_named(one: Path, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.answers.mkdir()
+    data = (one / "answers" / "epoch-00001.safetensors").read_bytes()
+    (run.answers / "epoch-00001.safetensors").write_bytes(data[:-1])
+    with pytest.raises(Damaged, match=r"epoch-00001\.safetensors is damaged"):
+        list(read_epochs(run, IMAGES))
+    (run.answers / "epoch-00001.safetensors").write_bytes(data)
+    with pytest.raises(Damaged, match="for 161 images"):
+        list(read_epochs(run, IMAGES + 1))

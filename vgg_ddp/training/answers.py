@@ -1,0 +1,119 @@
+"""How each training image is answered while it is trained on, from the logits that the step has anyway.
+
+What data maps, the area under the margin and forgetting are computed from: `vgg_ddp.analysis.dynamics`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vgg_ddp.augment.philox import DeviceSlice
+from vgg_ddp.config.schema import LogConfig
+from vgg_ddp.data.order import Order
+from vgg_ddp.distributed.world import World
+from vgg_ddp.loaders import Batch
+from vgg_ddp.run import training_answers
+from vgg_ddp.run.checkpoint import State
+from vgg_ddp.run.directory import RunDirectory
+
+
+class TrainingAnswers:
+    """Keeps them for the epoch at hand, by position in its order, and writes them to RUN/answers as it ends.
+
+    A rank writes at the positions of its own slices and has zeros elsewhere. No position is another rank's too: the sum over
+    the ranks has every value as it is, whatever their number. What an epoch has so far is in its checkpoints.
+    """
+
+    def __init__(self, order: Order, images: int, run: RunDirectory, world: World) -> None:
+        """`images`: of the split that `order` takes samples of."""
+        self._order, self._images, self._run, self._world = order, images, run, world
+        self._kept = torch.zeros(3, order.steps_per_epoch * order.batch, device=world.device)  # margin, probability, 1
+
+    def add(self, logits: Tensor, batch: Batch) -> None:
+        """Keep the answers [n, classes] to a micro-batch; nothing here waits for the device."""
+        piece = batch.slice
+        where = piece.position if isinstance(piece, DeviceSlice) else slice(piece.start, piece.stop)
+        answers = torch.stack(margin_and_probability(logits.detach().float(), batch.labels))
+        self._kept[:2, where] = answers
+        self._kept[2, where] = 1
+
+    def so_far(self, state: State) -> Tensor | None:
+        """The answers [2, positions] of the epoch at hand, not a number where they are not known; None at its beginning.
+
+        All ranks together.
+        """
+        if not state.step_in_epoch:
+            return None
+        kept = self._world.sum(
+            self._kept[:, : state.step_in_epoch * self._order.batch].to("cpu", copy=True).contiguous()
+        )
+        return torch.where(kept[2] > 0, kept[:2], torch.nan)
+
+    def load(self, answers: Tensor | None, state: State) -> None:
+        """Go on after a checkpoint, from what `so_far` gave for it."""
+        if self._world.is_main:
+            training_answers.keep_until(self._run, state.epoch)
+            if answers is not None:
+                known = ~answers[0].isnan()
+                self._kept[:, : answers.shape[1]] = torch.cat([answers.nan_to_num(), known[None].float()])
+
+    def end_epoch(self, state: State) -> None:
+        """Write the epoch's, whose last step was taken. All ranks together.
+
+        Raises:
+            UserError: the disk is full or read-only.
+        """
+        answers = self.so_far(state)
+        self._kept.zero_()
+        with self._world.together():
+            if self._world.is_main and answers is not None:
+                self._world.activity.enter("save")
+                samples = torch.from_numpy(self._order.epoch(state.epoch)[: answers.shape[1]])
+                training_answers.write_epoch(self._run, state.epoch, _by_sample(answers, samples, self._images).numpy())
+
+
+def build(config: LogConfig, order: Order, images: int, run: RunDirectory, world: World) -> TrainingAnswers:
+    """What keeps the answers to the `images` of the split that is trained on, or nothing."""
+    return TrainingAnswers(order, images, run, world) if config.answers else NoAnswers()
+
+
+class NoAnswers(TrainingAnswers):
+    """Keeps nothing: `log.answers` is false."""
+
+    def __init__(self) -> None: ...
+
+    def add(self, logits: Tensor, batch: Batch) -> None:
+        """Do nothing."""
+
+    def so_far(self, state: State) -> None:
+        """None."""
+
+    def load(self, answers: Tensor | None, state: State) -> None:
+        """Do nothing."""
+
+    def end_epoch(self, state: State) -> None:
+        """Do nothing."""
+
+
+def margin_and_probability(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much the label's logit is above the highest of the others, and the label's probability, [n] each.
+
+    Args:
+        logits: [n, classes].
+        labels: int64 [n].
+
+    Pleiss et al., "Identifying mislabeled data using the area under the margin ranking", NeurIPS 2020, equation 1.
+    """
+    label = labels[:, None]
+    of_label = logits.gather(1, label)
+    others = logits.scatter(1, label, -torch.inf).amax(dim=1)
+    return of_label[:, 0] - others, (of_label[:, 0] - logits.logsumexp(dim=1)).exp()
+
+
+def _by_sample(answers: Tensor, samples: Tensor, images: int) -> Tensor:
+    """[2, positions] as [2, images]: the mean where an order has a sample more than once, not a number where it has none."""
+    known = ~answers[0].isnan()
+    sums = torch.zeros(2, images).index_add_(1, samples[known], answers[:, known])
+    times = torch.zeros(images).index_add_(0, samples[known], known[known].float())
+    return sums / torch.where(times > 0, times, torch.nan)
