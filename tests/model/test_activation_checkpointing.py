@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vgg_ddp.model import VGG, initialize, vgg
 from vgg_ddp.model.activation_checkpointing import Checkpointing, stages
-from vgg_ddp.model.network import GlobalMaxPool2d
+from vgg_ddp.model.layers import GlobalMaxPool2d
 
 
 def network(configuration: str, batch_norm: bool, what: Checkpointing) -> VGG:

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 
 from vgg_ddp.model import VGG, initialize, vgg
 from vgg_ddp.model.convolution import Convolution, CpuConvolution
-from vgg_ddp.model.network import CONFIGURATIONS, GlobalMaxPool2d
+from vgg_ddp.model.layers import GlobalMaxPool2d
+from vgg_ddp.model.network import CONFIGURATIONS
 
 TORCHVISION = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 EACH_OF_TORCHVISION = pytest.mark.parametrize("name", [name + bn for name in TORCHVISION for bn in ("", "_bn")])

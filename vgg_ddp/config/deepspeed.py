@@ -40,11 +40,16 @@ def check_deepspeed(config: Config) -> None:
         raise ValueError("compile works with engine=ddp alone; set compile=false")
     if config.optimizer.implementation == "apex":
         raise ValueError("optimizer.implementation=apex works with engine=ddp alone; leave it out")
-    if config.optimizer.features_rate == 0 and config.deepspeed.stage == 3:
-        raise ValueError(
-            "optimizer.features_rate=0: ZeRO 3 keeps no parameter whole that is not trained; set deepspeed.stage=2, 1 or 0"
-        )
-    if config.optimizer.name in ("lars", "lamb") and config.deepspeed.stage:
+    for name, frozen in (
+        ("optimizer.features_rate=0", config.optimizer.features_rate == 0),
+        ("model.whiten=true", config.model.whiten),
+        ("model.norm_scale=false", not config.model.norm_scale),
+    ):
+        if frozen and config.deepspeed.stage == 3:
+            raise ValueError(
+                f"{name}: ZeRO 3 keeps no parameter whole that is not trained; set deepspeed.stage=2, 1 or 0"
+            )
+    if config.optimizer.name in ("lars", "lamb", "muon") and config.deepspeed.stage:
         raise ValueError(
             f"optimizer.name={config.optimizer.name} needs whole layers, which ZeRO cuts: set deepspeed.stage=0 or engine=ddp"
         )

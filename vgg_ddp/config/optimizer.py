@@ -14,8 +14,11 @@ class OptimizerConfig(Group, frozen=True):
     """The update rule and its settings."""
 
     name: Annotated[
-        Literal["sgd", "adam", "adamw", "lars", "lamb"],
-        key("the optimizer; lars and lamb scale each layer's step, for large batches"),
+        Literal["sgd", "adam", "adamw", "lars", "lamb", "muon"],
+        key(
+            "the optimizer; lars and lamb scale each layer's step, for large batches; muon: orthogonal steps of the "
+            "convolutions, sgd for the rest"
+        ),
     ] = "sgd"
     implementation: Annotated[
         Literal["auto", "torch", "apex"],
@@ -30,8 +33,19 @@ class OptimizerConfig(Group, frozen=True):
         float,
         key("the convolutions' learning rate, as a share of the head's; 0 freezes them and their batch norms", ge=0),
     ] = 1.0
-    momentum: Annotated[float, key("sgd, lars: momentum", ge=0, lt=1)] = 0.9
-    nesterov: Annotated[bool, key("sgd: Nesterov momentum")] = True
+    bias_rate: Annotated[
+        float,
+        key("learning rate of the batch norms' biases, and of convolutions', as a multiple of the others'", gt=0),
+    ] = 1.0
+    momentum: Annotated[float, key("sgd, lars, muon's rest: momentum", ge=0, lt=1)] = 0.9
+    nesterov: Annotated[bool, key("sgd, muon: Nesterov momentum")] = True
+    muon_rate: Annotated[
+        float, key("muon: the convolutions' peak learning rate, whatever the batch; learning_rate is the rest's", gt=0)
+    ] = 0.24
+    muon_momentum: Annotated[float, key("muon: the convolutions' momentum", ge=0, lt=1)] = 0.6
+    muon_fixed_norm: Annotated[
+        bool, key("muon: keep each convolution's weights at the norm sqrt(outputs), for a batch norm behind it")
+    ] = True
     beta1: Annotated[float, key("adam, adamw, lamb: decay of the gradient's mean", ge=0, lt=1)] = 0.9
     beta2: Annotated[float, key("adam, adamw, lamb: decay of the squared gradient's mean", ge=0, lt=1)] = 0.999
     epsilon: Annotated[float, key("adam, adamw, lamb, lars: added to divisors", gt=0)] = 1e-8
@@ -47,7 +61,7 @@ class OptimizerConfig(Group, frozen=True):
     ] = None
 
     def __post_init__(self) -> None:
-        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+        if self.name in ("sgd", "muon") and self.nesterov and self.momentum == 0:
             raise ValueError("optimizer.nesterov needs optimizer.momentum above 0; set optimizer.nesterov=false")
         if self.implementation == "apex" and self.name not in ("sgd", "lamb"):
             raise ValueError(f"optimizer.implementation=apex has sgd and lamb, not {self.name}; use torch")

@@ -30,6 +30,10 @@ def check_between_groups(config: Config) -> None:
         )
     if config.network == "A-LRN" and config.model.batch_norm:
         raise ValueError("network=A-LRN has its own normalisation; set model.batch_norm=false")
+    if config.optimizer.name == "muon" and config.optimizer.muon_fixed_norm and not config.model.batch_norm:
+        raise ValueError(
+            "optimizer.muon_fixed_norm scales weights, which only a batch norm undoes: set it false, or model.batch_norm=true"
+        )
     if (needing := key_that_needs_validation(config)) and config.data.validation == 0:
         raise ValueError(f"{needing} needs a validation split; set data.validation above 0")
     if config.optimizer.features_rate == 0 and config.model.initialize_from is None:

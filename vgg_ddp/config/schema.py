@@ -77,8 +77,10 @@ class Config(Group, frozen=True):
     """
 
     network: Annotated[
-        Literal["A", "A-LRN", "B", "C", "D", "E", "vgg11", "vgg13", "vgg16", "vgg19"],
-        key("configuration of the paper's table 1, or its usual name"),
+        Literal["A", "A-LRN", "B", "C", "D", "E", "vgg11", "vgg13", "vgg16", "vgg19", "vgg_tiny"],
+        key(
+            "configuration of the paper's table 1, or its usual name; vgg_tiny: a narrow stack that is not the paper's"
+        ),
     ] = "vgg16"
     loader: Annotated[
         Literal["auto", "resident", "dali", "torch", "synthetic"],
@@ -182,12 +184,14 @@ class Config(Group, frozen=True):
             raise UserError(
                 f"the local batch of {local_batch} images does not divide into accumulation={self.accumulation} micro-batches"
             )
-        one_pixel = min([self.data.image_size, *self.data.train_sizes]) < 32  # in the last block of convolutions
+        smallest = min([self.data.image_size, *self.data.train_sizes])
+        one_pixel = smallest < 32 or self.model.pool_before_norm  # is what the last batch norm gets of an image
         alone = world_size == 1 or not self.model.sync_batch_norm
         if local_batch == self.accumulation and self.model.batch_norm and one_pixel and alone:
             raise UserError(
                 f"batch={self.batch} is one image at a time for each of {world_size} ranks, and batch normalisation has no "
-                "variance of one image below 32 pixels: use a larger batch, data.image_size=32 or model.batch_norm=false"
+                "variance of one image below 32 pixels, or pooled: use a larger batch, data.image_size=32 without "
+                "model.pool_before_norm, or model.batch_norm=false"
             )
         if self.augment.mixes and (local_batch // self.accumulation) % 2:
             raise UserError(

@@ -75,6 +75,7 @@ def export(target: Path, format_name: str, out: Path | None, overrides: list[str
         network=config.network,
         batch_norm=config.model.batch_norm,
         head=config.model.head,
+        variant=config.model.variant,
         dataset=dataset.name,
         dataset_sha256=dataset.sha256,
         checkpoint_sha256=hashlib.sha256(files["manifest.json"]).hexdigest(),

@@ -30,6 +30,7 @@ class Contents(msgspec.Struct, frozen=True):
         labels: the classes, in the order of the logits.
         mean, std: what pixels are normalised with, by channel, in units of 0 to 255.
         image_size: side of the images that the network takes, pixels.
+        variant: what else `vgg_ddp.model.vgg` takes: the activation, the place of the pool, the scale of the logits.
         resize: to what the shorter side is resized before the centre crop; None: not at all.
     """
 
@@ -41,6 +42,7 @@ class Contents(msgspec.Struct, frozen=True):
     network: str
     batch_norm: bool
     head: str
+    variant: dict[str, Any]
     dataset: str
     dataset_sha256: str
     checkpoint_sha256: str
@@ -89,7 +91,8 @@ def safetensors_answers(path: Path, contents: Contents, images: Tensor) -> Tenso
     with safetensors.safe_open(path, framework="pt") as file:
         about = {name: json.loads(value) for name, value in file.metadata().items()}
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is no dictionary)
-    network = vgg(about["network"], about["batch_norm"], about["head"], len(about["labels"]), about["image_size"])
+    size = about["image_size"]
+    network = vgg(about["network"], about["batch_norm"], about["head"], len(about["labels"]), size, **about["variant"])
     network.load_state_dict(weights)
     return logits(Classifier(Preprocess(about["mean"], about["std"], channels_last=False), network).eval(), images)
 

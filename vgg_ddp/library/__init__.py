@@ -22,10 +22,11 @@ from vgg_ddp.data.settling import settle
 from vgg_ddp.distributed.world import World
 from vgg_ddp.evaluation.stored import StoredEvaluation, read_evaluation
 from vgg_ddp.export.formats import Classifier
-from vgg_ddp.model import VGG
+from vgg_ddp.model import VGG, initialize
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint, find_run
-from vgg_ddp.training import loading, parts
+from vgg_ddp.training import loading, parts, whitening
+from vgg_ddp.training.initial_weights import InitialWeights
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
@@ -57,7 +58,9 @@ def build_network(config: Config, dataset: Dataset) -> VGG:
 
     It takes normalised images, float [n, 3, height, width], and returns logits, [n, classes].
     """
-    return parts.build_network(config, len(dataset.classes), ALONE.device)
+    drawn = InitialWeights(partial(initialize, method=config.model.initialization, seed=config.seed), [], None)
+    initial = whitening.added(drawn, config, dataset, ALONE)
+    return parts.build_network(config, len(dataset.classes), ALONE.device, initial.set)
 
 
 def training_batches(config: Config, dataset: Dataset, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,6 +7,7 @@ they give the same sums up to the order of their terms.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -51,6 +52,16 @@ class CpuConvolution(Convolution):
     def forward(self, images: Tensor) -> Tensor:
         """As `Convolution.forward`."""
         return _convolved_on_cpu(images, self.weight, self.added)
+
+
+@torch.no_grad()
+def move_biases_into_running_means(features: nn.Module, keys: object) -> None:
+    """Loaded biases that no convolution adds, since a batch norm subtracts them again: (x + b) - mean = x - (mean - b)."""
+    for layer, following in itertools.pairwise(features.children()):
+        if isinstance(layer, Convolution) and not layer.adds_bias and isinstance(following, nn.BatchNorm2d):
+            assert following.running_mean is not None and layer.bias is not None
+            following.running_mean -= layer.bias
+            layer.bias.zero_()
 
 
 @fx.wrap  # the choices by size are one node of a graph

@@ -7,7 +7,8 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vgg_ddp.model.network import VGG, GlobalMaxPool2d
+from vgg_ddp.model.layers import GlobalMaxPool2d
+from vgg_ddp.model.network import VGG
 
 
 class FullyConvolutional(nn.Module):
@@ -15,8 +16,8 @@ class FullyConvolutional(nn.Module):
 
     Of the paper's head the first layer becomes a convolution of 7x7 (for a network of 224 pixels; a 32nd of its images' size),
     the others become 1x1; cells are 32 pixels apart. Of the compact head the global max pool becomes the maximum over
-    each window of the size that it covers in training; cells are 16 pixels apart. The cell of an image of that size has
-    the logits of the network itself.
+    each window of the size that it covers in training; cells are 16 pixels apart (of vgg_tiny, which has one pool less, 16 and
+    8). The cell of an image of that size has the logits of the network itself.
 
     The layers are the network's own, their weights only seen as kernels: state dicts of the two load into one another.
 
@@ -28,7 +29,8 @@ class FullyConvolutional(nn.Module):
     def __init__(self, network: VGG, image_size: int) -> None:
         super().__init__()
         self.features, self.classifier = network.features, network.classifier
-        self._window = image_size // 16  # side of what the last pool sees of an image, after the four before it
+        before = sum(isinstance(layer, nn.MaxPool2d) for layer in network.features)  # the global pool
+        self._window = image_size // 2**before  # side of what it sees of an image
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""

@@ -5,18 +5,20 @@ Parameter names are torchvision's (`features.N`, `classifier.N`), so its state d
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vgg_ddp.model.activation_checkpointing import Checkpointing, checkpointed
-from vgg_ddp.model.convolution import Convolution
+from vgg_ddp.model.convolution import Convolution, move_biases_into_running_means
+from vgg_ddp.model.layers import GlobalMaxPool2d, Scale
 
 # Table 1 of the paper: a number is a 3x3 convolution with that many channels, (channels, 1) a 1x1 convolution, "M" a
-# 2x2 max pool, "LRN" local response normalisation.
+# 2x2 max pool, "LRN" local response normalisation. "vgg_tiny" is not the paper's, but the narrow stack of airbench94 (Jordan
+# 2024, arXiv 2404.00498), with 3x3 kernels throughout.
 CONFIGURATIONS: dict[str, list[int | str | tuple[int, int]]] = {
     "A": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
     "A-LRN": [64, "LRN", "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
@@ -24,6 +26,12 @@ CONFIGURATIONS: dict[str, list[int | str | tuple[int, int]]] = {
     "C": [64, 64, "M", 128, 128, "M", 256, 256, (256, 1), "M", 512, 512, (512, 1), "M", 512, 512, (512, 1), "M"],
     "D": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"],
     "E": [64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512, "M"],
+    "vgg_tiny": [24, 64, "M", 64, 256, "M", 256, 256, "M", 256, "M"],
+}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
 }
 USUAL_NAMES = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 
@@ -36,12 +44,15 @@ def vgg(
     image_size: int = 224,
     dropout: float = 0.5,
     convolution: type[Convolution] = Convolution,
+    activation: Literal["relu", "gelu", "silu"] = "relu",
+    pool_before_norm: bool = False,
+    logit_scale: float = 1.0,
 ) -> VGG:
     """A VGG network with its initial weights unset (see `initialize`).
 
     Args:
         configuration: a column of the paper's table 1 ("A", "A-LRN", "B", "C", "D", "E"), or "vgg11", "vgg13", "vgg16",
-            "vgg19" for A, B, D, E.
+            "vgg19" for A, B, D, E; or "vgg_tiny".
         batch_norm: batch normalisation between each convolution and its ReLU.
         head: "paper": two layers of 4096 with dropout; "compact": global max pool in place of the fifth pool, then one
             linear layer.
@@ -50,6 +61,10 @@ def vgg(
             size from 16 up.
         dropout: dropout probability in the paper's head.
         convolution: the class of its convolutions, e.g. `CpuConvolution`; they differ in speed alone.
+        activation: what follows convolutions, after the pool where there is one (with ReLU that is the same as before it).
+        pool_before_norm: pool before the batch norm, not after it, as airbench94 does: a quarter of the values to normalise.
+            Of `features` the batch norm and the pool change places then.
+        logit_scale: what the logits are multiplied by.
 
     Raises:
         ValueError: an unknown configuration or head, or an image too small.
@@ -62,15 +77,8 @@ def vgg(
         raise ValueError(f"unknown head {head!r}; choose one of {', '.join(smallest)}")
     if image_size < smallest[head]:
         raise ValueError(f"the {head} head needs images of {smallest[head]} pixels or more, not {image_size}")
-    return VGG(configuration, batch_norm, head, num_classes, image_size, dropout, convolution)
-
-
-class GlobalMaxPool2d(nn.Module):
-    """`nn.AdaptiveMaxPool2d(1)` by the plain pool, which has a deterministic backward and channels-last kernels on GPUs."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Float [n, channels, height, width] to [n, channels, 1, 1]."""
-        return functional.max_pool2d(images, images.shape[2:])
+    features = _features(configuration, batch_norm, convolution, ACTIVATIONS[activation], pool_before_norm)
+    return VGG(features, head, num_classes, image_size, dropout, logit_scale)
 
 
 class VGG(nn.Module):
@@ -86,24 +94,24 @@ class VGG(nn.Module):
 
     def __init__(
         self,
-        configuration: str,
-        batch_norm: bool,
+        features: nn.Sequential,
         head: str,
         num_classes: int,
         image_size: int,
         dropout: float,
-        convolution: type[Convolution],
+        logit_scale: float,
     ) -> None:
         super().__init__()
-        self.features = _features(configuration, batch_norm, convolution)
+        self.features = features
+        pools = [number for number, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
+        width = next(layer.out_channels for layer in reversed(features) if isinstance(layer, Convolution))
         if head == "compact":
-            # The fifth pool and the global pool are one: at 32 pixels both are the same 2x2 maximum.
-            assert isinstance(self.features[-2], nn.MaxPool2d)
-            self.features[-2] = GlobalMaxPool2d()
-            self.classifier = nn.Sequential(nn.Linear(512, num_classes))
+            # The last pool and the global pool are one: of the paper's at 32 pixels both are the same 2x2 maximum.
+            self.features[pools[-1]] = GlobalMaxPool2d()
+            self.classifier = nn.Sequential(nn.Linear(width, num_classes))
         else:
             self.classifier = nn.Sequential(
-                nn.Linear(512 * (image_size // 32) ** 2, 4096),
+                nn.Linear(width * (image_size // 2 ** len(pools)) ** 2, 4096),
                 nn.ReLU(inplace=True),
                 nn.Dropout(dropout),
                 nn.Linear(4096, 4096),
@@ -111,8 +119,9 @@ class VGG(nn.Module):
                 nn.Dropout(dropout),
                 nn.Linear(4096, num_classes),
             )
-
-        self.features.register_load_state_dict_post_hook(_move_biases_into_running_means)
+        if logit_scale != 1:
+            self.classifier.append(Scale(logit_scale))
+        self.features.register_load_state_dict_post_hook(move_biases_into_running_means)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, with activation checkpointing where gradients are asked for."""
@@ -134,26 +143,20 @@ class VGG(nn.Module):
         return self
 
 
-@torch.no_grad()
-def _move_biases_into_running_means(features: nn.Module, keys: object) -> None:
-    """Loaded biases that no convolution adds, since a batch norm subtracts them again: (x + b) - mean = x - (mean - b)."""
-    for layer, following in itertools.pairwise(features.children()):
-        if isinstance(layer, Convolution) and not layer.adds_bias and isinstance(following, nn.BatchNorm2d):
-            assert following.running_mean is not None and layer.bias is not None
-            following.running_mean -= layer.bias
-            layer.bias.zero_()
-
-
-def _features(configuration: str, batch_norm: bool, convolution: type[Convolution]) -> nn.Sequential:
+def _features(
+    configuration: str,
+    batch_norm: bool,
+    convolution: type[Convolution],
+    activation: Callable[[], nn.Module],
+    pool_before_norm: bool,
+) -> nn.Sequential:
     layers: list[nn.Module] = []
     channels = 3
     for entry in CONFIGURATIONS[configuration]:
         if entry == "M":
-            if isinstance(layers[-1], nn.ReLU):
-                # Maximum and ReLU commute: the same outputs and gradients, with a quarter of the values to rectify.
-                layers[-1:] = [nn.MaxPool2d(2), nn.ReLU(inplace=True)]
-            else:
-                layers.append(nn.MaxPool2d(2))
+            # Before the activation there are a quarter of the values. Maximum and ReLU commute: the same outputs and gradients.
+            behind = 0 if isinstance(layers[-1], nn.LocalResponseNorm) else 1 + (batch_norm and pool_before_norm)
+            layers.insert(len(layers) - behind, nn.MaxPool2d(2))
         elif entry == "LRN":
             # Krizhevsky et al. 2012, section 3.3: k=2, n=5, alpha=1e-4, beta=0.75; torch divides alpha by n, they do not.
             layers.append(nn.LocalResponseNorm(size=5, alpha=5e-4, beta=0.75, k=2.0))
@@ -161,6 +164,6 @@ def _features(configuration: str, batch_norm: bool, convolution: type[Convolutio
             width, kernel = entry if isinstance(entry, tuple) else (int(entry), 3)
             layers.append(convolution(channels, width, kernel, adds_bias=not batch_norm))
             layers += [nn.BatchNorm2d(width)] if batch_norm else []
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(activation())
             channels = width
     return nn.Sequential(*layers)

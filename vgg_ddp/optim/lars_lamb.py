@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class _OfGroups(torch.optim.Optimizer):
+class OfGroups(torch.optim.Optimizer):
     """Updates one group of parameters after another; the rule is `_update`."""
 
     @torch.no_grad()
@@ -34,7 +34,7 @@ class _OfGroups(torch.optim.Optimizer):
         return [self.state[p][kind] for p in parameters]
 
 
-class Lars(_OfGroups):
+class Lars(OfGroups):
     """Layer-wise adaptive rate scaling (You, Gitman & Ginsburg 2017, arXiv 1708.03888, algorithm 1).
 
     v = m v + lr * ratio * (g + decay * w); w = w - v, where ratio = trust * |w| / (|g| + decay * |w|), or 1 for a layer or a
@@ -63,7 +63,7 @@ class Lars(_OfGroups):
         torch._foreach_sub_(parameters, velocities)
 
 
-class Lamb(_OfGroups):
+class Lamb(OfGroups):
     """LAMB (You et al., ICLR 2020, arXiv 1904.00962, algorithm 2), with Adam's bias correction.
 
     u = m / (sqrt(v) + eps) + decay * w; w = w - lr * ratio * u, where ratio = |w| / |u|, or 1 for zeros and for groups

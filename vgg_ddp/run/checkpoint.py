@@ -28,7 +28,15 @@ Files = dict[str, bytes]
 NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")  # of every checkpoint
 OPTIONAL_NAMES = ("ema.safetensors", "answers.safetensors")
 # Identity of which earlier checkpoints say nothing, and what they were made with.
-ADDED_IDENTITY = {"data.normalisation": "data", "optimizer.features_rate": "above 0"}
+ADDED_IDENTITY = {
+    "data.normalisation": "data",
+    "optimizer.features_rate": "above 0",
+    "model.activation": "relu",
+    "model.pool_before_norm": False,
+    "model.logit_scale": 1.0,
+    "model.norm_scale": True,
+    "model.whiten": False,
+}
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 

@@ -80,6 +80,9 @@ def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
         "seed": config.seed,
         "batch": config.batch,
         "optimizer.name": config.optimizer.name,
+        **{f"model.{name}": value for name, value in config.model.variant.items()},
+        "model.norm_scale": config.model.norm_scale,
+        "model.whiten": config.model.whiten,
         "optimizer.features_rate": "above 0" if config.optimizer.features_rate else "0",
         "ema": config.ema,
     }

@@ -20,7 +20,7 @@ from vgg_ddp.optim import schedules
 from vgg_ddp.optim.averaging import Average
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
-from vgg_ddp.training import answers, cuda_graph, fitting
+from vgg_ddp.training import answers, cuda_graph, fitting, whitening
 from vgg_ddp.training.initial_weights import InitialWeights, initial_weights
 from vgg_ddp.training.parts import (
     Data,
@@ -86,7 +86,7 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
     """
     cuda_graph.check(config, world)
     data = build_data(config, dataset, world)
-    initial = initial_weights(config, len(dataset.classes), run, world)
+    initial = whitening.added(initial_weights(config, len(dataset.classes), run, world), config, dataset, world)
     network = partial(build_network, config, len(dataset.classes), world.device, initial.set)
     config, tried = fitting.fitted(config, network, run, world)
     engine = engines.build(config, network(), world)

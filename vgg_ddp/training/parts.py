@@ -21,7 +21,7 @@ from vgg_ddp.data.validation import HeldOut, held_out
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders.choice import Choice, choose, workers_left_out
-from vgg_ddp.model import VGG, fusion, initialize, vgg
+from vgg_ddp.model import VGG, fusion, initialize, trained_parts, vgg
 from vgg_ddp.model.convolution import Convolution, CpuConvolution
 from vgg_ddp.model.preprocess import Preprocess
 
@@ -100,10 +100,10 @@ def empty_network(config: Config, num_classes: int, device: torch.device) -> VGG
             config.data.image_size,
             config.model.dropout,
             CpuConvolution if device.type == "cpu" else Convolution,
+            **config.model.variant,
         )
     network.checkpointing = config.recompute
-    if config.optimizer.features_rate == 0:
-        network.freeze_features()
+    trained_parts.settle(network, config)
     return network
 
 
