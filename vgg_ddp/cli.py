@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--protocol",
         metavar="NAME",
-        help="single, dense, multicrop or dense+multicrop, as in the paper; the same as evaluate.protocol=NAME",
+        help="single, shifted, dense, multicrop or dense+multicrop (docs/testing.md); the same as evaluate.protocol=NAME",
     )
     evaluate.set_defaults(run=_evaluate)
 

@@ -51,6 +51,7 @@ OTHER_VALUES: dict[str, Any] = {
     "determinism": "run",
     "profile": 4,
     "ema": 0.999,
+    "lookahead": 5,
     "model.batch_norm": False,
     "model.head": "paper",
     "model.activation": "gelu",
@@ -172,6 +173,7 @@ NEEDED = {  # what has to be set for a key to be set at all
     "communication.outer_learning_rate": {"communication.synchronise_every": 2},
     "communication.outer_momentum": {"communication.synchronise_every": 2},
     "communication.split_head": {"model.head": "paper"},
+    "lookahead": {"ema": 0.5},
     "model.initialize_layers": {"model.initialize_from": "runs/A"},
 }
 
@@ -569,6 +571,8 @@ def test_words_win_over_the_file_and_later_words_over_earlier(config_file: Path)
         (["stop.patience=3", "data.validation=0"], ["stop.patience", "data.validation"]),
         (["schedule.name=plateau", "data.validation=0"], ["schedule.name=plateau", "data.validation"]),
         (["evaluate.checkpoint=best", "data.validation=0"], ["evaluate.checkpoint=best", "data.validation"]),
+        (["lookahead=5"], ["lookahead", "ema"]),
+        (["lookahead=5", "ema=0.8", "engine=deepspeed"], ["lookahead", "engine=ddp"]),
         (["batch=10", "accumulation=4"], ["batch", "10", "accumulation", "4"]),
         (["optimizer.momentum=0"], ["optimizer.nesterov"]),
         (["optimizer.name=muon", "optimizer.momentum=0"], ["optimizer.nesterov"]),

@@ -90,12 +90,16 @@ def reference(dataset: Dataset, network: VGG, config: Config, flips: bool) -> ND
             height, width = image.shape[:2]
             assert scale is None or min(height, width) == scale
             tops, lefts = ([int(x + 0.5) for x in np.linspace(0, length - SIDE, 5)] for length in (height, width))
-            if config.evaluate.protocol == "single":
+            if config.evaluate.protocol in ("single", "shifted"):
                 tops, lefts = [(height - SIDE + 1) // 2], [(width - SIDE + 1) // 2]
             for seen in (image, image[:, ::-1]) if flips else (image,):
                 wholes.append(seen)
                 squares += [seen[top : top + SIDE, left : left + SIDE] for top in tops for left in lefts]
         kinds = []
+        if config.evaluate.protocol == "shifted":
+            padded = [np.pad(view, [(1, 1), (1, 1), (0, 0)], "reflect") for view in wholes]
+            moved = [(tops[0] + step, lefts[0] + step) for step in (0, 2)]
+            kinds.append(of_squares([p[top : top + SIDE, left : left + SIDE] for p in padded for top, left in moved]))
         if config.evaluate.protocol != "dense":
             kinds.append(of_squares(squares))
         if "dense" in config.evaluate.protocol:
@@ -109,6 +113,8 @@ def reference(dataset: Dataset, network: VGG, config: Config, flips: bool) -> ND
     [
         ("single", [18, 24, 35], False, 3),
         ("single", [], True, 2),
+        ("shifted", [], True, 6),
+        ("shifted", [18], False, 3),
         ("dense", [20, 35], True, 4),
         ("multicrop", [16, 20, 24], True, 150),
         ("dense+multicrop", [], True, 52),
@@ -146,7 +152,7 @@ def test_without_being_asked_a_network_sees_mirrored_images_if_it_was_trained_on
 def test_names_of_folders_tell_protocols_apart() -> None:
     asked = [
         EvaluateConfig(protocol=protocol, scales=scales, flips=flips)
-        for protocol in ("single", "dense", "multicrop", "dense+multicrop")
+        for protocol in ("single", "shifted", "dense", "multicrop", "dense+multicrop")
         for scales in ([], [32], [32, 40])
         for flips in ("auto", True, False)
     ]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vgg_ddp.optim.averaging import Average
+from vgg_ddp.optim.averaging import Average, Lookahead
 
 
 def small_network() -> nn.Module:
@@ -89,6 +89,25 @@ def test_average_goes_on_after_a_loaded_checkpoint() -> None:
             average.update(step)
     for name, value in floats(undisturbed.network).items():
         assert torch.equal(floats(resumed.network)[name], value)
+
+
+def test_lookahead_is_the_loop_of_its_paper_with_airbench_s_decay() -> None:
+    """Fast weights go on from the slow ones every few steps; in between the average stays."""
+    network, twin = small_network(), small_network()
+    lookahead = Lookahead(lambda: network, 0.8, every=3, total_steps=12)
+    slow = {name: value.clone() for name, value in floats(twin).items()}
+    for step in range(12):
+        train_a_little(network, step)
+        train_a_little(twin, step)
+        lookahead.update(step)
+        if step % 3 == 2:
+            decay = 0.8 * ((step + 1) / 12) ** 3
+            slow = {name: decay * slow[name] + (1 - decay) * value for name, value in floats(twin).items()}
+            twin.load_state_dict(slow, strict=False)
+        for name, value in floats(network).items():
+            torch.testing.assert_close(value, floats(twin)[name], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(floats(lookahead.network)[name], slow[name], rtol=1e-5, atol=1e-6)
+    assert lookahead.decay == 0.8
 
 
 def test_without_a_decay_it_is_the_network_itself() -> None:

@@ -114,6 +114,15 @@ def test_one_cycle_rises_then_falls_and_would_reach_its_end_at_the_step_after_th
     assert found[100] == pytest.approx(0.05)
 
 
+@given(total=steps, epoch=steps_per_epoch, final=shares)
+def test_one_cycle_without_a_rise_is_torch_s_straight_line(total: int, epoch: int, final: float) -> None:
+    def line(optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
+        return lr_scheduler.LinearLR(optimizer, 1.0, final, total)
+
+    found = factors(ScheduleConfig(name="one_cycle", peak_at=0.0, final=final), epoch, total)
+    assert found == pytest.approx(torch_factors(line, total), abs=1e-9)
+
+
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_a_schedule_is_a_pure_function_of_the_step(name: str) -> None:
     schedule = schedules.build(ScheduleConfig(name=name, milestones=[2.0], warmup_epochs=1.5), 7, 40)  # type: ignore[arg-type]

@@ -17,10 +17,11 @@ class EvaluateConfig(Group, frozen=True):
     every_epochs: Annotated[int, key("validate after every this many epochs, and the last", ge=1)] = 1
     checkpoint: Annotated[Literal["last", "best"], key("which checkpoint the final evaluation takes")] = "last"
     protocol: Annotated[
-        Literal["single", "dense", "multicrop", "dense+multicrop"],
+        Literal["single", "shifted", "dense", "multicrop", "dense+multicrop"],
         key(
-            "what the network sees of a test image; single: its centre; dense: all of it, by the network made fully "
-            "convolutional; multicrop: 5 x 5 crops; of several views the soft-max is averaged (section 3.2 of the paper)"
+            "what the network sees of a test image; single: its centre; shifted: that, and moved by a pixel; dense: all of it, "
+            "by the network made fully convolutional; multicrop: 5 x 5 crops; of several views the soft-max is averaged "
+            "(section 3.2 of the paper)"
         ),
     ] = "single"
     scales: Annotated[

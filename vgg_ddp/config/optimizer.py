@@ -81,7 +81,12 @@ class ScheduleConfig(Group, frozen=True):
         msgspec.field(default_factory=list)
     )
     gamma: Annotated[float, key("step, plateau: factor at each milestone or plateau", gt=0)] = 0.1
-    peak_at: Annotated[float, key("one_cycle: share of training at which the learning rate peaks", gt=0, lt=1)] = 0.25
+    peak_at: Annotated[
+        float,
+        key(
+            "one_cycle: share of training at which the learning rate peaks; 0: it falls from the first step", ge=0, lt=1
+        ),
+    ] = 0.25
     final: Annotated[float, key("cosine, one_cycle: share of the peak left at the end", ge=0, le=1)] = 0.0
 
     patience: Annotated[int, key("plateau: validations without a better accuracy after which the rate falls", ge=1)] = 5

@@ -38,6 +38,8 @@ def check_between_groups(config: Config) -> None:
         raise ValueError(f"{needing} needs a validation split; set data.validation above 0")
     if config.optimizer.features_rate == 0 and config.model.initialize_from is None:
         raise ValueError("optimizer.features_rate=0 freezes convolutions as they are drawn; set model.initialize_from")
+    if config.lookahead and (config.ema == 0 or config.engine != "ddp"):
+        raise ValueError("lookahead goes on from the averaged weights: set ema above 0, e.g. ema=0.77, and engine=ddp")
     if config.batch % config.accumulation:
         raise ValueError(
             f"batch ({config.batch}) does not divide into accumulation ({config.accumulation}) micro-batches"

@@ -148,6 +148,10 @@ class Config(Group, frozen=True):
         int, key("write a trace of this many steps, by torch's profiler, to RUN/profile/trace.json; 0 is off", ge=0)
     ] = 0
     ema: Annotated[float, key("decay of the averaged weights per step; 0 is off", ge=0, lt=1)] = 0.0
+    lookahead: Annotated[
+        int,
+        key("average every this many steps only, and go on from the average; the decay rises to ema; 0 is off", ge=0),
+    ] = 0
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()

@@ -1,5 +1,7 @@
 """The paper's ways of showing a network a test image (section 3.2): at several scales, whole, in many crops, mirrored too.
 
+And that of records on CIFAR-10, which moves it by a pixel.
+
 Each image is decoded once, by Pillow, whichever loader the training had, and resized whole; what the network sees are parts of
 that. The soft-max of all views is averaged; of a dense view, the scores are averaged over their map first.
 """
@@ -31,9 +33,21 @@ from vgg_ddp.model.fully_convolutional import FullyConvolutional
 from vgg_ddp.model.preprocess import Preprocess
 from vgg_ddp.optim.precision import autocast
 
-METHODS = {"single": ("centre",), "dense": ("dense",), "multicrop": ("grid",), "dense+multicrop": ("dense", "grid")}
-SEEN = {"centre": "its centre", "dense": "all of it, densely", "grid": "5 x 5 crops"}
-CROPS = {"centre": 1, "grid": 5}  # along each side; 5 x 5 of each image and its mirror image are the paper's 50
+METHODS = {
+    "single": ("centre",),
+    "shifted": ("centre", "shifted"),
+    "dense": ("dense",),
+    "multicrop": ("grid",),
+    "dense+multicrop": ("dense", "grid"),
+}
+SEEN = {
+    "centre": "its centre",
+    "shifted": "the same a pixel to the upper left and to the lower right",
+    "dense": "all of it, densely",
+    "grid": "5 x 5 crops",
+}
+ALONG = 5  # crops along each side: 5 x 5 of each image and its mirror image are the paper's 50
+VIEWS = {"centre": 1, "shifted": 2, "dense": 1, "grid": ALONG**2}
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ class Protocol:
 
     def describe(self) -> dict[str, Any]:
         """The same for summary.json, with the number of crops of an image, or maps of it, that are averaged over."""
-        views = sum(CROPS.get(method, 1) ** 2 for method in METHODS[self.name]) * len(self.scales) * (1 + self.flips)
+        views = sum(VIEWS[method] for method in METHODS[self.name]) * len(self.scales) * (1 + self.flips)
         sizes = [f"{scale} pixels" if scale else "its own size" for scale in self.scales]
         text = f"{' and '.join(SEEN[method] for method in METHODS[self.name])}, at {', '.join(sizes)}"
         return {
@@ -85,6 +99,28 @@ def crops(images: Tensor, size: int, along: int) -> Tensor:
     rows, columns = (_offsets(length - size, along) for length in images.shape[1:3])
     cut = [images[:, top : top + size, left : left + size] for top in rows for left in columns]
     return torch.stack(cut, dim=1)
+
+
+def shifted(images: Tensor, size: int) -> Tensor:
+    """The square in the centre moved by a pixel to the upper left, and to the lower right; edges are reflected.
+
+    airbench94 (Jordan 2024, arXiv 2404.00498, section 3.5), which gives both together the weight of the centre, as the mean
+    over `METHODS` does; it averages logits, not the soft-max.
+
+    Args:
+        images: [n, height, width, 3].
+
+    Returns:
+        [n, 2, size, size, 3].
+    """
+    moved = []
+    for step in (-1, 1):
+        places = []
+        for length in images.shape[1:3]:
+            index = torch.arange(size) + _offsets(length - size, 1)[0] + step
+            places.append(torch.where(index < length, index, 2 * (length - 1) - index).abs())
+        moved.append(images[:, places[0]][:, :, places[1]])
+    return torch.stack(moved, dim=1)
 
 
 def _offsets(room: int, along: int) -> list[int]:
@@ -135,13 +171,13 @@ class Asked:
             at_once = max(1, self._pixels // (height * width))
             scores = [self._scores(self._dense, few).mean(dim=(2, 3)) for few in images.split(at_once)]
             return torch.cat(scores).log_softmax(dim=1)
-        size, along = self._protocol.image_size, CROPS[method]
+        size = self._protocol.image_size
         at_once = max(1, self._pixels // size**2)
         parts = []
-        for few in images.split(max(1, at_once // along**2)):
-            views = crops(few, size, along).flatten(0, 1).split(at_once)
-            logits = torch.cat([self._scores(self._network, some) for some in views])
-            parts.append(logits.unflatten(0, (len(few), along**2)).log_softmax(dim=2))
+        for few in images.split(max(1, at_once // VIEWS[method])):
+            cut = shifted(few, size) if method == "shifted" else crops(few, size, ALONG if method == "grid" else 1)
+            logits = torch.cat([self._scores(self._network, some) for some in cut.flatten(0, 1).split(at_once)])
+            parts.append(logits.unflatten(0, (len(few), VIEWS[method])).log_softmax(dim=2))
         return _averaged(torch.cat(parts))
 
     def _scores(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -17,7 +17,13 @@ from vgg_ddp.run.files import read_json
 COLUMNS = ["run", "network", "train S", "test Q", "protocol", "top-1 error, %", "top-5 error, %"]
 ON_SCREEN = ["run", "network", "S", "Q", "protocol", "top-1", "top-5"]  # in 80 columns
 TITLE = "Test errors, %; S, Q: shorter sides of images in training and test, pixels"
-NAMES = {"single": "single", "dense": "dense", "multicrop": "crops", "dense+multicrop": "dense & crops"}
+NAMES = {
+    "single": "single",
+    "shifted": "shifted",
+    "dense": "dense",
+    "multicrop": "crops",
+    "dense+multicrop": "dense & crops",
+}
 OWN = "own"  # images are not resized, and differ in size
 
 

@@ -16,7 +16,7 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.distributed.world import World
 from vgg_ddp.loaders import Batch
 from vgg_ddp.model.preprocess import Preprocess
-from vgg_ddp.optim import schedules
+from vgg_ddp.optim import averaging, schedules
 from vgg_ddp.optim.averaging import Average
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
@@ -105,7 +105,7 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
         appearance=build_appearance(config, dataset, world.device),
         engine=engine,
         saver=Saver(run.checkpoints, config.checkpoint, world),
-        average=Average(engine.whole_network, config.ema),
+        average=averaging.build(engine.whole_network, config.ema, config.lookahead, total_steps),
         answers=answers.build(config.log, data.order, len(dataset.split("train")), run, world),
         initial=initial,
         schedule=schedules.build(config.schedule, steps_per_epoch, total_steps),
