@@ -1,9 +1,12 @@
 """Seconds, epochs and PFLOP until a training first reaches a target accuracy on images held out from it, over several seeds.
 
-    python -m benchmarks.time_to_accuracy CONFIG --target 0.6 [--seeds 3] [--json FILE] [key=value ...]
+    python -m benchmarks.time_to_accuracy CONFIG [CONFIG ...] --target 0.6 [--seeds 3] [--json FILE] [key=value ...]
+    python -m benchmarks.time_to_accuracy CONFIG --target 0.6 --leave-out model.whiten=false --leave-out optimizer.name=sgd
 
-Each seed is one `vgg-ddp train CONFIG key=value ... seed=SEED`, run from nothing, one after the other; weights, order,
-augmentation and which images are held out follow from the seed.
+Each seed of each recipe is one `vgg-ddp train CONFIG key=value ... seed=SEED`, run from nothing, one after the other; weights,
+order, augmentation and which images are held out follow from the seed. Of several recipes each is trained with the first seed,
+then each with the second, so that what else the machine does falls on all alike. `--leave-out` adds a recipe that is the first
+one with a word more: an ablation.
 
 The target is met by the first validation of at least that accuracy: on the share of the training set that `data.validation`
 holds out, which is never trained on. The test set is not looked at for it.
@@ -12,12 +15,13 @@ The clock runs from the moment when the training is built until the end of that 
 steps, validations and checkpoints, and excludes starting Python, preparing and opening the data, building the network, and
 all that comes after the target. "command_seconds" is the time of the whole command, evaluation and report included.
 
-PFLOP counts the multiplications and additions of forward and backward for the images trained on until then, at their size
-in that epoch; validation is excluded.
+PFLOP are those that torch counts (`torch.utils.flop_counter`) in forward and backward for the images trained on until then, at
+their size in that epoch, and in Muon's updates; validation is excluded.
 """
 
 from __future__ import annotations
 
+import math
 import shlex
 import statistics
 import subprocess
@@ -26,25 +30,56 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import msgspec
 import torch
+from scipy import stats
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measurement import baseline, command, rounds
 from benchmarks.measurement.device_speed import reference
-from benchmarks.scaling_model.network import layers, training_flops
+from vgg_ddp.analysis.intervals import wilson
 from vgg_ddp.config import Config, load
 from vgg_ddp.distributed.world import device_of
 from vgg_ddp.errors import UserError
+from vgg_ddp.optim import optimizers
 from vgg_ddp.run.metrics_log import read_metrics
+from vgg_ddp.training.parts import empty_network
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained with each seed: a configuration, changed by words."""
+
+    name: str
+    config: str
+    words: tuple[str, ...] = ()
+
+
+def recipes(words: Sequence[str], left_out: Sequence[str]) -> list[Recipe]:
+    """A recipe for each word that is no `key=value`, and for each of `left_out` the first one changed by it.
+
+    Raises:
+        UserError: no configuration is named, or one twice.
+    """
+    changes = tuple(word for word in words if "=" in word)
+    paths = [word for word in words if "=" not in word]
+    if not paths or len(set(paths)) < len(paths):
+        raise UserError("name one configuration or more, each once, e.g. configs/quickstart.yaml")
+    names = [Path(path).stem for path in paths]
+    if len(set(names)) < len(names):
+        names = paths
+    whole = [Recipe(name, path, changes) for name, path in zip(names, paths, strict=True)]
+    return whole + [Recipe(f"with {word}", paths[0], (*changes, word)) for word in left_out]
 
 
 def reached(metrics: Sequence[Row], target: float) -> Row | None:
@@ -58,30 +93,51 @@ def validations(metrics: Sequence[Row]) -> list[Row]:
 
 
 def pflop(config: Config, classes: int, step: int, steps_per_epoch: int) -> float:
-    """The PFLOP of forward and backward for the images of the first `step` steps, each epoch at its own size."""
-    flops = 0.0
+    """The PFLOP of the first `step` steps, each epoch at its own size."""
+    flops, of_size = step * flop_of_update(config, classes), dict[int, float]()
     for epoch, first in enumerate(range(0, step, steps_per_epoch)):
         sizes = config.data.train_sizes
         size = sizes[epoch] if epoch < len(sizes) else config.data.image_size
-        network = layers(config.network, config.model.batch_norm, config.model.head, classes, size)
-        flops += min(steps_per_epoch, step - first) * config.batch * training_flops(network)
+        of_size.setdefault(size, flop_of_image(config, classes, size))
+        flops += min(steps_per_epoch, step - first) * config.batch * of_size[size]
     return flops / 1e15
 
 
-def train(options: Namespace, seed: int, directory: Path) -> tuple[Path, float]:
+def flop_of_image(config: Config, classes: int, size: int) -> float:
+    """Of forward and backward for one image, counted in those of two, without memory."""
+    network = empty_network(config, classes, torch.device("cuda"))  # whose convolutions are torch's; it is nowhere
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        network(torch.empty(2, 3, size, size)).sum().backward()
+    return counter.get_total_flops() / 2
+
+
+def flop_of_update(config: Config, classes: int) -> float:
+    """Of an update's matrix products, which Muon alone has, on a CPU."""
+    if config.optimizer.name != "muon":
+        return 0.0
+    network = empty_network(config, classes, torch.device("cuda"))
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    for parameter in trained.values():
+        parameter.grad = torch.empty_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        optimizers.build(trained, config.optimizer).step()
+    return counter.get_total_flops()
+
+
+def train(recipe: Recipe, seed: int, directory: Path) -> tuple[Path, float]:
     """One run; its directory and the whole command's seconds.
 
     Raises:
         UserError: the training did not end well; its own last line says why.
     """
-    run = directory / f"seed-{seed}"
+    run = directory / recipe.name.replace("/", "-") / f"seed-{seed}"
     start = [
         sys.executable,
         "-m",
         "vgg_ddp",
         "train",
-        options.config,
-        *options.overrides,
+        recipe.config,
+        *recipe.words,
         f"seed={seed}",
         f"run.dir={run}",
     ]
@@ -93,7 +149,7 @@ def train(options: Namespace, seed: int, directory: Path) -> tuple[Path, float]:
     return run, time.perf_counter() - begun
 
 
-def read(run: Path, target: float, command_seconds: float) -> Row:
+def read(recipe: str, run: Path, target: float, command_seconds: float) -> Row:
     """The row of a finished run; "seconds", "epochs" and "pflop" are None where the target was not reached."""
     config = load(run / "config.yaml")
     metrics = read_metrics(run / "metrics.jsonl")
@@ -102,6 +158,7 @@ def read(run: Path, target: float, command_seconds: float) -> Row:
     first = reached(metrics, target)
     last = validations(metrics)[-1:]
     row: Row = {
+        "recipe": recipe,
         "seed": config.seed,
         "precision": config.precision,
         "seconds": None,
@@ -122,8 +179,13 @@ def read(run: Path, target: float, command_seconds: float) -> Row:
     return row
 
 
-def over_seeds(runs: Sequence[Row], machine_speed: list[float]) -> list[Row]:
-    """A row for each of seconds, epochs and PFLOP: mean and standard deviation, if every seed has reached the target."""
+def over_seeds(runs: Sequence[Row], machine_speed: list[float], called: str = "") -> list[Row]:
+    """A row for each of seconds, epochs and PFLOP: mean, its 95 % interval and standard deviation, if every seed got there.
+
+    Args:
+        machine_speed: the reference's rate before each of `runs`.
+        called: of the recipe, before the rows' names.
+    """
     if any(run["seconds"] is None for run in runs):
         return []
     rows = []
@@ -131,22 +193,63 @@ def over_seeds(runs: Sequence[Row], machine_speed: list[float]) -> list[Row]:
         values = [run[figure] for run in runs]
         rows.append(
             {
-                "name": f"{figure} to the target",
+                "name": f"{called}{figure} to the target",
                 **rounds.summary(
                     values, figure, machine_speed if figure == "seconds" else None, higher_is_better=False
                 ),
-                "mean": statistics.mean(values),
-                "standard_deviation": statistics.stdev(values) if len(values) > 1 else None,
+                **spread(values),
+            }
+        )
+    return rows
+
+
+def spread(values: Sequence[float]) -> Row:
+    """Mean, standard deviation, and the mean's 95 % interval by Student's t; None of a single value."""
+    mean, deviation = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+    half = None if deviation is None else stats.t.ppf(0.975, len(values) - 1) * deviation / math.sqrt(len(values))
+    interval = None if half is None else [mean - half, mean + half]
+    return {"mean": mean, "mean_interval": interval, "standard_deviation": deviation}
+
+
+def table(runs: Sequence[Row], target: float) -> list[Row]:
+    """A row for each recipe: how many seeds reached the target, and the accuracies at the end against the first recipe's.
+
+    The difference is paired: that of the means over the seeds, with its 95 % interval.
+    """
+    by_recipe: dict[str, list[Row]] = {}
+    for run in runs:
+        by_recipe.setdefault(run["recipe"], []).append(run)
+    first = [run["final_validation_accuracy"] for run in next(iter(by_recipe.values()))]
+    rows = []
+    for name, own in by_recipe.items():
+        accuracies = [run["final_validation_accuracy"] for run in own]
+        got_there = sum(run["seconds"] is not None for run in own)
+        rows.append(
+            {
+                "recipe": name,
+                "seeds": len(own),
+                "reached": got_there,
+                "share_over_target": [got_there / len(own), *(wilson(got_there, len(own)) or ())],
+                "target": target,
+                "final_validation_accuracy": spread(accuracies),
+                "against_first": spread([ours - theirs for ours, theirs in zip(accuracies, first, strict=True)]),
+                "train_seconds": spread([run["train_seconds"] for run in own]),
             }
         )
     return rows
 
 
 def draw(runs: Sequence[Row], target: float, path: Path) -> None:
-    """Accuracy against seconds, a line for each seed."""
+    """Accuracy against seconds, a line for each seed, a colour for each recipe if there are several."""
     figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    names = list(dict.fromkeys(run["recipe"] for run in runs))
     for run in runs:
-        axes.plot([p[0] for p in run["curve"]], [p[2] for p in run["curve"]], marker="o", label=f"seed {run['seed']}")
+        several = len(names) > 1
+        label = run["recipe"] if several else f"seed {run['seed']}"
+        color = f"C{names.index(run['recipe'])}" if several else None
+        known = label in axes.get_legend_handles_labels()[1]
+        curve = [p[0] for p in run["curve"]], [p[2] for p in run["curve"]]
+        axes.plot(*curve, marker="o", label=None if known else label, color=color)
         if run["seconds"] is not None:
             axes.axvline(run["seconds"], color="#999999", linewidth=0.8)
     axes.axhline(target, color="black", linestyle="--", linewidth=0.8)
@@ -158,31 +261,40 @@ def draw(runs: Sequence[Row], target: float, path: Path) -> None:
 
 
 def measure(options: Namespace) -> dict[str, Any]:
-    """Train once for each seed; the contents of the file.
+    """Train each recipe once for each seed; the contents of the file.
 
     Raises:
         UserError: a training that fails, or that holds no images out.
     """
-    config = load(options.config, options.overrides)
-    if config.data.validation == 0:
-        raise UserError("data.validation=0 holds no images out; set it above 0, e.g. data.validation=0.1")
+    tried = recipes(options.words, options.leave_out)
+    configs = {recipe.name: load(recipe.config, recipe.words) for recipe in tried}
+    for config in configs.values():
+        if config.data.validation == 0:
+            raise UserError("data.validation=0 holds no images out; set it above 0, e.g. data.validation=0.1")
     machine_speed = reference(device_of(0))
     machine_speed()  # warm-up
     runs, speed = [], []
     with tempfile.TemporaryDirectory(prefix="vgg_ddp-time-to-accuracy-") as place:
         for seed in range(options.seeds):
-            speed.append(machine_speed())
-            run, seconds = train(options, seed, options.keep or Path(place))
-            runs.append(read(run, options.target, seconds))
-            print(_line(runs[-1]), flush=True)
+            for recipe in tried:
+                speed.append(machine_speed())
+                run, seconds = train(recipe, seed, options.keep or Path(place))
+                runs.append(read(recipe.name, run, options.target, seconds))
+                print(_line(runs[-1]) if len(tried) == 1 else f"{recipe.name}, {_line(runs[-1])}", flush=True)
+    rows = []
+    for recipe in tried:
+        of_recipe = [number for number, run in enumerate(runs) if run["recipe"] == recipe.name]
+        called = "" if len(tried) == 1 else f"{recipe.name}: "
+        rows += over_seeds([runs[number] for number in of_recipe], [speed[number] for number in of_recipe], called)
     return {
         "target": options.target,
         "target_rule": "first validation on held-out training images of at least this accuracy",
         "timing_rule": "from the built training to the end of that validation; in: data wait, steps, validations, "
         "checkpoints; out: start, data preparation, building, final evaluation, report",
-        "config": msgspec.to_builtins(config),
+        "configs": msgspec.to_builtins(configs),
+        "recipes": table(runs, options.target),
         "runs": runs,
-        "rows": over_seeds(runs, speed),
+        "rows": rows,
     }
 
 
@@ -201,16 +313,44 @@ def show(contents: dict[str, Any]) -> None:
         deviation = row["standard_deviation"]
         spread = "" if deviation is None else f" ± {deviation:.3g}"
         print(f"{row['name']:<24} {row['mean']:.4g}{spread}  ({row['least']:.4g} to {row['most']:.4g})")
-    missed = sum(run["seconds"] is None for run in contents["runs"])
-    if missed:
-        print(f"{missed} of {len(contents['runs'])} seeds did not reach {contents['target']:.2%}: no mean is given")
+    for row in contents["recipes"]:
+        missed = row["seeds"] - row["reached"]
+        if missed:
+            print(
+                f"{row['recipe']}: {missed} of {row['seeds']} seeds did not reach {row['target']:.2%}: no mean is given"
+            )
+    if len(contents["recipes"]) > 1:
+        print(
+            f"\n{'accuracy at the end':<44} {'mean':>8} {'deviation':>10} {'against the first, 95 %':>28} {'seconds':>9}"
+        )
+    for row in contents["recipes"][: None if len(contents["recipes"]) > 1 else 0]:
+        print(_ablation_line(row))
+
+
+def _ablation_line(row: Row) -> str:
+    accuracy, against = row["final_validation_accuracy"], row["against_first"]
+    deviation = "" if accuracy["standard_deviation"] is None else f"{accuracy['standard_deviation']:.2%}"
+    ends = against["mean_interval"]
+    interval = "" if ends is None else f" ({ends[0]:+.2%} to {ends[1]:+.2%})"
+    return (
+        f"{row['recipe']:<44} {accuracy['mean']:>8.2%} {deviation:>10} {against['mean']:>+8.2%}{interval:<21} "
+        f"{row['train_seconds']['mean']:>8.1f}"
+    )
 
 
 def main() -> None:
     """Train, print and keep the rows."""
     parser = command.parser("time_to_accuracy", __doc__)
-    parser.add_argument("config", help="a configuration, as vgg-ddp train takes it")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    parser.add_argument(
+        "words", nargs="+", metavar="CONFIG|key=value", help="configurations, and changes to all of them"
+    )
+    parser.add_argument(
+        "--leave-out",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="train the first configuration with this word too: what it sets is compared with what it was (repeatable)",
+    )
     parser.add_argument("--target", type=float, required=True, help="accuracy on held-out images, 0 to 1")
     parser.add_argument("--seeds", type=int, default=3, help="trainings, with seeds 0, 1, ... (default: 3)")
     parser.add_argument("--keep", type=Path, help="keep the runs in this directory (default: they are deleted)")

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from benchmarks import time_to_accuracy
 from benchmarks.scaling_model.network import layers, training_flops
 from tests.support.rank_processes import program
 from vgg_ddp.config import Config
 from vgg_ddp.config.data import DataConfig
+from vgg_ddp.config.optimizer import OptimizerConfig
 
 pytestmark = pytest.mark.host
 
@@ -40,9 +42,53 @@ def test_the_first_validation_at_the_target_counts() -> None:
 
 def test_pflop_follows_the_size_of_each_epochs_images() -> None:
     config = Config(network="vgg11", batch=100, data=DataConfig(image_size=32, train_sizes=[16]))
-    small, large = (training_flops(layers("vgg11", True, "compact", 10, size)) for size in (16, 32))
+    small, large = (time_to_accuracy.flop_of_image(config, 10, size) for size in (16, 32))
     found = time_to_accuracy.pflop(config, classes=10, step=25, steps_per_epoch=10)
     assert found == pytest.approx((10 * 100 * small + 15 * 100 * large) / 1e15)
+    counted_by_hand = {size: training_flops(layers("vgg11", True, "compact", 10, size)) for size in (16, 32)}
+    assert large == pytest.approx(counted_by_hand[32], rel=1e-6)
+    assert (
+        0.8 * counted_by_hand[16] < small < counted_by_hand[16]
+    )  # of a single pixel, products with padding are left out
+
+
+def test_flop_of_an_update_are_muon_s_matrix_products() -> None:
+    """X X^T and the last product of each out x in x 9 matrix, and 17 of out x out or in x in between, whichever is less."""
+    shapes = [(3 * 9, 64), (64 * 9, 128), (128 * 9, 256), (256 * 9, 256), (256 * 9, 512)] + 3 * [(512 * 9, 512)]
+    expected = sum(2 * (2 * min(s) ** 2 * max(s) + 17 * min(s) ** 3) for s in shapes)
+    muon = Config(network="vgg11", optimizer=OptimizerConfig(name="muon"))
+    assert time_to_accuracy.flop_of_update(muon, 10) == pytest.approx(expected, rel=1e-6)
+    assert time_to_accuracy.flop_of_update(Config(network="vgg11"), 10) == 0
+
+
+def test_recipes_are_configurations_and_the_first_with_a_word_more() -> None:
+    found = time_to_accuracy.recipes(["a/one.yaml", "b/two.yaml", "seed=3"], ["ema=0"])
+    assert [(recipe.name, recipe.config, recipe.words) for recipe in found] == [
+        ("one", "a/one.yaml", ("seed=3",)),
+        ("two", "b/two.yaml", ("seed=3",)),
+        ("with ema=0", "a/one.yaml", ("seed=3", "ema=0")),
+    ]
+    assert [recipe.name for recipe in time_to_accuracy.recipes(["a/x.yaml", "b/x.yaml"], [])] == [
+        "a/x.yaml",
+        "b/x.yaml",
+    ]
+
+
+def test_the_table_pairs_seeds_and_counts_those_over_the_target() -> None:
+    """The interval is scipy's of a paired t-test."""
+    whole, without = [0.90, 0.92, 0.91], [0.88, 0.91, 0.905]
+    runs = [
+        {"recipe": name, "seconds": 5.0 if accuracy >= 0.9 else None, "final_validation_accuracy": accuracy}
+        | {"train_seconds": 9.0}
+        for pair in zip(whole, without)
+        for name, accuracy in zip(("all", "with ema=0"), pair)
+    ]
+    first, second = time_to_accuracy.table(runs, 0.9)
+    assert (first["reached"], second["reached"]) == (3, 2)
+    assert second["share_over_target"] == pytest.approx([2 / 3, *stats.binomtest(2, 3).proportion_ci(method="wilson")])
+    interval = stats.ttest_rel(without, whole).confidence_interval()
+    assert second["against_first"]["mean_interval"] == pytest.approx([interval.low, interval.high])
+    assert first["against_first"]["mean"] == 0
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -56,7 +102,8 @@ def test_two_seeds_on_digits(tmp_path: Path) -> None:
     done = run("configs/quickstart.yaml", *keys, "--target", "0.05", "--seeds", "2", "--json", str(file))
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())
-    assert {"machine", "command", "rows", "target", "target_rule", "timing_rule", "config"} <= set(found)
+    assert {"machine", "command", "rows", "target", "target_rule", "timing_rule", "configs"} <= set(found)
+    assert [run["seed"] for run in found["runs"]] == [0, 1]
     seconds, epochs, pflop = found["rows"]
     assert seconds["mean"] == pytest.approx(sum(seconds["all"]) / 2)
     assert len(seconds["reference"]) == 2
