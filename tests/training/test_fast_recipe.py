@@ -23,7 +23,7 @@ WORDS = (
     "model.norm_momentum=0.4",
     "model.logit_scale=0.5",
     "ema=0.7",
-    "lookahead=3",
+    "lookahead=5",
     "network=vgg_tiny",
     "data.image_size=16",
     "schedule.name=one_cycle",
@@ -39,8 +39,8 @@ def whole(train: Train) -> Path:
 
 
 def test_it_goes_on_with_the_same_bits(whole: Path, launch: Launch, train: Train, runs: Path) -> None:
-    """Between two of the lookahead's steps, when the averaged weights are not the network's."""
-    stop(launch("fast stopped", *WORDS, size=2, pause=step(3)), rank=1)
+    """Before a step of the lookahead, when the averaged weights are not the network's."""
+    stop(launch("fast stopped", *WORDS, size=2, pause=step(2)), rank=1)
     stopped = latest(runs / "fast stopped")
     model, average = (load_file(stopped / f"{name}.safetensors") for name in ("model", "ema"))
     assert not torch.equal(model["classifier.0.weight"], average["classifier.0.weight"])
