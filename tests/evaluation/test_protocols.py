@@ -231,7 +231,7 @@ def test_one_word_asks_for_a_protocol(run: Path) -> None:
     assert json.loads((run / "evaluations/dense/evaluation/summary.json").read_text())["protocol"]["views"] == 2
     done = vgg_ddp("evaluate", run.name, "--protocol", "thorough", folder=run.parent)
     assert done.returncode == 2
-    assert "key 'evaluate.protocol'" in done.stderr and "choose one of single, dense, multicrop" in done.stderr
+    assert "key 'evaluate.protocol'" in done.stderr and "choose one of single, shifted, dense, multicrop" in done.stderr
     done = vgg_ddp("evaluate", run.name, "--protocol", "dense", "--images", ".", folder=run.parent)
     assert (done.returncode, "leave out --protocol" in done.stderr) == (2, True)
 

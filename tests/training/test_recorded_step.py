@@ -84,8 +84,13 @@ def inputs(number: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     "keys",
-    [{}, {"optimizer": {"name": "adamw"}}, {"optimizer": {"name": "lars", "clip_norm": 1.0}}],
-    ids=["sgd", "adamw", "lars, clipped"],
+    [
+        {},
+        {"optimizer": {"name": "adamw"}},
+        {"optimizer": {"name": "lars", "clip_norm": 1.0}},
+        {"optimizer": {"name": "muon"}, "model": {"whiten": True, "activation": "gelu", "pool_before_norm": True}},
+    ],
+    ids=["sgd", "adamw", "lars, clipped", "muon"],
 )
 def test_a_recorded_step_goes_on_as_the_step_itself(keys: dict[str, Any], few_digits: Path, tmp_path: Path) -> None:
     """What is recorded in the second step has the same bits in those after it: no number of its own is part of it.
