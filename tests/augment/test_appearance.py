@@ -166,6 +166,14 @@ def test_cutmix_pastes_a_box_of_the_neighbour_and_the_targets_are_its_area() -> 
         assert foreign.any(dim=1).sum() * foreign.any(dim=0).sum() == foreign.sum()
 
 
+@pytest.mark.parametrize("keys", [{"cutout": 8}, {"mixup": 0.2}, {"cutmix": 1.0}])
+def test_strong_changes_are_those_of_their_epochs_alone(keys: dict[str, Any]) -> None:
+    always, sometimes = appearance(**keys), appearance(**keys, strong_epochs=[2, 4])
+    for epoch in range(6):
+        expected = apply(always if epoch in (2, 3) else appearance(), epoch=epoch)
+        assert all(torch.equal(*pair) for pair in zip(apply(sometimes, epoch=epoch), expected))
+
+
 def test_mixing_shares_follow_the_beta_distribution() -> None:
     pixels, labels = torch.zeros(4000, 2, 2, 3, dtype=torch.uint8), torch.arange(4000) % 2
     _, targets = appearance(mixup=0.4)(pixels, labels, part(0, 4000))

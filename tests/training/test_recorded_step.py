@@ -38,6 +38,7 @@ from vgg_ddp.training.recorder import Recorder
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 AUGMENT = {"crop_padding": 2, "flip": "alternating", "brightness": 0.3, "hue": 0.1, "colour_shift": 0.1, "cutout": 4}
+AUGMENT["strong_epochs"] = [0, 2]
 
 
 def config(**keys: Any) -> Config:

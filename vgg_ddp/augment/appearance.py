@@ -65,9 +65,16 @@ class Appearance:
             pixels = pixels + on_device(pixels, self._colour_shifts(piece))[:, :, None, None]
         if config.cutout:
             pixels = self._cut_out(pixels, piece)
-        if config.mixup or config.cutmix:
+        if config.mixes and self._is_strong(piece):
             return self._mix(pixels, labels, piece)
         return pixels, labels
+
+    def _is_strong(self, piece: Slice | DeviceSlice) -> bool | Tensor:
+        """Whether images are cut out of and mixed in this epoch."""
+        if self.config.strong_epochs is None:
+            return True
+        first, end = self.config.strong_epochs
+        return (piece.epoch >= first) & (piece.epoch < end)
 
     def _uniform(self, piece: Slice | DeviceSlice, purpose: str) -> Tensor:
         """Four numbers in [0, 1) for each image, float64 [n, 4]."""
@@ -131,7 +138,7 @@ class Appearance:
         """DeVries & Taylor, "Improved regularization of CNNs with cutout" (2017): a square about a random pixel."""
         size = pixels.shape[-1]
         low = (self._uniform(piece, "cutout")[:, :2] * size).long() - self.config.cutout // 2
-        hole = on_device(pixels, _boxes(low, low + self.config.cutout, size))
+        hole = on_device(pixels, _boxes(low, low + self.config.cutout, size) & self._is_strong(piece))
         fill = self._constant("mean", pixels).to(pixels.dtype)[None, :, None, None]
         return torch.where(hole[:, None], fill, pixels)
 

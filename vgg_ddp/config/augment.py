@@ -39,6 +39,12 @@ class AugmentConfig(Group, frozen=True):
     cutout: Annotated[int, key("blank a random square of this side, pixels", ge=0)] = 0
     mixup: Annotated[float, key("mix pairs of images, by Beta(this, this); 0 is off", ge=0)] = 0.0
     cutmix: Annotated[float, key("paste boxes between pairs of images, by Beta(this, this); 0 is off", ge=0)] = 0.0
+    strong_epochs: Annotated[
+        Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=2, max_length=2)] | None,
+        key(
+            "cutout, mixup and cutmix in these epochs alone, e.g. [4, 8]: 4 to 7, of which the first is 0; null: in all"
+        ),
+    ] = None
     randaugment: Annotated[
         Annotated[int, Meta(ge=0, le=30)] | None,
         key("RandAugment's magnitude; loader=torch alone has it; null is off"),
@@ -51,7 +57,9 @@ class AugmentConfig(Group, frozen=True):
         return self.mixup > 0 or self.cutmix > 0
 
     def __post_init__(self) -> None:
-        for name in ("scale_jitter", "random_resized_crop"):
+        if self.strong_epochs is not None and not (self.cutout or self.mixes):
+            raise ValueError("augment.strong_epochs needs augment.cutout, augment.mixup or augment.cutmix")
+        for name in ("scale_jitter", "random_resized_crop", "strong_epochs"):
             limits = getattr(self, name)
             if limits is not None and limits[0] > limits[1]:
                 raise ValueError(f"augment.{name} must rise: {limits}")
