@@ -27,7 +27,7 @@ Files = dict[str, bytes]
 NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")  # of every checkpoint
 OPTIONAL_NAMES = ("ema.safetensors",)
 # Identity of which earlier checkpoints say nothing, and what they were made with.
-ADDED_IDENTITY = {"data.normalisation": "data", "optimizer.features_rate": "above 0"}
+ADDED_IDENTITY = {"data.normalisation": "data", "data.train_share": 1.0, "optimizer.features_rate": "above 0"}
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
