@@ -12,9 +12,11 @@ TENSORBOARD = ["tensorboard>=2.18"]
 EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"]
 PARQUET = ["pyarrow>=17"]
 REPORT = ["matplotlib>=3.8", "jinja2>=3.1", "markupsafe>=2.1"]
+STUDY = ["optuna>=4.2"]
 PEERS = ["lightning>=2.4", "accelerate>=1.0", "timm>=1.0", "deepspeed>=0.19"]
 DEV = [
     *PARQUET,
+    *STUDY,
     "pytest>=8",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
@@ -72,9 +74,10 @@ setup(
         "export": EXPORT,
         "parquet": PARQUET,
         "report": REPORT,
+        "study": STUDY,
         "peers": PEERS,
         "dev": DEV,
-        "all": [*DALI, *DEEPSPEED, *WANDB, *TENSORBOARD, *EXPORT, *PARQUET, *REPORT],
+        "all": [*DALI, *DEEPSPEED, *WANDB, *TENSORBOARD, *EXPORT, *PARQUET, *STUDY, *REPORT],
     },
     entry_points={"console_scripts": ["vgg-ddp = vgg_ddp.cli:main"]},
 )

@@ -30,7 +30,7 @@ ROOMS = [
     "engines",
 ]
 ROOMS += ["training", "analysis", "evaluation", "trackers", "report", "export"]
-COMMANDS = ["preflight", "train", "evaluate", "doctor", "cli", "library", "__main__"]
+COMMANDS = ["preflight", "train", "evaluate", "doctor", "cli", "library", "study", "__main__"]
 
 
 def modules(package: str) -> dict[str, Path]:

@@ -131,8 +131,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=_evaluate)
 
+    study = commands.add_parser(
+        "study",
+        help="train configurations side by side with several seeds, and say which is best and what each key does",
+    )
+    study.add_argument("config", type=Path, help="what to vary (docs/homework.md), e.g. configs/studies/epochs.yaml")
+    study.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration that is varied")
+    study.add_argument("--out", type=Path, metavar="FOLDER", help="the study's folder; default: studies/NAME of CONFIG")
+    study.add_argument(
+        "--learning-rate",
+        action="store_true",
+        help="look for a learning rate for the training of CONFIG: a short run in which it rises until the loss does",
+    )
+    study.set_defaults(run=_study)
+
     report = commands.add_parser(
-        "report", help="draw the report of a run, whatever state it is in, or put several runs side by side"
+        "report",
+        help="draw the report of a run, whatever state it is in, or of a study, or put several runs side by side",
     )
     report.add_argument("targets", type=Path, nargs="+", metavar="RUN", help="run directories; others follow the first")
     report.add_argument(
@@ -283,12 +298,27 @@ def _evaluate_together(runs: list[str], overrides: list[str], out: Path | None) 
     return EXIT_OK
 
 
+def _study(options: argparse.Namespace) -> int:
+    if options.learning_rate:
+        from vgg_ddp.study import learning_rate
+
+        return learning_rate.run(options.config, options.overrides, options.out)
+    from vgg_ddp.study import command
+
+    return command.run(options.config, options.overrides, options.out)
+
+
 def _report(options: argparse.Namespace) -> int:
     from vgg_ddp.run.directory import find_run
 
     first, *others = options.targets
     if options.out and not (others or options.against):
         raise UserError("--out is for runs side by side; the report of one run stands in RUN/report/index.html")
+    if (first / "definition.yaml").is_file() and not (others or options.against):
+        from vgg_ddp.study import command
+
+        print(command.report(first))
+        return EXIT_OK
     run, _ = find_run(first)
 
     from vgg_ddp.data import of_run

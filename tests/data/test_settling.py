@@ -7,6 +7,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.pictures import jpegs, write_folder
 from vgg_ddp.config import Config
@@ -14,6 +16,7 @@ from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.config.optimizer import OptimizerConfig
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.order import stratified_split
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.settling import settle, settle_batch, settle_sizes
 from vgg_ddp.data.validation import held_out
@@ -105,11 +108,47 @@ def test_a_batch_that_was_asked_for_stays() -> None:
 def test_a_set_s_own_validation_images_take_the_place_of_a_share(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", jpegs({f"{s}/{c}": n for s, n in SPLITS.items() for c in "ab"}))
     dataset = prepare(str(source), tmp_path / "dataset", lambda line: None, tmp_path)
-    train, own = held_out(dataset, 0.25, seed=0)
+    train, own = held_out(dataset, DataConfig(validation=0.25), seed=0)
     assert train.tolist() == list(range(16))
     assert (own.split, own.samples.tolist()) == ("validation", list(range(6)))
     config, choices = settle(Config(batch=64, min_steps_per_epoch=1), dataset)
     assert config.batch == 16 and "validation: on the 6 validation images of source" in choices[0]
-    train, none = held_out(dataset, 0, seed=0)
+    train, none = held_out(dataset, DataConfig(validation=0), seed=0)
     assert (len(train), len(none)) == (16, 0)
     assert settle(Config(data=DataConfig(validation=0)), dataset)[1] == []
+
+
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    share=st.floats(0.05, 1),
+    validation=st.sampled_from([0.0, 0.2, 0.5]),
+    seed=st.integers(0, 9),
+)
+def test_a_share_of_each_class_is_trained_on_the_same_for_every_run(
+    counts: list[int], share: float, validation: float, seed: int
+) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    dataset = OfLabels(labels)
+    config = DataConfig(train_share=share, validation=validation)
+    train, own = held_out(dataset, config, seed)  # type: ignore[arg-type]
+    used = np.sort(np.concatenate([train, own.samples]))
+    assert len(np.unique(used)) == len(used) and own.split == "train"
+    for k, count in enumerate(counts):
+        assert (labels[used] == k).sum() == round(share * count)
+        assert (labels[own.samples] == k).sum() == round(validation * round(share * count))
+    train, own = held_out(dataset, config, seed + 1)  # type: ignore[arg-type]
+    assert np.sort(np.concatenate([train, own.samples])).tolist() == used.tolist()
+    train, own = held_out(dataset, DataConfig(validation=validation), seed)  # type: ignore[arg-type]
+    plain = stratified_split(labels, validation, seed)
+    assert [train.tolist(), own.samples.tolist()] == [part.tolist() for part in plain]
+
+
+class OfLabels:
+    """A data set as `held_out` sees one: the labels of its training images, and no validation images of its own."""
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.labels, self.splits, self.record = labels, (), self
+
+    def split(self, name: str) -> OfLabels:
+        assert name == "train"
+        return self

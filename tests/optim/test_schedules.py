@@ -47,6 +47,15 @@ def test_cosine_is_torch_s(total: int, epoch: int, final: float) -> None:
     assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
+@given(total=st.integers(2, 200), epoch=steps_per_epoch, first=st.floats(1e-8, 0.5))
+def test_exponential_is_torch_s_and_ends_at_the_peak(total: int, epoch: int, first: float) -> None:
+    gamma = first ** (-1 / (total - 1))
+    expected = torch_factors(lambda o: lr_scheduler.ExponentialLR(o, gamma), total)
+    found = factors(ScheduleConfig(name="exponential", first=first), epoch, total)
+    assert found == pytest.approx([first * factor for factor in expected], rel=1e-9)
+    assert found[-1] == 1.0
+
+
 @given(
     total=steps,
     epoch=steps_per_epoch,

@@ -31,7 +31,8 @@ class DataConfig(Group, frozen=True):
         float, key("share of each class to test on, of a source that has no test or validation images", gt=0, lt=1)
     ] = 0.2
     split_seed: Annotated[
-        int, key("seed that draws test_share; not the run's, so that all runs are tested alike", ge=0)
+        int,
+        key("seed that draws test_share and train_share; not the run's, so that all runs have the same images", ge=0),
     ] = 0
     resize: Annotated[
         Annotated[int, Meta(ge=8)] | Literal["auto"] | None,
@@ -64,6 +65,14 @@ class DataConfig(Group, frozen=True):
             lt=1,
         ),
     ] = 0.1
+    train_share: Annotated[
+        float,
+        key(
+            "share of each class's training images to train and validate on, drawn by split_seed: to try things on few images",
+            gt=0,
+            le=1,
+        ),
+    ] = 1.0
     balance_classes: Annotated[
         bool, key("train on every class equally often: each epoch repeats images of the classes that have few")
     ] = False

@@ -71,9 +71,10 @@ class ScheduleConfig(Group, frozen=True):
     """The learning rate over the training, as a factor of `optimizer.learning_rate`."""
 
     name: Annotated[
-        Literal["constant", "step", "cosine", "one_cycle", "plateau"],
+        Literal["constant", "step", "cosine", "one_cycle", "exponential", "plateau"],
         key(
-            "learning-rate schedule after the warm-up; plateau: the paper's, lowered as the validation accuracy stalls"
+            "learning-rate schedule after the warm-up; plateau: the paper's, lowered as the validation accuracy stalls; "
+            "exponential: rises all the time, to find a learning rate (vgg-ddp study --learning-rate)"
         ),
     ] = "cosine"
     warmup_epochs: Annotated[float, key("linear warm-up from zero, epochs", ge=0)] = 0.0
@@ -88,7 +89,7 @@ class ScheduleConfig(Group, frozen=True):
         ),
     ] = 0.25
     final: Annotated[float, key("cosine, one_cycle: share of the peak left at the end", ge=0, le=1)] = 0.0
-
+    first: Annotated[float, key("exponential: share of the peak at the first step", gt=0, lt=1)] = 1e-6
     patience: Annotated[int, key("plateau: validations without a better accuracy after which the rate falls", ge=1)] = 5
     min_delta: Annotated[float, key("plateau: gain in validation accuracy that counts as better", ge=0, le=1)] = 0.0
     reductions: Annotated[int, key("plateau: times that the rate falls; the next plateau ends the training", ge=0)] = 3

@@ -79,7 +79,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: a missing or unreadable file, an unknown key, a wrong type or value.
     """
-    raw = _read_yaml(Path(path))
+    raw = read_yaml(Path(path))
     _reject_unknown(raw, Config, str(path))
     origins = {}
     for override in overrides:
@@ -126,7 +126,12 @@ def _let_words_decide(raw: dict[str, Any], origins: dict[str, str]) -> None:
         (raw.get("optimizer") or {}).pop("rate_batch", None)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; what stands without quotes is text, for its key's type to read.
+
+    Raises:
+        UserError: a missing file, or one that is no such YAML.
+    """
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MOST_LETTERS + 1)

@@ -56,7 +56,7 @@ def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
         )
     config = msgspec.structs.replace(config, data=data, augment=augment, loss=settle_loss(config.loss, dataset))
     own = dataset.record.splits.get("validation")
-    images = dataset.record.splits["train"].count
+    images = round(dataset.record.splits["train"].count * config.data.train_share)
     if own is None:
         images = round(images * (1 - config.data.validation))
     elif config.data.validation:

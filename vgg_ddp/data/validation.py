@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg_ddp.config import Config
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.config.rules import key_that_needs_validation
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import stratified_split
@@ -25,25 +26,26 @@ class HeldOut:
         return len(self.samples)
 
 
-def held_out(dataset: Dataset, share: float, seed: int) -> tuple[NDArray[np.int64], HeldOut]:
+def held_out(dataset: Dataset, config: DataConfig, seed: int) -> tuple[NDArray[np.int64], HeldOut]:
     """Indices into the train split to train on, and the images to validate on.
 
     Args:
-        share: of the training images, where the data set has no validation split; 0 holds none out, of its own either.
-        seed: draws that share.
+        config: of the training images `train_share` are used; of these `validation` are held out, where the data set has no
+            validation split of its own; at 0 none are, of its own either.
+        seed: draws those that are held out.
     """
     labels = dataset.split("train").labels
-    if share and "validation" in dataset.record.splits:
-        own = HeldOut("validation", np.arange(dataset.record.splits["validation"].count))
-        return np.arange(len(labels)), own
-    train, validation = stratified_split(labels, share, seed)
-    return train, HeldOut("train", validation)
+    _, used = stratified_split(labels, config.train_share, config.split_seed)
+    if config.validation and "validation" in dataset.record.splits:
+        return used, HeldOut("validation", np.arange(dataset.record.splits["validation"].count))
+    train, validation = stratified_split(labels[used], config.validation, seed)
+    return used[train], HeldOut("train", used[validation])
 
 
 def check_validation(config: Config, dataset: Dataset) -> None:
     """Raises a `UserError` where a key needs images to validate on, and the share to hold out of each class is none."""
     needing, share = key_that_needs_validation(config), config.data.validation
-    if needing and not len(held_out(dataset, share, config.seed)[1]):
+    if needing and not len(held_out(dataset, config.data, config.seed)[1]):
         raise UserError(
             f"{needing} needs images to validate on, and {share:.2%} of each class of {dataset.name} are none; raise "
             "data.validation"

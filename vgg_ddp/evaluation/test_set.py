@@ -124,13 +124,14 @@ def training_images(config: Config, dataset: Dataset, state: checkpoint.State) -
     """Images that the checkpoint was trained on, at most `TRAINING_IMAGES`, evenly spread; none where they are not known."""
     if not _trained_on(config, dataset, state):
         return HeldOut("train", np.empty(0, dtype=np.int64))
-    trained, _ = held_out(dataset, config.data.validation, config.seed)
+    trained, _ = held_out(dataset, config.data, config.seed)
     return HeldOut("train", np.sort(trained)[:: -(-len(trained) // TRAINING_IMAGES)])
 
 
 def _trained_on(config: Config, dataset: Dataset, state: checkpoint.State) -> bool:
     now = continuing.identity(config, dataset)
-    return all(state.identity.get(key) == now[key] for key in ("dataset", "data.validation", "seed"))
+    then = {**checkpoint.ADDED_IDENTITY, **state.identity}
+    return all(then.get(key) == now[key] for key in ("dataset", "data.validation", "data.train_share", "seed"))
 
 
 def calibration_images(config: Config, dataset: Dataset, state: checkpoint.State) -> tuple[HeldOut, str]:
@@ -138,7 +139,7 @@ def calibration_images(config: Config, dataset: Dataset, state: checkpoint.State
     none = HeldOut("train", np.empty(0, dtype=np.int64))
     if not _trained_on(config, dataset, state):
         return none, "the checkpoint was trained on other data, or held out other images for validation"
-    _, validation = held_out(dataset, config.data.validation, config.seed)
+    _, validation = held_out(dataset, config.data, config.seed)
     if len(validation) == 0:
         return none, "the run held out no images for validation"
     samples = validation.samples[:: -(-len(validation) // CALIBRATION_IMAGES)]

@@ -43,6 +43,12 @@ def one_cycle(config: ScheduleConfig, steps_per_epoch: int, total_steps: int) ->
     return factor
 
 
+def exponential(config: ScheduleConfig, steps_per_epoch: int, total_steps: int) -> Schedule:
+    """From `first` at the first step to 1 at the last, each step by the same factor: a learning-rate range test (Smith 2017,
+    "Cyclical learning rates for training neural networks", section 3.3, where it rises by the same amount)."""
+    return lambda step, accuracies: config.first ** (1 - step / max(1, total_steps - 1))
+
+
 def plateau(config: ScheduleConfig, steps_per_epoch: int, total_steps: int) -> Schedule:
     """Multiplied by `gamma` whenever the validation accuracy stops improving, `reductions` times (the paper, section 3.1)."""
     return lambda step, accuracies: config.gamma ** min(plateaus(config, accuracies), config.reductions)
@@ -53,6 +59,7 @@ SCHEDULES = {
     "step": step_decay,
     "cosine": cosine,
     "one_cycle": one_cycle,
+    "exponential": exponential,
     "plateau": plateau,
 }
 

@@ -34,7 +34,15 @@ class Line:
     style: str
 
 
-def lines(name: str, alt: str, drawn: list[Line], label: str, shares: bool = False, x_label: str = "epoch") -> Markup:
+def lines(
+    name: str,
+    alt: str,
+    drawn: list[Line],
+    label: str,
+    shares: bool = False,
+    x_label: str = "epoch",
+    x_exponent: int | None = None,
+) -> Markup:
     """Lines over a common horizontal axis that begins at zero.
 
     Args:
@@ -42,6 +50,7 @@ def lines(name: str, alt: str, drawn: list[Line], label: str, shares: bool = Fal
         alt: what a reader who cannot see the chart is told.
         label: of the vertical axis.
         shares: values are from 0 to 1 and shown as percentages.
+        x_exponent: of a logarithmic horizontal axis the power of ten at its beginning; its values are decades from there.
     """
     thinned = [Line(line.name, _thin(line.points), line.style) for line in drawn]
     values = [y for line in thinned for y in line.points[1] if math.isfinite(y)]
@@ -67,8 +76,14 @@ def lines(name: str, alt: str, drawn: list[Line], label: str, shares: bool = Fal
     def named(tick: float) -> str:
         return _label(10.0**tick if logarithmic else tick, up, shares)
 
+    def named_below(tick: float) -> str:
+        return _label(tick if x_exponent is None else 10.0 ** (tick + x_exponent), across, False)
+
+    if x_exponent is not None:
+        across = _decades(0.0, right)
+
     parts = [_horizontal(y(tick), named(tick)) for tick in up if low <= tick <= high]
-    parts += [_below(x(tick), _label(tick, across, False)) for tick in across if tick <= right]
+    parts += [_below(x(tick), named_below(tick)) for tick in across if tick <= right]
     for line in thinned:
         heights = [math.log10(b) if logarithmic and math.isfinite(b) else b for b in line.points[1]]
         dots = [(x(a), y(b) if math.isfinite(b) else b) for a, b in zip(line.points[0], heights)]
@@ -80,6 +95,7 @@ def lines(name: str, alt: str, drawn: list[Line], label: str, shares: bool = Fal
     chart = {
         "name": name,
         "x": x_label,
+        "x_exponent": x_exponent,
         "shares": shares,
         "logarithmic": logarithmic,
         "frame": [LEFT, RIGHT, TOP, BOTTOM, right, low, high],

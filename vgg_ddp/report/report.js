@@ -125,7 +125,8 @@
       const x = left + ((right - left) * shown) / end;
       cursor.prepend(svgElement("path", { class: "cursor", d: `M${x} ${top}V${bottom}` }));
       cursor.setAttribute("visibility", "visible");
-      output.textContent = `${chart.x} ${+shown.toFixed(2)}: ${told.join(", ")}`;
+      const here = chart.x_exponent === null ? +shown.toFixed(2) : +(10 ** (shown + chart.x_exponent)).toPrecision(2);
+      output.textContent = `${chart.x} ${here}: ${told.join(", ")}`;
     };
     const clear = () => {
       cursor.setAttribute("visibility", "hidden");

@@ -30,6 +30,7 @@ OPTIONAL_NAMES = ("ema.safetensors", "answers.safetensors")
 # Identity of which earlier checkpoints say nothing, and what they were made with.
 ADDED_IDENTITY = {
     "data.normalisation": "data",
+    "data.train_share": 1.0,
     "optimizer.features_rate": "above 0",
     "model.activation": "relu",
     "model.pool_before_norm": False,

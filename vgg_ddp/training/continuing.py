@@ -75,6 +75,7 @@ def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
         "model.head": config.model.head,
         "data.image_size": config.data.image_size,
         "data.validation": config.data.validation,
+        "data.train_share": config.data.train_share,
         "data.normalisation": "imagenet" if config.data.normalisation == "imagenet" else "data",
         "dataset": dataset.sha256,
         "seed": config.seed,

@@ -59,7 +59,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
     if weights is not None and len(weights) != classes:
         raise UserError(f"loss.class_weights has {len(weights)} weights for the {classes} classes of {dataset.name}")
     split = dataset.split("train")
-    train, validation = held_out(dataset, config.data.validation, config.seed)
+    train, validation = held_out(dataset, config.data, config.seed)
     plain = Order(config.seed, train, config.batch)
     order = BalancedOrder(**vars(plain), labels=split.labels[train]) if config.data.balance_classes else plain
     if order.steps_per_epoch == 0:

@@ -1,0 +1,236 @@
+"""`vgg-ddp study`: real trainings, killed, stopped, given up and diverged; and the page that tells of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.report.test_report import Node, Page, section
+from tests.support.processes import assert_gone, descendants
+from tests.support.rank_processes import context, wait_until
+from vgg_ddp.config import load
+from vgg_ddp.errors import EXIT_STOPPED, UserError
+from vgg_ddp.run.metrics_log import read_metrics
+from vgg_ddp.study import command, learning_rate
+
+pytest.importorskip("optuna")
+pytestmark = pytest.mark.processes
+
+
+def vgg_ddp(words: list[str], output: Path, variables: dict[str, str]) -> None:
+    """`vgg-ddp WORDS`, in a process that was forked for it."""
+    from vgg_ddp import cli
+
+    os.environ.update(variables)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(file, descriptor)
+    sys.exit(cli.main(words))
+
+
+class Warm:
+    """A process as `subprocess.Popen` is one, in which torch need not be imported."""
+
+    def __init__(self, words: list[str], output: Path, variables: dict[str, str]) -> None:
+        self.process: Any = context(True).Process(target=vgg_ddp, args=(words, output, variables))  # type: ignore[attr-defined]
+        self.process.start()
+
+    def poll(self) -> int | None:
+        code: int | None = self.process.exitcode
+        return code
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+    def wait(self) -> int:
+        self.process.join()
+        return int(self.process.exitcode)
+
+    def alive(self) -> bool:
+        return bool(self.process.is_alive())
+
+    stderr = ""
+
+
+def nothing_starts(*arguments: object) -> Warm:
+    raise AssertionError("a finished cell is trained again")
+
+
+def study_file(folder: Path, recipe: Path, text: str) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(f"base: {recipe}\noverrides: [data.validation=0.25]\n{text}")
+    return path
+
+
+def contents(folder: Path) -> dict[str, tuple[str, int]]:
+    """Hash and time of every file below a folder, but for the locks."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in files}
+
+
+GRID = "grid: {optimizer.learning_rate: [0.01, 1e30, 0.02]}\nseeds: 2\nside_by_side: 2\n"
+
+
+@pytest.fixture(scope="module")
+def study(runs: Path, recipe: Path) -> Path:
+    """A whole study, of which one configuration diverges."""
+    path = study_file(runs, recipe, GRID)
+    assert command.run(path, ["min_steps=2"], runs / "study", Warm) == 0
+    return runs / "study"
+
+
+def summary(study: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((study / "summary.json").read_text())
+    return found
+
+
+def page(study: Path) -> Node:
+    return Page((study / "report" / "index.html").read_text(encoding="utf-8")).root
+
+
+def test_every_cell_is_a_run_and_its_objective_is_its_validation(study: Path) -> None:
+    cells = summary(study)["cells"]
+    assert [(cell["values"]["optimizer.learning_rate"], cell["seed"]) for cell in cells] == [
+        (rate, seed) for seed in (0, 1) for rate in ("0.01", "1e30", "0.02")
+    ]
+    assert [cell["ending"] for cell in cells] == ["done", "diverged", "done"] * 2
+    for cell in cells:
+        run = study / "runs" / cell["name"]
+        config = load(run / "config.yaml")
+        assert (config.seed, config.optimizer.learning_rate) == (
+            cell["seed"],
+            float(cell["values"]["optimizer.learning_rate"]),
+        )
+        assert config.tracking.group == "study"
+        if cell["ending"] == "done":
+            (row,) = [row for row in read_metrics(run / "metrics.jsonl") if row["split"] == "validation"]
+            tested = json.loads((run / "evaluation" / "summary.json").read_text())["accuracy"]
+            assert (cell["objective"], cell["test_accuracy"], cell["images"]) == (row["accuracy"], tested, 32)
+        else:
+            assert cell["objective"] is None and "is not finite" in cell["why"]
+
+
+def test_the_page_shows_what_failed_and_what_is_best(study: Path) -> None:
+    found, root = summary(study), page(study)
+    assert "Of 6 trainings 4 are done; 2 diverged." in root.text
+    best = next(one for one in found["configurations"] if one["number"] == found["best"])
+    done = [one for one in found["configurations"] if one["done"] == 2]
+    assert best["mean"] == max(one["mean"] for one in done)
+    assert f"learning_rate {best['values']['optimizer.learning_rate']}" in section(root, "story").text
+    assert len(section(root, "configurations").table()) == 3 and len(section(root, "cells").table()) == 6
+    assert sum("is not finite" in row[-1] for row in section(root, "cells").table()) == 2
+    assert len(section(root, "training").all("svg")) == 3
+    ((first, *rest), (second, *others)) = section(root, "effects").table()
+    assert (first, second) == ("0.01", "0.02") and rest[-1] == others[-1] == "2"
+    config = load(study / "best.yaml")
+    assert config.optimizer.learning_rate == float(best["values"]["optimizer.learning_rate"])
+    assert config.min_steps == 2 and config.run.dir == "runs/study-best" and config.resume == "never"
+
+
+def test_it_is_drawn_again_and_nothing_is_trained_again(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, page_before = contents(study / "runs"), (study / "report" / "index.html").read_bytes()
+    assert command.run(study.parent / "study.yaml", ["min_steps=2"], study, nothing_starts) == 0
+    (study / "report" / "index.html").unlink()
+    command.report(study)
+    assert (study / "report" / "index.html").read_bytes() == page_before
+    assert contents(study / "runs") == before
+    assert "6 trainings, 6 of them done" in capsys.readouterr().out
+
+
+def test_another_study_is_refused_its_folder(study: Path, recipe: Path, tmp_path: Path) -> None:
+    for text, words, told in (
+        (GRID.replace("0.02", "0.03"), ["min_steps=2"], "another grid"),
+        (GRID, ["min_steps=3"], "another base or overrides"),
+        (GRID + "objective: loss\n", ["min_steps=2"], "another objective"),
+    ):
+        with pytest.raises(UserError, match=f"study holds a study with {told}; of one that was begun only seeds, "):
+            command.run(study_file(tmp_path, recipe, text), words, study, nothing_starts)
+    with pytest.raises(UserError, match="holds something else than a study"):
+        command.run(study_file(tmp_path, recipe, GRID), [], tmp_path, nothing_starts)
+    with (
+        command.claimed(study, "definition.yaml"),
+        pytest.raises(UserError, match="study is in use by another study; wait for it, or"),
+    ):
+        command.run(study.parent / "study.yaml", ["min_steps=2"], study, nothing_starts)
+
+
+def test_hopeless_cells_are_given_up(runs: Path, recipe: Path, tmp_path: Path) -> None:
+    """By a threshold that none reaches, from the third epoch on, which the first configuration does not see."""
+    text = "grid: {epochs: [1, 1000]}\npruner: {name: threshold, lower: 1.1, n_warmup_steps: 3}\n"
+    assert command.run(study_file(tmp_path, recipe, text), [], runs / "pruned", Warm) == 0
+    first, second = summary(runs / "pruned")["cells"]
+    assert (first["ending"], second["ending"], second["objective"]) == ("done", "given up", None)
+    assert json.loads((runs / "pruned/runs" / second["name"] / "outcome.json").read_text())["state"] == "stopped"
+    assert "1 given up" in page(runs / "pruned").text
+    assert "Cells that were given up have no figure" in page(runs / "pruned").text
+    with pytest.raises(UserError, match=r"there is no 'mediam'; the names are median, .*"):
+        text = text.replace("threshold", "mediam")
+        command.run(study_file(tmp_path, recipe, text), [], runs / "pruned", nothing_starts)
+
+
+def test_a_study_without_a_figure_says_why(runs: Path, recipe: Path, tmp_path: Path) -> None:
+    path = study_file(tmp_path, recipe, "grid: {batch: [1000]}\n")
+    with pytest.raises(
+        UserError, match=r"no cell of .*none came to its end; 001-batch-1000-seed-0: .* one batch of 1000"
+    ):
+        command.run(path, [], runs / "none", Warm)
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_it_goes_on_without_a_finished_cell(runs: Path, recipe: Path, tmp_path: Path) -> None:
+    text = "grid: {min_steps: [2, 60]}\n"
+    path, out = study_file(tmp_path, recipe, text), runs / "killed"
+    words = ["study", str(path), "checkpoint.every_steps=10", "--out", str(out)]
+    first, second = out / "runs" / "001-min_steps-2-seed-0", out / "runs" / "002-min_steps-60-seed-0"
+
+    def begun(steps: int) -> Warm:
+        process = Warm(words, tmp_path / "output", {})
+        wait_until(lambda: any(row["step"] >= steps for row in read_metrics(second / "metrics.jsonl")), process)  # type: ignore[arg-type]
+        return process
+
+    process = begun(steps=12)
+    trainings = descendants(process.process.pid)
+    process.process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert_gone(trainings)
+    finished = contents(first)
+    process = begun(steps=25)
+    process.terminate()
+    assert process.wait() == EXIT_STOPPED
+    last = (tmp_path / "output").read_text().splitlines()[-1]
+    assert last.startswith("vgg-ddp: stopped on request after 1 of 2 cells; to go on: vgg-ddp study ")
+    assert Warm(words, tmp_path / "output", {}).wait() == 0
+    assert contents(first) == finished
+    rows = [row["step"] for row in read_metrics(second / "metrics.jsonl") if row["scope"] == "steps"]
+    assert rows == list(range(1, 61))
+    assert [cell["ending"] for cell in summary(out)["cells"]] == ["done", "done"]
+
+
+def test_a_learning_rate_is_looked_for_until_the_loss_rises(
+    runs: Path, recipe: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = runs / "rate"
+    words = [f"data.source={digits}", "batch=32", "schedule.first=1e-4", "optimizer.learning_rate=10", "min_steps=51"]
+    assert learning_rate.run(recipe, words, out, Warm) == 0
+    told = json.loads((out / "summary.json").read_text())
+    rows = [row for row in read_metrics(out / "run" / "metrics.jsonl") if row["scope"] == "steps"]
+    assert [row["lr"] for row in rows] == pytest.approx(np.logspace(-3, 1, 51)[: len(rows)])
+    assert 1e-3 < told["begins"] < told["lowest"] < 1 and told["suggested"] == told["lowest"] / 10
+    assert load(recipe, told["words"]).optimizer.learning_rate == pytest.approx(told["suggested"], rel=0.1)
+    assert f"a tenth of that: {' '.join(told['words'])}" in capsys.readouterr().out
+    story = section(page(out), "story").text
+    assert f"{told['suggested']:.2g}" in story and "a batch of 32" in story
+    labels = [text.text for text in section(page(out), "training").all("text", **{"class": "tick"})]
+    assert {"0.001", "0.01", "0.1"} <= set(labels)
+    with pytest.raises(UserError, match="holds a test of the learning rate already"):
+        learning_rate.run(recipe, words, out, nothing_starts)
+    with pytest.raises(UserError, match="does not fall and rise again"):
+        learning_rate.run(recipe, ["optimizer.learning_rate=1e-6", "min_steps=21"], runs / "flat", Warm)
