@@ -90,19 +90,40 @@ def test_a_signal_before_the_ranks_have_begun_is_one_line(number: int, tmp_path:
 @pytest.mark.parametrize(
     ("end", "attempts", "told"),
     [
-        ("return 1", 1, "failed with exit code 1 at its start, before it had taken a step: not tried again"),
-        ("os.kill(os.getpid(), 9)", 4, "was killed by SIGKILL at its start, again: no step further in 3 restarts"),
+        ("return 1", 1, "rank 1 failed with exit code 1 at its start, before it had taken a step: not tried again"),
+        (
+            "os.kill(os.getpid(), 9)",
+            4,
+            "rank 1 was killed by SIGKILL at its start, again: no step further in 3 restarts",
+        ),
+        # The process that ranks are forked from, and both ranks with it.
+        (
+            "os.kill(os.getppid(), 9)",
+            4,
+            "rank 0 was killed by SIGKILL at its start, again: no step further in 3 restarts",
+        ),
     ],
 )
 def test_a_failure_that_comes_back_is_told_and_ends(end: str, attempts: int, told: str, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(
         "import os, time\ndef main(arguments):\n if os.environ['RANK'] == '0': time.sleep(3600)\n"
-        f" open('tries', 'a').write('x')\n {end}"
+        f" open('tries', 'a').write('x')\n {end}\n time.sleep(3600)"
     )
     launched = Ranks(_launch_in, (tmp_path, "failing", 2, 3), 1, tmp_path / "output")
     assert launched.wait() == [1]
     assert (tmp_path / "tries").read_text() == attempts * "x"
     *restarts, last = launched.stderr.splitlines()
-    assert last == f"vgg-ddp: rank 1 {told}"
-    again = "rank 1 was killed by SIGKILL at its start; all ranks start again from the newest checkpoint"
+    assert last == f"vgg-ddp: {told}"
+    again = f"{told[:6]} was killed by SIGKILL at its start; all ranks start again from the newest checkpoint"
     assert restarts == [f"vgg-ddp: {again} (restart {number} of 3)" for number in range(1, attempts)]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_the_rank_that_is_left_is_asked_to_end(failing: int, tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(
+        f"import os, time\ndef main(arguments):\n if os.environ['RANK'] == '{failing}': return 1\n"
+        " try: time.sleep(3600)\n finally: open('asked', 'w')"
+    )
+    launched = Ranks(_launch_in, (tmp_path, "failing", 2), 1, tmp_path / "output")
+    assert launched.wait() == [1]
+    assert (tmp_path / "asked").exists()

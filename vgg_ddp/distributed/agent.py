@@ -70,7 +70,7 @@ class ForkingAgent(SimpleElasticAgent):
         return {worker.local_rank: worker.local_rank for worker in worker_group.workers}
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        if any(self._failures(worker_group)):
+        if self._failures(worker_group):
             self._shutdown()
             return RunResult(WorkerState.FAILED, failures=self._failures(worker_group))
         if self._server.running():

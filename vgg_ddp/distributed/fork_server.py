@@ -1,7 +1,7 @@
 """Where a supervisor's ranks come from: a process that has imported what they run, and is forked once for each.
 
 Importing torch takes seconds of a core, which ranks forked from one process share, and which none that starts again needs. The
-server runs no code of a training: it has no threads and has not touched a GPU, neither of which would survive the fork.
+server only imports: it has not begun with a GPU, and has no threads (but OpenBLAS's, which heeds forks): neither would survive.
 
 As a program, `python -m vgg_ddp.distributed.fork_server PID SOCKET MODULE`, it is that process, of the supervisor PID.
 """
@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn
@@ -27,7 +28,7 @@ from vgg_ddp.distributed import parent
 from vgg_ddp.distributed.activity import Activity
 from vgg_ddp.errors import STOP_SIGNALS, Signalled, leave, signals_raise
 
-DYNAMO = "torch._dynamo"  # torch imports it with the first DistributedDataParallel
+LATER = ("torch._dynamo", "vgg_ddp.report.live")  # what trainings import by themselves, after their start
 LONGEST = 2**17  # bytes of a message
 
 
@@ -132,11 +133,11 @@ def _serve(connection: socket.socket, module: str) -> None:
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # else it does not wake
     signal.set_wakeup_fd(wake)
     while True:
-        ready, _, _ = select.select([connection, woken], [], [])
+        ready, _, _ = select.select([connection.fileno(), woken], [], [])
         if woken in ready:
             os.read(woken, LONGEST)
             _tell_of_ends(connection)
-        if connection in ready:
+        if connection.fileno() in ready:
             message = connection.recv(LONGEST)
             if not message:
                 return
@@ -177,10 +178,13 @@ def _be_rank(order: _Order, module: str, server: int) -> NoReturn:
 def _main(pid: str, descriptor: str, module: str) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # those to all processes at once; none is lost to a rank
     parent.end_with(int(pid))
+    warnings.filterwarnings(
+        "ignore", "This process .* is multi-threaded", DeprecationWarning
+    )  # by OpenBLAS; Python 3.12
     with contextlib.suppress(Exception):  # the ranks meet it too, and say so
         importlib.import_module(module)
-        if "torch" in sys.modules:
-            importlib.import_module(DYNAMO)
+        for name in LATER if "torch" in sys.modules else ():
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what all share is not looked at again by those that collect garbage, and stays shared
     with socket.socket(fileno=int(descriptor)) as connection:
