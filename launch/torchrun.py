@@ -84,17 +84,21 @@ def torchrun_arguments(plan: Plan, endpoint: str) -> list[str]:
 def _run(options: argparse.Namespace, plan: Plan, endpoint: str, interface: str | None, address: str) -> NoReturn:
     preflight.prepare_data(plan.config)  # before the hosts meet: a long download keeps no rank waiting
 
-    from vgg_ddp.distributed import rendezvous, supervisor
+    from vgg_ddp.distributed import supervisor
+    from vgg_ddp.distributed.fork_server import ForkServer
 
-    if interface is None:
-        place = rendezvous.of_one_host()
-    else:
-        host, port = network.parse_endpoint(endpoint)
-        place = hosts.meet(host, port, address, interface, plan.nodes, options.rdzv_id, options.timeout)
     module, *arguments = plan.training
     config = plan.config
     task = supervisor.Task(module, arguments, [*arguments, "resume=auto"], config.restarts, config.timeout)
-    code = supervisor.run(task, plan.ranks_per_node, place, options.grace)
+    with ForkServer(module) as server:  # which imports torch while this process does
+        from vgg_ddp.distributed import rendezvous
+
+        if interface is None:
+            place = rendezvous.of_one_host()
+        else:
+            host, port = network.parse_endpoint(endpoint)
+            place = hosts.meet(host, port, address, interface, plan.nodes, options.rdzv_id, options.timeout)
+        code = supervisor.run(task, plan.ranks_per_node, place, server, options.grace)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # taking torch down in order would cost a second of the five

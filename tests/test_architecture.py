@@ -98,8 +98,11 @@ def test_vgg_ddp_imports_neither_launchers_nor_benchmarks() -> None:
     assert names.isdisjoint({"launch", "benchmarks", "tests"})
 
 
-def test_training_imports_no_report_tracker_or_benchmark() -> None:
-    code = "import json, sys, vgg_ddp.train; print(json.dumps(sorted(sys.modules)))"
+def test_training_imports_no_report_tracker_or_benchmark_and_asks_for_no_gpu() -> None:
+    """The latter would not survive the fork of a rank, nor would what is imported for it later."""
+    code = "import json, sys, torch; torch._C._cuda_getDeviceCount = torch.cuda.device_count = None; import vgg_ddp.train; "
+    code += "print(json.dumps(sorted(sys.modules))); from vgg_ddp.distributed.fork_server import LATER; "
+    code += "[__import__(name) for name in LATER]"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     names = json.loads(done.stdout.splitlines()[-1])
     assert "vgg_ddp.train" in names

@@ -21,7 +21,7 @@ from vgg_ddp.data.dataset import QUICKLY_READ, Dataset
 from vgg_ddp.data.record import read_record
 from vgg_ddp.distributed import rank_process
 from vgg_ddp.distributed.world import World
-from vgg_ddp.errors import UserError
+from vgg_ddp.errors import UserError, leave
 from vgg_ddp.evaluation import own_images, test_set
 from vgg_ddp.evaluation.image_files import not_images
 from vgg_ddp.optim import precision
@@ -200,4 +200,4 @@ def main(arguments: list[str], images: Path | None = None) -> int:
 
 
 if __name__ == "__main__":
-    rank_process.leave(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

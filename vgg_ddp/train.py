@@ -18,7 +18,7 @@ from vgg_ddp.data import of_run
 from vgg_ddp.data.dataset import QUICKLY_READ, Dataset
 from vgg_ddp.distributed import memory, rank_process
 from vgg_ddp.distributed.world import World
-from vgg_ddp.errors import StoppedOnRequest
+from vgg_ddp.errors import StoppedOnRequest, leave
 from vgg_ddp.evaluation.inference import predict
 from vgg_ddp.loaders import Batch
 from vgg_ddp.optim import optimizers, plateau, precision
@@ -198,4 +198,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    rank_process.leave(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -21,6 +21,7 @@ import torch
 from tests.chaos.conftest import Tries
 from tests.support.disks import disk_of
 from tests.support.endless_writer import write_for_ever
+from tests.support.processes import children, ranks_of
 from tests.support.rank_processes import Launch, Ranks, Train, start, wait_until
 from tests.support.run_folders import assert_undisturbed, metrics
 from vgg_ddp.data.dataset import QUICKLY_READ, Dataset
@@ -77,14 +78,8 @@ class Launched:
         )
 
     def ranks(self) -> list[int]:
-        """The processes that it has started, its ranks among them."""
-        try:
-            return [
-                int(pid)
-                for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-            ]
-        except OSError:
-            return []
+        """Its ranks, and the process that they are forked from."""
+        return [*children(self.process.pid), *ranks_of(self.process.pid)]
 
     def end(self) -> tuple[int, str]:
         """Its exit code, and all that it said."""
@@ -192,9 +187,10 @@ def test_kills_in_one_run(tries: Begin, golden: dict[int, Path], train: Train, r
     for number in range(tried.count):
         wait_for_step(run, 4 * number + 6, launched)
         if victims := launched.ranks():
-            os.kill(tried.rng.choice(victims), signal.SIGKILL)
-        while victims and set(victims) & set(launched.ranks()) and launched.process.poll() is None:
-            time.sleep(0.01)
+            victim = tried.rng.choice(victims)
+            os.kill(victim, signal.SIGKILL)
+            while victim in launched.ranks() and launched.process.poll() is None:
+                time.sleep(0.01)
     code, said = launched.end()
     tried.check(code == 0 and not ends_as(run, expected), f"{code}\n{ends_as(run, expected)}\n{said[-2000:]}")
 

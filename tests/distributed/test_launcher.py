@@ -29,35 +29,41 @@ def test_our_exit_codes_pass_through(tmp_path: Path, codes: list[int], code: int
     """Real ranks that end with the given codes (negative: by that signal), each after the one before it."""
     (tmp_path / "ending.py").write_text(
         textwrap.dedent(f"""
-        import os, pathlib, sys, time
-        rank = int(os.environ["RANK"])
-        code = {codes}[rank]
+        import os, pathlib, time
 
         def has_ended(rank):
             if not os.path.lexists(f"pid {{rank}}"):
                 return False
             try:
-                stat = pathlib.Path("/proc", os.readlink(f"pid {{rank}}"), "stat").read_text()
+                return pathlib.Path("/proc", os.readlink(f"pid {{rank}}"), "stat").read_text().rsplit(")", 1)[1][1] == "Z"
             except FileNotFoundError:
                 return True
-            return stat.rsplit(")", 1)[1].split()[0] == "Z"
 
-        if __name__ == "__main__":
+        def main(arguments):
+            rank = int(os.environ["RANK"])
+            code = {codes}[rank]
             os.symlink(str(os.getpid()), f"pid {{rank}}")
             while rank and not has_ended(rank - 1):
                 time.sleep(0.01)
-            os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)
+            if code < 0:
+                os.kill(os.getpid(), -code)
+            return code
         """)
     )
     launched = Ranks(_launch_in, (tmp_path, "ending", len(codes)), 1, tmp_path / "output")
     assert launched.wait() == [code], launched.stderr
 
 
-def test_no_rank_outlives_a_launcher_that_is_killed_at_once(tmp_path: Path) -> None:
-    """Before the ranks have imported anything of theirs."""
-    (tmp_path / "waiting.py").write_text("import time; time.sleep(3600)")
+WHILE_IMPORTING = "import time; time.sleep(3600)"
+AS_RANKS = f"def main(arguments): {WHILE_IMPORTING}"
+
+
+@pytest.mark.parametrize(("waiting", "processes"), [(WHILE_IMPORTING, 1), (AS_RANKS, 3)])
+def test_no_rank_outlives_a_launcher_that_is_killed_at_once(waiting: str, processes: int, tmp_path: Path) -> None:
+    """While the process that ranks are forked from imports what they run, or with ranks that have just been forked."""
+    (tmp_path / "waiting.py").write_text(waiting)
     launched = Ranks(_launch_in, (tmp_path, "waiting", 2), 1, tmp_path / "output")
-    wait_until(lambda: len(descendants(launched.processes[0].pid)) >= 2, launched)
+    wait_until(lambda: len(descendants(launched.processes[0].pid)) >= processes, launched)
     ranks = descendants(launched.processes[0].pid)
     launched.send(signal.SIGKILL)
     launched.wait()
@@ -72,9 +78,9 @@ def _launch_in(folder: Path, module: str, ranks: int, restarts: int = 0) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_before_the_ranks_have_begun_is_one_line(number: int, tmp_path: Path) -> None:
-    (tmp_path / "waiting.py").write_text("import time; time.sleep(3600)")
+    (tmp_path / "waiting.py").write_text(AS_RANKS)
     launched = Ranks(_launch_in, (tmp_path, "waiting", 2, 3), 1, tmp_path / "output")
-    wait_until(lambda: len(descendants(launched.processes[0].pid)) >= 2, launched)
+    wait_until(lambda: len(descendants(launched.processes[0].pid)) >= 3, launched)
     launched.send(number)
     assert launched.wait() == [128 + number]
     (line,) = launched.stderr.splitlines()
@@ -84,18 +90,40 @@ def test_a_signal_before_the_ranks_have_begun_is_one_line(number: int, tmp_path:
 @pytest.mark.parametrize(
     ("end", "attempts", "told"),
     [
-        ("sys.exit(1)", 1, "failed with exit code 1 at its start, before it had taken a step: not tried again"),
-        ("os.kill(os.getpid(), 9)", 4, "was killed by SIGKILL at its start, again: no step further in 3 restarts"),
+        ("return 1", 1, "rank 1 failed with exit code 1 at its start, before it had taken a step: not tried again"),
+        (
+            "os.kill(os.getpid(), 9)",
+            4,
+            "rank 1 was killed by SIGKILL at its start, again: no step further in 3 restarts",
+        ),
+        # The process that ranks are forked from, and both ranks with it.
+        (
+            "os.kill(os.getppid(), 9)",
+            4,
+            "rank 0 was killed by SIGKILL at its start, again: no step further in 3 restarts",
+        ),
     ],
 )
 def test_a_failure_that_comes_back_is_told_and_ends(end: str, attempts: int, told: str, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(
-        f"import os, sys, time\nif os.environ['RANK'] == '0': time.sleep(3600)\nopen('tries', 'a').write('x')\n{end}"
+        "import os, time\ndef main(arguments):\n if os.environ['RANK'] == '0': time.sleep(3600)\n"
+        f" open('tries', 'a').write('x')\n {end}\n time.sleep(3600)"
     )
     launched = Ranks(_launch_in, (tmp_path, "failing", 2, 3), 1, tmp_path / "output")
     assert launched.wait() == [1]
     assert (tmp_path / "tries").read_text() == attempts * "x"
     *restarts, last = launched.stderr.splitlines()
-    assert last == f"vgg-ddp: rank 1 {told}"
-    again = "rank 1 was killed by SIGKILL at its start; all ranks start again from the newest checkpoint"
+    assert last == f"vgg-ddp: {told}"
+    again = f"{told[:6]} was killed by SIGKILL at its start; all ranks start again from the newest checkpoint"
     assert restarts == [f"vgg-ddp: {again} (restart {number} of 3)" for number in range(1, attempts)]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_the_rank_that_is_left_is_asked_to_end(failing: int, tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(
+        f"import os, time\ndef main(arguments):\n if os.environ['RANK'] == '{failing}': return 1\n"
+        " try: time.sleep(3600)\n finally: open('asked', 'w')"
+    )
+    launched = Ranks(_launch_in, (tmp_path, "failing", 2), 1, tmp_path / "output")
+    assert launched.wait() == [1]
+    assert (tmp_path / "asked").exists()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
-from tests.support.processes import assert_gone, descendants
+from tests.support.processes import assert_gone, descendants, ranks_of
 from tests.support.rank_processes import Ranks, Train, wait_until
 from tests.support.run_folders import assert_undisturbed, metrics
 from vgg_ddp import cli
@@ -31,16 +31,16 @@ def test_a_rank_that_is_killed_and_one_that_hangs(recipe: Path, runs: Path, trai
     supervisor = launched.processes[0].pid
     wait_until(lambda: len(metrics(run)) >= 6, launched)
     processes = descendants(supervisor)
-    assert len(processes) >= 4  # two ranks, a worker each
+    assert len(processes) >= 5  # the server that ranks are forked from, two ranks, a worker each
     listening = [place for process in (supervisor, *processes) for place in listens(process)]
     assert listening and {address for address, _ in listening} == {"127.0.0.1"}
     (store,) = [port for _, port in listens(supervisor)]
     assert "agents/ranks 0" in plant(store, tmp_path / "canary")
-    rank_zero, _ = children(supervisor)
+    rank_zero, _ = ranks_of(supervisor)
     os.kill(rank_zero, signal.SIGKILL)
-    wait_until(lambda: set(children(supervisor)).isdisjoint(processes) and furthest(run) >= 12, launched)
+    wait_until(lambda: set(ranks_of(supervisor)).isdisjoint(processes) and furthest(run) >= 12, launched)
     processes += descendants(supervisor)
-    _, rank_one = children(supervisor)
+    _, rank_one = ranks_of(supervisor)
     os.kill(rank_one, signal.SIGSTOP)
     assert launched.wait() == [0], launched.stderr
     assert not (tmp_path / "canary").exists()
@@ -53,11 +53,6 @@ def test_a_rank_that_is_killed_and_one_that_hangs(recipe: Path, runs: Path, trai
     assert_undisturbed(run, train("undisturbed", *WORDS, size=2))
     for file in ("summary.json", "environment.json"):
         assert json.loads((run / file).read_text())["restarts"] == 2
-
-
-def children(process: int) -> list[int]:
-    """The ranks of a supervisor, in their order."""
-    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def furthest(run: Path) -> int:

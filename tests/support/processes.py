@@ -16,6 +16,19 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def ranks_of(supervisor: int) -> list[int]:
+    """The ranks of a supervisor, in their order: the children of the server that they are forked from, its only child."""
+    return [rank for server in children(supervisor) for rank in children(server)]
+
+
+def children(pid: int) -> list[int]:
+    """Those that its main thread has started."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
 def assert_gone(processes: list[int]) -> None:
     """They end; the limit only keeps a failing test from hanging."""
     deadline = time.monotonic() + 100

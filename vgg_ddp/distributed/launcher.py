@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 from vgg_ddp import cores
 from vgg_ddp.config import Config
-from vgg_ddp.distributed import numa
+from vgg_ddp.distributed import numa, supervisor
 from vgg_ddp.distributed.devices import Devices
+from vgg_ddp.distributed.fork_server import ForkServer
 from vgg_ddp.distributed.supervisor import Task
 from vgg_ddp.run.console import say
 
@@ -52,7 +53,8 @@ def start(task: Task, ranks: int) -> int:
 
 
 def _start_supervised(task: Task, ranks: int) -> int:
-    from vgg_ddp.distributed import rendezvous, supervisor
-
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores.usable() // ranks)))
-    return supervisor.run(task, ranks, rendezvous.of_one_host())
+    with ForkServer(task.module) as server:  # which imports torch while this process does
+        from vgg_ddp.distributed import rendezvous
+
+        return supervisor.run(task, ranks, rendezvous.of_one_host(), server)

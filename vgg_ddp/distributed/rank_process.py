@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
-import sys
 from collections.abc import Callable
-from typing import NoReturn
 
 from vgg_ddp.distributed.activity import VARIABLE, Activity, stopped
 from vgg_ddp.distributed.devices import Devices
@@ -64,18 +61,6 @@ def _run(body: Callable[[World], None], devices: Devices, activity: Activity) ->
             complain(f"vgg-ddp: rank {os.environ.get('RANK')} ends: another rank is gone")
         return EXIT_LOST_RANK
     return EXIT_OK
-
-
-def leave(code: int) -> NoReturn:
-    """End this process with `code` at once, without Python's own shutdown; all files are written and closed by now.
-
-    Otherwise, once in some dozens of starts, a library's thread that still ran during the shutdown aborted the process, and
-    a rank that had done its work ended with a signal.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # nobody reads it any more
-            stream.flush()
-    os._exit(code)
 
 
 def _run_reporting(world: World, body: Callable[[World], None]) -> None:

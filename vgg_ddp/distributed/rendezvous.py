@@ -14,12 +14,10 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
-    RendezvousParameters,
     RendezvousStoreInfo,
-    rendezvous_handler_registry,
 )
 
-BACKEND = "vgg_ddp"  # our name in torchrun's registry of rendezvous
+BACKEND = "vgg_ddp"  # its name in the agent's records
 LOOPBACK = "127.0.0.1"
 
 
@@ -95,10 +93,3 @@ class Rendezvous(RendezvousHandler):
 
     def shutdown(self) -> bool:  # noqa: D102
         return True
-
-
-def _of_parameters(parameters: RendezvousParameters) -> RendezvousHandler:
-    return Rendezvous(parameters.config["place"], parameters.run_id)
-
-
-rendezvous_handler_registry.register(BACKEND, _of_parameters)

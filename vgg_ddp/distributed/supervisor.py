@@ -1,4 +1,4 @@
-"""The supervisor of the ranks of one host: starts them with torchrun's elastic agent, and makes sure that they end.
+"""The supervisor of the ranks of one host: starts them by torchrun's elastic agent, and makes sure that they end.
 
 It passes signals on to the ranks, ends the ranks of all hosts when one fails or hangs, kills those that do not end in time,
 and starts all again where that may help (`failures`). A thread of its own watches: the main thread may be waiting in the C++
@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ import msgspec
 
 from vgg_ddp.distributed import activity
 from vgg_ddp.distributed.failures import Ending, Restarts
+from vgg_ddp.distributed.fork_server import ForkServer
 from vgg_ddp.distributed.hangs import Hangs
 from vgg_ddp.errors import EXIT_LOST_RANK, STOP_SIGNALS
 from vgg_ddp.run.console import complain
@@ -49,7 +49,7 @@ class Task:
     """What the ranks run.
 
     Attributes:
-        module, arguments: as of `python -m`.
+        module, arguments: its `main(arguments)` is run, and returns the exit code.
         resumed: the arguments after a restart.
         restarts, timeout: the keys of the configuration; 0 restarts: none.
     """
@@ -65,7 +65,7 @@ class _Interrupted(Exception):
     """A signal arrived while no rank was running."""
 
 
-def run(task: Task, ranks: int, place: MeetingPlace, grace: float | None = None) -> int:
+def run(task: Task, ranks: int, place: MeetingPlace, server: ForkServer, grace: float | None = None) -> int:
     """Run a task on `ranks` ranks of this host; the exit code.
 
     `STOP_SIGNALS` ask the ranks to save and end, on every host. When a rank fails, the others are ended, and all start again
@@ -73,20 +73,26 @@ def run(task: Task, ranks: int, place: MeetingPlace, grace: float | None = None)
 
     Args:
         place: where they meet the supervisors and ranks of other hosts, and one another.
+        server: of the task's module.
         grace: seconds that ranks have to end after SIGTERM, SIGINT or SIGHUP before they are killed; None: no limit.
     """
     from torch.distributed import DistError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
+    from vgg_ddp.distributed import rendezvous
+    from vgg_ddp.distributed.agent import ForkingAgent
+
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # ranks print their own errors
     board = activity.Board(ranks)
-    watch = _Watch(task, board, place, grace)
+    watch = _Watch(task, board, place, server, grace)
     try:
         with watch.running():
             for attempt in itertools.count():
-                os.environ |= {activity.VARIABLE: board.name, activity.RESTARTS: str(attempt)}
+                variables = {activity.VARIABLE: board.name, activity.RESTARTS: str(attempt)}
                 watch.begin(attempt)
-                ending = watch.ended(_launch(task, ranks, place, attempt))
+                meeting = rendezvous.Rendezvous(place, _name(attempt))
+                arguments = task.resumed if attempt else task.arguments
+                ending = watch.ended(ForkingAgent(server, ranks, variables, arguments, meeting).codes())
                 if ending.text:
                     complain(f"vgg-ddp: {ending.text}")
                 if not ending.restart:
@@ -101,50 +107,17 @@ def run(task: Task, ranks: int, place: MeetingPlace, grace: float | None = None)
             complain(f"vgg-ddp: a host is gone: {_first_line(error)}")
         return 128 + watch.signal if watch.signal else 1
     finally:
-        for name in (activity.VARIABLE, activity.RESTARTS):
-            os.environ.pop(name, None)
         board.close()
-
-
-def _launch(task: Task, ranks: int, place: MeetingPlace, attempt: int) -> dict[int, int]:
-    """Run the ranks once; the exit codes of those that did not end well, by rank."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    from vgg_ddp.distributed import parent, rendezvous
-
-    config = LaunchConfig(
-        min_nodes=place.hosts,
-        max_nodes=place.hosts,
-        nproc_per_node=ranks,
-        run_id=_name(attempt),
-        rdzv_backend=rendezvous.BACKEND,
-        rdzv_configs={"place": place},
-        max_restarts=0,  # the agent would restart whatever failed, and counts for all time
-        signals_to_handle="SIGQUIT",  # the supervisor handles the rest
-    )
-    program, *words = parent.command(task.module, task.resumed if attempt else task.arguments)
-    try:
-        elastic_launch(config, program)(*words)
-    except ChildFailedError as error:
-        return {rank: failure.exitcode for rank, failure in error.failures.items()}
-    return {}
-
-
-def children() -> list[int]:
-    """The process ids of this process's children."""
-    pids: list[int] = []
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the thread has just ended
-            pids += [int(pid) for pid in (task / "children").read_text().split()]
-    return pids
 
 
 class _Watch:
     """Passes signals on to the ranks, ends them when one fails, hangs or ends elsewhere, and kills those that do not end."""
 
-    def __init__(self, task: Task, board: activity.Board, place: MeetingPlace, grace: float | None) -> None:
+    def __init__(
+        self, task: Task, board: activity.Board, place: MeetingPlace, server: ForkServer, grace: float | None
+    ) -> None:
         self._timeout, self._board, self._place, self._grace = task.timeout, board, place, grace
+        self._running = server.running
         self._store = place.store.clone() if place.hosts > 1 else None  # a connection for this thread
         self._restarts = Restarts(task.restarts)
         self._lock = threading.Lock()  # of what one launch of the ranks sets
@@ -194,7 +167,7 @@ class _Watch:
             os.close(writer)
 
     def _in_main_thread(self, number: int, frame: FrameType | None) -> None:
-        if not self._finished and not children():
+        if not self._finished and not self._running():
             self.signal = number
             raise _Interrupted
 
@@ -215,7 +188,7 @@ class _Watch:
             self._kill()
         elif number == signal.SIGUSR1:  # a scheduler's, long before it ends the job
             self.signal = self.signal or number
-            _send(number)
+            self._send(number)
         elif number in STOP_SIGNALS:
             self.signal = number
             self._tell(Ending(128 + number))
@@ -294,13 +267,13 @@ class _Watch:
         self._elsewhere = self._read_ending()
         if self._elsewhere is not None:
             self._end_ranks(self._grace if self._elsewhere.code > 128 else self._failure_grace())
-            if self._elsewhere.restart and self._store is not None and not children():
+            if self._elsewhere.restart and self._store is not None and not self._running():
                 # Those here had ended well: the agent waits for the others, in vain, at this key.
                 self._store.set(f"agents/{_name(self._attempt)}/torchelastic/agent/terminal_state/last_member", "")
 
     def _look_here(self) -> None:
         """Give the ranks a deadline if one of them has failed or hangs."""
-        seen, running, now = [rank.seen() for rank in self._board.ranks], len(children()), time.monotonic()
+        seen, running, now = [rank.seen() for rank in self._board.ranks], len(self._running()), time.monotonic()
         self._complete = self._complete or running == len(seen)
         if self._complete and running < sum(one.phase != "end" for one in seen):  # the agent asks the others to end
             self._deadline = now + self._failure_grace()
@@ -316,17 +289,22 @@ class _Watch:
     def _end_ranks(self, grace: float | None) -> None:
         if grace is not None:
             self._deadline = time.monotonic() + grace
-        _send(signal.SIGTERM)  # a rank that is still importing would print a traceback on SIGINT
+        self._send(signal.SIGTERM)  # a rank that is still importing would print a traceback on SIGINT
+
+    def _send(self, number: int) -> None:
+        for process in self._running():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
 
     def _kill(self) -> None:
         """Kill the ranks and their workers; after a signal this process too, if it does not end within half a second."""
-        if children() and self.signal:
+        if self._running() and self.signal:
             seconds = f" in {self._grace:g} s" if self._grace is not None else ""
             complain(f"vgg-ddp: the ranks here did not end{seconds}: killed")
         self._killed = True
-        for pid in children():
+        for pid in self._running():
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)  # the agent starts each rank as the leader of a session
+                os.killpg(pid, signal.SIGKILL)  # each rank is the leader of a session
         if not self.signal and (self._elsewhere is None or self._elsewhere.restart):
             return
         deadline = time.monotonic() + 0.5
@@ -351,12 +329,6 @@ class _Watch:
 
 def _name(attempt: int) -> str:
     return f"ranks {attempt}"
-
-
-def _send(number: int) -> None:
-    for child in children():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, number)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """A fault in one rank of a launch, at a moment that a test names.
 
-Python imports a module of this name at its start from the folders in PYTHONPATH, before anything else: so a rank that is
-started as ever has its fault, and the package knows nothing of it.
+Python imports a module of this name at its start from the folders in PYTHONPATH, before anything else: so the process that
+ranks are forked from has the fault, which strikes one of them, and the package knows nothing of it.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def put_in(fault: Fault) -> None:
 
     def at(phase: str) -> None:
         step = seen[-1].seen().step if seen else 0
-        if phase == fault.phase and (step >= fault.step or phase in ("start", "evaluate", "report")):
+        if phase == fault.phase and fault.here() and (step >= fault.step or phase in ("start", "evaluate", "report")):
             fault.strike()
 
     enter = Activity.enter
@@ -111,7 +111,7 @@ def put_in(fault: Fault) -> None:
     def not_a_number(function: Callable[..., Any]) -> Callable[..., Any]:
         def striking(*arguments: Any, **named: Any) -> Any:
             loss, logits = function(*arguments, **named)
-            if fault.phase == "forward" and seen[-1].seen().step >= fault.step:
+            if fault.phase == "forward" and fault.here() and seen[-1].seen().step >= fault.step:
                 fault.phase = ""
                 loss = loss * float("nan")
             return loss, logits
@@ -124,7 +124,6 @@ def put_in(fault: Fault) -> None:
     DdpEngine.step = before("optimizer", DdpEngine.step)  # type: ignore[method-assign]
     checkpoint.write_durably = before("write", checkpoint.write_durably)
     checkpoint.sync_directory = before("rename", checkpoint.sync_directory)
-    at("start")
 
 
 class AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -153,5 +152,4 @@ class AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 if VARIABLE in os.environ:
     _fault = Fault(**json.loads(os.environ[VARIABLE]))
-    if _fault.here():
-        sys.meta_path.insert(0, AfterImport(lambda: put_in(_fault)))
+    sys.meta_path.insert(0, AfterImport(lambda: put_in(_fault)))

@@ -1,0 +1,196 @@
+"""Where a supervisor's ranks come from: a process that has imported what they run, and is forked once for each.
+
+Importing torch takes seconds of a core, which ranks forked from one process share, and which none that starts again needs. The
+server only imports: it has not begun with a GPU, and has no threads (but OpenBLAS's, which heeds forks): neither would survive.
+
+As a program, `python -m vgg_ddp.distributed.fork_server PID SOCKET MODULE`, it is that process, of the supervisor PID.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NoReturn
+
+import msgspec
+
+from vgg_ddp.distributed import parent
+from vgg_ddp.distributed.activity import Activity
+from vgg_ddp.errors import STOP_SIGNALS, Signalled, leave, signals_raise
+
+LATER = ("torch._dynamo", "vgg_ddp.report.live")  # what trainings import by themselves, after their start
+LONGEST = 2**17  # bytes of a message
+
+
+class _Order(msgspec.Struct):
+    """To the server: a rank, with more variables in its environment, that runs `main(arguments)` of the module."""
+
+    environment: dict[str, str]
+    arguments: list[str]
+
+
+class _Told(msgspec.Struct):
+    """From the server: a rank has been forked, or has ended with a code (negative: by that signal)."""
+
+    process: int
+    code: int | None = None
+
+
+@dataclass
+class Rank:
+    """A forked process: its id, and its exit code (negative: by that signal) once it has ended."""
+
+    process: int
+    code: int | None = None
+
+
+class ForkServer:
+    """A server, and the ranks that were forked from it last, by local rank. As a context, it ends with all of them.
+
+    Args:
+        module: what ranks run: it has a `main(arguments)` that returns the exit code.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self.ranks: list[Rank] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            words = [str(os.getpid()), str(theirs.fileno()), self._module]
+            command = [sys.executable, "-m", __name__, *words]
+            # In a session of its own: what a terminal sends to all processes is for the supervisor to pass on.
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
+
+    def __enter__(self) -> ForkServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+        self._process.kill()  # the kernel kills its ranks
+        self._process.wait()
+
+    def fork(self, environment: dict[str, str], arguments: list[str]) -> Rank:
+        """One more rank, the leader of a session, with these variables in its environment."""
+        self.hear()
+        if self._process.poll() is not None:
+            self._connection.close()
+            self._begin()
+        rank = Rank(0)
+        self.ranks.append(rank)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is heard below
+            self._connection.send(msgspec.json.encode(_Order(environment, arguments)))
+        while not rank.process and rank.code is None:
+            self._hear_one()
+        return rank
+
+    def hear(self) -> None:
+        """Take in what the server has told."""
+        while self._process.returncode is None and select.select([self._connection], [], [], 0.0)[0]:
+            self._hear_one()
+
+    def running(self) -> list[int]:
+        """The process ids of the ranks that have not ended, so far as it was heard."""
+        return [rank.process for rank in self.ranks if rank.code is None and rank.process]
+
+    def _hear_one(self) -> None:
+        try:
+            message = self._connection.recv(LONGEST)
+        except ConnectionResetError:
+            message = b""
+        if not message:  # it was killed, and its ranks by the kernel
+            self._process.wait()
+            for rank in self.ranks:
+                rank.code = -signal.SIGKILL if rank.code is None else rank.code
+            return
+        told = msgspec.json.decode(message, type=_Told)
+        if told.code is None:
+            self.ranks[-1].process = told.process
+        for rank in self.ranks:
+            if rank.process == told.process:
+                rank.code = told.code
+
+
+def _serve(connection: socket.socket, module: str) -> None:
+    """Fork ranks and tell of their ends, until the supervisor hangs up."""
+    server = os.getpid()
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # else it does not wake
+    signal.set_wakeup_fd(wake)
+    while True:
+        ready, _, _ = select.select([connection.fileno(), woken], [], [])
+        if woken in ready:
+            os.read(woken, LONGEST)
+            _tell_of_ends(connection)
+        if connection.fileno() in ready:
+            message = connection.recv(LONGEST)
+            if not message:
+                return
+            process = os.fork()
+            if not process:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for descriptor in (woken, wake, connection.detach()):
+                    os.close(descriptor)
+                _be_rank(msgspec.json.decode(message, type=_Order), module, server)
+            connection.send(msgspec.json.encode(_Told(process)))
+
+
+def _tell_of_ends(connection: socket.socket) -> None:
+    with contextlib.suppress(ChildProcessError):  # there is none left
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            process, status = ended
+            connection.send(msgspec.json.encode(_Told(process, os.waitstatus_to_exitcode(status))))
+
+
+def _be_rank(order: _Order, module: str, server: int) -> NoReturn:
+    code = 1
+    try:
+        os.setsid()
+        parent.end_with(server)
+        os.environ.update(order.environment)
+        Activity.of_rank()
+        with signals_raise():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            code = importlib.import_module(module).main(order.arguments)
+    except Signalled as signalled:
+        code = signalled.exit_code  # the supervisor says so
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    leave(code)
+
+
+def _main(pid: str, descriptor: str, module: str) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # those to all processes at once; none is lost to a rank
+    parent.end_with(int(pid))
+    warnings.filterwarnings(
+        "ignore", "This process .* is multi-threaded", DeprecationWarning
+    )  # by OpenBLAS; Python 3.12
+    with contextlib.suppress(Exception):  # the ranks meet it too, and say so
+        importlib.import_module(module)
+        for name in LATER if "torch" in sys.modules else ():
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # what all share is not looked at again by those that collect garbage, and stays shared
+    with socket.socket(fileno=int(descriptor)) as connection:
+        _serve(connection, module)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
+    leave(0)
