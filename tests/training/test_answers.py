@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.rank_processes import Launch, Train, step
 from tests.support.run_folders import assert_same_bits, latest, stop
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order
 from vgg_ddp.data.validation import held_out
@@ -49,7 +50,7 @@ def one(train: Train) -> Path:
 
 
 def test_each_image_of_the_order_has_its_answer(one: Path, few_digits: Path) -> None:
-    trained, _ = held_out(Dataset(few_digits), 0.1, 0)
+    trained, _ = held_out(Dataset(few_digits), DataConfig(validation=0.1), 0)
     for epoch, (answers, images) in enumerate(zip(epochs(one), (128, 64), strict=True)):
         known = np.flatnonzero(np.isfinite(answers).all(axis=0))
         assert known.tolist() == sorted(Order(0, trained, 16).epoch(epoch)[:images].tolist())

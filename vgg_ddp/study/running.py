@@ -6,9 +6,11 @@ import contextlib
 import math
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -54,12 +56,13 @@ def start_command(words: list[str], output: Path, variables: dict[str, str]) -> 
     """
     with output.open("ab") as file:
         return subprocess.Popen(
-            parent.command("vgg_ddp", words),
+            [sys.executable, "-m", "vgg_ddp", *words],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             env={**os.environ, **variables},
             start_new_session=True,
+            preexec_fn=partial(parent.end_with, os.getpid()),
         )
 
 

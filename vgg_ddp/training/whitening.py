@@ -64,6 +64,6 @@ def _images(config: Config, dataset: Dataset) -> Iterator[Tensor]:
 
 
 def _samples(config: Config, dataset: Dataset) -> np.ndarray:
-    trained, _ = held_out(dataset, config.data.validation, config.seed)
+    trained, _ = held_out(dataset, config.data, config.seed)
     chosen = permutation(config.seed, 0, len(trained), "whitening")[:IMAGES]
     return np.sort(trained[chosen])
