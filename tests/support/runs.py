@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vgg_ddp.analysis import data_quality
+from vgg_ddp.analysis import course, data_quality
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe
 from vgg_ddp.data.dataset import Dataset, file_sha256
@@ -115,11 +115,17 @@ def make_run(
     held_out = Predictions(
         *(array[: len(label) // 2] for array in (label, predictions.logits, predictions.sample_index))
     )
+    described = describe(predictions, classes, groups or {}, held_out if len(held_out.label) else None, "half of them")
+    data = data_quality.describe(dataset)
     evaluation = {
         "dataset": dataset_name,
         "split": "test",
-        **describe(predictions, classes, groups or {}, held_out if len(held_out.label) else None, "half of them"),
-        "data": data_quality.describe(dataset),
+        "warnings": course.warnings([], np.array(described["confusion"])),
+        **described,
+        "data": data,
+        "near_duplicates_accuracy": data_quality.accuracy_by_doubles(
+            data["near_duplicates"]["train"], predictions.prediction == label, predictions.sample_index
+        ),
         "network": "vgg16",
         "checkpoint_sha256": "ab" * 32,
         "world_size": 1,
@@ -146,8 +152,8 @@ def make_run(
     write_json(path / "summary.json", {**speed, **size})
     versions = {"python": "3.11.2", "torch": "2.14.1"}
     machine = {"versions": versions, "devices": ["two cores"], "commit": None, "command": "vgg-ddp train x.yaml"}
-    data = {"data": dataset.name, "data_sha256": dataset.sha256}
-    write_json(path / "environment.json", {**machine, **data, "world_size": 1, "fallbacks": []})
+    data_set = {"data": dataset.name, "data_sha256": dataset.sha256}
+    write_json(path / "environment.json", {**machine, **data_set, "world_size": 1, "fallbacks": []})
     (path / "config.yaml").write_text("network: vgg16\nbatch: 256\n")
     return Run(path, dataset, predictions)
 
@@ -159,3 +165,25 @@ def write_json(path: Path, value: Any) -> None:
 
 def change_json(path: Path, **changes: Any) -> None:
     write_json(path, {**json.loads(path.read_text()), **changes})
+
+
+def degenerate(name: str) -> dict[str, Any]:
+    """Arguments of `make_run` for runs at the edges of what can come."""
+    rng = np.random.default_rng(5)
+    label = rng.integers(0, 10, 200)
+    many = rng.integers(0, 100, 2000)
+    return {
+        "two classes": {"classes": ["cat", "dog"]},
+        "one class": {"classes": ["cat"]},
+        "a class without images": {"label": np.where(label == 4, 5, label)},
+        "all right": {"label": label, "prediction": label},
+        "all wrong": {"label": label, "prediction": (label + 1) % 10},
+        "one image": {"label": label[:1], "prediction": label[:1] * 0 + 9},
+        "one epoch": {"epochs": 1},
+        "many epochs": {"epochs": 30},
+        "many classes": {
+            "classes": [f"a_long_class_name_that_goes_on_and_on_{k:03}" for k in range(100)],
+            "label": many,
+            "prediction": np.where(rng.random(2000) < 0.5, many, rng.integers(0, 100, 2000)),
+        },
+    }[name]

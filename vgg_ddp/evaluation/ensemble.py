@@ -62,6 +62,7 @@ def combine(runs: Sequence[ResolvedRun], dataset: Dataset, out: Path) -> dict[st
     groups = runs[0].config.analysis.groups
     predictions = average(members)
     reason = "the networks held out images for validation each for itself"
+    data = data_quality.describe(dataset)
     checkpoints = [member.summary["checkpoint_sha256"] for member in members]
     summary = {
         "dataset": dataset.name,
@@ -83,7 +84,10 @@ def combine(runs: Sequence[ResolvedRun], dataset: Dataset, out: Path) -> dict[st
             reason,
             named_by="configuration" if groups else "data set",
         ),
-        "data": data_quality.describe(dataset),
+        "data": data,
+        "near_duplicates_accuracy": data_quality.accuracy_by_doubles(
+            data["near_duplicates"]["train"], predictions.prediction == predictions.label, predictions.sample_index
+        ),
         "network": " + ".join(member.summary["network"] for member in members),
         "checkpoint_sha256": hashlib.sha256(" ".join(checkpoints).encode()).hexdigest(),
         "world_size": members[0].summary["world_size"],
