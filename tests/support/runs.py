@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vgg_ddp.analysis import course, data_quality
+from vgg_ddp.analysis import course, data_quality, neighbours, reliance
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe
 from vgg_ddp.data.dataset import Dataset, file_sha256
 from vgg_ddp.data.record import DatasetRecord, FileRecord, SplitRecord
+from vgg_ddp.report.sections.reliance import MEANINGS
 
 ANIMALS = ["bird", "cat", "deer", "dog", "frog", "horse"]
 VEHICLES = ["airplane", "automobile", "ship", "truck"]
@@ -117,6 +118,7 @@ def make_run(
     )
     described = describe(predictions, classes, groups or {}, held_out if len(held_out.label) else None, "half of them")
     data = data_quality.describe(dataset)
+    made_up = causes(predictions, described, dataset)
     evaluation = {
         "dataset": dataset_name,
         "split": "test",
@@ -126,6 +128,7 @@ def make_run(
         "near_duplicates_accuracy": data_quality.accuracy_by_doubles(
             data["near_duplicates"]["train"], predictions.prediction == label, predictions.sample_index
         ),
+        "why": made_up["why"],
         "network": "vgg16",
         "checkpoint_sha256": "ab" * 32,
         "world_size": 1,
@@ -139,6 +142,7 @@ def make_run(
         probabilities=predictions.probabilities,
         sample_index=predictions.sample_index,
     )
+    np.savez(path / "evaluation" / "why.npz", **made_up["arrays"])
     rows = []
     for step in range(2, 10 * epochs + 1, 2):
         fit = {"loss": 2.3 / (1 + step), "accuracy": 0.5, "lr": 0.1, "images_per_second": 500.0, "data_wait": 0.001}
@@ -156,6 +160,63 @@ def make_run(
     write_json(path / "environment.json", {**machine, **data_set, "world_size": 1, "fallbacks": []})
     (path / "config.yaml").write_text("network: vgg16\nbatch: 256\n")
     return Run(path, dataset, predictions)
+
+
+def causes(predictions: Predictions, described: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """What `vgg_ddp.evaluation.why` finds, of features that have nothing to do with the classes, and coins."""
+    rng, images = np.random.default_rng(11), len(predictions.label)
+    train_labels = dataset.split("train").labels
+    test, train = (unit(rng.normal(size=(count, 16))) for count in (images, len(train_labels)))
+    shown = [*described["surest_mistakes"], *described["doubtful_labels"]["sample_index"]]
+    near = neighbours.nearest(test[shown], train, 5)
+    own = neighbours.nearest(train, train, 5, themselves=True)
+    doubtful = np.arange(min(3, len(train_labels)))
+    changes = {name: rng.random(images) < share for name, share in zip(MEANINGS, np.linspace(0.7, 0.1, len(MEANINGS)))}
+    groups = {name: group["classes"] for name, group in described["groups"].items()}
+    kinds = groups or ({name: [name] for name in described["classes"]} if len(described["classes"]) <= 20 else {})
+    members = {name: [described["classes"].index(one) for one in of] for name, of in kinds.items()}
+    unchanged = predictions.prediction == predictions.label
+    occluded = np.array(described["surest_mistakes"][:9], dtype=np.int64)
+    why = {
+        "budget": "full",
+        "left_out": ["Something was left out."],
+        "neighbours": {
+            "searched": len(train_labels),
+            "of": len(train_labels),
+            "nearest": dict(zip(map(str, shown), near.tolist())),
+            "surest_mistakes": neighbours.of_mistakes(predictions, test, train_labels, train),
+        },
+        "training_labels": {
+            "images": len(train_labels),
+            "of": len(train_labels),
+            "doubtful": len(doubtful),
+            "sample_index": doubtful.tolist(),
+            "label": train_labels[doubtful].tolist(),
+            "prediction": train_labels[::-1][doubtful].tolist(),
+            "nearest": own[doubtful].tolist(),
+        },
+        "relied_on": {
+            "example": 0,
+            **reliance.describe(changes, unchanged, {k: np.isin(predictions.label, of) for k, of in members.items()}),
+        },
+        "by_attribute": None,
+        "by_agreement": None,
+        "occlusion": {"sample_index": occluded.tolist(), "window": 8, "stride": 4, "grad_cam": False},
+        "map": {"images": images, "nearest": 10, "kept": 0.5, "same_class": 0.25},
+    }
+    arrays = {
+        "changed_pictures": rng.integers(0, 256, (len(changes) + 1, 32, 32, 3), dtype=np.uint8),
+        "occluded_views": rng.integers(0, 256, (len(occluded), 32, 32, 3), dtype=np.uint8),
+        "occlusion": rng.normal(size=(len(occluded), 32, 32)).astype(np.float32),
+        "map_samples": np.arange(images),
+        "map_places": rng.random((images, 2), dtype=np.float32),
+    }
+    return {"why": why, "arrays": arrays}
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    """Features of length one, as the evaluation keeps them."""
+    return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float16)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,7 +8,22 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.report import details, kept_pictures, unfinished, words
 from vgg_ddp.report.reading import read_evaluation, recipe
 from vgg_ddp.report.rendering import embedded, render
-from vgg_ddp.report.sections import abstention, calibration, curves, data, figures, matrices, per_class, pictures, story
+from vgg_ddp.report.sections import (
+    abstention,
+    calibration,
+    curves,
+    data,
+    figures,
+    image_map,
+    matrices,
+    neighbours,
+    occlusion,
+    per_class,
+    pictures,
+    reliance,
+    slices,
+    story,
+)
 from vgg_ddp.run import outcome
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import read_json
@@ -23,6 +38,11 @@ SECTIONS = [  # in their order: each has a template, sections/NAME.html.j2
     ("worst", "Worst"),
     ("quiz", "Quiz"),
     ("groups", "Groups"),
+    ("neighbours", "Why"),
+    ("occlusion", "Where"),
+    ("reliance", "Relies on"),
+    ("slices", "By attribute"),
+    ("map", "Map"),
     ("calibration", "Calibration"),
     ("abstention", "Not sure"),
     ("data", "Data"),
@@ -73,6 +93,11 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
         "quiz": bool(described["quiz"]),
         "quiz_pictures": details.quiz_pictures_sentence(described["side"], described["seen"]),
         **matrices.of_groups(evaluation),
+        "neighbours": neighbours.values(evaluation, shown),
+        "occlusion": occlusion.values(evaluation),
+        "reliance": reliance.values(evaluation),
+        "slices": slices.values(evaluation),
+        "map": image_map.values(evaluation),
         "calibration": calibration.values(evaluation, trained_with),
         "abstention": abstention.values(evaluation),
         "data": data.values(evaluation, shown),
