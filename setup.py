@@ -25,6 +25,7 @@ DEV = [
     "types-PyYAML",
     # what the analysis, the pages and the manifests are held against
     "torchmetrics>=1.4",
+    "captum>=0.8",
     "playwright>=1.45",
     "axe-playwright-python>=0.1.4",
     "kubeflow-trainer-api>=2.1",

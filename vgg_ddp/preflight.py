@@ -177,6 +177,7 @@ def _check(
     from vgg_ddp.data.record import read_record
     from vgg_ddp.data.settling import settle
     from vgg_ddp.data.validation import check_validation
+    from vgg_ddp.evaluation import attributes
 
     fallbacks: list[str] = []
     if dataset is None:
@@ -185,6 +186,8 @@ def _check(
     config, choices = settle(config, dataset) if dataset.has_images else (config, [])
     if trained is None:
         check_validation(config, dataset)
+    if dataset.has_images:
+        attributes.check(config.analysis, dataset)
     counts = dataset.record.splits["test"].class_counts
     if trained is not None and dataset.has_images and 0 in counts:
         lacking = listed([name for name, count in zip(dataset.classes, counts) if not count])

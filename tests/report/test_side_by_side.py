@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_ind
 
-from tests.report.test_report import Node, Page, section
+from tests.support.pages import Node, Page, section
 from tests.support.runs import CLASSES, Run, change_json, make_dataset, make_run
 from vgg_ddp.errors import UserError
 from vgg_ddp.report import write_recipes, write_side_by_side

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.report.test_report import Node, Page, decoded, section
+from tests.support.pages import Node, Page, decoded, section
 from tests.support.rank_processes import Launch, start, step, vgg_ddp, wait_until
 from tests.support.run_folders import latest, metrics, stop
 from vgg_ddp.data.dataset import Dataset

@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vgg_ddp.analysis import data_quality
+from vgg_ddp.analysis import course, data_quality, neighbours, reliance
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe
 from vgg_ddp.data.dataset import Dataset, file_sha256
 from vgg_ddp.data.record import DatasetRecord, FileRecord, SplitRecord
+from vgg_ddp.report.sections.reliance import MEANINGS
 
 ANIMALS = ["bird", "cat", "deer", "dog", "frog", "horse"]
 VEHICLES = ["airplane", "automobile", "ship", "truck"]
@@ -115,11 +116,19 @@ def make_run(
     held_out = Predictions(
         *(array[: len(label) // 2] for array in (label, predictions.logits, predictions.sample_index))
     )
+    described = describe(predictions, classes, groups or {}, held_out if len(held_out.label) else None, "half of them")
+    data = data_quality.describe(dataset)
+    made_up = causes(predictions, described, dataset)
     evaluation = {
         "dataset": dataset_name,
         "split": "test",
-        **describe(predictions, classes, groups or {}, held_out if len(held_out.label) else None, "half of them"),
-        "data": data_quality.describe(dataset),
+        "warnings": course.warnings([], np.array(described["confusion"])),
+        **described,
+        "data": data,
+        "near_duplicates_accuracy": data_quality.accuracy_by_doubles(
+            data["near_duplicates"]["train"], predictions.prediction == label, predictions.sample_index
+        ),
+        "why": made_up["why"],
         "network": "vgg16",
         "checkpoint_sha256": "ab" * 32,
         "world_size": 1,
@@ -133,6 +142,7 @@ def make_run(
         probabilities=predictions.probabilities,
         sample_index=predictions.sample_index,
     )
+    np.savez(path / "evaluation" / "why.npz", **made_up["arrays"])
     rows = []
     for step in range(2, 10 * epochs + 1, 2):
         fit = {"loss": 2.3 / (1 + step), "accuracy": 0.5, "lr": 0.1, "images_per_second": 500.0, "data_wait": 0.001}
@@ -146,10 +156,67 @@ def make_run(
     write_json(path / "summary.json", {**speed, **size})
     versions = {"python": "3.11.2", "torch": "2.14.1"}
     machine = {"versions": versions, "devices": ["two cores"], "commit": None, "command": "vgg-ddp train x.yaml"}
-    data = {"data": dataset.name, "data_sha256": dataset.sha256}
-    write_json(path / "environment.json", {**machine, **data, "world_size": 1, "fallbacks": []})
+    data_set = {"data": dataset.name, "data_sha256": dataset.sha256}
+    write_json(path / "environment.json", {**machine, **data_set, "world_size": 1, "fallbacks": []})
     (path / "config.yaml").write_text("network: vgg16\nbatch: 256\n")
     return Run(path, dataset, predictions)
+
+
+def causes(predictions: Predictions, described: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """What `vgg_ddp.evaluation.why` finds, of features that have nothing to do with the classes, and coins."""
+    rng, images = np.random.default_rng(11), len(predictions.label)
+    train_labels = dataset.split("train").labels
+    test, train = (unit(rng.normal(size=(count, 16))) for count in (images, len(train_labels)))
+    shown = [*described["surest_mistakes"], *described["doubtful_labels"]["sample_index"]]
+    near = neighbours.nearest(test[shown], train, 5)
+    own = neighbours.nearest(train, train, 5, themselves=True)
+    doubtful = np.arange(min(3, len(train_labels)))
+    changes = {name: rng.random(images) < share for name, share in zip(MEANINGS, np.linspace(0.7, 0.1, len(MEANINGS)))}
+    groups = {name: group["classes"] for name, group in described["groups"].items()}
+    kinds = groups or ({name: [name] for name in described["classes"]} if len(described["classes"]) <= 20 else {})
+    members = {name: [described["classes"].index(one) for one in of] for name, of in kinds.items()}
+    unchanged = predictions.prediction == predictions.label
+    occluded = np.array(described["surest_mistakes"][:9], dtype=np.int64)
+    why = {
+        "budget": "full",
+        "left_out": ["Something was left out."],
+        "neighbours": {
+            "searched": len(train_labels),
+            "of": len(train_labels),
+            "nearest": dict(zip(map(str, shown), near.tolist())),
+            "surest_mistakes": neighbours.of_mistakes(predictions, test, train_labels, train),
+        },
+        "training_labels": {
+            "images": len(train_labels),
+            "of": len(train_labels),
+            "doubtful": len(doubtful),
+            "sample_index": doubtful.tolist(),
+            "label": train_labels[doubtful].tolist(),
+            "prediction": train_labels[::-1][doubtful].tolist(),
+            "nearest": own[doubtful].tolist(),
+        },
+        "relied_on": {
+            "example": 0,
+            **reliance.describe(changes, unchanged, {k: np.isin(predictions.label, of) for k, of in members.items()}),
+        },
+        "by_attribute": None,
+        "by_agreement": None,
+        "occlusion": {"sample_index": occluded.tolist(), "window": 8, "stride": 4, "grad_cam": False},
+        "map": {"images": images, "nearest": 10, "kept": 0.5, "same_class": 0.25},
+    }
+    arrays = {
+        "changed_pictures": rng.integers(0, 256, (len(changes) + 1, 32, 32, 3), dtype=np.uint8),
+        "occluded_views": rng.integers(0, 256, (len(occluded), 32, 32, 3), dtype=np.uint8),
+        "occlusion": rng.normal(size=(len(occluded), 32, 32)).astype(np.float32),
+        "map_samples": np.arange(images),
+        "map_places": rng.random((images, 2), dtype=np.float32),
+    }
+    return {"why": why, "arrays": arrays}
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    """Features of length one, as the evaluation keeps them."""
+    return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float16)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -159,3 +226,25 @@ def write_json(path: Path, value: Any) -> None:
 
 def change_json(path: Path, **changes: Any) -> None:
     write_json(path, {**json.loads(path.read_text()), **changes})
+
+
+def degenerate(name: str) -> dict[str, Any]:
+    """Arguments of `make_run` for runs at the edges of what can come."""
+    rng = np.random.default_rng(5)
+    label = rng.integers(0, 10, 200)
+    many = rng.integers(0, 100, 2000)
+    return {
+        "two classes": {"classes": ["cat", "dog"]},
+        "one class": {"classes": ["cat"]},
+        "a class without images": {"label": np.where(label == 4, 5, label)},
+        "all right": {"label": label, "prediction": label},
+        "all wrong": {"label": label, "prediction": (label + 1) % 10},
+        "one image": {"label": label[:1], "prediction": label[:1] * 0 + 9},
+        "one epoch": {"epochs": 1},
+        "many epochs": {"epochs": 30},
+        "many classes": {
+            "classes": [f"a_long_class_name_that_goes_on_and_on_{k:03}" for k in range(100)],
+            "label": many,
+            "prediction": np.where(rng.random(2000) < 0.5, many, rng.integers(0, 100, 2000)),
+        },
+    }[name]

@@ -17,8 +17,11 @@ MOST_PIXELS = 60_000_000  # to decode of a split: 58,000 images of 32 x 32, some
 MOST_PAIRS = 24  # to name
 
 
-def describe(dataset: Dataset) -> dict[str, Any]:
+def describe(dataset: Dataset, most_pixels: int = MOST_PIXELS) -> dict[str, Any]:
     """Images of each class in each split, and the near-duplicates of test images.
+
+    Args:
+        most_pixels: to decode of each split in search of them.
 
     Returns: `class_counts` by split, `notes` on unusual images, `nearest_neighbour` (see `_nearest_neighbour`), and
     `near_duplicates` with, for "train" and "test", the images `looked_at` of how many (`of`), the number of `test_images` that
@@ -26,7 +29,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     most alike `pairs` (test image, other image, correlation).
     """
     test, train = dataset.split("test"), dataset.split("train")
-    looked_at = {"test": affordable(test), "train": affordable(train)}
+    looked_at = {"test": affordable(test, most_pixels), "train": affordable(train, most_pixels)}
     grey = {
         name: duplicates.grey(_brightness(split, int(sample)) for sample in looked_at[name])
         for name, split in (("test", test), ("train", train))
@@ -76,13 +79,13 @@ def accuracy_by_doubles(
     }
 
 
-def affordable(split: Split) -> NDArray[np.int64]:
-    """The samples of a split that are looked at: all, or as many, evenly spread, as have `MOST_PIXELS`."""
+def affordable(split: Split, most_pixels: int = MOST_PIXELS) -> NDArray[np.int64]:
+    """The samples of a split that are looked at: all, or as many, evenly spread, as have `most_pixels`."""
     samples = np.arange(len(split))
     pixels = int(split.shapes(samples).prod(axis=1).sum())
-    if pixels <= MOST_PIXELS:
+    if pixels <= most_pixels:
         return samples
-    return np.linspace(0, len(split) - 1, max(1, len(split) * MOST_PIXELS // pixels)).astype(np.int64)
+    return np.linspace(0, len(split) - 1, max(1, len(split) * most_pixels // pixels)).astype(np.int64)
 
 
 def _brightness(split: Split, sample: int) -> NDArray[np.uint8]:

@@ -48,14 +48,9 @@ def of_counts(right: NDArray[np.int64], images: NDArray[np.int64]) -> Standing:
     Each class against the others by Fisher's exact test, corrected by Holm (1979, "A simple sequentially rejective multiple
     test procedure").
     """
-    from scipy.stats import hypergeom  # slow to import
-
-    judged = np.flatnonzero(images >= FEWEST)
+    judged = images >= FEWEST
     p_values = np.ones(len(images))
-    if len(judged) > 1:
-        drawn = hypergeom(images.sum(), right.sum(), images[judged])
-        tails = np.minimum(drawn.cdf(right[judged]), drawn.sf(right[judged] - 1))
-        p_values[judged] = holm(np.minimum(1.0, 2 * tails))
+    p_values[judged] = holm(against_the_others(right, images)[judged])
     share = right / np.maximum(images, 1)
     high = share > (right.sum() - right) / np.maximum(images.sum() - images, 1)
     verdicts: list[Verdict] = [
@@ -75,6 +70,19 @@ def of_counts(right: NDArray[np.int64], images: NDArray[np.int64]) -> Standing:
         for verdict, sign in (("better", -1), ("worse", 1))
     )
     return Standing(verdicts, p_values.tolist(), *(_alike(found, right, images) for found in (best, worst)))
+
+
+def against_the_others(right: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.float64]:
+    """P-values of Fisher's exact test of each class against all others together; 1 for one of fewer than `FEWEST` images."""
+    from scipy.stats import hypergeom  # slow to import
+
+    judged = np.flatnonzero(images >= FEWEST)
+    p_values = np.ones(len(images))
+    if len(judged) > 1:
+        drawn = hypergeom(images.sum(), right.sum(), images[judged])
+        tails = np.minimum(drawn.cdf(right[judged]), drawn.sf(right[judged] - 1))
+        p_values[judged] = np.minimum(1.0, 2 * tails)
+    return p_values
 
 
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:

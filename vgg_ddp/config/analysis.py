@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -20,6 +20,28 @@ class AnalysisConfig(Group, frozen=True):
             "none: the data set's own, else those found on the validation images"
         ),
     ] = msgspec.field(default_factory=dict)
+
+    budget: Annotated[
+        Literal["full", "small", "none"],
+        key(
+            "how long to look for causes of mistakes (nearest training images, what the network relies on, a map); full: up "
+            "to a minute on two cores for images of 32 pixels; small: seconds; none: not"
+        ),
+    ] = "full"
+    attributes: Annotated[
+        str | None,
+        key(
+            "CSV of attributes of test images, to give the accuracy by each: first column the file's name or the image's "
+            "index, then a column an attribute; null: none"
+        ),
+    ] = None
+    human_labels: Annotated[
+        str | None,
+        key(
+            "how many people gave each test image each class, as CIFAR-10H has it: .npy or .csv of counts or shares, a row an "
+            "image, a column a class; null: none"
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         named = Counter(name for members in self.groups.values() for name in members)

@@ -31,7 +31,15 @@ TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 NUMBER = re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 NOT_FINITE = re.compile(r"([-+]?)\.(inf|nan)", re.IGNORECASE)
 MOST_LETTERS = 100_000  # of a configuration; YAML of millions takes minutes
-PATHS = ("run.dir", "data.source", "data.directory", "deepspeed.config", "model.initialize_from")
+PATHS = (
+    "run.dir",
+    "data.source",
+    "data.directory",
+    "deepspeed.config",
+    "model.initialize_from",
+    "analysis.attributes",
+    "analysis.human_labels",
+)
 OTHER_NAMES = {  # under which other trainers know a key
     "lr": "optimizer.learning_rate",
     "wd": "optimizer.weight_decay",

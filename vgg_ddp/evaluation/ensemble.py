@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from vgg_ddp.analysis import data_quality
+from vgg_ddp.analysis.budget import BUDGETS
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.other_classes import listed
 from vgg_ddp.data.record import read_record
 from vgg_ddp.errors import UserError
+from vgg_ddp.evaluation import why
 from vgg_ddp.evaluation.stored import StoredEvaluation, read_evaluation
 from vgg_ddp.evaluation.test_set import write
 from vgg_ddp.run.directory import RunDirectory
@@ -62,6 +64,7 @@ def combine(runs: Sequence[ResolvedRun], dataset: Dataset, out: Path) -> dict[st
     groups = runs[0].config.analysis.groups
     predictions = average(members)
     reason = "the networks held out images for validation each for itself"
+    data = data_quality.describe(dataset, BUDGETS[runs[0].config.analysis.budget].compared_pixels)
     checkpoints = [member.summary["checkpoint_sha256"] for member in members]
     summary = {
         "dataset": dataset.name,
@@ -83,10 +86,14 @@ def combine(runs: Sequence[ResolvedRun], dataset: Dataset, out: Path) -> dict[st
             reason,
             named_by="configuration" if groups else "data set",
         ),
-        "data": data_quality.describe(dataset),
+        "data": data,
+        "near_duplicates_accuracy": data_quality.accuracy_by_doubles(
+            data["near_duplicates"]["train"], predictions.prediction == predictions.label, predictions.sample_index
+        ),
+        "why": why.left_out("Looked for only in the answers of one network."),
         "network": " + ".join(member.summary["network"] for member in members),
         "checkpoint_sha256": hashlib.sha256(" ".join(checkpoints).encode()).hexdigest(),
         "world_size": members[0].summary["world_size"],
     }
-    write(RunDirectory(out), summary, predictions)
+    write(RunDirectory(out), summary, predictions, {})
     return summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ class StoredEvaluation:
         label, prediction: classes, int64[images].
         probabilities: float32[images, classes].
         sample_index: indices into the split, int64[images].
+        causes: pictures, maps and places of `vgg_ddp.evaluation.why`, by name; empty where nothing was looked for.
     """
 
     summary: dict[str, Any]
@@ -30,6 +32,7 @@ class StoredEvaluation:
     prediction: NDArray[np.int64]
     probabilities: NDArray[np.float32]
     sample_index: NDArray[np.int64]
+    causes: dict[str, NDArray[Any]]
 
     @property
     def confidence(self) -> NDArray[np.float64]:
@@ -57,15 +60,24 @@ def read_evaluation(run: Path) -> StoredEvaluation:
     summary = read_json(folder / "summary.json", again)
     if summary is None:
         raise UserError(f"{run} has no evaluation yet; {again}")
-    if "abstention" not in summary:
+    if "why" not in summary:
         raise UserError(f"{run} was evaluated by an earlier version; {again}")
+    stored = _arrays(folder / "predictions.npz", again)
     try:
-        # numpy leaves a file that it opened itself open where it turns out damaged
-        with (folder / "predictions.npz").open("rb") as file, np.load(file) as stored:
-            arrays = {name: stored[name] for name in ("label", "prediction", "probabilities", "sample_index")}
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no predictions.npz; {again}") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        arrays = {name: stored[name] for name in ("label", "prediction", "probabilities", "sample_index")}
+    except KeyError as error:
         raise UserError(f"{folder / 'predictions.npz'} is damaged ({error}); {again}") from None
     order = np.argsort(arrays["sample_index"], kind="stable")
-    return StoredEvaluation(summary, **{name: array[order] for name, array in arrays.items()})
+    causes = _arrays(folder / "why.npz", again)
+    return StoredEvaluation(summary, **{name: array[order] for name, array in arrays.items()}, causes=causes)
+
+
+def _arrays(path: Path, again: str) -> dict[str, NDArray[Any]]:
+    try:
+        # numpy leaves a file that it opened itself open where it turns out damaged
+        with path.open("rb") as file, np.load(file) as stored:
+            return dict(stored)
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} has no {path.name}; {again}") from None
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}); {again}") from None

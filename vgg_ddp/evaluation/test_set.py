@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vgg_ddp.analysis import course, data_quality, dynamics
+from vgg_ddp.analysis.budget import BUDGETS
 from vgg_ddp.analysis.predictions import Predictions, accuracy
 from vgg_ddp.analysis.summary import describe
 from vgg_ddp.config import Config
@@ -18,9 +19,10 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.validation import HeldOut, held_out
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.evaluation import protocols
+from vgg_ddp.evaluation import features, protocols
 from vgg_ddp.evaluation.inference import predict
 from vgg_ddp.evaluation.protocols import Protocol
+from vgg_ddp.evaluation.why import Answered, Arrays, Search
 from vgg_ddp.run import checkpoint, training_answers
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import replace_file
@@ -28,7 +30,9 @@ from vgg_ddp.run.metrics_log import last_written, read_metrics
 from vgg_ddp.training import continuing, loading, parts
 
 CALIBRATION_IMAGES = 10_000  # at most, to fit one temperature on
-TRAINING_IMAGES = 2_000  # at most, to tell what the network remembers from what it has learned
+TRAINING_IMAGES = (
+    2_000  # that are looked at in every data set; of more, as `analysis.budget` says, as many as test images
+)
 
 
 def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, world: World) -> dict[str, Any] | None:
@@ -57,33 +61,39 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
     preprocess = parts.build_preprocess(config, dataset, world.device)
     protocol = Protocol.of(config)
 
-    def answers(images: HeldOut) -> Predictions | None:
+    def answers(images: HeldOut) -> Answered | None:
         if config.evaluate.name:
             split = dataset.split(images.split)
-            return protocols.predict(protocol, network, preprocess, split, images.samples, config, world)
+            found = protocols.predict(protocol, network, preprocess, split, images.samples, config, world)
+            return None if found is None else Answered(found, None, images.samples)
         with world.together():
             loader = parts.evaluation_loader(config, dataset, images.split, world)
-        return predict(network, preprocess, loader, images.samples, config, world)
+        with features.kept(network, images.samples, config.evaluate.batch, world) as kept:
+            found = predict(network, preprocess, loader, images.samples, config, world)
+        of_all_ranks = kept.gathered()
+        return None if found is None else Answered(found, of_all_ranks, kept.samples)
 
-    predictions = answers(HeldOut("test", np.arange(len(dataset.split("test")))))
+    tested = answers(HeldOut("test", np.arange(len(dataset.split("test")))))
     with world.together():
-        if predictions is not None:
-            _check(predictions, folder, config)
+        if tested is not None:
+            _check(tested.predictions, folder, config)
     calibrated_on, reason = calibration_images(config, dataset, checkpoint.state(contents))
     validation = answers(calibrated_on) if len(calibrated_on) else None
     seen = training_images(config, dataset, checkpoint.state(contents))
     remembered = answers(seen) if len(seen) else None
-    if predictions is None:
+    if tested is None:
         return None
+    predictions = tested.predictions
     described = describe(
         predictions,
         dataset.classes,
         config.analysis.groups or dataset.record.groups,
-        validation,
+        None if validation is None else validation.predictions,
         reason,
         named_by="configuration" if config.analysis.groups else "data set",
     )
-    data = data_quality.describe(dataset)
+    search = Search(config, dataset, network, preprocess, world, tested, described)
+    data = data_quality.describe(dataset, BUDGETS[config.analysis.budget].compared_pixels)
     metrics = last_written(read_metrics(RunDirectory(folder.parents[1]).metrics))
     summary = {
         "dataset": dataset.name,
@@ -91,17 +101,18 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
         "protocol": protocol.describe(),
         "warnings": course.warnings(metrics, np.array(described["confusion"])),
         **described,
-        "training_images": remembered and {"images": len(seen), "accuracy": accuracy(remembered)},
         "training_dynamics": _dynamics(dataset, RunDirectory(folder.parents[1])) if len(seen) else None,
+        "training_images": remembered and {"images": len(seen), "accuracy": accuracy(remembered.predictions)},
         "data": data,
         "near_duplicates_accuracy": data_quality.accuracy_by_doubles(
             data["near_duplicates"]["train"], predictions.prediction == predictions.label, predictions.sample_index
         ),
+        "why": search.describe(remembered),
         "network": config.network,
         "checkpoint_sha256": hashlib.sha256(contents["manifest.json"]).hexdigest(),
         "world_size": world.size,
     }
-    write(run, summary, predictions)
+    write(run, summary, predictions, search.arrays)
     return summary
 
 
@@ -121,11 +132,12 @@ def _check(predictions: Predictions, folder: Path, config: Config) -> None:
 
 
 def training_images(config: Config, dataset: Dataset, state: checkpoint.State) -> HeldOut:
-    """Images that the checkpoint was trained on, at most `TRAINING_IMAGES`, evenly spread; none where they are not known."""
+    """Images that the checkpoint was trained on, evenly spread, as many as are looked at; none where they are not known."""
     if not _trained_on(config, dataset, state):
         return HeldOut("train", np.empty(0, dtype=np.int64))
     trained, _ = held_out(dataset, config.data, config.seed)
-    return HeldOut("train", np.sort(trained)[:: -(-len(trained) // TRAINING_IMAGES)])
+    most = min(BUDGETS[config.analysis.budget].training_images, max(TRAINING_IMAGES, len(dataset.split("test"))))
+    return HeldOut("train", np.sort(trained)[:: -(-len(trained) // most)])
 
 
 def _trained_on(config: Config, dataset: Dataset, state: checkpoint.State) -> bool:
@@ -146,9 +158,10 @@ def calibration_images(config: Config, dataset: Dataset, state: checkpoint.State
     return HeldOut(validation.split, samples), f"{len(samples):,} images held out for validation"
 
 
-def write(run: RunDirectory, summary: dict[str, Any], predictions: Predictions) -> None:
-    """Write RUN/evaluation: summary.json, and the predictions that it was computed from."""
-    arrays = io.BytesIO()
+def write(run: RunDirectory, summary: dict[str, Any], predictions: Predictions, why: Arrays) -> None:
+    """Write RUN/evaluation: summary.json, the predictions that it was computed from, and the arrays of `Search`."""
+    arrays, causes = io.BytesIO(), io.BytesIO()
+    np.savez_compressed(causes, allow_pickle=False, **why)
     np.savez(
         arrays,
         label=predictions.label,
@@ -159,3 +172,4 @@ def write(run: RunDirectory, summary: dict[str, Any], predictions: Predictions) 
     with run.writing():
         run.write_json(run.evaluation / "summary.json", summary)
         replace_file(run.evaluation / "predictions.npz", arrays.getvalue())
+        replace_file(run.evaluation / "why.npz", causes.getvalue())

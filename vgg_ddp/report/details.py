@@ -92,3 +92,17 @@ def _sparse(confusion: NDArray[np.int64]) -> list[int]:
 def _packed(values: NDArray[np.uint16]) -> str:
     """Little-endian base64."""
     return base64.b64encode(values.astype("<u2").tobytes()).decode()
+
+
+def quiz_pictures_sentence(kept: int, seen: int) -> str:
+    """At which size the quiz shows its pictures, and at which the network sees them.
+
+    Args:
+        kept: pixels of the pictures that the page carries, 0 without any.
+        seen: pixels of the network's input, 0 where that is not known.
+    """
+    if not (kept and seen):
+        return ""
+    if kept < seen:
+        return f"You see them at {kept} pixels, the network at {seen}."
+    return f"You see them as the network does, at {seen} pixels."

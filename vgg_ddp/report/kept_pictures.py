@@ -1,7 +1,7 @@
 """The pictures of a report: drawn from the data set, and kept in evaluation/pictures.json for when it is gone.
 
-About as many bytes as in the page: at most 6 MB of thumbnails (`thumbnails.MOST_BYTES`, in base64), and some tens of single
-pictures of at most 256 pixels.
+About as many bytes as in the page: at most 6 MB of thumbnails (`thumbnails.MOST_BYTES`, in base64), and some hundreds
+of single pictures, most of at most 64 pixels, the others of at most 256.
 """
 
 from __future__ import annotations
@@ -59,13 +59,14 @@ class Pictures:
     def __init__(self, kept: Kept, dataset: Dataset | None) -> None:
         self.kept, self._dataset = kept, dataset
 
-    def single(self, split: str, sample: int) -> Picture | None:
-        """A picture of a split; None where it cannot be had."""
-        key = f"{split} {sample}"
+    def single(self, split: str, sample: int, side: int = thumbnails.LARGEST_SINGLE) -> Picture | None:
+        """A picture of a split, shrunk to `side` pixels if it is larger; None where it cannot be had."""
+        key = f"{split} {sample}" + (f" {side}" if side != thumbnails.LARGEST_SINGLE else "")
         if self._dataset is not None and key not in self.kept.single:
             images = self._dataset.split(split)
             pixels, name = images.decode(sample), words.shortened(images.key(sample))
-            drawn = Picture(thumbnails.single(pixels), thumbnails.pixelated(pixels), name, int(images.labels[sample]))
+            source, pixelated = thumbnails.single(pixels, side), thumbnails.pixelated(pixels)
+            drawn = Picture(source, pixelated, name, int(images.labels[sample]))
             self.kept.single[key] = drawn
         return self.kept.single.get(key)
 

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vgg_ddp.analysis import course
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.report import details, kept_pictures, unfinished, words
 from vgg_ddp.report.reading import read_evaluation, recipe
 from vgg_ddp.report.rendering import embedded, render
-from vgg_ddp.report.sections import abstention, curves, dynamics, figures, matrices, per_class, pictures, story, trust
+from vgg_ddp.report.sections import (
+    abstention,
+    calibration,
+    curves,
+    data,
+    dynamics,
+    figures,
+    image_map,
+    matrices,
+    neighbours,
+    occlusion,
+    per_class,
+    pictures,
+    reliance,
+    slices,
+    story,
+)
 from vgg_ddp.run import outcome
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import read_json
@@ -24,6 +39,11 @@ SECTIONS = [  # in their order: each has a template, sections/NAME.html.j2
     ("worst", "Worst"),
     ("quiz", "Quiz"),
     ("groups", "Groups"),
+    ("neighbours", "Why"),
+    ("occlusion", "Where"),
+    ("reliance", "Relies on"),
+    ("slices", "By attribute"),
+    ("map", "Map"),
     ("calibration", "Calibration"),
     ("abstention", "Not sure"),
     ("data", "Data"),
@@ -62,7 +82,7 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
     trained_with = recipe(run)
     kept_in = (evaluated or run) / "evaluation"
     shown = kept_pictures.of_dataset(evaluation, dataset) if dataset else kept_pictures.of_run(evaluation, kept_in)
-    data, sheets = details.describe(evaluation, shown, trained_with)
+    described, sheets = details.describe(evaluation, shown, trained_with)
     values = {
         **story.values(evaluation),
         "account": account,
@@ -72,14 +92,19 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
         **pictures.values(evaluation, shown),
         **per_class.values(evaluation, metrics, trained_with),
         **matrices.of_classes(evaluation),
-        "quiz": bool(data["quiz"]),
-        "quiz_pictures": words.quiz_pictures_sentence(data["side"], data["seen"]),
+        "quiz": bool(described["quiz"]),
+        "quiz_pictures": details.quiz_pictures_sentence(described["side"], described["seen"]),
         **matrices.of_groups(evaluation),
-        "calibration": trust.calibration(evaluation, trained_with),
+        "neighbours": neighbours.values(evaluation, shown),
+        "occlusion": occlusion.values(evaluation),
+        "reliance": reliance.values(evaluation),
+        "slices": slices.values(evaluation),
+        "map": image_map.values(evaluation),
+        "calibration": calibration.values(evaluation, trained_with),
         "abstention": abstention.values(evaluation),
-        "data": trust.data(evaluation, shown),
         "dynamics": dynamics.values(evaluation, shown),
-        "warnings": course.warnings(metrics, evaluation.confusion),
+        "data": data.values(evaluation, shown),
+        "warnings": evaluation.summary["warnings"],
         "notes": [words.shown(str(note)) for note in environment.get("fallbacks", [])],
         "time": figures.where_time_went(trained),
         "numbers": figures.numbers(evaluation.summary, trained),
@@ -87,7 +112,7 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
         "environment": figures.flat(
             {**environment, "evaluated checkpoint": evaluation.summary.get("checkpoint_sha256")}
         ),
-        "details": embedded(data),
+        "details": embedded(described),
         "sheets": sheets,
         "sections": SECTIONS,
     }

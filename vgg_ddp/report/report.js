@@ -522,6 +522,139 @@
   }
   whenNear(find("#cell"), () => chosenCell ?? showCell(startTrue, startAnswer, false));
 
+  // The map of the images.
+
+  const mapSource = find("#map-data");
+  if (mapSource) {
+    const points = JSON.parse(mapSource.textContent);
+    const canvas = find("#map-canvas");
+    const chooser = find("#map-shown");
+    const present = data.classes.map((_, k) => k).filter((k) => points.label.includes(k));
+    chooser.append(new Option("mistakes", "mistakes"), ...present.map((k) => new Option(data.classes[k], k)));
+    const MARGIN = 40;
+    const MOST_ZOOM = 40;
+    let [zoom, left, top] = [1, 0, 0]; // the part in view begins at (left, top) and is 1 / zoom wide, of 1
+    let scheduled = false;
+    const place = (k) => [
+      MARGIN + (points.x[k] - left) * zoom * (canvas.width - 2 * MARGIN),
+      MARGIN + (points.y[k] - top) * zoom * (canvas.height - 2 * MARGIN),
+    ];
+    const side = () => Math.min(96, 16 * Math.sqrt(zoom) + 4 * (zoom - 1));
+    const wrong = (k) => points.label[k] !== points.answer[k];
+    const isShown = (k) =>
+      chooser.value === "" || (chooser.value === "mistakes" ? wrong(k) : points.label[k] === +chooser.value);
+    const inView = () =>
+      points.index.map((_, k) => k).filter((k) => {
+        const [x, y] = place(k);
+        return isShown(k) && x >= 0 && x <= canvas.width && y >= 0 && y <= canvas.height;
+      });
+    const paint = async () => {
+      scheduled = false;
+      const context = canvas.getContext("2d");
+      const style = getComputedStyle(root);
+      const [orange, grey] = ["--orange", "--grey"].map((name) => style.getPropertyValue(name));
+      const half = side() / 2;
+      const visible = inView();
+      // Sheets are decoded first, so that a later painting does not get between the pictures of an earlier one.
+      await Promise.all(visible.filter((k) => pictured && places.has(points.index[k])).map((k) => sheetOf(places.get(points.index[k]))));
+      context.clearRect(0, 0, canvas.width, canvas.height);
+      context.fillStyle = grey;
+      points.index.forEach((_, k) => {
+        const [x, y] = place(k);
+        if (!isShown(k)) context.fillRect(x - 1, y - 1, 2, 2);
+      });
+      for (const k of visible) {
+        const [x, y] = place(k);
+        const there = places.get(points.index[k]);
+        if (pictured && there !== undefined) draw(context, there, x - half, y - half, 2 * half);
+        else context.fillRect(x - 3, y - 3, 6, 6);
+      }
+      // `draw` goes on after the sheet it waits for, which is there: frames come after all pictures.
+      await Promise.resolve();
+      await Promise.resolve();
+      context.strokeStyle = orange;
+      context.lineWidth = Math.max(1.5, half / 8);
+      for (const k of visible) {
+        const [x, y] = place(k);
+        if (wrong(k)) context.strokeRect(x - half, y - half, 2 * half, 2 * half);
+      }
+      find("#map-value").textContent = `${plural(visible.length, "image")} in view, ${visible.filter(wrong).length} of them named wrongly`;
+    };
+    const repaint = () => {
+      if (scheduled) return;
+      scheduled = true;
+      requestAnimationFrame(paint);
+    };
+    const clamp = (value) => Math.min(Math.max(value, 0), 1 - 1 / zoom);
+    const move = (x, y) => {
+      [left, top] = [clamp(x), clamp(y)];
+      repaint();
+    };
+    // Zoom so that what lies at (x, y), shares of the canvas, stays there.
+    const zoomAt = (factor, x = 0.5, y = 0.5) => {
+      const [atX, atY] = [left + x / zoom, top + y / zoom];
+      zoom = Math.min(Math.max(zoom * factor, 1), MOST_ZOOM);
+      move(atX - x / zoom, atY - y / zoom);
+    };
+    const shares = (event) => {
+      const box = canvas.getBoundingClientRect();
+      return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+    };
+    const openAt = (x, y) => {
+      const distance = (k) => Math.hypot(place(k)[0] - x * canvas.width, place(k)[1] - y * canvas.height);
+      const near = inView().filter((k) => places.has(points.index[k])).sort((a, b) => distance(a) - distance(b));
+      if (near.length) open(rowOf(near.map((k) => places.get(points.index[k]))), 0);
+    };
+    canvas.addEventListener("wheel", (event) => {
+      if (!event.ctrlKey && document.activeElement !== canvas) return; // the page scrolls over it until it is chosen
+      event.preventDefault();
+      zoomAt(Math.exp(-event.deltaY / 300), ...shares(event));
+    }, { passive: false });
+    const pointers = new Map();
+    let moved = 0;
+    canvas.addEventListener("pointerdown", (event) => {
+      pointers.set(event.pointerId, shares(event));
+      canvas.setPointerCapture(event.pointerId);
+      moved = 0;
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      const before = pointers.get(event.pointerId);
+      if (!before) return;
+      const [x, y] = shares(event);
+      moved += Math.hypot(x - before[0], y - before[1]);
+      const other = [...pointers].find(([id]) => id !== event.pointerId)?.[1];
+      pointers.set(event.pointerId, [x, y]);
+      if (other) {
+        const [was, is] = [before, [x, y]].map((one) => Math.hypot(one[0] - other[0], one[1] - other[1]));
+        zoomAt(is / Math.max(was, 0.001), ...other);
+      } else move(left - (x - before[0]) / zoom, top - (y - before[1]) / zoom);
+    });
+    for (const name of ["pointerup", "pointercancel"])
+      canvas.addEventListener(name, (event) => {
+        if (name === "pointerup" && moved < 0.01 && pointers.size === 1 && event.button === 0) openAt(...shares(event));
+        pointers.delete(event.pointerId);
+      });
+    canvas.addEventListener("keydown", (event) => {
+      const step = 0.15 / zoom;
+      const act = {
+        "+": () => zoomAt(1.5), "=": () => zoomAt(1.5), "-": () => zoomAt(1 / 1.5), 0: () => zoomAt(0),
+        ArrowLeft: () => move(left - step, top), ArrowRight: () => move(left + step, top),
+        ArrowUp: () => move(left, top - step), ArrowDown: () => move(left, top + step), Enter: () => openAt(0.5, 0.5),
+      }[event.key];
+      if (!act) return;
+      event.preventDefault();
+      act();
+    });
+    find("#map-in").addEventListener("click", () => zoomAt(1.5));
+    find("#map-out").addEventListener("click", () => zoomAt(1 / 1.5));
+    find("#map-whole").addEventListener("click", () => zoomAt(0));
+    chooser.addEventListener("change", repaint);
+    whenNear(canvas, () => {
+      addEventListener("recolour", repaint);
+      repaint();
+    });
+  }
+
   // The quiz.
 
   if (data.quiz.length) {

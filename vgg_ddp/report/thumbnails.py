@@ -22,26 +22,26 @@ LARGEST_SINGLE = 256  # pixels; larger single pictures are shrunk to it
 SMOOTH_ABOVE = 64  # pixels; larger pictures are smoothed when enlarged
 
 
-def single(pixels: Pixels) -> str:
+def single(pixels: Pixels, side: int = LARGEST_SINGLE) -> str:
     """A data URL of an image [height, width, 3]: one so small that its pixels can be told apart as PNG, others as JPEG."""
-    return png(pixels) if pixelated(pixels) else jpeg(pixels)
+    return png(pixels, side) if pixelated(pixels) else jpeg(pixels, side)
 
 
-def png(pixels: Pixels) -> str:
-    """A data URL of an image [height, width, 3], shrunk to `LARGEST_SINGLE` pixels if it is larger."""
+def png(pixels: Pixels, side: int = LARGEST_SINGLE) -> str:
+    """A data URL of an image [height, width, 3], shrunk to `side` pixels if it is larger."""
     file = io.BytesIO()
-    _shrunk(pixels).save(file, "PNG")
+    _shrunk(pixels, side).save(file, "PNG")
     return _data_url("png", file.getvalue())
 
 
-def jpeg(pixels: Pixels) -> str:
+def jpeg(pixels: Pixels, side: int = LARGEST_SINGLE) -> str:
     """`png` as JPEG."""
-    return _data_url("jpeg", _jpeg(_shrunk(pixels), QUALITIES[0]))
+    return _data_url("jpeg", _jpeg(_shrunk(pixels, side), QUALITIES[0]))
 
 
-def _shrunk(pixels: Pixels) -> Image.Image:
+def _shrunk(pixels: Pixels, side: int) -> Image.Image:
     picture = Image.fromarray(pixels)
-    picture.thumbnail((LARGEST_SINGLE, LARGEST_SINGLE), Image.Resampling.LANCZOS)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return picture
 
 

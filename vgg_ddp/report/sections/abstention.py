@@ -19,8 +19,8 @@ def values(evaluation: Evaluation) -> dict[str, Any]:
     )
     line = charts.Line("accuracy", (found["curve"]["coverage"], found["curve"]["accuracy"]), "validation")
     return {
-        "words": words.abstention_sentence(shown, words.images_of(images, evaluation.split)),
-        "sets": words.sets_sentence(found, evaluation.classes),
+        "words": abstention_sentence(shown, words.images_of(images, evaluation.split)),
+        "sets": sets_sentence(found, evaluation.classes),
         "rows": [
             {
                 "sureness": words.percent(row["sureness"], 0),
@@ -36,3 +36,32 @@ def values(evaluation: Evaluation) -> dict[str, Any]:
             "accuracy of its answers", caption, [line], "accuracy", shares=True, x_label="share answered"
         ),
     }
+
+
+def abstention_sentence(row: dict[str, Any], images: str) -> str:
+    """How much it answers, and how well, where it may leave out what it is not sure of; `row`: see `abstention.thresholds`."""
+    if not row["answered"]:
+        return f"It is nowhere at least {words.percent(row['sureness'], 0)} sure on these {images}: there it would not answer."
+    interval = f"95{words.NBSP}% interval {words.span(row['accuracy_interval'])}"
+    return (
+        f"Asked only where it is at least {words.percent(row['sureness'], 0)} sure, it answers "
+        f"{words.percent(row['coverage'])} of these {images} and is right in {words.percent(row['accuracy'])} of its "
+        f"answers ({interval})."
+    )
+
+
+def sets_sentence(abstention: dict[str, Any], classes: list[str]) -> str:
+    """How many names it takes to have the right one among them as often as promised, and for which classes that fails."""
+    sets = abstention["sets"]
+    if sets is None:
+        return f"How many names it takes to have the right one among them is not known: {abstention['sets_from']}."
+    promised = words.percent(sets["promised"], 0)
+    missed = [f"{words.quoted(classes[k])} {words.percent(sets['class_coverage'][k])}" for k in sets["worse"]]
+    less = f" Less often than the others, by more than chance: {words.listed(missed)}." if missed else ""
+    return (
+        f"It may also name several classes: all with a probability of {words.percent(sets['least_probability'])} or more, "
+        f"so that in {promised} of images like the {abstention['sets_from']} the right one is among them (conformal "
+        f"prediction). On the test images it is in {words.percent(sets['coverage'])} (95{words.NBSP}% interval "
+        f"{words.span(sets['coverage_interval'])}), with {words.number(sets['names'], 2)} names in the mean; one name in "
+        f"{words.percent(sets['one_name'])}, none in {words.percent(sets['no_name'])}.{less}"
+    )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from vgg_ddp.config import Config
+from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.report import charts, words
 
 STEP_CURVE_UP_TO = 10  # epochs; with more, the epoch means say enough
@@ -35,7 +38,7 @@ def curves(metrics: list[dict[str, Any]], dataset: str, recipe: Config | None = 
         ends = [f"{line.name} {_ends(line.points[1], shares)}" for line in lines[1:] if line.points[1]]
         when = "first to last epoch" if len(train[0]) > 1 else "after one epoch"
         caption = f"{name.capitalize()} on {dataset}" + (f", {when}: {'; '.join(ends)}" if ends else "")
-        if recipe and validation[0] and (unlike := words.unlike_sentence(recipe, of_loss=name == "loss")):
+        if recipe and validation[0] and (unlike := unlike_sentence(recipe, of_loss=name == "loss")):
             caption += f". {unlike}"
         drawn += chart(name, caption, lines, shares)
     rates = series(metrics, "train", "steps", "lr")
@@ -83,3 +86,20 @@ def classes_over_epochs(
 def _ends(values: list[float], shares: bool) -> str:
     said = [words.percent(value) if shares else words.number(value, 3) for value in (values[0], values[-1])]
     return " to ".join(said if len(values) > 1 else said[:1])
+
+
+def unlike_sentence(recipe: Config, of_loss: bool) -> str:
+    """Why training and validation figures of a run differ beside what was learned; empty where they are measured alike."""
+    changes = {
+        "label smoothing": of_loss and recipe.loss.label_smoothing > 0,
+        "weights of classes": of_loss and recipe.loss.class_weights is not None,
+        "mixed images": recipe.augment.mixes,
+        "augmentation": msgspec.structs.replace(recipe.augment, mixup=0.0, cutmix=0.0) != AugmentConfig(),
+        "dropout": recipe.model.head == "paper" and recipe.model.dropout > 0,
+    }
+    changed = [what for what, there in changes.items() if there]
+    sizes = [f"{size}" for size in dict.fromkeys(recipe.data.train_sizes)]
+    at = f"on images of {words.listed([*sizes, str(recipe.data.image_size)])} pixels" if sizes else ""
+    how = ", ".join(part for part in (f"with {words.listed(changed)}" if changed else "", at) if part)
+    size = f" at {recipe.data.image_size} pixels" if sizes else ""
+    return f"Not measured alike: training {how}, while the weights change; validation{size} without." if how else ""

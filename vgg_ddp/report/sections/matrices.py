@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg_ddp.analysis.confusions import Counts, most_frequent
+from vgg_ddp.analysis.standing import of_counts
 from vgg_ddp.report import words
 from vgg_ddp.report.reading import Evaluation
 
 LARGEST_NUMBERED_MATRIX = 20  # classes; beyond it the confusion matrix is a picture and a table
 MOST_CONFUSIONS = 20
+MOST_GROUPS_IN_A_SENTENCE = 4
 STRONGEST_CELL = 0.7  # above this opacity a number in a cell of the confusion matrix would be hard to read
 
 
@@ -41,7 +43,7 @@ def of_groups(evaluation: Evaluation) -> dict[str, Any]:
     """How often images are taken for a class of their own group."""
     groups, summary = evaluation.groups, evaluation.summary
     if not groups:
-        return {"groups": [], "groups_words": words.no_groups_sentence(summary)}
+        return {"groups": [], "groups_words": no_groups_sentence(summary)}
     ranked = dict(sorted(groups.items(), key=lambda group: -(group[1]["within_accuracy"] or 0)))
     rows = [
         {
@@ -60,7 +62,7 @@ def of_groups(evaluation: Evaluation) -> dict[str, Any]:
     confusion = np.array([[group["taken_for"][other] for other in ranked] for group in ranked.values()], dtype=np.int64)
     return {
         "groups": rows,
-        "groups_words": f"{words.groups_sentence(groups)} {words.groups_origin(summary)}",
+        "groups_words": f"{groups_sentence(groups)} {groups_origin(summary)}",
         "group_matrix": _matrix(list(ranked), confusion) if len(ranked) <= LARGEST_NUMBERED_MATRIX else [],
     }
 
@@ -94,3 +96,50 @@ def _cell_opacity(confusion: Counts) -> NDArray[np.float64]:
     mistakes = shares * ~np.eye(len(shares), dtype=bool)
     strength: NDArray[np.float64] = np.diag(np.diag(shares)) + mistakes / max(mistakes.max(initial=0.0), 0.05)
     return STRONGEST_CELL * strength
+
+
+def groups_sentence(groups: dict[str, dict[str, Any]]) -> str:
+    """How often an image is taken for a class of its own group, the most often first; empty without groups."""
+    judged = sorted((g for g in groups.items() if g[1]["images"]), key=lambda group: -group[1]["within_accuracy"])
+    if not judged:
+        return ""
+    said = [
+        f"{words.quoted(name)} for {words.quoted(name)} {words.percent(group['within_accuracy'])}"
+        for name, group in judged
+    ]
+    if len(said) > MOST_GROUPS_IN_A_SENTENCE:
+        counts = (np.array([group[key] for _, group in judged]) for key in ("within", "images"))
+        stands = of_counts(*counts)
+        ends = f"{said[0]} at best, {said[-1]} at worst."
+        return f"{ends[0].upper()}{ends[1:]}" if stands.best and stands.worst else ""
+    return f"{said[0][0].upper()}{said[0][1:]}" + "".join(f", {text}" for text in said[1:]) + "."
+
+
+def kind_sentence(summary: dict[str, Any]) -> str:
+    """How many images are taken for a class of their own group, and how many would be by chance."""
+    together = summary["groups_together"]
+    if together is None or not together["images"]:
+        return ""
+    return (
+        f"{words.percent(together['within_accuracy'])} of the {words.images_of(together['images'], summary['split'])} of "
+        f"these groups are taken for a class of their own group; {words.percent(together['within_by_chance'])} would be "
+        f"if the wrong answers had nothing to do with the groups (p {words.p_value(together['p_value'])})."
+    )
+
+
+def groups_origin(summary: dict[str, Any]) -> str:
+    """Who named the groups, or where they were found, and that this is more than chance."""
+    origin = {
+        "data set": "The groups are the data set's own.",
+        "configuration": "The groups are those of analysis.groups.",
+        "validation images": "Nobody named groups: these were found on the validation images, as classes that the network "
+        f"takes for one another there, and are judged here on the {words.shown(summary['split'])} images.",
+    }
+    return f"{kind_sentence(summary)} {origin.get(summary['groups_from'], '')}".strip()
+
+
+def no_groups_sentence(summary: dict[str, Any]) -> str:
+    """Why there are no groups, and how to name some."""
+    why = summary["groups_words"]
+    said = "There are no groups of classes: the data set names none"
+    return f"{said}{f', and {why}' if why else ''}. Name your own with analysis.groups (docs/report.md)."

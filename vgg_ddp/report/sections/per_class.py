@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from vgg_ddp.analysis.confusions import cumulative, recall, taken_for
+from vgg_ddp.analysis.confusions import Counts, cumulative, recall, taken_for
+from vgg_ddp.analysis.standing import Standing
 from vgg_ddp.config import Config
 from vgg_ddp.report import words
 from vgg_ddp.report.reading import Evaluation
@@ -97,9 +98,9 @@ def _worst(evaluation: Evaluation) -> dict[str, Any]:
             "words": " ".join(
                 sentence
                 for sentence in (
-                    words.standing_sentence(classes, confusion, evaluation.standing, worst),
-                    words.misses_sentence(classes, confusion, worst),
-                    words.kin_sentence(classes, confusion, evaluation.groups, worst),
+                    standing_sentence(classes, confusion, evaluation.standing, worst),
+                    misses_sentence(classes, confusion, worst),
+                    kin_sentence(classes, confusion, evaluation.groups, worst),
                 )
                 if sentence
             ),
@@ -117,7 +118,54 @@ def _worst(evaluation: Evaluation) -> dict[str, Any]:
             ],
         },
         "cumulative": [
-            {"name": name, "answers": words.answers(cumulative(confusion, k, classes, MOST_ANSWERS))}
+            {"name": name, "answers": cumulative_line(cumulative(confusion, k, classes, MOST_ANSWERS))}
             for k, name in enumerate(classes)
         ],
     }
+
+
+def misses_sentence(classes: list[str], confusion: Counts, true: int) -> str:
+    """What the missed images of a class are taken for: the three most frequent, and their share together."""
+    answers = taken_for(confusion, true)
+    misses = sum(count for _, count in answers)
+    missed = words.named(classes[true])
+    if len(answers) == 1:
+        always = words.named(classes[answers[0][0]])
+        return f"When {missed} is missed it is always taken for {always} ({words.number(misses)} misses)."
+    first = [f"{words.named(classes[k])} ({words.percent(count / misses, 0)})" for k, count in answers[:3]]
+    together = words.percent(sum(count for _, count in answers[:3]) / misses, 0) if len(answers) > 3 else "all"
+    return (
+        f"When {missed} is missed it is taken for {', '.join(first)}: together {together} of its "
+        f"{words.number(misses)} misses."
+    )
+
+
+def standing_sentence(classes: list[str], confusion: Counts, standing: Standing, shown: int) -> str:
+    """Whether the class whose misses are shown is worse than the others, or only shown for its misses."""
+    if shown not in standing.worst:
+        return "No class is worse than the others by more than chance; this is the one with most misses."
+    images, right = int(confusion.sum()), int(np.trace(confusion))
+    own_images, own_right = int(confusion[shown].sum()), int(confusion[shown, shown])
+    others = words.percent((right - own_right) / max(images - own_images, 1))
+    return (
+        f"{words.percent(own_right / own_images)} of its images are named correctly, of the others {others}: more than chance "
+        f"(p {words.p_value(standing.p_values[shown])}, Fisher's exact test, corrected by Holm for "
+        f"{words.number(len(classes))} classes)."
+    )
+
+
+def kin_sentence(classes: list[str], confusion: Counts, groups: dict[str, dict[str, Any]], true: int) -> str:
+    """How many of the wrong answers to a class stay in its group; empty where it has no group."""
+    own = [name for name, group in groups.items() if classes[true] in group["classes"]]
+    if not own or len(groups[own[0]]["classes"]) < 2:
+        return ""
+    inside = [k for k, name in enumerate(classes) if name in groups[own[0]]["classes"] and k != true]
+    misses = int(confusion[true].sum() - confusion[true, true])
+    kept = words.percent(int(confusion[true, inside].sum()) / misses, 0)
+    return f"{kept} of the wrong answers stay among {words.quoted(own[0])}."
+
+
+def cumulative_line(rows: list[dict[str, Any]]) -> str:
+    """A cumulative list in one line: each answer's share of the misses, and in brackets that of all so far."""
+    said = [f"{row['name']} {words.percent(row['share'], 0)} ({words.percent(row['together'], 0)})" for row in rows]
+    return ", ".join(said) or "never missed"

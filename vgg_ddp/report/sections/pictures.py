@@ -41,7 +41,7 @@ def values(evaluation: Evaluation, pictures: Pictures | None) -> dict[str, Any]:
     }
     return {
         "have_images": pictures is not None,
-        "sureness": words.sureness_sentence(evaluation.confidence, evaluation.right),
+        "sureness": sureness_sentence(evaluation.confidence, evaluation.right),
         **{name: [tile(evaluation, pictures, k) for k in grid] for name, grid in grids.items()},
     }
 
@@ -64,4 +64,14 @@ def tile(evaluation: Evaluation, pictures: Pictures | None, k: int) -> Tile:
         predicted=evaluation.classes[prediction],
         confidence=words.percent(float(evaluation.confidence[k]), 0),
         right=label == prediction,
+    )
+
+
+def sureness_sentence(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> str:
+    """Mean confidence [images] of right and of wrong answers; empty where all are right or all wrong."""
+    if right.all() or not right.any():
+        return ""
+    return (
+        f"On average the network is {words.percent(float(confidence[right].mean()), 0)} sure of its right answers "
+        f"and {words.percent(float(confidence[~right].mean()), 0)} sure of its wrong ones."
     )

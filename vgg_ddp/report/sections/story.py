@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vgg_ddp.analysis.confusions import leading, recall, taken_for
+from vgg_ddp.analysis.confusions import Counts, leading, recall, taken_for
+from vgg_ddp.analysis.standing import FEWEST, Standing
 from vgg_ddp.report import words
 from vgg_ddp.report.reading import Evaluation
+from vgg_ddp.report.sections.calibration import calibration_sentence
+from vgg_ddp.report.sections.data import evenness_sentence
+from vgg_ddp.report.sections.matrices import groups_sentence, kind_sentence
+from vgg_ddp.report.sections.per_class import kin_sentence, misses_sentence
+
+NEARLY_ALL = 0.98  # of the training images: there is no more to learn from them
 
 
 def values(evaluation: Evaluation) -> dict[str, Any]:
@@ -16,8 +25,8 @@ def values(evaluation: Evaluation) -> dict[str, Any]:
     classes, confusion, summary = evaluation.classes, evaluation.confusion, evaluation.summary
     accuracy = words.percent(summary["accuracy"])
     story = [
-        words.overall_sentence(evaluation.network, evaluation.dataset, evaluation.split, confusion),
-        words.extremes_sentence(classes, confusion, evaluation.standing),
+        overall_sentence(evaluation.network, evaluation.dataset, evaluation.split, confusion),
+        extremes_sentence(classes, confusion, evaluation.standing),
     ]
     return {
         "title": f"{evaluation.network} on {evaluation.dataset}: {accuracy}",
@@ -53,9 +62,9 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
         share = words.percent(answers[0][1] / misses, 0)
         several = words.listed([words.quoted(classes[k]) for k in first], "or") if len(first) <= 3 else "this and that"
         said = [
-            words.misses_sentence(classes, confusion, worst),
+            misses_sentence(classes, confusion, worst),
             "" if len(first) == 1 else "These counts are too close to say which comes first.",
-            words.kin_sentence(classes, confusion, evaluation.groups, worst),
+            kin_sentence(classes, confusion, evaluation.groups, worst),
         ]
         cards.append(
             {
@@ -66,7 +75,7 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
         )
     if evaluation.groups:
         within, images = (sum(group[key] for group in evaluation.groups.values()) for key in ("within", "images"))
-        said_of_groups = [words.groups_sentence(evaluation.groups), words.kind_sentence(summary)]
+        said_of_groups = [groups_sentence(evaluation.groups), kind_sentence(summary)]
         cards.append(
             {
                 "question": "Does it at least get the kind right?",
@@ -80,7 +89,7 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
         {
             "question": "How wrong is it, when it is wrong?",
             "answer": f"{words.percent(summary['top_k_accuracy'].get('2', summary['accuracy']))} in two answers",
-            "words": words.continuum_sentence(_top_k(evaluation), confusion, evaluation.groups),
+            "words": continuum_sentence(_top_k(evaluation), confusion, evaluation.groups),
         }
     )
     neighbour = summary["data"]["nearest_neighbour"]
@@ -88,7 +97,7 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
         {
             "question": "Is it better than what needs no network?",
             "answer": f"{words.percent(neighbour['correct'] / max(neighbour['images'], 1))} without one",
-            "words": words.baselines_sentence(confusion, neighbour),
+            "words": baselines_sentence(confusion, neighbour),
         }
     )
     remembered = summary.get("training_images")
@@ -97,7 +106,7 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
             {
                 "question": "Has it learned, or does it remember?",
                 "answer": f"{words.percent(remembered['accuracy'])} of training images",
-                "words": words.memory_sentence(remembered, summary["accuracy"], summary["images"]),
+                "words": memory_sentence(remembered, summary["accuracy"], summary["images"]),
                 "link": "training",
                 "link_words": "The curves.",
             }
@@ -107,7 +116,7 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
         {
             "question": "Is it as sure as it should be?",
             "answer": f"{words.percent(calibration['mean_confidence'])} sure",
-            "words": words.calibration_sentence(
+            "words": calibration_sentence(
                 calibration, summary["accuracy"], words.images_of(summary["images"], evaluation.split)
             ),
             "link": "calibration",
@@ -120,7 +129,7 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
         {
             "question": "Is the data even?",
             "answer": "yes" if min(train) == max(train) else "nearly" if min(train) > 0.8 * max(train) else "no",
-            "words": words.evenness_sentence(counts, classes),
+            "words": evenness_sentence(counts, classes),
             "link": "data",
             "link_words": "The data.",
         }
@@ -157,7 +166,113 @@ def _extremes_card(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "question": "What is it best at, and what worst?",
         "answer": "\n".join(ends) or "nothing stands out",
-        "words": why if ends else words.extremes_sentence(classes, evaluation.confusion, standing),
+        "words": why if ends else extremes_sentence(classes, evaluation.confusion, standing),
         "link": "classes",
         "link_words": "Every class.",
     }
+
+
+def overall_sentence(network: str, dataset: str, split: str, confusion: Counts) -> str:
+    """How many images the network names correctly."""
+    total, right = int(confusion.sum()), int(np.trace(confusion))
+    of = f"Of {words.images_of(total, split)} of {dataset}, {network} names"
+    if right in (0, total):
+        return f"{of} {'none' if right == 0 else 'every one'} correctly."
+    return f"{of} {words.number(right)} correctly: {words.percent(right / total)}."
+
+
+def extremes_sentence(classes: list[str], confusion: Counts, standing: Standing) -> str:
+    """The classes that stand out as best and worst, and which had no images, or too few, to be judged by."""
+    accuracy = recall(confusion)
+    judged = np.flatnonzero(~np.isnan(accuracy))
+    unjudged = _unjudged(classes, standing)
+    if len(judged) == 0:
+        return unjudged
+    high, low = float(accuracy[judged].max()), float(accuracy[judged].min())
+    if high == low:
+        which = "The only class with images" if len(judged) == 1 else "Every class"
+        said = f"{which} is at {words.percent(high)}."
+    elif not (standing.best or standing.worst):
+        said = (
+            "No class is recognised better or worse than the others by more than chance: "
+            f"they lie between {words.percent(low)} and {words.percent(high)}."
+        )
+    else:
+        ends = [
+            _end(classes, accuracy, ks, end) for ks, end in ((standing.best, "best"), (standing.worst, "worst")) if ks
+        ]
+        missing = "" if len(ends) == 2 else f"; no class stands out as {'worst' if standing.best else 'best'}"
+        said = f"It recognises {' and '.join(ends)}{missing}."
+    return f"{said} {unjudged}".strip()
+
+
+def _end(classes: list[str], accuracy: NDArray[np.float64], alike: list[int], end: str) -> str:
+    """The best or the worst class, and those that are too close to be told from it."""
+    first, *others = alike
+    close = words.listed([words.named(classes[k]) for k in others]) if len(others) <= 2 else f"{len(others)} more"
+    verb = "is" if len(others) == 1 else "are"
+    tied = f"; {close} {verb} too close to be told from it" if others else ""
+    return f"{words.named(classes[first])} {end} ({words.percent(float(accuracy[first]))}{tied})"
+
+
+def _unjudged(classes: list[str], standing: Standing) -> str:
+    """The classes that no image shows, and those that too few show."""
+    said = []
+    for verdict in ("no images", "too few images"):
+        names = [words.named(classes[k]) for k in standing.unlike(verdict)]
+        some = names if len(names) <= 3 else [*names[:3], f"{len(names) - 3} more"]
+        if names and verdict == "no images":
+            said.append(f"No image shows {words.listed(some, 'or')}, so nothing is known there.")
+        elif names:
+            said.append(f"Fewer than {FEWEST} images show {words.listed(some)}: too few to call a class best or worst.")
+    return " ".join(said)
+
+
+def continuum_sentence(top_k: dict[str, float], confusion: Counts, groups: dict[str, dict[str, Any]]) -> str:
+    """How wrong it is when it is wrong: how often the class is among the first answers, and how often the kind is right."""
+    counts = {"2": "two", "3": "three"}
+    near = [f"{words.percent(top_k[k])} among its first {counts[k]}" for k in counts if k in top_k]
+    said = f"The right class is its first answer for {words.percent(top_k['1'])} of the images"
+    said += f", and {' and '.join(near)}." if near else "."
+    within, correct = (sum(group[key] for group in groups.values()) for key in ("within", "correct"))
+    mistakes = sum(group["images"] for group in groups.values()) - correct
+    if not groups or not mistakes:
+        return said
+    kept = within - correct
+    return (
+        f"{said} Of its {words.number(mistakes)} mistakes {words.percent(kept / mistakes, 0)} keep the kind: counted as "
+        f"half a mistake each, they make the accuracy {words.percent((correct + kept / 2) / (correct + mistakes))}."
+    )
+
+
+def baselines_sentence(confusion: Counts, neighbour: dict[str, int]) -> str:
+    """What needs no network: guessing, always the most frequent class, the most alike training image."""
+    images = int(confusion.sum())
+    most = int(confusion.sum(axis=1).max(initial=0))
+    said = (
+        f"Guessing is right for {words.percent(1 / len(confusion))}, always answering the most frequent class for "
+        f"{words.percent(most / max(images, 1))}"
+    )
+    if not neighbour["images"]:
+        return f"{said}."
+    return (
+        f"{said}, the answer of the most alike of {words.number(neighbour['training_images'])} training images (8 x 8 "
+        f"grey pixels) for {words.percent(neighbour['correct'] / neighbour['images'])}; the network for "
+        f"{words.percent(int(np.trace(confusion)) / images)} of the {words.images_of(images, 'test')}."
+    )
+
+
+def memory_sentence(remembered: dict[str, Any], test_accuracy: float, test_images: int) -> str:
+    """Whether it has learned or remembers: its accuracy on images that it was trained on, beside that on others."""
+    seen, images = remembered["accuracy"], remembered["images"]
+    gap = seen - test_accuracy
+    noise = 1.96 * math.sqrt(seen * (1 - seen) / images + test_accuracy * (1 - test_accuracy) / test_images)
+    said = (
+        f"With its final weights it names {words.percent(seen)} of {words.images_of(images, 'training')}, without "
+        f"augmentation, and {words.percent(test_accuracy)} of {words.images_of(test_images, 'test')}: {words.points(gap)} "
+        f"points (95{words.NBSP}% interval {words.points(gap - noise)} to {words.points(gap + noise)})."
+    )
+    if gap - noise <= 0:
+        return f"{said} That is no more than chance: no sign of overfitting."
+    more = " Even of its training images it misses some: it may learn more yet." if seen < NEARLY_ALL else ""
+    return f"{said} What it was trained on it knows better than what is new to it: it overfits by that much.{more}"

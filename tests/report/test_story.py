@@ -1,0 +1,101 @@
+"""The story at the top of the report, and what stands before it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import (
+    accuracy_score,
+)
+
+from tests.support.pages import Node, page_of, section
+from tests.support.runs import change_json, make_run
+from vgg_ddp.analysis import course, duplicates
+from vgg_ddp.analysis.standing import of_classes
+from vgg_ddp.report import words
+from vgg_ddp.report.sections import story
+
+
+def test_names_that_are_numbers_are_set_off_from_figures(tmp_path: Path) -> None:
+    """In place of "0 0 %", and of "an 8 139 times"."""
+    label = np.repeat(np.arange(10), 60)
+    prediction = np.where(np.random.default_rng(2).random(600) < 0.6, label, (label + 1) % 10)
+    prediction = np.where(label == 9, 9, np.where(label == 0, 1, prediction))
+    run = make_run(tmp_path / "run", [str(k) for k in range(10)], label=label, prediction=prediction)
+    cards = section(page_of(run), "story").all("dd")
+    assert re.match(r"“9” 100 % “0” 0 %", cards[0].text)
+    assert not any(re.search(r"(?<![“\d.,])\b\d \d", card.text) for card in cards)
+
+
+def story_of(confusion: np.ndarray) -> str:
+    classes = [f"c{k}" for k in range(len(confusion))]
+    return story.extremes_sentence(classes, confusion, of_classes(confusion)).replace(words.NBSP, " ")
+
+
+def test_best_and_worst_are_said_only_where_they_are_more_than_chance() -> None:
+    def confusion(*right: int, images: int = 200) -> np.ndarray:
+        wrong = np.roll(np.diag([images - count for count in right]), 1, axis=1)
+        return np.diag(right) + wrong
+
+    assert story_of(confusion(160, 165, 158, 163)) == (
+        "No class is recognised better or worse than the others by more than chance: they lie between 79.0 % and 82.5 %."
+    )
+    assert story_of(confusion(160, 165, 100, 163)) == (
+        "It recognises “c1” best (82.5 %; “c3” and “c0” are too close to be told from it) and “c2” worst (50.0 %)."
+    )
+    assert story_of(confusion(185, 184, 186, 100, 103)).endswith(
+        "and “c3” worst (50.0 %; “c4” is too close to be told from it)."
+    )
+    tiny = confusion(160, 165, 158, 163)
+    tiny[0] = [0, 1, 0, 0]
+    assert "“c0” worst" not in story_of(tiny)
+    assert story_of(tiny).endswith("Fewer than 10 images show “c0”: too few to call a class best or worst.")
+
+
+def test_what_needs_no_network_stands_beside_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    train, test = (np.stack([run.dataset.split(name).decode(k) for k in range(400)]) for name in ("train", "test"))
+    answers = run.dataset.split("train").labels[
+        duplicates.nearest(duplicates.grey(test), duplicates.grey(train)).others[:, 0]
+    ]
+    share = accuracy_score(run.label, answers)
+    most = np.bincount(run.label).max() / 400
+    said = section(page_of(run), "story").text
+    assert f"Guessing is right for 10.0 %, always answering the most frequent class for {100 * most:.1f} %" in said
+    assert f"of the most alike of 400 training images (8 x 8 grey pixels) for {100 * share:.1f} %" in said
+
+
+def test_what_is_remembered_is_told_from_what_is_learned(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "does it remember" not in section(page_of(run), "story").text
+    summary, accuracy = run.path / "evaluation/summary.json", accuracy_score(run.label, run.prediction)
+    change_json(summary, training_images={"images": 2000, "accuracy": 0.95})
+    said = section(page_of(run), "story").text
+    assert "With its final weights it names 95.0 % of 2,000 training images, without augmentation, and " in said
+    assert f"{100 * accuracy:.1f} % of 400 test images: {100 * (0.95 - accuracy):+.2f} points" in said
+    assert "it overfits by that much. Even of its training images it misses some" in said
+    change_json(summary, training_images={"images": 2000, "accuracy": accuracy + 0.01})
+    assert "no sign of overfitting" in section(page_of(run), "story").text
+
+
+def test_a_training_that_went_astray_says_so_first(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["split"] == "validation" and row["epoch"] == 2:
+            row["loss"] = 138308.0
+    change_json(run.path / "evaluation/summary.json", warnings=course.warnings(rows, run.confusion))
+    first = next(part for part in page_of(run).all("main")[0].parts if isinstance(part, Node))
+    assert "its validation loss rose to 1.383e+05 at epoch 2.00, where guessing gives 2.30" in first.text
+
+
+def test_a_network_that_learned_nothing_says_so_first(tmp_path: Path) -> None:
+    label = np.arange(400) % 10
+    run = make_run(tmp_path / "run", label=label, prediction=label * 0 + 3)
+    first = next(part for part in page_of(run).all("main")[0].parts if isinstance(part, Node))
+    assert "learned nothing that these 400 images show: it names 10.0 % correctly" in first.text
+    well = make_run(tmp_path / "well", label=label, prediction=label)
+    assert "Before any figure" not in page_of(well).all("main")[0].text
