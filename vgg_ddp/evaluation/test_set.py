@@ -16,10 +16,11 @@ from vgg_ddp.analysis.predictions import Predictions, accuracy
 from vgg_ddp.analysis.summary import describe
 from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.data.validation import HeldOut, held_out
+from vgg_ddp.data.validation import HeldOut
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import features, protocols
+from vgg_ddp.evaluation.chosen_images import calibration_images, training_images
 from vgg_ddp.evaluation.inference import predict
 from vgg_ddp.evaluation.protocols import Protocol
 from vgg_ddp.evaluation.why import Answered, Arrays, Search
@@ -27,12 +28,7 @@ from vgg_ddp.run import checkpoint, training_answers
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import replace_file
 from vgg_ddp.run.metrics_log import last_written, read_metrics
-from vgg_ddp.training import continuing, loading, parts
-
-CALIBRATION_IMAGES = 10_000  # at most, to fit one temperature on
-TRAINING_IMAGES = (
-    2_000  # that are looked at in every data set; of more, as `analysis.budget` says, as many as test images
-)
+from vgg_ddp.training import loading, parts
 
 
 def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, world: World) -> dict[str, Any] | None:
@@ -129,33 +125,6 @@ def _check(predictions: Predictions, folder: Path, config: Config) -> None:
             f"the answers of {folder} to {wrong:,} of {len(predictions.label):,} images are not finite in {config.precision}: "
             "nothing can be said of them; vgg-ddp evaluate RUN precision=fp32 computes them with a wider range"
         )
-
-
-def training_images(config: Config, dataset: Dataset, state: checkpoint.State) -> HeldOut:
-    """Images that the checkpoint was trained on, evenly spread, as many as are looked at; none where they are not known."""
-    if not _trained_on(config, dataset, state):
-        return HeldOut("train", np.empty(0, dtype=np.int64))
-    trained, _ = held_out(dataset, config.data, config.seed)
-    most = min(BUDGETS[config.analysis.budget].training_images, max(TRAINING_IMAGES, len(dataset.split("test"))))
-    return HeldOut("train", np.sort(trained)[:: -(-len(trained) // most)])
-
-
-def _trained_on(config: Config, dataset: Dataset, state: checkpoint.State) -> bool:
-    now = continuing.identity(config, dataset)
-    then = {**checkpoint.ADDED_IDENTITY, **state.identity}
-    return all(then.get(key) == now[key] for key in ("dataset", "data.validation", "data.train_share", "seed"))
-
-
-def calibration_images(config: Config, dataset: Dataset, state: checkpoint.State) -> tuple[HeldOut, str]:
-    """Images that the checkpoint was not trained on, at most `CALIBRATION_IMAGES`, and which they are; or none, and why."""
-    none = HeldOut("train", np.empty(0, dtype=np.int64))
-    if not _trained_on(config, dataset, state):
-        return none, "the checkpoint was trained on other data, or held out other images for validation"
-    _, validation = held_out(dataset, config.data, config.seed)
-    if len(validation) == 0:
-        return none, "the run held out no images for validation"
-    samples = validation.samples[:: -(-len(validation) // CALIBRATION_IMAGES)]
-    return HeldOut(validation.split, samples), f"{len(samples):,} images held out for validation"
 
 
 def write(run: RunDirectory, summary: dict[str, Any], predictions: Predictions, why: Arrays) -> None:
