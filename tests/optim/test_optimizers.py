@@ -16,6 +16,7 @@ from vgg_ddp import doctor
 from vgg_ddp.config.optimizer import LossConfig, OptimizerConfig
 from vgg_ddp.errors import UserError
 from vgg_ddp.optim import losses, nvidia_apex, optimizers
+from vgg_ddp.optim.parameter_groups import parameter_groups
 
 STEPS = 5
 
@@ -210,7 +211,7 @@ def test_apex_s_lamb_is_taken_only_where_it_scales_the_steps_of_the_weights_alon
 ) -> None:
     """apex scales the steps of what is decayed."""
     config = OptimizerConfig(name="lamb", **{"weight_decay": 0.1, **keys})
-    groups = optimizers.parameter_groups(named(parameters()), config)
+    groups = parameter_groups(named(parameters()), config)
     assert nvidia_apex.has_the_steps(groups, config) == same
     if not same:
         asked = msgspec.structs.replace(config, implementation="apex")

@@ -1,4 +1,4 @@
-"""Optimizers: which parameters are decayed, the update rule, and the names of its state."""
+"""Optimizers: the update rule, and the names of its state."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vgg_ddp.config.optimizer import OptimizerConfig
 from vgg_ddp.optim import nvidia_apex
 from vgg_ddp.optim.lars_lamb import Lamb, Lars
 from vgg_ddp.optim.muon import Muon
+from vgg_ddp.optim.parameter_groups import parameter_groups
 
-Groups = list[dict[str, Any]]
 # The tensors that each optimizer keeps for a parameter, by torch's names.
 STATE = {
     "sgd": ("momentum_buffer",),
@@ -23,31 +23,6 @@ STATE = {
     "lamb": ("exp_avg", "exp_avg_sq"),
     "muon": ("momentum_buffer",),
 }
-
-
-def parameter_groups(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> Groups:
-    """Weights (two or more dimensions) with weight decay; biases and norms without, unless the config decays them too.
-
-    `adapt` says whether LARS and LAMB scale the steps of a group: those of weights; `orthogonal`, whether it is Muon's: the
-    weights of convolutions. `rate` is the group's factor of the learning rate. What is frozen is in no group.
-    """
-    groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
-    for name, parameter in parameters.items():
-        if not parameter.requires_grad:
-            continue
-        convolutional, adapt = name.startswith("features."), parameter.ndim > 1
-        orthogonal = config.name == "muon" and convolutional and adapt
-        rate = config.features_rate if convolutional else 1.0
-        if orthogonal:
-            rate *= config.muon_rate / config.learning_rate
-        elif convolutional and not adapt and name.endswith(".bias"):
-            rate *= config.bias_rate
-        decay = config.weight_decay if adapt or config.decay_biases_and_norms else 0.0
-        group = {"params": [], "weight_decay": decay, "adapt": adapt, "orthogonal": orthogonal, "rate": rate}
-        if orthogonal:
-            group["momentum"] = config.muon_momentum
-        groups.setdefault((rate, not adapt, orthogonal), group)["params"].append(parameter)
-    return [groups[key] for key in sorted(groups)]
 
 
 def build(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
