@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.report.test_report import Node, Page, section
+from tests.support.pages import Node, Page, section
 from tests.support.processes import assert_gone, descendants
 from tests.support.rank_processes import context, wait_until
 from vgg_ddp.config import Config, load
