@@ -29,6 +29,9 @@ DEV = [
     "playwright>=1.45",
     "axe-playwright-python>=0.1.4",
     "kubeflow-trainer-api>=2.1",
+    # which run the tutorial's notebook
+    "nbclient>=0.10",
+    "ipykernel>=6.29",
 ]
 
 setup(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         open_dataset,
         run_evaluation,
         run_training,
+        show_report,
         training_batches,
         write_report,
     )
@@ -27,6 +28,7 @@ __all__ = [
     "open_dataset",
     "run_evaluation",
     "run_training",
+    "show_report",
     "training_batches",
     "write_report",
 ]

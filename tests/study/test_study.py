@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.report.test_report import Node, Page, section
+from tests.support.pages import Node, Page, section
 from tests.support.processes import assert_gone, descendants
 from tests.support.rank_processes import context, wait_until
-from vgg_ddp.config import load
+from vgg_ddp.config import Config, load
+from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.errors import EXIT_STOPPED, UserError
 from vgg_ddp.run.metrics_log import read_metrics
-from vgg_ddp.study import command, learning_rate
+from vgg_ddp.study import command, learning_rate, running
 
 pytest.importorskip("optuna")
 pytestmark = pytest.mark.processes
@@ -234,3 +235,33 @@ def test_a_learning_rate_is_looked_for_until_the_loss_rises(
         learning_rate.run(recipe, words, out, nothing_starts)
     with pytest.raises(UserError, match="does not fall and rise again"):
         learning_rate.run(recipe, ["optimizer.learning_rate=1e-6", "min_steps=21"], runs / "flat", Warm)
+
+
+def test_trainings_at_once_share_the_gpus_or_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a host that is said to have GPUs: which ones a training is shown is all that is decided here."""
+    config = Config(device="cpu")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert running.places(config, 1) == [{}]
+    cores = running.cores.usable()
+    assert running.places(config, 2) == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2
+    for gpus, shown, count, expected in (
+        (4, None, 2, ["0,1", "2,3"]),
+        (3, "5,6,7", 3, ["5", "6", "7"]),
+        (2, None, 3, ["0", "1", "0"]),
+    ):
+        monkeypatch.setattr(Devices, "gpus", lambda self, gpus=gpus: gpus)
+        if shown:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+        assert [place["CUDA_VISIBLE_DEVICES"] for place in running.places(config, count)] == expected
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_without_optuna_one_line_says_what_to_install(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    path = study_file(tmp_path, recipe, GRID)
+    with pytest.raises(UserError, match=r"vgg-ddp study needs optuna; pip install 'vgg_ddp\[study\]'"):
+        command.run(path, [], tmp_path / "out", nothing_starts)
+    assert not (tmp_path / "out").exists()

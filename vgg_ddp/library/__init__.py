@@ -5,7 +5,9 @@ A mistake raises `vgg_ddp.errors.UserError`, which says what is wrong, where, an
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import evaluation_slices
 from vgg_ddp.data.settling import settle
 from vgg_ddp.distributed.world import World
+from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation.stored import StoredEvaluation, read_evaluation
 from vgg_ddp.export.formats import Classifier
 from vgg_ddp.model import VGG, initialize
@@ -145,6 +148,29 @@ def write_report(run: str | Path) -> Path:
         UserError: one of its files is damaged, or the page cannot be written.
     """
     return pages.write_report(Path(run), of_run.find(RunDirectory(run)))
+
+
+@dataclass(frozen=True)
+class ShownReport:
+    """A report that a notebook shows below its cell, in a frame of its own."""
+
+    page: Path
+
+    def _repr_html_(self) -> str:
+        text = html.escape(self.page.read_text(encoding="utf-8"))
+        return f'<iframe srcdoc="{text}" width="100%" height="700" style="border: 0" sandbox="allow-scripts"></iframe>'
+
+
+def show_report(run: str | Path) -> ShownReport:
+    """The report of a run, as the last expression of a notebook's cell shows it; its `page` is the file.
+
+    Raises:
+        UserError: the run has no report yet.
+    """
+    page = RunDirectory(run).report
+    if not page.is_file():
+        raise UserError(f"{run} has no report; vgg-ddp report {run} draws one")
+    return ShownReport(page)
 
 
 def _run(*words: str) -> None:
