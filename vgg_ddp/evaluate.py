@@ -62,6 +62,8 @@ def evaluate_and_report(
     if summary is not None:
         from vgg_ddp.report import write_report  # only here: a training itself needs neither pictures nor templates
 
+        if not out and (totals := read_json(run.summary)) is not None:
+            run.write_json(run.summary, totals | {"warnings": summary["warnings"]})
         show(summary, f"by what it saw of each image: {summary['protocol']['text']}" if asked.evaluate.name else "")
         world.activity.enter("report")
         with run.writing():

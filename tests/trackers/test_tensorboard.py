@@ -63,6 +63,9 @@ def test_the_evaluation_is_there(tracked: Path, events: Any) -> None:
     (table,) = events.Tensors("test/per_class/text_summary")
     text = table.tensor_proto.string_val[0].decode()
     assert len(text.splitlines()) == 2 + len(evaluation["classes"])
+    assert json.loads((tracked / "summary.json").read_text())["warnings"] == evaluation["warnings"]
+    said = "before_any_figure/text_summary" in events.Tags()["tensors"]
+    assert said == bool(evaluation["warnings"])
 
 
 def test_the_projector_has_images_with_label_and_prediction(tracked: Path, few_digits: Path) -> None:

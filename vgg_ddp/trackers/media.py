@@ -61,6 +61,11 @@ class Media:
         return {f"{self.split}/{name}": float(value) for name, value in values.items() if value is not None}
 
     @property
+    def warnings(self) -> list[str]:
+        """What makes its figures moot, a sentence each."""
+        return list(self.evaluation.summary["warnings"])
+
+    @property
     def per_class(self) -> list[list[Any]]:
         """Rows of the columns `PER_CLASS`."""
         return [[row[column] for column in PER_CLASS] for row in self.evaluation.summary["per_class"]]

@@ -49,6 +49,8 @@ class TensorBoardTracker:
         self._writer.add_image(f"{media.split}/reliability_diagram", draw_reliability(media), step, dataformats="HWC")
         for number, mistake in enumerate(media.mistakes(self._mistakes), start=1):
             self._writer.add_image(f"{media.split}_mistakes/{number:03d}", captioned(mistake), step, dataformats="HWC")
+        if media.warnings:
+            self._writer.add_text("before_any_figure", "\n\n".join(map(_cell, media.warnings)), step)
         self._add_projection(step, media)
         self._add_hyperparameters(media.scalars)
 
