@@ -16,10 +16,13 @@ from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order
 from vgg_ddp.data.validation import held_out
+from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import Damaged
+from vgg_ddp.loaders import Batch
+from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.training_answers import read_epochs
-from vgg_ddp.training.answers import margin_and_probability
+from vgg_ddp.training.answers import TrainingAnswers, margin_and_probability
 
 IMAGES = 160
 
@@ -89,3 +92,27 @@ def test_a_damaged_file_is_named(one: Path, tmp_path: Path) -> None:
     (run.answers / "epoch-00001.safetensors").write_bytes(data)
     with pytest.raises(Damaged, match="for 161 images"):
         list(read_epochs(run, IMAGES + 1))
+
+
+def test_the_step_and_the_images_of_which_the_answers_are_first_not_finite_are_named(tmp_path: Path) -> None:
+    order = Order(0, np.arange(100, 120), 4)
+    answers = TrainingAnswers(order, 120, RunDirectory(tmp_path), World(0, 1, 0, 1, torch.device("cpu")))
+    state = State(step=23, epoch=4, step_in_epoch=3)
+    for piece in list(order.slices(4))[:3]:
+        logits = torch.zeros(4, 3)
+        if piece.start:
+            logits[2] = torch.nan
+        answers.add(logits, Batch(torch.empty(4, 1, 1, 3), torch.zeros(4, dtype=torch.int64), piece))
+    assert answers.first_not_finite(state) == f" (first in step 22, to training images {order.epoch(4)[6]})"
+    first = Batch(torch.empty(4, 1, 1, 3), torch.zeros(4, dtype=torch.int64), next(order.slices(4)))
+    answers.add(torch.full((4, 3), torch.inf), first)
+    assert answers.first_not_finite(state).startswith(
+        " (first in step 21, to every image: by the weights that step 20 left"
+    )
+
+
+def test_a_training_that_diverges_says_in_which_step(launch: Launch) -> None:
+    ranks = launch("diverging", *WORDS, "optimizer.learning_rate=1e20", "log.every_steps=8", size=2)
+    assert ranks.wait() == [2, 2]
+    (line,) = [line for line in ranks.stderr.splitlines() if "not finite" in line]
+    assert "the loss of steps 1 to 8 is not finite (first in step" in line and "left, or by batch norm)" in line

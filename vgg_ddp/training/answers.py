@@ -17,6 +17,8 @@ from vgg_ddp.run import training_answers
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
 
+MOST_NAMED = 5  # images in a message
+
 
 class TrainingAnswers:
     """Keeps them for the epoch at hand, by position in its order, and writes them to RUN/answers as it ends.
@@ -45,10 +47,30 @@ class TrainingAnswers:
         """
         if not state.step_in_epoch:
             return None
-        kept = self._world.sum(
-            self._kept[:, : state.step_in_epoch * self._order.batch].to("cpu", copy=True).contiguous()
-        )
+        kept = self._of_all_ranks(state)
         return torch.where(kept[2] > 0, kept[:2], torch.nan)
+
+    def first_not_finite(self, state: State) -> str:
+        """In which step of the epoch at hand answers were first not finite, and to which images; "" if none is known.
+
+        All ranks together.
+        """
+        kept, batch = self._of_all_ranks(state), self._order.batch
+        wrong = ((kept[2] > 0) & ~kept[:2].isfinite().all(dim=0)).nonzero()[:, 0]
+        if not len(wrong):
+            return ""
+        step = int(wrong[0]) // batch
+        positions = wrong[wrong < (step + 1) * batch].numpy()
+        number = state.step - state.step_in_epoch + step + 1
+        if len(positions) == batch:
+            return f" (first in step {number}, to every image: by the weights that step {number - 1} left, or by batch norm)"
+        samples = sorted(self._order.epoch(state.epoch)[positions].tolist())
+        more = "" if len(samples) <= MOST_NAMED else f" and {len(samples) - MOST_NAMED} more"
+        return f" (first in step {number}, to training images {', '.join(map(str, samples[:MOST_NAMED]))}{more})"
+
+    def _of_all_ranks(self, state: State) -> Tensor:
+        kept = self._kept[:, : state.step_in_epoch * self._order.batch].to("cpu", copy=True).contiguous()
+        return self._world.sum(kept)
 
     def load(self, answers: Tensor | None, state: State) -> None:
         """Go on after a checkpoint, from what `so_far` gave for it."""
@@ -88,6 +110,10 @@ class NoAnswers(TrainingAnswers):
 
     def so_far(self, state: State) -> None:
         """None."""
+
+    def first_not_finite(self, state: State) -> str:
+        """Nothing is known."""
+        return ""
 
     def load(self, answers: Tensor | None, state: State) -> None:
         """Do nothing."""

@@ -62,8 +62,15 @@ class Recorder:
         after_step: Callable[[], object] = lambda: None,
         may_overflow: bool = False,
         watch: Watch | None = None,
+        first_not_finite: Callable[[State], str] = lambda state: "",
     ) -> None:
-        """`may_overflow`: a loss that is not finite is none of a training that has diverged, but of a step in float16."""
+        """The parts of a training that it records.
+
+        Args:
+            may_overflow: a loss that is not finite is none of a training that has diverged, but of a step in float16.
+            first_not_finite: says where a loss that is not finite began; all ranks call it together.
+        """
+        self._first_not_finite = first_not_finite
         self.watch = watch or Unwatched()
         self._after_step, self._may_overflow = after_step, may_overflow
         self._state, self._world, self._log, self._progress = state, world, log, progress
@@ -132,7 +139,10 @@ class Recorder:
             self._write(row | ({"ranks": ranks} if self._world.size > 1 else {}))
             if not (math.isfinite(loss) or self._may_overflow):
                 first = state.step - self._steps + 1
-                raise SharedUserError(f"the loss of steps {first} to {state.step} is not finite: {AFTER_DIVERGENCE}")
+                where = self._first_not_finite(state)
+                raise SharedUserError(
+                    f"the loss of steps {first} to {state.step} is not finite{where}: {AFTER_DIVERGENCE}"
+                )
             self._progress.update(row, (self._total_steps - state.step) * seconds / self._steps)
         self._sums.zero_()
         self._steps, self._waited = 0, 0.0
