@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks.measurement.two_hosts import Host, Hosts, limit, two_hosts, why_not
 from tests.launch.conftest import ENVIRONMENT, LAUNCH, ROOT, assert_same_weights, on_one_host, steps_logged
+from tests.support.processes import ranks_of, runs
 from tests.support.slurm_cluster import wait_until
 from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
 
@@ -159,7 +160,7 @@ def test_a_rank_that_is_killed_starts_all_again_on_both_hosts(
     words = (f"run.dir={run}", "checkpoint.every_steps=2")
     started = [launches.start(host, config, *words) for host in hosts]
     wait_until(lambda: steps_logged(run) >= 3, 60)
-    (rank,) = children_of(started[1].pid)
+    (rank,) = ranks_of(started[1].pid)
     os.kill(rank, signal.SIGKILL)
     codes, said = ends(*started)
     assert codes == [0, 0], said
@@ -167,10 +168,6 @@ def test_a_rank_that_is_killed_starts_all_again_on_both_hosts(
         assert one_line(text).startswith("vgg-ddp: rank 1 was killed by SIGKILL "), said
         assert text.endswith("; all ranks start again from the newest checkpoint (restart 1 of 3)\n"), said
     assert_same_weights(run, undisturbed)
-
-
-def children_of(process: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def test_a_link_that_is_cut_and_mended(
@@ -181,10 +178,10 @@ def test_a_link_that_is_cut_and_mended(
     words = (f"run.dir={run}", "checkpoint.every_steps=2", "timeout=5", "--grace", "90")
     started = [launches.start(host, config, *words) for host in hosts]
     wait_until(lambda: steps_logged(run) >= 3, 60)
-    ranks = [rank for launch in started for rank in children_of(launch.pid)]
+    ranks = [rank for launch in started for rank in ranks_of(launch.pid)]
     cut(hosts, True)
     try:
-        wait_until(lambda: not Path(f"/proc/{ranks[0]}").exists(), 60)  # that of the host with the store
+        wait_until(lambda: not runs(ranks[0]), 60)  # that of the host with the store
     finally:
         cut(hosts, False)
     codes, said = ends(*started)
