@@ -37,7 +37,7 @@ def test_figures_bins_and_mistakes_are_those_of_the_summary(tmp_path: Path) -> N
 def test_an_evaluation_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     summary = read_evaluation(run.path).summary
-    del summary["abstention"]
+    del summary["why"]
     write_json(run.path / "evaluation/summary.json", summary)
     with pytest.raises(UserError, match="was evaluated by an earlier version; run: vgg-ddp evaluate"):
         read_evaluation(run.path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -64,9 +63,7 @@ def kept(network: VGG, samples: NDArray[np.int64], batch: int, world: World) -> 
 
 def last_layer(network: VGG) -> nn.Linear:
     """The layer that makes logits of features."""
-    layer: Any = network.classifier[-1]
-    assert isinstance(layer, nn.Linear)
-    return layer
+    return next(layer for layer in reversed(network.classifier) if isinstance(layer, nn.Linear))  # before `logit_scale`
 
 
 def of_length_one(features: Tensor) -> NDArray[np.float16]:
