@@ -328,3 +328,6 @@ def _connect(world: World, gpu_backend: str, store: Store, timeout: timedelta) -
             f"rank {world.rank} on {socket.gethostname()} cannot connect to the others by the network interface "
             f"GLOO_SOCKET_IFNAME ({interface}): {str(error).splitlines()[0]}"
         ) from None
+
+
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))  # a rank that has no others, of a process that no launcher started

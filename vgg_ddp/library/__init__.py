@@ -21,7 +21,7 @@ from vgg_ddp.data import of_run
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import evaluation_slices
 from vgg_ddp.data.settling import settle
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation.stored import StoredEvaluation, read_evaluation
 from vgg_ddp.export.formats import Classifier
@@ -30,8 +30,6 @@ from vgg_ddp.run import checkpoint
 from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint, find_run
 from vgg_ddp.training import loading, parts, whitening
 from vgg_ddp.training.initial_weights import InitialWeights
-
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
 def load_config(path: str | Path, *changes: str) -> Config:

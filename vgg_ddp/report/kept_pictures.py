@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vgg_ddp.analysis.budget import spread
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.splits import Split
 from vgg_ddp.report import thumbnails, words
@@ -106,14 +107,8 @@ def carried(evaluation: Evaluation, split: Split | None) -> NDArray[np.int64]:
         return np.arange(count)
     wrong = np.flatnonzero(evaluation.prediction != evaluation.label)
     right = np.flatnonzero(evaluation.prediction == evaluation.label)
-    wrong = _spread(wrong, most)
-    return np.sort(np.concatenate([wrong, _spread(right, most - len(wrong))]))
-
-
-def _spread(positions: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    if len(positions) <= most:
-        return positions
-    return positions[np.linspace(0, len(positions) - 1, most).astype(np.int64)]
+    wrong = wrong[spread(len(wrong), most)]
+    return np.sort(np.concatenate([wrong, right[spread(len(right), most - len(wrong))]]))
 
 
 def _checkpoint(summary: dict[str, Any]) -> str:

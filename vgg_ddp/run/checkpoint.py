@@ -26,7 +26,8 @@ from vgg_ddp.run.files import exchange, replace_file, sync_directory, write_dura
 
 Files = dict[str, bytes]
 NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")  # of every checkpoint
-OPTIONAL_NAMES = ("ema.safetensors", "answers.safetensors")
+ANSWERS = "answers.safetensors"
+OPTIONAL_NAMES = ("ema.safetensors", ANSWERS)
 # Identity of which earlier checkpoints say nothing, and what they were made with.
 ADDED_IDENTITY = {
     "data.normalisation": "data",
@@ -95,7 +96,7 @@ def encode(
     if ema is not None:
         files["ema.safetensors"] = _save_tensors(ema)
     if answers is not None:
-        files["answers.safetensors"] = _save_tensors({"answers": answers})
+        files[ANSWERS] = _save_tensors({"answers": answers})
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files["manifest.json"] = msgspec.json.format(msgspec.json.encode({"sha256": hashes}), indent=2)
     return files

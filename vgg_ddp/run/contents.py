@@ -81,9 +81,9 @@ class Expected:
             yield "its loss scale is none"
 
     def _of_answers(self, files: Files) -> Iterator[str]:
-        if "answers.safetensors" not in files:
+        if checkpoint.ANSWERS not in files:
             return
-        found = checkpoint.tensors(files, "answers.safetensors")
+        found = checkpoint.tensors(files, checkpoint.ANSWERS)
         shape = [2, checkpoint.state(files).step_in_epoch * self.batch]
         for key, tensor in found.items():
             if key != "answers" or list(tensor.shape) != shape or tensor.dtype != torch.float32:

@@ -14,8 +14,6 @@ from vgg_ddp.training import continuing
 from vgg_ddp.training.job import Job
 from vgg_ddp.training.parts import empty_network
 
-ANSWERS = "answers.safetensors"
-
 
 def resume(job: Job) -> State:
     """The state to begin from: that of the newest checkpoint that fits, loaded into the parts of `job`, or a fresh one.
@@ -41,7 +39,7 @@ def resume(job: Job) -> State:
     job.engine.load_state(checkpoint.tensors(contents, "optimizer.safetensors"), state.engine)
     if config.ema:
         job.average.network.load_state_dict(checkpoint.tensors(contents, "ema.safetensors"))
-    answers = checkpoint.tensors(contents, ANSWERS)["answers"] if ANSWERS in contents else None
+    answers = checkpoint.tensors(contents, checkpoint.ANSWERS)["answers"] if checkpoint.ANSWERS in contents else None
     job.answers.load(answers, state)
     if world.is_main and not job.finished(state):
         job.run.keep_metrics_until(state.step, epoch_ended=state.step_in_epoch == 0)

@@ -15,14 +15,13 @@ from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import evaluation_slices
 from vgg_ddp.data.validation import held_out
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import ALONE, World
 from vgg_ddp.model import VGG, whitening
 from vgg_ddp.randomness import permutation
 from vgg_ddp.training.initial_weights import InitialWeights
 from vgg_ddp.training.parts import build_preprocess, empty_network, evaluation_loader
 
 IMAGES = 5000  # to measure on, at most, as airbench94 does
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
 def added(initial: InitialWeights, config: Config, dataset: Dataset, world: World) -> InitialWeights:
