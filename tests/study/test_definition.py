@@ -24,7 +24,8 @@ def cells_of(folder: Path, text: str, *words: str) -> list[Cell]:
     path = folder / "study.yaml"
     path.write_text(f"base: {BASE}\n{text}")
     definition = definitions.read(path)
-    return definitions.cells(definition, BASE, [*definition.overrides, *words])
+    definition = msgspec.structs.replace(definition, overrides=[*definition.overrides, *words])
+    return definitions.cells(definition, BASE)
 
 
 def test_a_grid_has_every_combination_with_one_seed_before_the_next(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_the_base_is_found_from_here_or_beside_the_study(tmp_path: Path, monkeyp
 def test_the_homework_is_valid_and_fits_into_its_minutes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     definition = definitions.read(path)
-    cells = definitions.cells(definition, definitions.found_base(definition, path), definition.overrides)
+    cells = definitions.cells(definition, definitions.found_base(definition, path))
     images = 0.0
     for cell in cells:
         config = load(BASE, [*definition.overrides, *cell.words])
@@ -134,7 +135,7 @@ def test_the_page_on_homework_has_every_key_and_its_example_is_a_study(tmp_path:
     (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "study.yaml").write_text(example)
     definition = definitions.read(tmp_path / "study.yaml")
-    assert len(definitions.cells(definition, BASE, definition.overrides)) == 12
+    assert len(definitions.cells(definition, BASE)) == 12
     assert [f"configs/studies/{path.name}" for path in STUDIES] == sorted(
         re.findall(r"study (configs/studies/\S+)", text)
     )

@@ -67,7 +67,7 @@ def nothing_starts(*arguments: object) -> Warm:
 
 def study_file(folder: Path, recipe: Path, text: str) -> Path:
     path = folder / "study.yaml"
-    path.write_text(f"base: {recipe}\noverrides: [data.validation=0.25]\n{text}")
+    path.write_text(f"base: {recipe}\noverrides: [data.validation=0.25, optimizer.rate_batch=16]\n{text}")
     return path
 
 
@@ -111,6 +111,7 @@ def test_every_cell_is_a_run_and_its_objective_is_its_validation(study: Path) ->
             float(cell["values"]["optimizer.learning_rate"]),
         )
         assert config.tracking.group == "study"
+        assert config.optimizer.rate_batch == 16  # asked for in a word, beside the rate that is varied
         if cell["ending"] == "done":
             (row,) = [row for row in read_metrics(run / "metrics.jsonl") if row["split"] == "validation"]
             tested = json.loads((run / "evaluation" / "summary.json").read_text())["accuracy"]

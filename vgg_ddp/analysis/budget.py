@@ -39,7 +39,7 @@ class Budget:
     def changed(self, images: int, side: int, changes: int) -> int:
         """How many of `images` test images of `side` pixels can be shown in so many changes."""
         pixels = max(self.changed_pixels, images * side**2) if self.changed_images else 0
-        return min(images, self.changed_images, pixels // (changes * side**2))
+        return min(images, self.changed_images, max(1, pixels // (changes * side**2)))
 
 
 BUDGETS = {

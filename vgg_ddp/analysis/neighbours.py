@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vgg_ddp.analysis import labels
+from vgg_ddp.analysis import intervals, labels
 from vgg_ddp.analysis.intervals import QUANTILE
 from vgg_ddp.analysis.predictions import Predictions
 
@@ -15,6 +15,7 @@ SHOWN = 5  # nearest images of each image
 VOTING = 10  # nearest images that a training image's label is held against
 SUREST = 100  # mistakes whose nearest images are counted
 MOST_IMAGES = 48  # of each list
+FEWEST = 10  # mistakes, below which their scatter says little
 _ROWS = 500  # compared at a time, 40 MB for 20,000 others
 
 Features = NDArray[np.float16]  # [images, width], each of length one, so that a product is a cosine
@@ -50,8 +51,8 @@ def of_mistakes(
         features: of the images of `predictions`; `train` and `train_labels`: of the training images that are searched.
 
     Returns: how many `mistakes`, the `nearest` of each that are counted, and the mean shares of them that carry the
-    `wrong_answer`, with its interval over the mistakes, and the `true_label`; beside them the shares `by_chance`: of all
-    training images that are searched.
+    `wrong_answer`, with its interval over the mistakes (None of fewer than `FEWEST`), and the
+    `true_label`; beside them the shares `by_chance`: of all training images that are searched.
     """
     sure = labels.surest_mistakes(predictions.label, predictions.prediction, predictions.probabilities.max(axis=1))
     sure = sure[:SUREST]
@@ -61,16 +62,27 @@ def of_mistakes(
     frequency = np.bincount(train_labels, minlength=predictions.logits.shape[1]) / max(len(train_labels), 1)
     if not len(sure) or not found.size:
         return {"mistakes": 0, "nearest": SHOWN}
-    mean, error = float(shares.mean()), QUANTILE * float(shares.std(ddof=min(1, len(shares) - 1))) / len(shares) ** 0.5
     return {
         "mistakes": len(sure),
         "nearest": found.shape[1],
-        "wrong_answer": mean,
-        "wrong_answer_interval": (max(0.0, mean - error), min(1.0, mean + error)),
+        "wrong_answer": float(shares.mean()),
+        "wrong_answer_interval": _interval(shares),
         "wrong_answer_by_chance": float(frequency[answer].mean()),
         "true_label": float((found == truth[:, None]).mean()),
         "true_label_by_chance": float(frequency[truth].mean()),
     }
+
+
+def _interval(shares: NDArray[np.float64]) -> intervals.Interval | None:
+    """Of the mean of shares, one a mistake; where all are alike, as if each mistake were right or wrong as a whole."""
+    if len(shares) < FEWEST:
+        return None
+    mean, error = float(shares.mean()), QUANTILE * float(shares.std(ddof=1)) / len(shares) ** 0.5
+    return (
+        (max(0.0, mean - error), min(1.0, mean + error))
+        if error
+        else intervals.wilson(round(mean * len(shares)), len(shares))
+    )
 
 
 def doubtful_training_labels(predictions: Predictions, near: NDArray[np.int64]) -> NDArray[np.int64]:

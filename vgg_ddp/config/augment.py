@@ -61,7 +61,7 @@ class AugmentConfig(Group, frozen=True):
             raise ValueError("augment.strong_epochs needs augment.cutout, augment.mixup or augment.cutmix")
         for name in ("scale_jitter", "random_resized_crop", "strong_epochs"):
             limits = getattr(self, name)
-            if limits is not None and limits[0] > limits[1]:
+            if limits is not None and (limits[0] > limits[1] or (name == "strong_epochs" and limits[0] == limits[1])):
                 raise ValueError(f"augment.{name} must rise: {limits}")
         if self.random_resized_crop is not None and (self.scale_jitter is not None or self.crop_padding):
             raise ValueError(

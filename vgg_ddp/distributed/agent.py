@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -90,11 +91,17 @@ class ForkingAgent(SimpleElasticAgent):
         self._shutdown()
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
-        """Ask the ranks to end, and wait: the supervisor kills those that do not, in its own time."""
+        """Ask the ranks to end, and kill those that have not in `timeout` seconds; the supervisor may do so sooner."""
         self._server.hear()
         for process in self._server.running():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, death_sig)
+        deadline = time.monotonic() + timeout
         while self._server.running():
+            if time.monotonic() > deadline:
+                deadline = math.inf
+                for process in self._server.running():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process, signal.SIGKILL)  # each rank is the leader of a session
             time.sleep(INTERVAL)
             self._server.hear()

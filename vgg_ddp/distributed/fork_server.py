@@ -167,7 +167,9 @@ def _be_rank(order: _Order, module: str, server: int) -> NoReturn:
         Activity.of_rank()
         with signals_raise():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-            code = importlib.import_module(module).main(order.arguments)
+            imported = importlib.import_module(module)
+            sys.argv = [str(imported.__file__), *order.arguments]  # for the record of what was started
+            code = imported.main(order.arguments)
     except Signalled as signalled:
         code = signalled.exit_code  # the supervisor says so
     except BaseException:

@@ -61,7 +61,8 @@ def unrecordable(config: Config, world: World) -> str:
         "communication.split_head": config.communication.split_head != "none",
         "ranks_per_gpu": config.ranks_per_gpu > 1 and world.size > 1,  # gloo's messages go through the host
         "optimizer.name=lamb": optimizer.name == "lamb",
-        "optimizer.name=lars in fp16": optimizer.name == "lars" and config.precision == "fp16",  # asks for overflows
+        f"optimizer.name={optimizer.name} in fp16": optimizer.name in ("lars", "muon")
+        and config.precision == "fp16",  # asks for overflows
         "apex's optimizers, which optimizer.implementation=torch leaves out": apex
         or optimizer.implementation == "apex",
         "augment.mixup and cutmix": bool(config.augment.mixup or config.augment.cutmix),

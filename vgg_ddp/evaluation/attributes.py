@@ -96,7 +96,7 @@ def human_labels(path: Path, classes: list[str], images: int) -> NDArray[np.floa
             counts = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} cannot be read as an array: {error}") from None
-        if counts.dtype.kind not in "iufb" or counts.ndim != 2:
+        if not isinstance(counts, np.ndarray) or counts.dtype.kind not in "iufb" or counts.ndim != 2:
             raise UserError(f"{path} is no table of numbers, a row an image and a column a class")
         counts = counts.astype(np.float64)
     else:

@@ -27,7 +27,8 @@ def training_images(config: Config, dataset: Dataset, state: checkpoint.State) -
 def _trained_on(config: Config, dataset: Dataset, state: checkpoint.State) -> bool:
     now = continuing.identity(config, dataset)
     then = {**checkpoint.ADDED_IDENTITY, **state.identity}
-    return all(then.get(key) == now[key] for key in ("dataset", "data.validation", "data.train_share", "seed"))
+    chosen_by = ("dataset", "data.validation", "data.train_share", "data.split_seed", "seed")
+    return all(then.get(key) == now[key] for key in chosen_by)
 
 
 def calibration_images(config: Config, dataset: Dataset, state: checkpoint.State) -> tuple[HeldOut, str]:

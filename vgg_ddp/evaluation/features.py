@@ -42,9 +42,9 @@ class Kept:
         indices = np.concatenate([np.empty(0, np.int64), *self._indices])
         self._world.activity.go_on(waits=True)
         all_features, all_indices = (self._world.gather(array.tobytes()) for array in (features, indices))
-        self._world.activity.go_on()
         if not self._world.is_main:
-            return None
+            return None  # it waits for rank 0, which goes on alone
+        self._world.activity.go_on()
         index = np.frombuffer(b"".join(all_indices), np.int64)
         order = np.argsort(index, kind="stable")
         return np.frombuffer(b"".join(all_features), np.float16).reshape(len(index), self.width)[order]

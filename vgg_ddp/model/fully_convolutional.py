@@ -29,8 +29,7 @@ class FullyConvolutional(nn.Module):
     def __init__(self, network: VGG, image_size: int) -> None:
         super().__init__()
         self.features, self.classifier = network.features, network.classifier
-        before = sum(isinstance(layer, nn.MaxPool2d) for layer in network.features)  # the global pool
-        self._window = image_size // 2**before  # side of what it sees of an image
+        self._window = image_size // 2**network.pools_before_last  # side of what the global pool sees of an image
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""

@@ -104,6 +104,7 @@ class VGG(nn.Module):
         super().__init__()
         self.features = features
         pools = [number for number, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
+        self.pools_before_last = len(pools) - 1
         width = next(layer.out_channels for layer in reversed(features) if isinstance(layer, Convolution))
         if head == "compact":
             # The last pool and the global pool are one: of the paper's at 32 pixels both are the same 2x2 maximum.

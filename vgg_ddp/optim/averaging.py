@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from vgg_ddp.errors import UserError
+
 
 class Average:
     """The exponential moving average of a network's parameters and buffers; with a decay of 0, the network itself.
@@ -70,5 +72,11 @@ class Lookahead(Average):
 
 
 def build(source: Callable[[], nn.Module], decay: float, lookahead: int, total_steps: int) -> Average:
-    """The averaged weights of a training: `lookahead` is after how many steps its network goes on from them; 0: never."""
+    """The averaged weights of a training: `lookahead` is after how many steps its network goes on from them; 0: never.
+
+    Raises:
+        UserError: that is never, in so many steps: the average would be the initial weights to the end.
+    """
+    if lookahead > total_steps:
+        raise UserError(f"lookahead={lookahead} is longer than the training, {total_steps} steps; set a smaller one")
     return Lookahead(source, decay, lookahead, total_steps) if lookahead else Average(source, decay)

@@ -635,6 +635,8 @@
         pointers.delete(event.pointerId);
       });
     canvas.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return; // the browser's own
+      if (event.key === "Escape") canvas.blur(); // a finger scrolls the page again
       const step = 0.15 / zoom;
       const act = {
         "+": () => zoomAt(1.5), "=": () => zoomAt(1.5), "-": () => zoomAt(1 / 1.5), 0: () => zoomAt(0),

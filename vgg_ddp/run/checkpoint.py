@@ -32,6 +32,7 @@ OPTIONAL_NAMES = ("ema.safetensors", ANSWERS)
 ADDED_IDENTITY = {
     "data.normalisation": "data",
     "data.train_share": 1.0,
+    "data.split_seed": 0,
     "optimizer.features_rate": "above 0",
     "model.activation": "relu",
     "model.pool_before_norm": False,

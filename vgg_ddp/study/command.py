@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from vgg_ddp.config import Config, dump, load
 from vgg_ddp.errors import EXIT_OK, EXIT_STOPPED, Signalled, UserError
 from vgg_ddp.run.console import say
+from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import hold, replace_file
 from vgg_ddp.study import definition as definitions
 from vgg_ddp.study import running
@@ -36,13 +37,15 @@ def run(path: Path, words: list[str], out: Path | None, start: running.Start = r
             the folder, or the same one, which runs; or no cell that came to its end.
     """
     definition = definitions.read(path)
+    definition = msgspec.structs.replace(definition, overrides=[*definition.overrides, *words])
     folder = out or Path("studies") / path.stem
-    base, overrides = definitions.found_base(definition, path), [*definition.overrides, *words]
-    cells = definitions.cells(definition, base, overrides)
+    base = definitions.found_base(definition, path)
+    cells = definitions.cells(definition, base)
     definitions.require_optuna()
     with claimed(folder, "definition.yaml"):
-        _begin(folder, definition, definitions.base_text(base, overrides))
-        config = load(folder / "base.yaml")
+        with RunDirectory(folder).writing():
+            _begin(folder, definition, definitions.base_text(base))
+        config = load(folder / "base.yaml", definition.overrides)
         trials = Trials(folder, definition)
         left = [one.cell for one in trials.found(cells) if one.ending in ("waiting", "running", "failed")]
         say(_plan(definition, cells, left, folder))
@@ -55,7 +58,7 @@ def run(path: Path, words: list[str], out: Path | None, start: running.Start = r
             folder,
             definition,
             trials,
-            _group(config, folder),
+            [*definition.overrides, *_group(config, folder)],
             running.places(config, definition.side_by_side),
             write_page,
             start,
@@ -80,11 +83,12 @@ def report(folder: Path) -> Path:
     """Write the page of a study again; its path.
 
     Raises:
-        UserError: Optuna is not installed, a file of the study is damaged, or the page cannot be written.
+        UserError: the study runs, Optuna is not installed, a file of the study is damaged, or the page cannot be written.
     """
-    definition = definitions.read(folder / "definition.yaml")
-    cells = definitions.cells(definition, folder / "base.yaml", [])
-    return _finish(folder, definition, Trials(folder, definition).found(cells))
+    with claimed(folder, "definition.yaml"):  # a study that runs writes its page itself
+        definition = definitions.read(folder / "definition.yaml")
+        cells = definitions.cells(definition, folder / "base.yaml")
+        return _finish(folder, definition, Trials(folder, definition).found(cells))
 
 
 @contextlib.contextmanager
@@ -99,7 +103,7 @@ def claimed(folder: Path, mark: str) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / mark).is_file() and any(path.name != ".lock" for path in folder.iterdir()):
+        if not (folder / mark).is_file() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(f"{folder} holds something else than a study; choose another folder with --out FOLDER")
         lock = FileLock(folder / ".lock")
         hold(lock, 0, say)
@@ -119,13 +123,13 @@ def _begin(folder: Path, definition: Definition, base: str) -> None:
     Raises:
         UserError: it is another study.
     """
-    kept = msgspec.structs.replace(definition, base="base.yaml", overrides=[])
+    kept = msgspec.structs.replace(definition, base="base.yaml")
     if (folder / "definition.yaml").is_file() and (folder / "base.yaml").is_file():
         before = msgspec.to_builtins(definitions.read(folder / "definition.yaml"))
         same = {key: value for key, value in msgspec.to_builtins(kept).items() if key not in MAY_GROW}
         changed = [key for key, value in same.items() if before[key] != value]
         if (folder / "base.yaml").read_text(encoding="utf-8") != base:
-            changed.append("base or overrides")
+            changed.append("base")
         if changed:
             raise UserError(
                 f"{folder} holds a study with another {changed[0]}; of one that was begun only {', '.join(MAY_GROW)} may "
@@ -164,11 +168,13 @@ def _finish(folder: Path, definition: Definition, found: list[Found]) -> Path:
     from vgg_ddp.study import page, summary
 
     told = summary.summarise(folder, definition, found)
-    replace_file(folder / "summary.json", msgspec.json.format(msgspec.json.encode(told)) + b"\n")
-    if told.best is not None:
-        best = next(one.cell for one in found if one.cell.configuration == told.best)
-        changes = [word for word in best.words if not word.startswith("seed=")]
-        place = f"run.dir=runs/{folder.resolve().name}-best"
-        text = f"# The best of the study {folder.resolve().name}: {', '.join(changes)}\n"
-        replace_file(folder / "best.yaml", (text + dump(load(folder / "base.yaml", [*changes, place]))).encode())
+    with RunDirectory(folder).writing():
+        replace_file(folder / "summary.json", msgspec.json.format(msgspec.json.encode(told)) + b"\n")
+        if told.best is not None and all(one.ending not in ("waiting", "running") for one in found):
+            best = next(one.cell for one in found if one.cell.configuration == told.best)
+            changes = [word for word in best.words if not word.startswith("seed=")]
+            place = f"run.dir=runs/{folder.resolve().name}-best"
+            text = f"# The best of the study {folder.resolve().name}: {', '.join(changes)}\n"
+            config = load(folder / "base.yaml", [*definition.overrides, *changes, place])
+            replace_file(folder / "best.yaml", (text + dump(config)).encode())
     return page.write(folder, definition, found, told)

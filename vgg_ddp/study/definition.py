@@ -82,7 +82,7 @@ class Cell:
         name: of its folder in STUDY/runs.
         configuration: the number of its configuration, which cells with other seeds share.
         values: of what is varied, as text, in the order of the study's file.
-        words: what sets them, and the seed: overrides of STUDY/base.yaml.
+        words: what sets them, and the seed, behind the study's own overrides of STUDY/base.yaml.
     """
 
     name: str
@@ -140,21 +140,24 @@ def found_base(definition: Definition, path: Path) -> Path:
     return beside if beside.is_file() and not Path(definition.base).is_file() else Path(definition.base)
 
 
-def base_text(base: Path, overrides: Sequence[str]) -> str:
-    """What STUDY/base.yaml holds: the base with its overrides, whole: a study does not change with the file it came from.
+def base_text(base: Path) -> str:
+    """What STUDY/base.yaml holds: the base, whole: a study does not change with the file it came from.
+
+    Without the overrides, which stay words: a recipe leaves to a word what it would settle itself.
 
     Raises:
         UserError: it cannot be read, or breaks a rule.
     """
-    return dump(with_absolute_paths(load(base, overrides)))
+    return dump(with_absolute_paths(load(base)))
 
 
-def cells(definition: Definition, base: Path, overrides: Sequence[str]) -> list[Cell]:
+def cells(definition: Definition, base: Path) -> list[Cell]:
     """Every cell of a study in the order in which they are trained: all configurations with one seed, then the next.
 
     Raises:
         UserError: a value that is none of its key's, or a configuration that breaks a rule: before anything is trained.
     """
+    overrides = definition.overrides
     seed = load(base, overrides).seed
     varied = list(_grid(definition) if definition.grid else _drawn(definition, base, overrides, seed))
     for values in varied:
@@ -171,7 +174,7 @@ def _grid(definition: Definition) -> list[dict[str, Any]]:
 
 
 def _drawn(definition: Definition, base: Path, overrides: Sequence[str], seed: int) -> list[dict[str, Any]]:
-    """`trials` draws; more of them begin with the same ones."""
+    """`trials` draws, each of those that are equal once; more of them begin with the same ones."""
     require_optuna()
     import optuna
 
@@ -179,7 +182,8 @@ def _drawn(definition: Definition, base: Path, overrides: Sequence[str], seed: i
     distributions = {key: _distribution(key, given, base, overrides) for key, given in definition.random.items()}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     trials = [study.ask(distributions) for _ in range(definition.trials or 0)]
-    return [{key: _drawn_text(trial.params[key]) for key in distributions} for trial in trials]
+    drawn = dict.fromkeys(tuple(_drawn_text(trial.params[key]) for key in distributions) for trial in trials)
+    return [dict(zip(distributions, values)) for values in drawn]
 
 
 def _drawn_text(value: Any) -> str:

@@ -14,6 +14,7 @@ from vgg_ddp.config import Config, load
 from vgg_ddp.errors import EXIT_OK, EXIT_STOPPED, Signalled, UserError
 from vgg_ddp.report import charts, words
 from vgg_ddp.report.rendering import render
+from vgg_ddp.run import outcome
 from vgg_ddp.run.console import say
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import read_json
@@ -34,7 +35,10 @@ def run(config: Path, changes: list[str], out: Path | None, start: running.Start
     """
     folder = out or Path("studies") / f"{config.stem}-learning-rate"
     asked = [*RISING, *SHORT, *PLAIN, *changes]
-    load(config, asked)
+    if load(config, asked).optimizer.name == "muon":
+        raise UserError(
+            "optimizer.name=muon: the test raises optimizer.learning_rate, and muon_rate is its convolutions'"
+        )
     with command.claimed(folder, "learning-rate.txt"):
         if (folder / "summary.json").is_file():
             raise UserError(f"{folder} holds a test of the learning rate already; choose another --out FOLDER")
@@ -50,6 +54,9 @@ def run(config: Path, changes: list[str], out: Path | None, start: running.Start
             return EXIT_STOPPED
         rates, losses = _points(read_metrics(place.metrics))
         if not losses.size:
+            raise UserError(running.failure(folder / "learning-rate.txt", code))
+        rose = range_test.has_diverged(losses) or outcome.diverged(read_metrics(place.metrics))
+        if code not in (EXIT_OK, *running.STOPPED) and not rose:
             raise UserError(running.failure(folder / "learning-rate.txt", code))
         return _tell(folder, place, rates, losses)
 

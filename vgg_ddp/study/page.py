@@ -39,7 +39,7 @@ def write(folder: Path, definition: Definition, found: list[Found], summary: Sum
     Raises:
         UserError: it cannot be written.
     """
-    dataset = _dataset(folder, found)
+    dataset = _dataset(folder, definition, found)
     best = folder / "best.yaml"
     ranked = _ranked(definition, summary)
     values = {
@@ -72,7 +72,7 @@ def write(folder: Path, definition: Definition, found: list[Found], summary: Sum
     return render("study.html.j2", values, folder / "report" / "index.html")
 
 
-def _dataset(folder: Path, found: list[Found]) -> str:
+def _dataset(folder: Path, definition: Definition, found: list[Found]) -> str:
     """What was trained on, as the first training has it; as it is asked for before there is one."""
     for one in found:
         try:
@@ -81,7 +81,7 @@ def _dataset(folder: Path, found: list[Found]) -> str:
             continue
         if name:
             return words.shown(str(name))
-    return words.shown(Path(load(folder / "base.yaml").data.source).name)
+    return words.shown(Path(load(folder / "base.yaml", definition.overrides).data.source).name)
 
 
 def _figure(definition: Definition, value: float | None) -> str:
@@ -131,6 +131,9 @@ def _cards(definition: Definition, summary: Summary, found: list[Found]) -> list
     if summary.best is None:
         return [cost]
     best = by_number[summary.best]
+    compared = sum(one.done == best.done for one in summary.configurations)
+    some = compared < len(summary.configurations)
+    of = f" Compared were the {compared} of {len(by_number)} configurations with as many seeds done." if some else ""
     said = f"In the mean of {_seeds(best.done)} {_figure(definition, best.mean)} on the images held out from training"
     ends = f", 95{words.NBSP}% interval {_interval(definition, best.interval)}" if best.interval else ""
     tested = (
@@ -139,7 +142,7 @@ def _cards(definition: Definition, summary: Summary, found: list[Found]) -> list
         else ""
     )
     return [
-        {"question": "Which configuration is best?", "answer": _named(best), "words": f"{said}{ends}.{tested}"},
+        {"question": "Which configuration is best?", "answer": _named(best), "words": f"{said}{ends}.{of}{tested}"},
         {"question": "Is it better than the others by more than chance?", **_sure(summary, by_number)},
         cost,
         {"question": "What can one conclude?", **_reach(definition, summary, found)},
@@ -152,11 +155,14 @@ def _seeds(count: int) -> str:
 
 def _sure(summary: Summary, by_number: dict[int, Configuration]) -> dict[str, str]:
     if summary.as_good is None:
-        few = "One training of each tells nothing of how much seeds alone change: give seeds: 3 or more."
-        return {"answer": "That cannot be told", "words": few}
+        few = "Of one training of each nothing is known of how much seeds alone change: give seeds: 3 or more."
+        one = "There is no other configuration with as many seeds done."
+        done = max(one.done for one in by_number.values())
+        alone = sum(one.done == done for one in by_number.values()) == 1
+        return {"answer": "That cannot be told", "words": one if alone else few}
     how = "Differences of means, seed by seed, with the scatter of all configurations; corrected by Holm for their number."
     if not summary.as_good:
-        return {"answer": "Yes", "words": f"Every other one is worse by more than chance. {how}"}
+        return {"answer": "Yes", "words": f"Every other one that was compared is worse by more than chance. {how}"}
     alike = words.listed([f"\u201c{_named(by_number[number])}\u201d" for number in summary.as_good[:5]])
     more = f" and {len(summary.as_good) - 5} more" if len(summary.as_good) > 5 else ""
     return {"answer": f"Not than {len(summary.as_good)} of them", "words": f"It may be as good as {alike}{more}. {how}"}

@@ -72,6 +72,7 @@ class _Running:
     attempt: Attempt
     process: Process
     place: int
+    told: int = 0  # bytes of its output that earlier attempts left
     read: int = 0  # bytes of metrics.jsonl
     hopeless: bool = False
 
@@ -115,8 +116,10 @@ class Cells:
         words = ["train", str(self._folder / "base.yaml"), *self._words, *cell.words, f"run.dir={run}", "resume=auto"]
         run.parent.mkdir(exist_ok=True)
         attempt = self._trials.begin(cell)
-        process = self._start(words, run.with_name(f"{cell.name}.txt"), self._places[place])
-        self._running.append(_Running(cell, attempt, process, place))
+        output = run.with_name(f"{cell.name}.txt")
+        told = output.stat().st_size if output.is_file() else 0
+        process = self._start(words, output, self._places[place])
+        self._running.append(_Running(cell, attempt, process, place, told))
 
     def _look(self, running: _Running) -> None:
         code = running.process.poll()
@@ -155,7 +158,7 @@ class Cells:
             raise UserError(f"{name} was stopped from outside; start the study again to go on with it")
         else:
             ending: Ending = "diverged" if outcome.diverged(rows) else "failed"
-            reason = failure(run.path.with_name(f"{name}.txt"), code)
+            reason = failure(run.path.with_name(f"{name}.txt"), code, running.told)
             attempt.failed(ending, reason)
             say(f"{name}: {ending}: {reason}")
         self._ended()
@@ -200,9 +203,9 @@ def said(definition: Definition, value: float) -> str:
     return f"validation accuracy {value:.2%}" if definition.objective == "accuracy" else f"validation loss {value:.4f}"
 
 
-def failure(output: Path, code: int) -> str:
-    """The line in which a command said why it failed, or what it ended with."""
-    lines = output.read_text(errors="replace").splitlines() if output.is_file() else []
+def failure(output: Path, code: int, first: int = 0) -> str:
+    """The line in which a command said why it failed, or what it ended with; its output begins at the byte `first`."""
+    lines = output.read_bytes()[first:].decode(errors="replace").splitlines() if output.is_file() else []
     told = [line.removeprefix("vgg-ddp: ") for line in lines if line.startswith("vgg-ddp: ")]
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")  # of a traceback, the error
     return printable(told[-1] if told else f"it ended with exit code {code}: {last}".rstrip(": "))[:500]

@@ -63,7 +63,11 @@ class Trials:
                 direction="maximize" if definition.higher_is_better else "minimize",
                 load_if_exists=True,
             )
-        except SQLAlchemyError as error:
+        except (
+            SQLAlchemyError,
+            optuna.exceptions.OptunaError,
+            RuntimeError,
+        ) as error:  # RuntimeError: of another Optuna
             raise UserError(
                 f"{folder / 'study.db'} cannot be used: {error}; see to it, or choose another --out"
             ) from None
@@ -87,7 +91,7 @@ class Trials:
                 state=TrialState.RUNNING,
                 params={"seed": cell.seed},
                 distributions={"seed": IntDistribution(0, 2**32 - 1)},
-                user_attrs={"cell": cell.name, **cell.values},
+                user_attrs={**cell.values, "cell": cell.name},
             )
         )
         trial = self._study.get_trials(deepcopy=False)[-1]
@@ -131,9 +135,9 @@ class Attempt:
 
 
 def _found(cell: Cell, trial: FrozenTrial | None) -> Found:
-    state = "" if trial is None else trial.state.name
-    if trial is None or state == "WAITING":
+    if trial is None:
         return Found(cell, "waiting")
+    state = trial.state.name
     if state == "FAIL":
         return Found(cell, trial.user_attrs.get("ending", "failed"), why=trial.user_attrs.get("why", ""))
     endings: dict[str, Ending] = {"RUNNING": "running", "COMPLETE": "done", "PRUNED": "given up"}

@@ -73,12 +73,18 @@ class TrainingAnswers:
         return self._world.sum(kept)
 
     def load(self, answers: Tensor | None, state: State) -> None:
-        """Go on after a checkpoint, from what `so_far` gave for it."""
-        if self._world.is_main:
-            training_answers.keep_until(self._run, state.epoch)
-            if answers is not None:
-                known = ~answers[0].isnan()
-                self._kept[:, : answers.shape[1]] = torch.cat([answers.nan_to_num(), known[None].float()])
+        """Go on after a checkpoint, from what `so_far` gave for it; what was written of later epochs goes. All ranks together.
+
+        Raises:
+            UserError: the disk is read-only.
+        """
+        with self._world.together():
+            if self._world.is_main:
+                with self._run.writing():
+                    training_answers.keep_until(self._run, state.epoch)
+        if self._world.is_main and answers is not None:
+            known = ~answers[0].isnan()
+            self._kept[:, : answers.shape[1]] = torch.cat([answers.nan_to_num(), known[None].float()])
 
     def end_epoch(self, state: State) -> None:
         """Write the epoch's, whose last step was taken. All ranks together.
@@ -97,13 +103,11 @@ class TrainingAnswers:
 
 def build(config: LogConfig, order: Order, images: int, run: RunDirectory, world: World) -> TrainingAnswers:
     """What keeps the answers to the `images` of the split that is trained on, or nothing."""
-    return TrainingAnswers(order, images, run, world) if config.answers else NoAnswers()
+    return (TrainingAnswers if config.answers else NoAnswers)(order, images, run, world)
 
 
 class NoAnswers(TrainingAnswers):
     """Keeps nothing: `log.answers` is false."""
-
-    def __init__(self) -> None: ...
 
     def add(self, logits: Tensor, batch: Batch) -> None:
         """Do nothing."""
@@ -114,9 +118,6 @@ class NoAnswers(TrainingAnswers):
     def first_not_finite(self, state: State) -> str:
         """Nothing is known."""
         return ""
-
-    def load(self, answers: Tensor | None, state: State) -> None:
-        """Do nothing."""
 
     def end_epoch(self, state: State) -> None:
         """Do nothing."""

@@ -76,6 +76,7 @@ def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
         "data.image_size": config.data.image_size,
         "data.validation": config.data.validation,
         "data.train_share": config.data.train_share,
+        "data.split_seed": config.data.split_seed if config.data.train_share < 1 else 0,  # else in the data set's hash
         "data.normalisation": "imagenet" if config.data.normalisation == "imagenet" else "data",
         "dataset": dataset.sha256,
         "seed": config.seed,

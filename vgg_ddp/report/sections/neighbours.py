@@ -106,18 +106,18 @@ def nearest_sentence(found: dict[str, Any], searched: int) -> str:
     """How many of the nearest training images of the surest mistakes carry the network's wrong answer."""
     if not found["mistakes"]:
         return "There is no mistake to explain."
-    least, most = found["wrong_answer_interval"]
+    interval = found["wrong_answer_interval"]
+    ends = f" (95{words.NBSP}% interval {words.span(interval)})" if interval else ""
     wrong, chance = words.percent(found["wrong_answer"], 0), words.percent(found["wrong_answer_by_chance"], 0)
     said = (
         f"Near to an image are training images that the layer before the last describes alike. Of the "
         f"{words.number(found['nearest'])} nearest to each of the {words.number(found['mistakes'])} surest mistakes, among "
-        f"{words.images_of(searched, 'training')}, {wrong} carry the network's wrong answer (95{words.NBSP}% interval "
-        f"{words.span((least, most))}), where {chance} would by chance, and "
+        f"{words.images_of(searched, 'training')}, {wrong} carry the network's wrong answer{ends}, where {chance} would by chance, and "
         f"{words.percent(found['true_label'], 0)} the image's own label."
     )
-    if least > found["wrong_answer_by_chance"]:
+    if interval and interval[0] > found["wrong_answer_by_chance"]:
         return f"{said} So the network has seen images like these under the name that it gives them."
-    if most < found["wrong_answer_by_chance"]:
+    if interval and interval[1] < found["wrong_answer_by_chance"]:
         return f"{said} So images like these had other names in training: the mistake is made in the last layer."
     return said
 

@@ -27,6 +27,7 @@ MEANINGS = {
     "the middle alone": ("with all but its middle hidden", "what is around the middle"),
 }
 MOST_IN_A_SENTENCE = 3
+SPARED = 0.05  # of the images at most, at the far end of the interval, are lost without what is not relied on
 
 
 def values(evaluation: Evaluation) -> dict[str, Any] | None:
@@ -88,7 +89,11 @@ def reliance_sentence(found: dict[str, Any], split: str) -> str:
         (name for name, row in found["changes"].items() if row["p_value"] < CHANCE and row["difference"] < 0),
         key=lambda name: float(found["changes"][name]["difference"]),
     )
-    spared = [name for name, row in found["changes"].items() if row["p_value"] >= CHANCE]
+    spared = [
+        name
+        for name, row in found["changes"].items()
+        if row["p_value"] >= CHANCE and row["difference_interval"][0] > -SPARED
+    ]
 
     def described(names: list[str]) -> str:
         few = names[:MOST_IN_A_SENTENCE]
@@ -99,5 +104,5 @@ def reliance_sentence(found: dict[str, Any], split: str) -> str:
     if harmful:
         said += f" Most it relies on {described(harmful)}."
     if spared:
-        said += f" No more than chance is lost without {described(spared)}."
+        said += f" Little or nothing is lost without {described(spared)}."
     return said
