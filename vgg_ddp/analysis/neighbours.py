@@ -78,11 +78,9 @@ def _interval(shares: NDArray[np.float64]) -> intervals.Interval | None:
     if len(shares) < FEWEST:
         return None
     mean, error = float(shares.mean()), QUANTILE * float(shares.std(ddof=1)) / len(shares) ** 0.5
-    return (
-        (max(0.0, mean - error), min(1.0, mean + error))
-        if error
-        else intervals.wilson(round(mean * len(shares)), len(shares))
-    )
+    if not error:
+        return intervals.wilson(round(mean * len(shares)), len(shares))
+    return max(0.0, mean - error), min(1.0, mean + error)
 
 
 def doubtful_training_labels(predictions: Predictions, near: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -67,7 +67,7 @@ class Trials:
             SQLAlchemyError,
             optuna.exceptions.OptunaError,
             RuntimeError,
-        ) as error:  # RuntimeError: of another Optuna
+        ) as error:  # the last: another Optuna's file
             raise UserError(
                 f"{folder / 'study.db'} cannot be used: {error}; see to it, or choose another --out"
             ) from None

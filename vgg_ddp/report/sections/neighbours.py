@@ -112,8 +112,8 @@ def nearest_sentence(found: dict[str, Any], searched: int) -> str:
     said = (
         f"Near to an image are training images that the layer before the last describes alike. Of the "
         f"{words.number(found['nearest'])} nearest to each of the {words.number(found['mistakes'])} surest mistakes, among "
-        f"{words.images_of(searched, 'training')}, {wrong} carry the network's wrong answer{ends}, where {chance} would by chance, and "
-        f"{words.percent(found['true_label'], 0)} the image's own label."
+        f"{words.images_of(searched, 'training')}, {wrong} carry the network's wrong answer{ends}, where {chance} would by "
+        f"chance, and {words.percent(found['true_label'], 0)} the image's own label."
     )
     if interval and interval[0] > found["wrong_answer_by_chance"]:
         return f"{said} So the network has seen images like these under the name that it gives them."
