@@ -52,6 +52,19 @@ def test_mistakes_whose_like_was_seen_under_another_name_are_told_from_others(se
     assert seen or low - 0.02 < found["wrong_answer_by_chance"] < high + 0.02
 
 
+@pytest.mark.parametrize(("mistakes", "low", "high"), [(9, None, None), (30, 0.88, 1.0)])
+def test_mistakes_that_are_few_or_all_alike_have_no_interval_without_width(
+    mistakes: int, low: float | None, high: float | None
+) -> None:
+    """All of the nearest carry the wrong answer: of few nothing is concluded, of more as much as Wilson's interval says."""
+    label = np.zeros(mistakes, np.int64)
+    predictions = Predictions(label, random_logits(label, label + 1, 3), np.arange(mistakes))
+    train = unit(np.random.default_rng(0).normal(size=(20, 8)))
+    found = neighbours.of_mistakes(predictions, unit(np.ones((mistakes, 8))), np.ones(20, np.int64), train)
+    assert (found["mistakes"], found["wrong_answer"]) == (mistakes, 1)
+    assert found["wrong_answer_interval"] == (None if low is None else pytest.approx((low, high), abs=0.01))
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_flipped_labels_are_found_among_training_images(seed: int) -> None:
     """2 % of the labels of scikit-learn's digits, by a classifier that was trained on them: 6 in 10 at that count, or more."""
@@ -161,6 +174,7 @@ def test_budgets_bound_what_is_looked_at() -> None:
     for budget in (full, small):
         for side, images in ((32, 10_000), (224, 200), (224, 50_000)):
             count = budget.changed(images, side, 12)
-            assert 12 * count * side**2 <= max(budget.changed_pixels, images * side**2)
+            assert count >= 1 and 12 * count * side**2 <= max(budget.changed_pixels, images * side**2)
+    assert small.changed(10, 1000, 12) == 1 == full.changed(10, 1000, 12)  # however large they are
     assert spread(10, 3).tolist() == [0, 4, 9] and spread(3, 10).tolist() == [0, 1, 2]
     assert holm(np.array([])).tolist() == []

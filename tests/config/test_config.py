@@ -580,6 +580,7 @@ def test_words_win_over_the_file_and_later_words_over_earlier(config_file: Path)
         (["evaluate.checkpoint=best", "data.validation=0"], ["evaluate.checkpoint=best", "data.validation"]),
         (["lookahead=5"], ["lookahead", "ema"]),
         (["augment.strong_epochs=[1, 2]"], ["augment.strong_epochs", "augment.cutout"]),
+        (["augment.strong_epochs=[2, 2]", "augment.cutout=4"], ["augment.strong_epochs must rise"]),
         (["augment.strong_epochs=[3, 2]", "augment.cutout=4"], ["augment.strong_epochs must rise"]),
         (["lookahead=5", "ema=0.8", "engine=deepspeed"], ["lookahead", "engine=ddp"]),
         (["batch=10", "accumulation=4"], ["batch", "10", "accumulation", "4"]),

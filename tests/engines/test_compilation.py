@@ -220,6 +220,8 @@ FORMS = {EAGER, "whole", "stages"}
         ({"accumulation": 2}, 1, {GRAPH}),  # each pass of the compiler's graphs overwrites what the one before it left
         ({"precision": "fp16"}, 8, {"whole, CUDA graphs", GRAPH}),
         ({"precision": "fp16", "optimizer": {"name": "lars"}}, 1, {"whole, CUDA graphs"}),
+        ({"precision": "fp16", "optimizer": {"name": "muon"}}, 1, {"whole, CUDA graphs"}),
+        ({"optimizer": {"name": "muon"}}, 1, {"whole, CUDA graphs", GRAPH}),
         ({"optimizer": {"name": "lamb"}}, 1, {"whole, CUDA graphs"}),
         ({"augment": {"mixup": 0.2}}, 1, {"whole, CUDA graphs"}),
         ({"communication": {"compression": "powersgd"}}, 8, {"whole, CUDA graphs"}),

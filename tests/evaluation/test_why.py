@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,13 @@ def test_labels_that_people_gave_come_as_counts_or_shares_csv_or_npy(tmp_path: P
         np.testing.assert_allclose(attributes.human_labels(path, classes, 3), expected)
 
 
+def archive() -> bytes:
+    """Of arrays, in a file that is named as one array."""
+    file = io.BytesIO()
+    np.savez(file, np.ones((2, 3)))
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -155,6 +163,7 @@ def test_labels_that_people_gave_come_as_counts_or_shares_csv_or_npy(tmp_path: P
         ("a.csv", "1,2,3\n4,5,-1\n", "the row of image 1 has a value that is no count"),
         ("a.csv", "1,2,3\n4,5,nan\n", "the row of image 1 has a value that is no count"),
         ("a.npy", b"\x93NUMPY\x01", "cannot be read as an array"),
+        ("a.npy", archive(), "is no table of numbers"),
         ("b.csv", None, "is not a file"),
     ],
 )

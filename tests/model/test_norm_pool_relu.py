@@ -14,6 +14,7 @@ from torch import nn
 from tests.support.rank_processes import apart
 from vgg_ddp.config import Config
 from vgg_ddp.model import fusion, vgg
+from vgg_ddp.model.fully_convolutional import FullyConvolutional
 
 # Relative to the largest value. Triton's interpreter cuts bf16 off where a GPU rounds.
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-7}
@@ -102,3 +103,5 @@ def test_a_network_has_it_on_a_gpu_without_a_compiler(keys: dict[str, Any], devi
     kinds = [type(layer).__name__ for layer in network.features]
     assert kinds.count("NormPoolRelu2d") == count and kinds.count("Identity") == 2 * count
     assert list(network.state_dict()) == names
+    side = FullyConvolutional(network, 32)._window
+    assert side == FullyConvolutional(vgg("A", model.batch_norm, model.head, 10, 32), 32)._window == 2

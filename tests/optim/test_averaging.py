@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vgg_ddp.optim.averaging import Average, Lookahead
+from vgg_ddp.errors import UserError
+from vgg_ddp.optim.averaging import Average, Lookahead, build
 
 
 def small_network() -> nn.Module:
@@ -108,6 +109,12 @@ def test_lookahead_is_the_loop_of_its_paper_with_airbench_s_decay() -> None:
             torch.testing.assert_close(value, floats(twin)[name], rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(floats(lookahead.network)[name], slow[name], rtol=1e-5, atol=1e-6)
     assert lookahead.decay == 0.8
+
+
+def test_a_training_that_ends_before_the_first_look_ahead_is_refused() -> None:
+    assert isinstance(build(small_network, 0.9, 12, 12), Lookahead)
+    with pytest.raises(UserError, match="lookahead=13 is longer than the training, 12 steps"):
+        build(small_network, 0.9, 13, 12)
 
 
 def test_without_a_decay_it_is_the_network_itself() -> None:

@@ -64,6 +64,12 @@ trials: %d
     assert {cell.values["network"] for cell in many} == {"vgg11", "vgg13"}
 
 
+def test_equal_draws_are_one_configuration(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    cells = cells_of(tmp_path, "random: {batch: [32, 64]}\ntrials: 12\nseeds: 2\n")
+    assert sorted((int(cell.values["batch"]), cell.seed) for cell in cells) == [(32, 0), (32, 1), (64, 0), (64, 1)]
+
+
 MISTAKES = {
     "seeds: 2": "one of grid and random",
     "grid: {batch: [32]}\ntrials: 3": "trials goes with random",

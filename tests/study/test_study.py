@@ -67,7 +67,7 @@ def nothing_starts(*arguments: object) -> Warm:
 
 def study_file(folder: Path, recipe: Path, text: str) -> Path:
     path = folder / "study.yaml"
-    path.write_text(f"base: {recipe}\noverrides: [data.validation=0.25, optimizer.rate_batch=16]\n{text}")
+    path.write_text(f"base: {recipe}\noverrides: [data.validation=0.25, optimizer.rate_batch=8]\n{text}")
     return path
 
 
@@ -108,10 +108,9 @@ def test_every_cell_is_a_run_and_its_objective_is_its_validation(study: Path) ->
         config = load(run / "config.yaml")
         assert (config.seed, config.optimizer.learning_rate) == (
             cell["seed"],
-            float(cell["values"]["optimizer.learning_rate"]),
+            2 * float(cell["values"]["optimizer.learning_rate"]),  # by optimizer.rate_batch, a word, for a batch of 16
         )
         assert config.tracking.group == "study"
-        assert config.optimizer.rate_batch == 16  # asked for in a word, beside the rate that is varied
         if cell["ending"] == "done":
             (row,) = [row for row in read_metrics(run / "metrics.jsonl") if row["split"] == "validation"]
             tested = json.loads((run / "evaluation" / "summary.json").read_text())["accuracy"]
@@ -150,7 +149,7 @@ def test_it_is_drawn_again_and_nothing_is_trained_again(study: Path, capsys: pyt
 def test_another_study_is_refused_its_folder(study: Path, recipe: Path, tmp_path: Path) -> None:
     for text, words, told in (
         (GRID.replace("0.02", "0.03"), ["min_steps=2"], "another grid"),
-        (GRID, ["min_steps=3"], "another base or overrides"),
+        (GRID, ["min_steps=3"], "another overrides"),
         (GRID + "objective: loss\n", ["min_steps=2"], "another objective"),
     ):
         with pytest.raises(UserError, match=f"study holds a study with {told}; of one that was begun only seeds, "):
@@ -234,6 +233,8 @@ def test_a_learning_rate_is_looked_for_until_the_loss_rises(
     assert {"0.001", "0.01", "0.1"} <= set(labels)
     with pytest.raises(UserError, match="holds a test of the learning rate already"):
         learning_rate.run(recipe, words, out, nothing_starts)
+    with pytest.raises(UserError, match="muon_rate is its convolutions'"):
+        learning_rate.run(recipe, ["optimizer.name=muon"], runs / "muon", nothing_starts)
     with pytest.raises(UserError, match="does not fall and rise again"):
         learning_rate.run(recipe, ["optimizer.learning_rate=1e-6", "min_steps=21"], runs / "flat", Warm)
 

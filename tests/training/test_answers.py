@@ -22,7 +22,7 @@ from vgg_ddp.loaders import Batch
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.training_answers import read_epochs
-from vgg_ddp.training.answers import TrainingAnswers, margin_and_probability
+from vgg_ddp.training.answers import NoAnswers, TrainingAnswers, margin_and_probability
 
 IMAGES = 160
 
@@ -80,6 +80,17 @@ def test_off_nothing_is_kept_and_the_same_is_learned(one: Path, train: Train) ->
     run = train("off", *WORDS, "log.answers=false")
     assert not (run / "answers").exists()
     assert_same_bits(run, one, "model")
+
+
+def test_switched_off_later_what_was_kept_of_epochs_that_are_done_again_goes(tmp_path: Path) -> None:
+    world, run = World(0, 1, 0, 1, torch.device("cpu")), RunDirectory(tmp_path)
+    order = Order(0, np.arange(8), 4)
+    kept = TrainingAnswers(order, 8, run, world)
+    for epoch in range(3):
+        kept.end_epoch(State(step=2 * epoch + 2, epoch=epoch, step_in_epoch=2))
+    assert len(list(run.answers.iterdir())) == 3
+    NoAnswers(order, 8, run, world).load(None, State(step=2, epoch=1))
+    assert [path.name for path in sorted(run.answers.iterdir())] == ["epoch-00001.safetensors"]
 
 
 def test_a_damaged_file_is_named(one: Path, tmp_path: Path) -> None:

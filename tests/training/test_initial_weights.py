@@ -238,6 +238,8 @@ def test_what_is_no_network_that_fits_is_refused_in_one_line(trained: Weights, t
     assert "holds features.8.bias as torch.int32" in refusal(path, counted)
     deep = convolutions("vgg13")
     assert "is of network B without" in refusal(path, deep, initialize_layers="paper")
+    tiny = refusal(path, trained, network="vgg_tiny", initialize_layers="paper")
+    assert "model.initialize_layers=paper is for the paper's networks, not for network=vgg_tiny" in tiny
     whole = saved(trained, "safetensors", tmp_path).read_bytes()
     for name in ("cut.safetensors", "cut.pth", "empty.pth"):
         (tmp_path / name).write_bytes(b"" if name.startswith("empty") else whole[:1000])

@@ -121,6 +121,14 @@ def with_absolute_paths(config: Config) -> Config:
     return msgspec.convert(raw, Config)
 
 
+def with_absolute_path(word: str) -> str:
+    """An override for the record, as `with_absolute_paths`."""
+    key, _, value = word.partition("=")
+    if key not in PATHS or value in ("", "null", *BUILT_IN_SOURCES):
+        return word
+    return f"{key}={os.path.abspath(_expanded(value))}"
+
+
 def _let_words_decide(raw: dict[str, Any], origins: dict[str, str]) -> None:
     """Leave out what a recipe would adapt to the data set where a word asks for a certain size, batch or rate."""
     data = raw.get("data") or {}

@@ -12,7 +12,7 @@ import msgspec
 import yaml
 from filelock import FileLock, Timeout
 
-from vgg_ddp.config import Config, dump, load
+from vgg_ddp.config import Config, dump, load, with_absolute_path
 from vgg_ddp.errors import EXIT_OK, EXIT_STOPPED, Signalled, UserError
 from vgg_ddp.run.console import say
 from vgg_ddp.run.directory import RunDirectory
@@ -37,7 +37,8 @@ def run(path: Path, words: list[str], out: Path | None, start: running.Start = r
             the folder, or the same one, which runs; or no cell that came to its end.
     """
     definition = definitions.read(path)
-    definition = msgspec.structs.replace(definition, overrides=[*definition.overrides, *words])
+    overrides = [with_absolute_path(word) for word in (*definition.overrides, *words)]
+    definition = msgspec.structs.replace(definition, overrides=overrides)
     folder = out or Path("studies") / path.stem
     base = definitions.found_base(definition, path)
     cells = definitions.cells(definition, base)

@@ -173,7 +173,7 @@ def take(weights: Weights, place: Path, network: VGG, config: Config) -> tuple[W
         shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
         if any(weights[other].shape != shapes[name] for name, other in names.items() if other in weights):
             raise UserError(
-                f"model.initialize_layers=paper is for the paper's networks, not for network={config.network}"
+                f"{place}: model.initialize_layers=paper is for the paper's networks, not for network={config.network}"
             )
     else:
         names = {name: name for name in network.state_dict() if name.startswith("features.")}
