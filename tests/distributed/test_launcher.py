@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import textwrap
@@ -13,6 +14,7 @@ from tests.support.processes import assert_gone, descendants
 from tests.support.rank_processes import Ranks, wait_until
 from vgg_ddp.config import Config
 from vgg_ddp.distributed import launcher
+from vgg_ddp.distributed.agent import ForkingAgent
 from vgg_ddp.distributed.supervisor import Task
 
 pytestmark = pytest.mark.processes
@@ -126,4 +128,27 @@ def test_the_rank_that_is_left_is_asked_to_end(failing: int, tmp_path: Path) -> 
     )
     launched = Ranks(_launch_in, (tmp_path, "failing", 2), 1, tmp_path / "output")
     assert launched.wait() == [1]
+    assert (tmp_path / "asked").exists()
+
+
+def test_a_rank_knows_its_own_command_line(tmp_path: Path) -> None:
+    """Which the run records, and not that of the process it was forked from."""
+    (tmp_path / "telling.py").write_text("import sys\ndef main(arguments):\n open('told', 'w').write(repr(sys.argv))\n return 0")
+    launched = Ranks(_launch_in, (tmp_path, "telling", 2), 1, tmp_path / "output")
+    assert launched.wait() == [0], launched.stderr
+    assert ast.literal_eval((tmp_path / "told").read_text()) == [str(tmp_path / "telling.py")]
+
+
+def _launch_without_patience(folder: Path, module: str, ranks: int) -> int:
+    ForkingAgent._shutdown.__defaults__ = (signal.SIGTERM, 1)
+    return _launch_in(folder, module, ranks)
+
+
+def test_a_rank_that_does_not_end_when_asked_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(
+        "import os, time\ndef main(arguments):\n if os.environ['RANK'] == '1': return 2\n while True:\n"
+        "  try: time.sleep(3600)\n  except BaseException: open('asked', 'w')"
+    )
+    launched = Ranks(_launch_without_patience, (tmp_path, "failing", 2), 1, tmp_path / "output")
+    assert launched.wait() == [2]
     assert (tmp_path / "asked").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from captum.attr import LayerGradCam, Occlusion
 from torch import nn
 from torchvision.models import vgg11
 
+from tests.support.rank_processes import CPU, Ranks
 from tests.support.runs import make_dataset
 from vgg_ddp.data.order import evaluation_slices
-from vgg_ddp.distributed.world import World, device_of
+from vgg_ddp.distributed.world import World, device_of, joined
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import attributes, features, occlusion
 from vgg_ddp.evaluation.changes import CHANGES
@@ -79,6 +81,24 @@ def test_each_change_changes_the_pictures_as_it_says_and_the_same_way_every_time
     of_images = hidden == images
     assert torch.equal(torch.where(of_images, hidden, alone), images)
     assert hidden[0, :, side // 2, side // 2].tolist() == [10, 20, 30] == alone[0, :, 0, 0].tolist()
+
+
+def keep_on_ranks(output: Path) -> int:
+    """As one of two ranks, in an evaluation in which rank 0 goes on alone."""
+    with joined(devices=CPU) as world:
+        world.activity.enter("evaluate")
+        network = vgg("A", batch_norm=True, head="compact", num_classes=7, image_size=32)
+        found = features.Kept(network, np.arange(4), 2, world).gathered()
+        assert (found is not None) == world.is_main
+        (output / str(world.rank)).write_text(repr(world.activity.seen().since))
+    return 0
+
+
+def test_who_waits_while_rank_0_looks_for_causes_is_not_taken_for_one_that_hangs(tmp_path: Path) -> None:
+    ranks = Ranks(keep_on_ranks, (tmp_path,), 2, tmp_path / "output")
+    assert ranks.wait() == [0, 0], ranks.stderr
+    first, second = (float((tmp_path / str(rank)).read_text()) for rank in (0, 1))
+    assert math.isfinite(first) and second == math.inf
 
 
 def test_features_are_those_that_the_last_layer_multiplies() -> None:
