@@ -35,6 +35,9 @@ def grey(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Pictures of any size [height, width, 3], or grey ones [height, width], as small grey ones, uint8 [n, 32, 32]."""
     small = []
     for image in images:
+        if image.shape == (SIDE, SIDE):  # as most are, where there are many
+            small.append(image)
+            continue
         picture = Image.fromarray(image).convert("L")
         if picture.size != (SIDE, SIDE):
             picture = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
