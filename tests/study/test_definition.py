@@ -51,7 +51,7 @@ def test_random_draws_are_of_their_keys_types_and_more_begin_with_the_same(tmp_p
     pytest.importorskip("optuna")
     text = """
 random:
-  optimizer.learning_rate: {low: 1e-3, high: 1, log: true}
+  optimizer.learning_rate: {low: 1e-3, high: 1, log: True}
   batch: {low: 32, high: 256, step: 32}
   network: [vgg11, vgg13]
 trials: %d
@@ -80,6 +80,9 @@ MISTAKES = {
     "grid: {bach: [32]}": "unknown key 'bach'; did you mean 'batch'?",
     "grid: {optimizer: [{learning_rate: 0.1}]}": "unknown key 'learning_rate'; did you mean 'optimizer.learning_rate'?",
     "grid: {seed: [1, 2]}": "seed is set by the study itself",
+    "grid: {a: [{seed: 1}]}": "seed is set by the study itself",
+    f"grid: {{batch: {list(range(1, 102))}}}\nseeds: 200": "these are 20,200 trainings",
+    "random: {epochs: {low: 1, high: 2, log: maybe}}\ntrials: 2": "log is true or false, not 'maybe'",
     "grid: {data.validation: [0, 0.1]}": "data.validation=0 holds no images out to compare by",
     "grid: {accumulation: [1, 7]}": "does not divide into accumulation (7)",
     "random: {batch: 32}\ntrials: 2": "batch needs a list of values, or {low",

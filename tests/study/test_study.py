@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -17,10 +18,15 @@ from tests.support.pages import Node, Page, section
 from tests.support.processes import assert_gone, descendants
 from tests.support.rank_processes import context, wait_until
 from vgg_ddp.config import Config, load
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.validation import held_out
 from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.errors import EXIT_STOPPED, UserError
 from vgg_ddp.run.metrics_log import read_metrics
 from vgg_ddp.study import command, learning_rate, running
+from vgg_ddp.study.definition import Definition
+from vgg_ddp.study.page import reach
+from vgg_ddp.study.summary import Summary
 
 pytest.importorskip("optuna")
 pytestmark = pytest.mark.processes
@@ -97,7 +103,7 @@ def page(study: Path) -> Node:
     return Page((study / "report" / "index.html").read_text(encoding="utf-8")).root
 
 
-def test_every_cell_is_a_run_and_its_objective_is_its_validation(study: Path) -> None:
+def test_every_cell_is_a_run_and_its_objective_is_its_validation(study: Path, few_digits: Path) -> None:
     cells = summary(study)["cells"]
     assert [(cell["values"]["optimizer.learning_rate"], cell["seed"]) for cell in cells] == [
         (rate, seed) for seed in (0, 1) for rate in ("0.01", "1e30", "0.02")
@@ -111,6 +117,7 @@ def test_every_cell_is_a_run_and_its_objective_is_its_validation(study: Path) ->
             2 * float(cell["values"]["optimizer.learning_rate"]),  # by optimizer.rate_batch, a word, for a batch of 16
         )
         assert config.tracking.group == "study"
+        assert cell["held_out"] == len(held_out(Dataset(few_digits), config.data, config.seed)[1]) > 30
         if cell["ending"] == "done":
             (row,) = [row for row in read_metrics(run / "metrics.jsonl") if row["split"] == "validation"]
             tested = json.loads((run / "evaluation" / "summary.json").read_text())["accuracy"]
@@ -126,6 +133,8 @@ def test_the_page_shows_what_failed_and_what_is_best(study: Path) -> None:
     done = [one for one in found["configurations"] if one["done"] == 2]
     assert best["mean"] == max(one["mean"] for one in done)
     assert f"learning_rate {best['values']['optimizer.learning_rate']}" in section(root, "story").text
+    assert f"on the {best['held_out']} images held out" in section(root, "story").text
+    assert "decide" not in section(root, "story").text
     assert len(section(root, "configurations").table()) == 3 and len(section(root, "cells").table()) == 6
     assert sum("is not finite" in row[-1] for row in section(root, "cells").table()) == 2
     assert len(section(root, "training").all("svg")) == 3
@@ -144,6 +153,21 @@ def test_it_is_drawn_again_and_nothing_is_trained_again(study: Path, capsys: pyt
     assert (study / "report" / "index.html").read_bytes() == page_before
     assert contents(study / "runs") == before
     assert "6 trainings, 6 of them done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("grid", "told"),
+    [
+        ({"data.validation": ["0.1", "0.2"]}, "data.validation decides which images are held out"),
+        (
+            {"x": [{"data.split_seed": "1", "data.train_share": "1"}]},
+            "data.split_seed and data.train_share decide which",
+        ),
+    ],
+)
+def test_who_was_judged_by_other_images_is_named(study: Path, grid: dict[str, list[Any]], told: str) -> None:
+    found = msgspec.convert(summary(study), Summary)
+    assert told in reach(Definition(base="base.yaml", grid=grid), found, [])["words"]
 
 
 def test_another_study_is_refused_its_folder(study: Path, recipe: Path, tmp_path: Path) -> None:

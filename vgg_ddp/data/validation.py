@@ -12,6 +12,7 @@ from vgg_ddp.config.data import DataConfig
 from vgg_ddp.config.rules import key_that_needs_validation
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import stratified_split
+from vgg_ddp.data.record import DatasetRecord
 from vgg_ddp.errors import UserError
 
 
@@ -40,6 +41,16 @@ def held_out(dataset: Dataset, config: DataConfig, seed: int) -> tuple[NDArray[n
         return used, HeldOut("validation", np.arange(dataset.record.splits["validation"].count))
     train, validation = stratified_split(labels[used], config.validation, seed)
     return used[train], HeldOut("train", used[validation])
+
+
+def count_held_out(record: DatasetRecord, config: DataConfig) -> int:
+    """How many images `held_out` holds out, whatever the seed."""
+    if not config.validation or "validation" not in record.splits:
+        counts = record.splits["train"].class_counts
+        labels = np.repeat(np.arange(len(counts)), counts)
+        _, used = stratified_split(labels, config.train_share, 0)
+        return len(stratified_split(labels[used], config.validation, 0)[1])
+    return record.splits["validation"].count
 
 
 def check_validation(config: Config, dataset: Dataset) -> None:

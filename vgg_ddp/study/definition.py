@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 OWN_KEYS = ("run.dir", "resume", "seed")  # which the study sets itself
+MOST_CELLS = 10_000
 LONGEST_NAME = 60  # letters of what a cell's folder says of its values
 
 
@@ -57,16 +59,25 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ValueError("a study has a grid, or what to draw at random: one of grid and random")
         if (self.trials is None) == bool(self.random):
             raise ValueError("trials goes with random: how many configurations to draw")
-        for key in (*self.grid, *self.random):
+        for key in self.varied:
             if key in OWN_KEYS:
                 raise ValueError(
                     f"{key} is set by the study itself; seeds says how often each configuration is trained"
                 )
+        cells = self.seeds * (self.trials or math.prod(map(len, self.grid.values())))
+        if cells > MOST_CELLS:
+            raise ValueError(f"these are {cells:,} trainings, and a study has at most {MOST_CELLS:,}")
 
     @property
     def keys(self) -> list[str]:
         """What is varied."""
         return list(self.grid or self.random)
+
+    @property
+    def varied(self) -> list[str]:
+        """The keys of the configuration that differ between cells: `keys`, and those inside their values."""
+        inner = [name for values in self.grid.values() for value in values if isinstance(value, dict) for name in value]
+        return list(dict.fromkeys([*self.keys, *inner]))
 
     @property
     def higher_is_better(self) -> bool:
@@ -206,10 +217,12 @@ def _distribution(key: str, given: Any, base: Path, overrides: Sequence[str]) ->
     number = type(low) if type(low) in (int, float) else str
     try:
         step = number(given["step"]) if "step" in given else None
-        log = given.get("log", "false") == "true"
+        log = {"true": True, "false": False}[str(given.get("log", "false")).lower()]
         if number is int:
             return IntDistribution(low, high, log=log, step=step or 1)
         return FloatDistribution(low, high, log=log, step=step)
+    except KeyError as error:
+        raise UserError(f"random: {key} cannot be drawn: log is true or false, not {error}") from None
     except (ValueError, TypeError) as error:
         raise UserError(f"random: {key} cannot be drawn: {error}") from None
 

@@ -23,6 +23,7 @@ from vgg_ddp.study.summary import Configuration, Summary
 from vgg_ddp.study.trials import Found
 
 FEW_SEEDS = 3  # below so many the scatter of seeds is hardly known
+HELD_OUT_BY = ("data.validation", "data.train_share", "data.split_seed", "data.source", "data.directory")
 SECTIONS = [
     ("story", "In short"),
     ("configurations", "Configurations"),
@@ -134,7 +135,8 @@ def _cards(definition: Definition, summary: Summary, found: list[Found]) -> list
     compared = sum(one.done == best.done for one in summary.configurations)
     some = compared < len(summary.configurations)
     of = f" Compared were the {compared} of {len(by_number)} configurations with as many seeds done." if some else ""
-    said = f"In the mean of {_seeds(best.done)} {_figure(definition, best.mean)} on the images held out from training"
+    judged = f"the {words.number(best.held_out)} images" if best.held_out else "the images"
+    said = f"In the mean of {_seeds(best.done)} {_figure(definition, best.mean)} on {judged} held out from training"
     ends = f", 95{words.NBSP}% interval {_interval(definition, best.interval)}" if best.interval else ""
     tested = (
         f" On the test images, which nothing was chosen by, it names {words.percent(best.test_accuracy, 2)} correctly."
@@ -145,7 +147,7 @@ def _cards(definition: Definition, summary: Summary, found: list[Found]) -> list
         {"question": "Which configuration is best?", "answer": _named(best), "words": f"{said}{ends}.{of}{tested}"},
         {"question": "Is it better than the others by more than chance?", **_sure(summary, by_number)},
         cost,
-        {"question": "What can one conclude?", **_reach(definition, summary, found)},
+        {"question": "What can one conclude?", **reach(definition, summary, found)},
     ]
 
 
@@ -168,7 +170,7 @@ def _sure(summary: Summary, by_number: dict[int, Configuration]) -> dict[str, st
     return {"answer": f"Not than {len(summary.as_good)} of them", "words": f"It may be as good as {alike}{more}. {how}"}
 
 
-def _reach(definition: Definition, summary: Summary, found: list[Found]) -> dict[str, str]:
+def reach(definition: Definition, summary: Summary, found: list[Found]) -> dict[str, str]:
     """How far the figures carry."""
     said = [f"{len(summary.configurations)} configurations, {_seeds(definition.seeds)} each."]
     if definition.seeds < FEW_SEEDS:
@@ -179,6 +181,11 @@ def _reach(definition: Definition, summary: Summary, found: list[Found]) -> dict
         "Seeds change the initial weights, the order of the images and which of them are held out. The best of several is "
         "best partly by luck, so that its own figure is too good: by more, the more configurations there are."
     )
+    if chosen := [words.shown(key) for key in definition.varied if key in HELD_OUT_BY]:
+        said.append(
+            f"{words.listed(chosen)} decide{'s' * (len(chosen) == 1)} which images are held out: these configurations were "
+            "judged by different images, and a part of their differences is that of the images."
+        )
     if any(one.ending == "given up" for one in found):
         said.append("Cells that were given up have no figure: what is said of the keys is of the others alone.")
     said.append("All of it holds for this data, this length of training, and these values.")
@@ -197,6 +204,7 @@ def _row(definition: Definition, summary: Summary, one: Configuration) -> dict[s
         "test": words.measure(one.test_accuracy),
         "seconds": words.DASH if one.seconds is None else words.duration(one.seconds),
         "images": words.DASH if one.images is None else words.number(one.images),
+        "held_out": words.DASH if one.held_out is None else words.number(one.held_out),
         "said": "; ".join(["best"] * (one.number == summary.best) + ["as good, but for chance"] * alike + rest),
     }
 

@@ -13,6 +13,8 @@ from vgg_ddp.analysis.effects import Effect, Interaction, effects, mean_interval
 from vgg_ddp.analysis.significance import CHANCE
 from vgg_ddp.analysis.standing import holm
 from vgg_ddp.config import load
+from vgg_ddp.data.record import read_record
+from vgg_ddp.data.validation import count_held_out
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import read_json
@@ -25,7 +27,9 @@ PARTS = 3  # that values drawn from a range are put in, each as many, to tell wh
 
 
 class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """One training. `seconds` are those of training; `images` how many it took a step with; None where it left no word."""
+    """One training. `seconds` are those of training; `images` how many it took a step with; `held_out` how many others the
+    objective is of; None where it left no word.
+    """
 
     name: str
     configuration: int
@@ -37,6 +41,7 @@ class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
     test_accuracy: float | None
     seconds: float | None
     images: int | None
+    held_out: int | None
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +62,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     test_accuracy: float | None
     seconds: float | None
     images: float | None
+    held_out: int | None
     endings: dict[Ending, int]
 
 
@@ -110,9 +116,13 @@ def summarise(folder: Path, definition: Definition, found: list[Found]) -> Summa
 def _figures(folder: Path, one: Found) -> CellFigures:
     run = RunDirectory(run_folder(folder, one.cell))
     rows = read_metrics(run.metrics)
-    steps, seconds, images = rows[-1]["step"] if rows else None, rows[-1].get("seconds") if rows else None, None
+    steps, seconds = (rows[-1]["step"], rows[-1].get("seconds")) if rows else (None, None)
+    images = held_out = None
     with contextlib.suppress(UserError):  # of a training that ended before it wrote its configuration
-        images = None if steps is None else steps * load(run.config).batch
+        config = load(run.config)
+        images = None if steps is None else steps * config.batch
+        record = read_record(run.data)
+        held_out = None if record is None else count_held_out(record, config.data)
     evaluated: dict[str, Any] = {}
     with contextlib.suppress(UserError):
         evaluated = read_json(run.evaluation / "summary.json") or {}
@@ -127,6 +137,7 @@ def _figures(folder: Path, one: Found) -> CellFigures:
         test_accuracy=evaluated.get("accuracy") if one.ending == "done" else None,
         seconds=seconds,
         images=images,
+        held_out=held_out,
     )
 
 
@@ -144,6 +155,7 @@ def _configuration(cells: list[CellFigures]) -> Configuration:
         test_accuracy=_mean([cell.test_accuracy for cell in done]),
         seconds=_mean([cell.seconds for cell in done]),
         images=_mean([cell.images for cell in done]),
+        held_out=next((cell.held_out for cell in done), None),
         endings={ending: sum(cell.ending == ending for cell in cells) for ending in sorted({c.ending for c in cells})},
     )
 
