@@ -251,8 +251,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     more = [word for word in options.words if "=" not in word or "/" in word.partition("=")[0]]
     overrides = [word for word in options.words if word not in more]
-    if options.images is not None and (options.protocol is not None or more):
-        raise UserError("--images shows each image once, to one network; leave out --protocol and further runs")
+    if options.images is not None and more:
+        raise UserError("--images shows images to one network; leave out further runs")
     overrides += [f"evaluate.protocol={options.protocol}"] if options.protocol is not None else []
     if more:
         return _evaluate_together([options.target, *more], overrides, options.out)

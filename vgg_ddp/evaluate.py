@@ -9,6 +9,7 @@ import csv
 import io
 import itertools
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from vgg_ddp.data.record import read_record
 from vgg_ddp.distributed import rank_process
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError, leave
-from vgg_ddp.evaluation import own_images, test_set
+from vgg_ddp.evaluation import own_images, protocols, test_set
 from vgg_ddp.evaluation.image_files import not_images
 from vgg_ddp.optim import precision
 from vgg_ddp.run.checkpoint import State
@@ -133,7 +134,7 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
     run = RunDirectory(resolved.run)
     dataset = of_run.held(run) or Dataset(resolved.dataset)
     unreadable: list[str] = []
-    found = own_images.answers(folder, config, dataset, Path(resolved.checkpoint), world.device, unreadable)
+    found = own_images.answers(folder, config, dataset, Path(resolved.checkpoint), world, unreadable)
     answers = [Answer.of(one.name, one.label, one.probabilities, one.pixels, one.seen) for one in found]
     if not answers:
         raise UserError(f"no image in {folder} can be decoded; the first: {unreadable[0]}")
@@ -152,8 +153,9 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
             target / "predictions.json", {"of": str(folder.resolve()), "images": rows, "unreadable": unreadable}
         )
         replace_file(target / "predictions.csv", _csv(rows, dataset.classes).encode())
+    how = protocols.Protocol.of(config).describe()["text"] if config.evaluate.name else ""
     page = write_image_answers(
-        answers, unreadable, dataset.classes, config.network, dataset.name, folder, target / "index.html"
+        answers, unreadable, dataset.classes, config.network, dataset.name, folder, target / "index.html", how
     )
     lines = [[one.name, dataset.classes[one.order[0]], f"{one.probabilities.max():.1%}"] for one in answers]
     table(f"{config.network} on {folder}", ["file", "answer", "confidence"], lines[:MOST_LINES])
@@ -161,7 +163,8 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
         say(f"and {len(lines) - MOST_LINES} more")
     for line in [*unreadable, *not_images(folder)]:
         say(f"left out: {line}")
-    say(f"answers to {len(answers)} images: {page}")
+    by = f", by what it saw of each: {how}" if how else ""
+    say(f"answers to {len(answers)} images{by}: {page}")
 
 
 def _own_place(run: RunDirectory, folder: Path) -> Path:
@@ -194,7 +197,7 @@ def main(arguments: list[str], images: Path | None = None) -> int:
     """
 
     def body(world: World) -> None:
-        resolved = preflight.on_ranks(arguments, world, preflight.check_evaluation)
+        resolved = preflight.on_ranks(arguments, world, partial(preflight.check_evaluation, images=images))
         world.use_cores(resolved.config)
         run(resolved, world) if images is None else answer_images(resolved, images, world)
 

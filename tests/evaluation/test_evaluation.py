@@ -143,18 +143,26 @@ def test_a_folder_s_class_is_found_in_other_letters_where_only_one_can_be_meant(
     assert own_images.class_of(name, ["truck", "Car", "dog", "Dog"]) == label
 
 
-@pytest.mark.parametrize("resize", ["null", "16"])
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["data.resize=null"], ""),
+        (["data.resize=16"], ""),
+        (["data.resize=null", "evaluate.protocol=dense", "evaluate.scales=[16, 20]"], "dense-16-20"),
+    ],
+)
 def test_one_s_own_images_are_answered_as_in_the_evaluation(
-    whole_run: Path, few_digits: Path, tmp_path: Path, resize: str
+    whole_run: Path, few_digits: Path, tmp_path: Path, words: list[str], name: str
 ) -> None:
     """The test images of 32 pixels as files, in folders named after their classes, of which the network sees 16 x 16."""
-    words = [f"data.resize={resize}", "evaluate.batch=7"]
+    words = [*words, "evaluate.batch=7"]
     ranks = start("vgg_ddp.evaluate", [str(whole_run), *words], 1, tmp_path / "ranks")
     assert ranks.wait() == [0], ranks.stderr
-    with np.load(whole_run / "evaluation" / "predictions.npz") as arrays:
+    place = whole_run / "evaluations" / name if name else whole_run
+    with np.load(place / "evaluation" / "predictions.npz") as arrays:
         expected = arrays["probabilities"]
     dataset = Dataset(few_digits)
-    split, folder = dataset.split("test"), tmp_path / f"mine {resize}"
+    split, folder = dataset.split("test"), tmp_path / f"mine {words[0]} {name}"
     for k in range(len(split)):
         target = folder / dataset.classes[split.labels[k]] / f"{k:02}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +182,8 @@ def test_one_s_own_images_are_answered_as_in_the_evaluation(
         assert row["label"] == dataset.classes[split.labels[k]]
         ours = [row["probabilities"][name] for name in dataset.classes]
         assert ours == pytest.approx(expected[k].tolist(), rel=1e-4, abs=1e-6)
-    assert (whole_run / "images" / folder.name / "index.html").is_file()
+    page = (whole_run / "images" / folder.name / "index.html").read_text()
+    assert (": all of it, densely, at 16 pixels, 20 pixels" in page) == bool(name)
 
 
 def other_set(few_digits: Path, folder: Path, classes: dict[str, int]) -> Path:

@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vgg_ddp.augment.geometry import evaluation_geometry
-from vgg_ddp.augment.pixels import window
+from vgg_ddp.augment.pixels import resized, window
 from vgg_ddp.config import Config
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.decoding import decode_image
 from vgg_ddp.data.order import Slice
+from vgg_ddp.distributed.world import World
 from vgg_ddp.evaluation.image_files import find_images
+from vgg_ddp.evaluation.protocols import Asked, Protocol
 from vgg_ddp.optim import precision
 from vgg_ddp.run import checkpoint
 from vgg_ddp.training import loading, parts
@@ -78,25 +81,43 @@ class Answered:
 
 @torch.no_grad()
 def answers(
-    folder: Path, config: Config, dataset: Dataset, weights: Path, device: torch.device, unreadable: list[str]
+    folder: Path, config: Config, dataset: Dataset, weights: Path, world: World, unreadable: list[str]
 ) -> Iterator[Answered]:
-    """The answers to the images in `folder`, in the order of their names; a line on each image that cannot be decoded is
-    added to `unreadable`.
+    """The answers to the images in `folder`, in the order of their names, by the protocol that `config` asks for; a line on
+    each image that cannot be decoded is added to `unreadable`.
 
     Raises:
         UserError: no image in the folder, or a checkpoint that is damaged or of another network.
     """
     files = find_images(folder)
     load = partial(loading.load_weights, checkpoint.read(weights), weights)
-    network = parts.build_network(config, len(dataset.classes), device, load).eval()
-    preprocess = parts.build_preprocess(config, dataset, device)
+    network = parts.build_network(config, len(dataset.classes), world.device, load).eval()
+    preprocess = parts.build_preprocess(config, dataset, world.device)
+    protocol = Protocol.of(config)
+    pixels = config.evaluate.batch * protocol.image_size**2
+    asked = Asked(protocol, network, preprocess, pixels, config.precision, world)
+
+    def log_probabilities(batch: list[Found], views: list[NDArray[np.uint8]]) -> Tensor:
+        if config.evaluate.name:
+            return torch.cat([asked.log_probabilities(at_scales(image.pixels, protocol)) for image in batch])
+        with precision.autocast(config.precision, world.device):
+            logits = network(preprocess(torch.from_numpy(np.stack(views)).to(world.device))).float()
+        return logits.double().log_softmax(dim=1)
+
     images = read(files, folder, unreadable)
     while batch := list(islice(images, min(config.evaluate.batch, WAITING))):
         views = [seen(image.pixels, config.data) for image in batch]
-        with precision.autocast(config.precision, device):
-            logits = network(preprocess(torch.from_numpy(np.stack(views)).to(device))).float()
-        for image, view, row in zip(batch, views, logits.double().softmax(dim=1).cpu().numpy(), strict=True):
+        probabilities = log_probabilities(batch, views).exp().cpu().numpy()
+        for image, view, row in zip(batch, views, probabilities, strict=True):
             yield Answered(image.name, class_of(image.name, dataset.classes), row, image.pixels, view)
+
+
+def at_scales(pixels: NDArray[np.uint8], protocol: Protocol) -> list[Tensor]:
+    """An image at every scale of a protocol, uint8 [1, height, width, 3] each; enlarged where it is too small, as in `seen`."""
+    scaled = [resized(pixels, scale) for scale in protocol.scales]
+    size = protocol.image_size
+    large = [resized(image, size) if min(image.shape[:2]) < size else image for image in scaled]
+    return [torch.from_numpy(image)[None] for image in large]
 
 
 def class_of(name: str, classes: list[str]) -> str | None:

@@ -60,8 +60,12 @@ def write_image_answers(
     dataset: str,
     folder: Path,
     path: Path,
+    how: str = "",
 ) -> Path:
     """Write the page to `path`.
+
+    Args:
+        how: what the network was shown of each image, where it is not one view.
 
     Raises:
         UserError: it cannot be written.
@@ -75,6 +79,8 @@ def write_image_answers(
         f"{network} has learned {len(classes)} classes from {words.shown(dataset)}, and answers with one of them whatever "
         f"it is shown. Its answers to {words.number(len(answers))} images: {', '.join(said)}."
     ]
+    if how:
+        story.append(f"Each is the mean of what it says to several views of the image: {how}.")
     if labelled:
         story.append(f"In folders named after a class: {words.number(len(labelled))}; named so: {words.number(right)}.")
     if len(answers) > MOST_IMAGES:
