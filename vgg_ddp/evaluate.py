@@ -128,24 +128,31 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
     Raises:
         UserError: no image in the folder, a checkpoint that is damaged or of another network, or a full disk.
     """
-    from vgg_ddp.report.image_answers import Answer, write_image_answers
+    from vgg_ddp.report.image_answers import MOST_IMAGES, Answer, Nearest, write_image_answers
 
     config, _ = precision.set_arithmetic(resolved.config, world.device)
     run = RunDirectory(resolved.run)
     dataset = of_run.held(run) or Dataset(resolved.dataset)
     unreadable: list[str] = []
-    found = own_images.answers(folder, config, dataset, Path(resolved.checkpoint), world, unreadable)
-    answers = [Answer.of(one.name, one.label, one.probabilities, one.pixels, one.seen) for one in found]
+    network = own_images.OwnImages(config, dataset, Path(resolved.checkpoint), world)
+    answers, described = [], []
+    for one in network.answers(folder, unreadable):
+        answers.append(Answer.of(one.name, one.label, one.probabilities, one.pixels, one.seen))
+        described += [one.features] if one.features is not None else []
     if not answers:
         raise UserError(f"no image in {folder} can be decoded; the first: {unreadable[0]}")
+    trained_on, near = of_run.find(run), None
+    if trained_on is not None and described:
+        near = Nearest(trained_on, *network.nearest(trained_on, described[:MOST_IMAGES]))
     rows = [
         {
             "file": one.name,
             "label": one.label,
             "prediction": dataset.classes[one.order[0]],
-            "probabilities": {dataset.classes[k]: float(one.probabilities[k]) for k in one.order},
+            "probabilities": {dataset.classes[c]: float(one.probabilities[c]) for c in one.order},
+            "nearest_training_images": [] if near is None else near.samples[k : k + 1].flatten().tolist(),
         }
-        for one in answers
+        for k, one in enumerate(answers)
     ]
     target = Path(resolved.out) if resolved.out else _own_place(run, folder)
     with run.writing():
@@ -155,7 +162,7 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
         replace_file(target / "predictions.csv", _csv(rows, dataset.classes).encode())
     how = protocols.Protocol.of(config).describe()["text"] if config.evaluate.name else ""
     page = write_image_answers(
-        answers, unreadable, dataset.classes, config.network, dataset.name, folder, target / "index.html", how
+        answers, unreadable, dataset.classes, config.network, dataset.name, folder, target / "index.html", how, near
     )
     lines = [[one.name, dataset.classes[one.order[0]], f"{one.probabilities.max():.1%}"] for one in answers]
     table(f"{config.network} on {folder}", ["file", "answer", "confidence"], lines[:MOST_LINES])

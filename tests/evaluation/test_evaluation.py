@@ -25,7 +25,9 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from tests.support.rank_processes import Ranks, start
 from tests.support.run_folders import latest
 from vgg_ddp import evaluate
+from vgg_ddp.config import load
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.validation import held_out
 from vgg_ddp.evaluation import own_images
 from vgg_ddp.run import checkpoint
 
@@ -168,6 +170,9 @@ def test_one_s_own_images_are_answered_as_in_the_evaluation(
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(split.decode(k)).save(target)
     (folder / "broken.jpg").write_bytes(b"nothing")
+    train = dataset.split("train")
+    twin = int(held_out(dataset, load(whole_run / "config.yaml").data, 0)[0][7])
+    Image.fromarray(train.decode(twin)).save(folder / "twin.png")
     ranks = Ranks(evaluate.main, ([str(whole_run), *words], folder), 1, tmp_path / "own")
     assert ranks.wait() == [0], ranks.stderr
     found = json.loads((whole_run / "images" / folder.name / "predictions.json").read_text())
@@ -176,14 +181,18 @@ def test_one_s_own_images_are_answered_as_in_the_evaluation(
         "broken.jpg cannot be decoded: it is no image of a format that is read (JPEG,"
     )
     assert "left out: broken.jpg" in ranks.stdout
-    assert len(found["images"]) == 40
-    for row in found["images"]:
+    *rows, other = found["images"]
+    assert len(rows) == 40 and (other["file"], other["label"]) == ("twin.png", None)
+    assert other["nearest_training_images"][:1] == ([] if name else [twin])
+    for row in rows:
+        assert len(set(row["nearest_training_images"])) == (0 if name else 5)
         k = int(Path(row["file"]).stem)
         assert row["label"] == dataset.classes[split.labels[k]]
         ours = [row["probabilities"][name] for name in dataset.classes]
         assert ours == pytest.approx(expected[k].tolist(), rel=1e-4, abs=1e-6)
     page = (whole_run / "images" / folder.name / "index.html").read_text()
     assert (": all of it, densely, at 16 pixels, 20 pixels" in page) == bool(name)
+    assert (f'alt="training image {twin}: {dataset.classes[train.labels[twin]]}"' in page) == (not name)
 
 
 def other_set(few_digits: Path, folder: Path, classes: dict[str, int]) -> Path:

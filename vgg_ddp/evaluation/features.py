@@ -61,6 +61,17 @@ def kept(network: VGG, samples: NDArray[np.int64], batch: int, world: World) -> 
         hook.remove()
 
 
+@contextmanager
+def caught(network: VGG) -> Iterator[list[NDArray[np.float16]]]:
+    """Collects the features [n, width] of each batch that the network is shown."""
+    found: list[NDArray[np.float16]] = []
+    hook = last_layer(network).register_forward_pre_hook(lambda layer, inputs: found.append(of_length_one(inputs[0])))
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
 def last_layer(network: VGG) -> nn.Linear:
     """The layer that makes logits of features."""
     return next(layer for layer in reversed(network.classifier) if isinstance(layer, nn.Linear))  # before `logit_scale`

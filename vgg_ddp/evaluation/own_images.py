@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -13,6 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vgg_ddp.analysis import neighbours
+from vgg_ddp.analysis.budget import spread
+from vgg_ddp.analysis.neighbours import Features
 from vgg_ddp.augment.geometry import evaluation_geometry
 from vgg_ddp.augment.pixels import resized, window
 from vgg_ddp.config import Config
@@ -21,6 +24,8 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.decoding import decode_image
 from vgg_ddp.data.order import Slice
 from vgg_ddp.distributed.world import World
+from vgg_ddp.evaluation import features, inference
+from vgg_ddp.evaluation.chosen_images import training_images
 from vgg_ddp.evaluation.image_files import find_images
 from vgg_ddp.evaluation.protocols import Asked, Protocol
 from vgg_ddp.optim import precision
@@ -28,6 +33,7 @@ from vgg_ddp.run import checkpoint
 from vgg_ddp.training import loading, parts
 
 WAITING = 64  # whole photographs in memory at once, at most
+MOST_TRAINING_IMAGES = 2_000  # among which the nearest are looked for, evenly spread
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Answered:
         probabilities: float64 [classes].
         pixels: of the image, uint8 [height, width, 3].
         seen: what the network sees of it, uint8 [size, size, 3].
+        features: before the last layer, float16 [width], of length one; None where several views were averaged over.
     """
 
     name: str
@@ -77,39 +84,78 @@ class Answered:
     probabilities: NDArray[np.float64]
     pixels: NDArray[np.uint8]
     seen: NDArray[np.uint8]
+    features: NDArray[np.float16] | None
 
 
-@torch.no_grad()
-def answers(
-    folder: Path, config: Config, dataset: Dataset, weights: Path, world: World, unreadable: list[str]
-) -> Iterator[Answered]:
-    """The answers to the images in `folder`, in the order of their names, by the protocol that `config` asks for; a line on
-    each image that cannot be decoded is added to `unreadable`.
+class OwnImages:
+    """A trained network, to be shown anyone's images by the protocol that `config` asks for.
+
+    Args:
+        known: the classes and the normalisation of the data that it was trained on.
+        weights: the folder of the checkpoint.
 
     Raises:
-        UserError: no image in the folder, or a checkpoint that is damaged or of another network.
+        UserError: a checkpoint that is damaged or of another network.
     """
-    files = find_images(folder)
-    load = partial(loading.load_weights, checkpoint.read(weights), weights)
-    network = parts.build_network(config, len(dataset.classes), world.device, load).eval()
-    preprocess = parts.build_preprocess(config, dataset, world.device)
-    protocol = Protocol.of(config)
-    pixels = config.evaluate.batch * protocol.image_size**2
-    asked = Asked(protocol, network, preprocess, pixels, config.precision, world)
 
-    def log_probabilities(batch: list[Found], views: list[NDArray[np.uint8]]) -> Tensor:
-        if config.evaluate.name:
-            return torch.cat([asked.log_probabilities(at_scales(image.pixels, protocol)) for image in batch])
-        with precision.autocast(config.precision, world.device):
-            logits = network(preprocess(torch.from_numpy(np.stack(views)).to(world.device))).float()
-        return logits.double().log_softmax(dim=1)
+    def __init__(self, config: Config, known: Dataset, weights: Path, world: World) -> None:
+        self._config, self._classes, self._world = config, known.classes, world
+        contents = checkpoint.read(weights)
+        self._state = checkpoint.state(contents)
+        load = partial(loading.load_weights, contents, weights)
+        self._network = parts.build_network(config, len(known.classes), world.device, load).eval()
+        self._preprocess = parts.build_preprocess(config, known, world.device)
+        self._protocol = Protocol.of(config)
+        pixels = config.evaluate.batch * self._protocol.image_size**2
+        self._asked = Asked(self._protocol, self._network, self._preprocess, pixels, config.precision, world)
 
-    images = read(files, folder, unreadable)
-    while batch := list(islice(images, min(config.evaluate.batch, WAITING))):
-        views = [seen(image.pixels, config.data) for image in batch]
-        probabilities = log_probabilities(batch, views).exp().cpu().numpy()
-        for image, view, row in zip(batch, views, probabilities, strict=True):
-            yield Answered(image.name, class_of(image.name, dataset.classes), row, image.pixels, view)
+    @torch.no_grad()
+    def answers(self, folder: Path, unreadable: list[str]) -> Iterator[Answered]:
+        """The answers to the images in `folder`, in the order of their names; a line on each image that cannot be decoded is
+        added to `unreadable`.
+
+        Raises:
+            UserError: no image in the folder.
+        """
+        images = read(find_images(folder), folder, unreadable)
+        while batch := list(islice(images, min(self._config.evaluate.batch, WAITING))):
+            views = [seen(image.pixels, self._config.data) for image in batch]
+            log_probabilities, found = self._ask(batch, views)
+            for image, view, row, one in zip(batch, views, log_probabilities.exp().cpu().numpy(), found, strict=True):
+                label = class_of(image.name, self._classes)
+                yield Answered(image.name, label, row, image.pixels, view, one)
+
+    def _ask(
+        self, batch: list[Found], views: list[NDArray[np.uint8]]
+    ) -> tuple[Tensor, list[NDArray[np.float16] | None]]:
+        if self._config.evaluate.name:
+            rows = [self._asked.log_probabilities(at_scales(image.pixels, self._protocol)) for image in batch]
+            return torch.cat(rows), [None] * len(batch)
+        with features.caught(self._network) as found, precision.autocast(self._config.precision, self._world.device):
+            images = torch.from_numpy(np.stack(views)).to(self._world.device)
+            logits = self._network(self._preprocess(images)).float()
+        return logits.double().log_softmax(dim=1), list(found[0])
+
+    def nearest(self, dataset: Dataset, of_images: Sequence[Features]) -> tuple[NDArray[np.int64], int]:
+        """The training images that are most like each of some images, by their features, and of how many.
+
+        Args:
+            dataset: what the network was trained on, with its images.
+            of_images: [width] each.
+
+        Returns: indices into the train split, int64 [n, up to `neighbours.SHOWN`], the nearest first; none where it is not
+            known which images those were, or where `analysis.budget` says so.
+        """
+        trained = training_images(self._config, dataset, self._state)
+        samples = trained.samples[spread(len(trained), MOST_TRAINING_IMAGES)]
+        if not len(samples) or self._config.analysis.budget == "none":
+            return np.empty((len(of_images), 0), np.int64), 0
+        loader = parts.evaluation_loader(self._config, dataset, trained.split, self._world)
+        with features.kept(self._network, samples, self._config.evaluate.batch, self._world) as kept:
+            inference.predict(self._network, self._preprocess, loader, samples, self._config, self._world)
+        of_training = kept.gathered()
+        assert of_training is not None, "a world of one rank"
+        return kept.samples[neighbours.nearest(np.stack(of_images), of_training, neighbours.SHOWN)], len(kept.samples)
 
 
 def at_scales(pixels: NDArray[np.uint8], protocol: Protocol) -> list[Tensor]:

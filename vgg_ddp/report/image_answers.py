@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.report import thumbnails, words
 from vgg_ddp.report.rendering import render
 
 MOST_IMAGES = 400  # on the page; predictions.json has all
 TOP = 3  # answers shown of each
+NEAREST_SIDE = 64  # pixels of a training image, at most
 
 SECTIONS = [("story", "In short"), ("images", "Images")]
 
@@ -52,6 +54,21 @@ class Answer:
         return [int(k) for k in np.argsort(-self.probabilities, kind="stable")]
 
 
+@dataclass(frozen=True)
+class Nearest:
+    """The training images that are most like each of the first `MOST_IMAGES` images.
+
+    Attributes:
+        dataset: with its images.
+        samples: indices into its train split, int64 [n, few], the nearest first.
+        searched: among how many training images they were looked for.
+    """
+
+    dataset: Dataset
+    samples: NDArray[np.int64]
+    searched: int
+
+
 def write_image_answers(
     answers: list[Answer],
     unreadable: list[str],
@@ -61,11 +78,13 @@ def write_image_answers(
     folder: Path,
     path: Path,
     how: str = "",
+    nearest: Nearest | None = None,
 ) -> Path:
     """Write the page to `path`.
 
     Args:
         how: what the network was shown of each image, where it is not one view.
+        nearest: what is shown under each; None where it is not known.
 
     Raises:
         UserError: it cannot be written.
@@ -91,7 +110,11 @@ def write_image_answers(
         "split": "own",
         "story": " ".join(story),
         "notes": [words.shown(line) for line in unreadable],
-        "images": [_shown(one, names, classes) for one in answers[:MOST_IMAGES]],
+        "images": [
+            _shown(one, names, classes) | {"nearest": _drawn(nearest, k, names)}
+            for k, one in enumerate(answers[:MOST_IMAGES])
+        ],
+        "searched": words.number(nearest.searched) if nearest else "",
         "sections": SECTIONS,
     }
     return render("image_answers.html.j2", values, path)
@@ -113,3 +136,21 @@ def _shown(one: Answer, names: list[str], classes: list[str]) -> dict[str, Any]:
             for k in one.order[:TOP]
         ],
     }
+
+
+def _drawn(nearest: Nearest | None, image: int, names: list[str]) -> list[dict[str, Any]]:
+    """Pictures of the training images that are most like an image."""
+    if nearest is None:
+        return []
+    split = nearest.dataset.split("train")
+    of_classes = [(int(sample), names[split.labels[sample]]) for sample in nearest.samples[image]]
+    pictures = [(split.decode(sample), sample, name) for sample, name in of_classes]
+    return [
+        {
+            "source": thumbnails.single(pixels, NEAREST_SIDE),
+            "pixelated": thumbnails.pixelated(pixels),
+            "name": name,
+            "alt": f"training image {sample}: {name}",
+        }
+        for pixels, sample, name in pictures
+    ]
