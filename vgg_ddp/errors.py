@@ -28,6 +28,12 @@ def printable(text: str) -> str:
     )
 
 
+AFTER_DIVERGENCE = (
+    "the training has diverged; set resume=auto to go on from the last checkpoint, if there is one, and a smaller "
+    "optimizer.learning_rate or optimizer.clip_norm=1"
+)
+
+
 class UserError(Exception):
     """An error that the user can correct: one line that says what is wrong, where, and what to do.
 

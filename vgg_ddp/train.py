@@ -173,8 +173,8 @@ def run(resolved: ResolvedRun, world: World) -> None:
             steps_per_epoch, left = job.data.order.steps_per_epoch, job.total_steps - state.step
             stop = StopRequest(world, config.log.every_steps, config.communication.synchronise_every)
             with stop, job.saver, traced(config.profile if world.is_main else 0, left, directory.trace) as after_step:
-                overflows = config.precision == "fp16"
-                shown = after_step, overflows, watch, job.answers.first_not_finite
+                overflows = config.precision == "fp16" or config.loss.on_nonfinite == "skip"
+                shown = after_step, lambda: job.engine.skipped, overflows, watch, job.answers.first_not_finite
                 recorder = Recorder(state, world, config.batch, steps_per_epoch, job.total_steps, log, progress, *shown)
                 train(job, state, recorder, stop)
             progress.close()

@@ -109,6 +109,13 @@ class LossConfig(Group, frozen=True):
         list[Annotated[float, Meta(ge=0)]] | Literal["balanced"] | None,
         key("weight of each class in the loss; balanced: each class counts the same, however few its images; null: 1"),
     ] = None
+    on_nonfinite: Annotated[
+        Literal["stop", "skip"],
+        key(
+            "a loss or gradient that is not finite ends the training; skip: no step is taken with it, on any rank, and these "
+            "are counted"
+        ),
+    ] = "stop"
     implementation: Annotated[
         Literal["auto", "torch", "apex"],
         key("auto: NVIDIA apex's fused cross entropy on a GPU where that apex is compiled, else torch's"),

@@ -50,6 +50,15 @@ def check_between_groups(config: Config) -> None:
         raise ValueError("recompute would send model.sync_batch_norm's messages twice; use one of them")
     if config.data.balance_classes and config.loss.class_weights == "balanced":
         raise ValueError("data.balance_classes and loss.class_weights=balanced would balance twice; use one of them")
+    if config.loss.on_nonfinite == "skip":
+        alone = {  # where a rank would decide alone, or what is not finite would stay
+            f"engine={config.engine}": config.engine != "ddp",
+            "communication.synchronise_every": config.communication.synchronise_every > 1,
+            "communication.split_head": config.communication.split_head != "none",
+            "communication.compression=powersgd": config.communication.compression == "powersgd",
+        }
+        if other := next((name for name, present in alone.items() if present), ""):
+            raise ValueError(f"loss.on_nonfinite=skip does not go with {other}; use one of them")
     check_communication(config)
     if config.engine == "deepspeed":
         check_deepspeed(config)

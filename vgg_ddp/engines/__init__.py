@@ -24,6 +24,11 @@ class Engine(Protocol):
     optimizer: torch.optim.Optimizer
     measured: dict[str, Any]  # what was chosen by measuring, by config key: for the record
 
+    @property
+    def skipped(self) -> int | None:
+        """Steps that were not taken since gradients were not finite; None where that is not looked at."""
+        ...
+
     def forward(self, images: Tensor, labels: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         """Loss (a scalar: the mean over the images) and logits [n, classes] of one micro-batch.
 

@@ -13,6 +13,7 @@ from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World
 from vgg_ddp.engines import rank_state
 from vgg_ddp.engines.compilation import GRAPH, compiled, stream_for
+from vgg_ddp.engines.finite import EveryStep, FiniteSteps
 from vgg_ddp.engines.head import WholeHead
 from vgg_ddp.engines.reduction import DdpReduction, NoReduction
 from vgg_ddp.engines.trials import of_noise
@@ -48,6 +49,8 @@ class DdpEngine:
         self._kinds = optimizers.STATE[config.optimizer.name]
         self.optimizer = optimizers.build(self._parameters, config.optimizer)
         self._clip_gradients = self._clipping(config.optimizer.clip_norm)
+        skips = config.loss.on_nonfinite == "skip" and config.precision != "fp16"  # where the scaler skips
+        self._finite = FiniteSteps(network, self._parameters.values()) if skips else EveryStep()
         trial = partial(of_noise, config, micro_batch, self._criterion, self._autocast, world.device)
         self._reduction = NoReduction()
         if reduce_gradients:
@@ -61,6 +64,7 @@ class DdpEngine:
 
     def forward(self, images: Tensor, labels: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         """Gradients are reduced in the backward pass of the last micro-batch, of all that were accumulated."""
+        self._finite.begin()
         with self._reduction.only_if(last), self._autocast:
             logits = self._network(images)
             return self._criterion(logits, labels), logits
@@ -73,9 +77,15 @@ class DdpEngine:
         """Update, unless a gradient overflowed float16: then the step is skipped and the loss scale halved."""
         self._head.collect_gradients()
         self._clip_gradients()
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
+        if self._finite.may_be_taken():
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
         self.optimizer.zero_grad()
+
+    @property
+    def skipped(self) -> int | None:
+        """See `vgg_ddp.engines.Engine`."""
+        return self._finite.skipped
 
     def synchronise(self) -> None:
         """Nothing to do: every rank takes the same steps."""
@@ -87,7 +97,8 @@ class DdpEngine:
             for kind, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"{name}/{kind}"] = self._head.whole(name, value)
-        return tensors, {"scaler": self._scaler.state_dict(), **optimizers.group_values(self.optimizer), **values}
+        values |= self._finite.state() | optimizers.group_values(self.optimizer)
+        return tensors, {"scaler": self._scaler.state_dict(), **values}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take what this optimizer and this compression know, saved at any world size by any engine."""
@@ -99,6 +110,7 @@ class DdpEngine:
                 parameter = self._parameters[name]
                 self.optimizer.state[parameter][kind] = _placed(self._head.shard(name, value), parameter)
         optimizers.load_group_values(self.optimizer, values)
+        self._finite.load_state(values)
         self._scaler.load_state_dict(values["scaler"])
 
     def _clipping(self, max_norm: float | None) -> Callable[[], None]:

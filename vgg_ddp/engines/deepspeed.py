@@ -38,6 +38,7 @@ class DeepSpeedEngine:
         self._criterion = losses.build(config.loss, world.device)
         self._autocast = autocast(config.precision, world.device)
         self.measured: dict[str, Any] = {}
+        self.skipped = None
         self._network = network
         self._empty = copy.deepcopy(network).to("meta")
         self._whole: nn.Module | None = None

@@ -37,6 +37,7 @@ class LocalSgdEngine:
         self._common = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         self._momenta: dict[str, Tensor] = {}
         self._steps, self._synchronised_at = 0, 0
+        self.skipped = None
         self.optimizer, self.measured = inner.optimizer, inner.measured
         self.forward, self.backward = inner.forward, inner.backward
         self.weights, self.whole_network = inner.weights, inner.whole_network

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from vgg_ddp.distributed.memory import used_bytes
 from vgg_ddp.distributed.world import SharedUserError, World
+from vgg_ddp.errors import AFTER_DIVERGENCE
 from vgg_ddp.loaders import Batch
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import TrainingProgress
 from vgg_ddp.run.metrics_log import MetricsLog
 from vgg_ddp.training.profiling import phase
-from vgg_ddp.training.stopping import AFTER_DIVERGENCE
 
 
 class Watch(Protocol):
@@ -60,6 +60,7 @@ class Recorder:
         log: MetricsLog | None,
         progress: TrainingProgress,
         after_step: Callable[[], object] = lambda: None,
+        skipped: Callable[[], int | None] = lambda: None,
         may_overflow: bool = False,
         watch: Watch | None = None,
         first_not_finite: Callable[[State], str] = lambda state: "",
@@ -67,10 +68,12 @@ class Recorder:
         """The parts of a training that it records.
 
         Args:
-            may_overflow: a loss that is not finite is none of a training that has diverged, but of a step in float16.
+            skipped: how many steps were not taken since gradients were not finite; None where that is not looked at.
+            may_overflow: a loss that is not finite is none of a training that has diverged, but of a step that is skipped. It
+                is not counted.
             first_not_finite: says where a loss that is not finite began; all ranks call it together.
         """
-        self._first_not_finite = first_not_finite
+        self._first_not_finite, self._skipped = first_not_finite, skipped
         self.watch = watch or Unwatched()
         self._after_step, self._may_overflow = after_step, may_overflow
         self._state, self._world, self._log, self._progress = state, world, log, progress
@@ -100,7 +103,8 @@ class Recorder:
         """Take in one micro-batch; nothing here waits for the device."""
         images = len(labels)
         correct = (logits.detach().argmax(dim=1) == labels).sum()
-        self._sums += torch.stack([loss.detach() * images, correct, torch.full_like(correct, images)])
+        found = torch.stack([loss.detach() * images, correct, torch.full_like(correct, images)])
+        self._sums += torch.where(found[0].isfinite(), found, 0.0) if self._may_overflow else found
 
     def step_done(self, learning_rate: float, every_steps: int) -> None:
         """Count a step; write a row after every `every_steps`."""
@@ -129,13 +133,14 @@ class Recorder:
                 "epoch": state.step / self._steps_per_epoch,
                 "split": "train",
                 "scope": "steps",
-                "loss": loss / images,
-                "accuracy": correct / images,
+                "loss": loss / images if images else math.nan,
+                "accuracy": correct / images if images else math.nan,
                 "lr": self._learning_rate,
                 "images_per_second": self._steps * self._batch / seconds,
                 "data_wait": self._waited,
                 "memory_bytes": used_bytes(self._world.device),
             }
+            row |= {} if (skipped := self._skipped()) is None else {"skipped": skipped}
             self._write(row | ({"ranks": ranks} if self._world.size > 1 else {}))
             if not (math.isfinite(loss) or self._may_overflow):
                 first = state.step - self._steps + 1

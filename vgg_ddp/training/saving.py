@@ -13,11 +13,10 @@ from torch import Tensor
 
 from vgg_ddp.config.schema import CheckpointConfig
 from vgg_ddp.distributed.world import World
-from vgg_ddp.errors import StoppedOnRequest, Unwritten, UserError
+from vgg_ddp.errors import AFTER_DIVERGENCE, StoppedOnRequest, Unwritten, UserError
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import complain
-from vgg_ddp.training.stopping import AFTER_DIVERGENCE
 
 THREAD = "checkpoint"  # how the name of a writing thread begins
 

@@ -16,11 +16,6 @@ from vgg_ddp.errors import STOP_SIGNALS, Signalled
 from vgg_ddp.optim import plateau
 from vgg_ddp.run.checkpoint import State
 
-AFTER_DIVERGENCE = (
-    "the training has diverged; set resume=auto to go on from the last checkpoint, if there is one, and a smaller "
-    "optimizer.learning_rate or optimizer.clip_norm=1"
-)
-
 
 class StopRequest:
     """Inside its context, notes a signal, and lets all ranks agree on the step after which they stop.

@@ -1,0 +1,100 @@
+"""Steps whose gradients are not finite: none is taken, nothing of them stays, and they are counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from tests.support.rank_processes import vgg_ddp
+from vgg_ddp.config import Config
+from vgg_ddp.distributed.world import World
+from vgg_ddp.engines import build
+from vgg_ddp.engines.finite import MOST_IN_A_ROW
+from vgg_ddp.errors import UserError
+from vgg_ddp.model import vgg
+from vgg_ddp.run.metrics_log import read_metrics
+
+ROOT = Path(__file__).parents[2]
+FAULTS = ROOT / "tests/support/faults"
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+SKIP: dict[str, Any] = {
+    "network": "vgg11",
+    "batch": 8,
+    "precision": "fp32",
+    "accumulation": 2,
+    "loss": {"on_nonfinite": "skip"},
+    "ema": 0.9,
+}
+
+
+def engine(**keys: Any) -> Any:
+    torch.manual_seed(0)
+    network = vgg("A", batch_norm=True, head="compact", num_classes=3, image_size=16)
+    return build(msgspec.convert({**SKIP, **keys}, Config), network, ALONE)
+
+
+def take(trained: Any, seed: int, bad: bool = False) -> None:
+    """A step of two micro-batches, the second of which has a pixel that is no number."""
+    torch.manual_seed(seed)
+    for last in (False, True):
+        images, labels = torch.randn(4, 3, 16, 16), torch.randint(0, 3, (4,))
+        if bad and last:
+            images[1, 2, 3, 4] = torch.inf
+        loss, _ = trained.forward(images, labels, last)
+        trained.backward(loss)
+    trained.step()
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_nothing_of_a_step_stays_that_is_not_taken(clip: float | None) -> None:
+    disturbed, other = engine(optimizer={"clip_norm": clip}), engine(optimizer={"clip_norm": clip})
+    for seed in (1, 2, 3):
+        take(disturbed, seed, bad=seed == 2)
+        if seed != 2:
+            take(other, seed)
+    for name, tensor in disturbed.weights().items():
+        assert torch.equal(tensor, other.weights()[name]), name
+    (tensors, values), (expected, others) = disturbed.state(), other.state()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items()) and tensors
+    assert (disturbed.skipped, other.skipped) == (values.pop("skipped"), others.pop("skipped")) == (1, 0)
+    assert values == others
+    again = engine()
+    again.load_state(*disturbed.state())
+    assert again.skipped == 1
+
+
+def test_a_training_that_has_diverged_ends_all_the_same() -> None:
+    trained = engine()
+    for _ in range(MOST_IN_A_ROW - 1):
+        take(trained, 1, bad=True)
+    take(trained, 2)
+    for _ in range(MOST_IN_A_ROW - 1):
+        take(trained, 1, bad=True)
+    with pytest.raises(
+        UserError, match=r"of 20 steps in a row are not finite, and none was taken: the training has div"
+    ):
+        take(trained, 1, bad=True)
+
+
+def test_it_stops_by_itself() -> None:
+    trained = engine(loss={})
+    take(trained, 1, bad=True)
+    assert trained.skipped is None and any(tensor.isnan().any() for tensor in trained.weights().values())
+
+
+@pytest.mark.processes
+def test_all_ranks_skip_the_step_that_is_not_finite_on_one(recipe: Path, runs: Path) -> None:
+    fault = {"rank": 1, "phase": "forward", "step": 3, "what": "nan"}
+    words = ["min_steps=8", "loss.on_nonfinite=skip", "nproc=2", "checkpoint.every_steps=2", "log.every_steps=1"]
+    place = {"PYTHONPATH": f"{FAULTS}:{ROOT}", "FAULT": json.dumps(fault)}
+    run = runs / "skips"
+    done = vgg_ddp("train", str(recipe), *words, f"run.dir={run}", folder=runs, **place)
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if row["scope"] == "steps"]
+    assert [row["skipped"] for row in rows] == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert all(row["loss"] is not None for row in rows)
