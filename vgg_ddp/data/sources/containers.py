@@ -32,6 +32,7 @@ SYSTEM_NAMES = {
     "Desktop.ini",
 }
 LARGEST = 2 * 2**30  # bytes of a file in an archive, which may be a whole set itself
+MOST_EMPTY = 10_000  # files without a byte in an archive: of a million the headers alone take minutes to read
 ALONE = (".npz", ".parquet")  # one such file is a whole set
 OTHER_ARCHIVES = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR"}
 
@@ -191,9 +192,11 @@ class Tar(Container):
     def __init__(self, path: Path) -> None:
         files: list[str] = []
         folders: list[str] = []
+        empty = 0
         with open_tar(path) as archive:
             for member in archive:
                 name = checked(member.name, path)
+                empty = _still_few(empty + (member.size == 0 and not member.isdir()), path)
                 if name == ".":  # the folder itself, as `tar cf x.tar .` has it
                     continue
                 if member.issym() or member.islnk():
@@ -247,9 +250,11 @@ class Zip(Container):
     def __init__(self, path: Path) -> None:
         self._members = {}
         folders = []
+        empty = 0
         with _open_zip(path) as archive:
             for member in archive.infolist():
                 name = checked(member.filename.replace("\\", "/"), path)
+                empty = _still_few(empty + (member.file_size == 0 and not member.is_dir()), path)
                 if stat.S_ISLNK(member.external_attr >> 16):
                     raise UserError(f"{path}: {name} is a link; pack it without zip's --symlinks")
                 if member.flag_bits & 1:
@@ -266,6 +271,17 @@ class Zip(Container):
             for name in names:
                 _bearable(self._members[name].file_size, name, self.path)
                 yield name, archive.read(self._members[name])
+
+
+def _still_few(empty: int, path: Path) -> int:
+    """How many files without a byte an archive has so far.
+
+    Raises:
+        UserError: more than `MOST_EMPTY`.
+    """
+    if empty > MOST_EMPTY:
+        raise UserError(f"{path} holds more than {MOST_EMPTY:,} empty files; pack it again without them")
+    return empty
 
 
 def _bearable(size: int, name: str, path: Path) -> int:
