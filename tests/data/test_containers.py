@@ -38,6 +38,6 @@ def test_more_empty_files_than_any_set_of_images_has(
     make: object, read: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(containers, "MOST_EMPTY", 50)
-    assert len(read(make(tmp_path / "few", 50)).files) == 50  # type: ignore[operator]
+    assert len(read(make(tmp_path / "few", 50)).names) == 50  # type: ignore[operator]
     with pytest.raises(UserError, match="many holds more than 50 empty files; pack it again without them"):
         read(make(tmp_path / "many", 51))  # type: ignore[operator]
