@@ -174,7 +174,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
             stop = StopRequest(world, config.log.every_steps, config.communication.synchronise_every)
             with stop, job.saver, traced(config.profile if world.is_main else 0, left, directory.trace) as after_step:
                 overflows = config.precision == "fp16" or config.loss.on_nonfinite == "skip"
-                shown = after_step, lambda: job.engine.skipped, overflows, watch, job.answers.first_not_finite
+                shown = after_step, job.engine.figures, overflows, watch, job.answers.first_not_finite
                 recorder = Recorder(state, world, config.batch, steps_per_epoch, job.total_steps, log, progress, *shown)
                 train(job, state, recorder, stop)
             progress.close()

@@ -163,6 +163,7 @@ OTHER_VALUES: dict[str, Any] = {
     "analysis.human_labels": "/data/people.npy",
     "run.dir": "runs/ü x",
     "log.every_steps": 3,
+    "log.gradient_norm": True,
     "log.answers": False,
     "tracking.wandb": "offline",
     "tracking.tensorboard": True,
@@ -266,7 +267,8 @@ def test_dump_and_load_of_every_key_at_once(config_file: Path) -> None:
         "communication.outer_learning_rate": 1.0,
         "communication.outer_momentum": 0.0,
         "communication.split_head": "none",
-        "loss.on_nonfinite": "stop",
+        "loss.on_nonfinite": "stop",  # these two do not go with what is set of communication
+        "log.gradient_norm": False,
         "engine": "ddp",
         "precision": "bf16",
         "compile": False,
@@ -581,6 +583,7 @@ def test_words_win_over_the_file_and_later_words_over_earlier(config_file: Path)
         (["schedule.name=plateau", "data.validation=0"], ["schedule.name=plateau", "data.validation"]),
         (["evaluate.checkpoint=best", "data.validation=0"], ["evaluate.checkpoint=best", "data.validation"]),
         (["lookahead=5"], ["lookahead", "ema"]),
+        (["log.gradient_norm=true", "engine=deepspeed"], ["log.gradient_norm=true", "engine=deepspeed"]),
         (["loss.on_nonfinite=skip", "engine=deepspeed"], ["loss.on_nonfinite=skip", "engine=deepspeed"]),
         (
             ["loss.on_nonfinite=skip", "communication.synchronise_every=2", "model.sync_batch_norm=false"],

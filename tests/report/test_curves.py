@@ -100,3 +100,13 @@ def test_the_curves_say_why_training_and_validation_are_not_measured_alike(tmp_p
     )
     loss, accuracy = section(page_of(run), "training").all("figcaption")[:2]
     assert said in loss.text and said.replace("label smoothing and ", "") in accuracy.text
+
+
+def test_the_norm_of_the_gradient_is_drawn_where_it_was_logged(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "gradient" not in section(page_of(run), "training").text
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    rows = [row | ({"gradient_norm": 0.5 + row["step"]} if row["scope"] == "steps" else {}) for row in rows]
+    (run.path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    said = section(page_of(run), "training").text
+    assert f"before it is clipped: at most {rows[-1]['step'] + 0.5}" in said

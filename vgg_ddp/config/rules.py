@@ -50,18 +50,23 @@ def check_between_groups(config: Config) -> None:
         raise ValueError("recompute would send model.sync_batch_norm's messages twice; use one of them")
     if config.data.balance_classes and config.loss.class_weights == "balanced":
         raise ValueError("data.balance_classes and loss.class_weights=balanced would balance twice; use one of them")
-    if config.loss.on_nonfinite == "skip":
-        alone = {  # where a rank would decide alone, or what is not finite would stay
-            f"engine={config.engine}": config.engine != "ddp",
-            "communication.synchronise_every": config.communication.synchronise_every > 1,
-            "communication.split_head": config.communication.split_head != "none",
-            "communication.compression=powersgd": config.communication.compression == "powersgd",
-        }
-        if other := next((name for name, present in alone.items() if present), ""):
-            raise ValueError(f"loss.on_nonfinite=skip does not go with {other}; use one of them")
+    _check_gradients(config)
     check_communication(config)
     if config.engine == "deepspeed":
         check_deepspeed(config)
+
+
+def _check_gradients(config: Config) -> None:
+    skips = config.loss.on_nonfinite == "skip"
+    looks = "loss.on_nonfinite=skip" if skips else "log.gradient_norm=true" if config.log.gradient_norm else ""
+    not_alike = {  # where ranks would see different gradients, or what is not finite would stay
+        f"engine={config.engine}": config.engine != "ddp",
+        "communication.synchronise_every": config.communication.synchronise_every > 1,
+        "communication.split_head": config.communication.split_head != "none",
+        "communication.compression=powersgd": skips and config.communication.compression == "powersgd",
+    }
+    if looks and (other := next((name for name, present in not_alike.items() if present), "")):
+        raise ValueError(f"{looks} does not go with {other}; use one of them")
 
 
 def key_that_needs_validation(config: Config) -> str:

@@ -63,6 +63,9 @@ class LogConfig(Group, frozen=True):
     """How often metrics are written."""
 
     every_steps: Annotated[int, key("write training metrics every this many steps", ge=1)] = 10
+    gradient_norm: Annotated[
+        bool, key("write the norm of the last step's gradients with them, before it is clipped (engine=ddp)")
+    ] = False
     answers: Annotated[
         bool,
         key("keep how each training image is answered in each epoch (RUN/answers, 4 bytes an image), for the report"),

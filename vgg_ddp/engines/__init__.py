@@ -24,11 +24,6 @@ class Engine(Protocol):
     optimizer: torch.optim.Optimizer
     measured: dict[str, Any]  # what was chosen by measuring, by config key: for the record
 
-    @property
-    def skipped(self) -> int | None:
-        """Steps that were not taken since gradients were not finite; None where that is not looked at."""
-        ...
-
     def forward(self, images: Tensor, labels: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         """Loss (a scalar: the mean over the images) and logits [n, classes] of one micro-batch.
 
@@ -43,6 +38,10 @@ class Engine(Protocol):
 
     def step(self) -> None:
         """Update the parameters with the mean gradient of the global batch, and clear the gradients."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """More figures for the row of the log that ends with the last step, by name; the host may wait for the device."""
         ...
 
     def synchronise(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World
 from vgg_ddp.engines import rank_state
 from vgg_ddp.engines.compilation import GRAPH, compiled, stream_for
-from vgg_ddp.engines.finite import EveryStep, FiniteSteps
+from vgg_ddp.engines.gradients import Gradients
 from vgg_ddp.engines.head import WholeHead
 from vgg_ddp.engines.reduction import DdpReduction, NoReduction
 from vgg_ddp.engines.trials import of_noise
@@ -48,9 +47,7 @@ class DdpEngine:
         self._parameters = {**trained, **self._head.shards}
         self._kinds = optimizers.STATE[config.optimizer.name]
         self.optimizer = optimizers.build(self._parameters, config.optimizer)
-        self._clip_gradients = self._clipping(config.optimizer.clip_norm)
-        skips = config.loss.on_nonfinite == "skip" and config.precision != "fp16"  # where the scaler skips
-        self._finite = FiniteSteps(network, self._parameters.values()) if skips else EveryStep()
+        self._gradients = Gradients(config, network, self._parameters.values(), self.optimizer, self._scaler)
         trial = partial(of_noise, config, micro_batch, self._criterion, self._autocast, world.device)
         self._reduction = NoReduction()
         if reduce_gradients:
@@ -64,7 +61,7 @@ class DdpEngine:
 
     def forward(self, images: Tensor, labels: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         """Gradients are reduced in the backward pass of the last micro-batch, of all that were accumulated."""
-        self._finite.begin()
+        self._gradients.begin()
         with self._reduction.only_if(last), self._autocast:
             logits = self._network(images)
             return self._criterion(logits, labels), logits
@@ -76,16 +73,14 @@ class DdpEngine:
     def step(self) -> None:
         """Update, unless a gradient overflowed float16: then the step is skipped and the loss scale halved."""
         self._head.collect_gradients()
-        self._clip_gradients()
-        if self._finite.may_be_taken():
+        if self._gradients.may_be_taken():
             self._scaler.step(self.optimizer)
             self._scaler.update()
         self.optimizer.zero_grad()
 
-    @property
-    def skipped(self) -> int | None:
-        """See `vgg_ddp.engines.Engine`."""
-        return self._finite.skipped
+    def figures(self) -> dict[str, float]:
+        """Of the gradients, where the configuration asks."""
+        return self._gradients.figures()
 
     def synchronise(self) -> None:
         """Nothing to do: every rank takes the same steps."""
@@ -97,7 +92,7 @@ class DdpEngine:
             for kind, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"{name}/{kind}"] = self._head.whole(name, value)
-        values |= self._finite.state() | optimizers.group_values(self.optimizer)
+        values |= self._gradients.state() | optimizers.group_values(self.optimizer)
         return tensors, {"scaler": self._scaler.state_dict(), **values}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -110,19 +105,8 @@ class DdpEngine:
                 parameter = self._parameters[name]
                 self.optimizer.state[parameter][kind] = _placed(self._head.shard(name, value), parameter)
         optimizers.load_group_values(self.optimizer, values)
-        self._finite.load_state(values)
+        self._gradients.load_state(values)
         self._scaler.load_state_dict(values["scaler"])
-
-    def _clipping(self, max_norm: float | None) -> Callable[[], None]:
-        """Clips the norm of all gradients to `max_norm`; None: does nothing."""
-        if max_norm is None:
-            return lambda: None
-
-        def clip() -> None:
-            self._scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self._parameters.values(), max_norm)
-
-        return clip
 
 
 def _head(config: Config, network: nn.Module, world: World) -> WholeHead:

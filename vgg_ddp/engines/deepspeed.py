@@ -38,7 +38,6 @@ class DeepSpeedEngine:
         self._criterion = losses.build(config.loss, world.device)
         self._autocast = autocast(config.precision, world.device)
         self.measured: dict[str, Any] = {}
-        self.skipped = None
         self._network = network
         self._empty = copy.deepcopy(network).to("meta")
         self._whole: nn.Module | None = None
@@ -74,6 +73,10 @@ class DeepSpeedEngine:
         self._engine.step()
         if isinstance(self._scaling, LossScale):
             self._scaling.update()
+
+    def figures(self) -> dict[str, float]:
+        """None."""
+        return {}
 
     def synchronise(self) -> None:
         """Nothing to do: every rank takes the same steps."""

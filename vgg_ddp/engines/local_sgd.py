@@ -37,7 +37,6 @@ class LocalSgdEngine:
         self._common = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         self._momenta: dict[str, Tensor] = {}
         self._steps, self._synchronised_at = 0, 0
-        self.skipped = None
         self.optimizer, self.measured = inner.optimizer, inner.measured
         self.forward, self.backward = inner.forward, inner.backward
         self.weights, self.whole_network = inner.weights, inner.whole_network
@@ -50,6 +49,10 @@ class LocalSgdEngine:
             self.synchronise()
 
     @torch.no_grad()
+    def figures(self) -> dict[str, float]:
+        """None."""
+        return {}
+
     def synchronise(self) -> None:
         """Take the outer step, unless there was no inner step since the last."""
         if self._synchronised_at == self._steps:

@@ -60,7 +60,7 @@ class Recorder:
         log: MetricsLog | None,
         progress: TrainingProgress,
         after_step: Callable[[], object] = lambda: None,
-        skipped: Callable[[], int | None] = lambda: None,
+        figures: Callable[[], dict[str, float]] = dict,
         may_overflow: bool = False,
         watch: Watch | None = None,
         first_not_finite: Callable[[State], str] = lambda state: "",
@@ -68,12 +68,12 @@ class Recorder:
         """The parts of a training that it records.
 
         Args:
-            skipped: how many steps were not taken since gradients were not finite; None where that is not looked at.
+            figures: more of them for each row, by name.
             may_overflow: a loss that is not finite is none of a training that has diverged, but of a step that is skipped. It
                 is not counted.
             first_not_finite: says where a loss that is not finite began; all ranks call it together.
         """
-        self._first_not_finite, self._skipped = first_not_finite, skipped
+        self._first_not_finite, self._figures = first_not_finite, figures
         self.watch = watch or Unwatched()
         self._after_step, self._may_overflow = after_step, may_overflow
         self._state, self._world, self._log, self._progress = state, world, log, progress
@@ -140,8 +140,7 @@ class Recorder:
                 "data_wait": self._waited,
                 "memory_bytes": used_bytes(self._world.device),
             }
-            row |= {} if (skipped := self._skipped()) is None else {"skipped": skipped}
-            self._write(row | ({"ranks": ranks} if self._world.size > 1 else {}))
+            self._write(row | self._figures() | ({"ranks": ranks} if self._world.size > 1 else {}))
             if not (math.isfinite(loss) or self._may_overflow):
                 first = state.step - self._steps + 1
                 where = self._first_not_finite(state)

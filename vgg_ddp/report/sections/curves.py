@@ -45,6 +45,10 @@ def curves(metrics: list[dict[str, Any]], dataset: str, recipe: Config | None = 
     if rates[0]:
         caption = f"Learning rate on {dataset}: at most {max(rates[1]):.3g}, at the end {rates[1][-1]:.3g}"
         drawn += chart("learning rate", caption, [charts.Line("learning rate", rates, "train")])
+    norms = series(metrics, "train", "steps", "gradient_norm")
+    if norms[0]:
+        caption = f"Norm of the gradient on {dataset}, before it is clipped: at most {max(norms[1]):.3g}"
+        drawn += chart("gradient norm", caption, [charts.Line("gradient norm", norms, "train")])
     speed = series(metrics, "train", "steps", "images_per_second")
     if speed[0]:
         middle = sorted(speed[1])[len(speed[1]) // 2]

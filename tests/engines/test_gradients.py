@@ -14,7 +14,7 @@ from tests.support.rank_processes import vgg_ddp
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World
 from vgg_ddp.engines import build
-from vgg_ddp.engines.finite import MOST_IN_A_ROW
+from vgg_ddp.engines.gradients import MOST_IN_A_ROW
 from vgg_ddp.errors import UserError
 from vgg_ddp.model import vgg
 from vgg_ddp.run.metrics_log import read_metrics
@@ -61,11 +61,27 @@ def test_nothing_of_a_step_stays_that_is_not_taken(clip: float | None) -> None:
         assert torch.equal(tensor, other.weights()[name]), name
     (tensors, values), (expected, others) = disturbed.state(), other.state()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items()) and tensors
-    assert (disturbed.skipped, other.skipped) == (values.pop("skipped"), others.pop("skipped")) == (1, 0)
+    assert disturbed.figures() == {"skipped": values.pop("skipped")} == {"skipped": 1}
+    assert others.pop("skipped") == 0
     assert values == others
     again = engine()
     again.load_state(*disturbed.state())
-    assert again.skipped == 1
+    assert again.figures() == {"skipped": 1}
+
+
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_the_norm_is_that_of_the_whole_batch_s_gradient_before_it_is_clipped(clip: float | None) -> None:
+    trained = engine(optimizer={"clip_norm": clip}, loss={}, log={"gradient_norm": True})
+    torch.manual_seed(0)
+    network = vgg("A", batch_norm=True, head="compact", num_classes=3, image_size=16)
+    torch.manual_seed(1)
+    for _ in range(2):
+        images, labels = torch.randn(4, 3, 16, 16), torch.randint(0, 3, (4,))
+        (torch.nn.functional.cross_entropy(network(images), labels) / 2).backward()
+    squares = sum(float(parameter.grad.double().square().sum()) for parameter in network.parameters())
+    take(trained, 1)
+    assert trained.figures() == {"gradient_norm": pytest.approx(squares**0.5, rel=1e-3)}
+    assert squares**0.5 > 0.02
 
 
 def test_a_training_that_has_diverged_ends_all_the_same() -> None:
@@ -84,7 +100,7 @@ def test_a_training_that_has_diverged_ends_all_the_same() -> None:
 def test_it_stops_by_itself() -> None:
     trained = engine(loss={})
     take(trained, 1, bad=True)
-    assert trained.skipped is None and any(tensor.isnan().any() for tensor in trained.weights().values())
+    assert not trained.figures() and any(tensor.isnan().any() for tensor in trained.weights().values())
 
 
 @pytest.mark.processes

@@ -1,0 +1,89 @@
+"""Gradients between the backward pass and the step: their norm, clipped and logged; steps that are not finite, not taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from vgg_ddp.config import Config
+from vgg_ddp.distributed.world import SharedUserError
+from vgg_ddp.errors import AFTER_DIVERGENCE
+
+MOST_IN_A_ROW = 20  # steps that are not taken: a training that has diverged takes none again
+
+
+class Gradients:
+    """What a configuration does with gradients before a step; where it does nothing, neither does this.
+
+    They are averaged over the ranks: all ranks see the same norm, and decide alike whether the step is taken. With
+    `loss.on_nonfinite=skip` the host waits for the device in each step.
+
+    Args:
+        network: whose buffers a forward pass changes: not even these keep anything of a step that is not taken.
+        parameters: what has gradients.
+        scaler: which skips steps itself where it is enabled.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        network: nn.Module,
+        parameters: Iterable[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        self._buffers, self._parameters = list(network.buffers()), list(parameters)
+        self._optimizer, self._scaler, self._most = optimizer, scaler, config.optimizer.clip_norm
+        self._logs = config.log.gradient_norm
+        self._skips = config.loss.on_nonfinite == "skip" and not scaler.is_enabled()
+        self._before: list[Tensor] = []
+        self._norm = torch.zeros(())
+        self._skipped = self._in_a_row = 0
+
+    def begin(self) -> None:
+        """Before a forward pass, of the first micro-batch of a step or of another."""
+        if self._skips and not self._before:
+            self._before = [buffer.clone() for buffer in self._buffers]
+
+    def may_be_taken(self) -> bool:
+        """Clip the gradients of a whole step; whether it may be taken. If not, the buffers are as before it.
+
+        Raises:
+            SharedUserError: so many in a row may not that the training has diverged.
+        """
+        if self._most is not None or self._logs or self._skips:
+            self._scaler.unscale_(self._optimizer)
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            self._norm = nn.utils.get_total_norm(gradients)
+            if self._most is not None:
+                nn.utils.clip_grads_with_norm_(self._parameters, self._most, self._norm)
+        return not self._skips or self._is_finite()
+
+    @torch.no_grad()
+    def _is_finite(self) -> bool:
+        finite = bool(self._norm.isfinite())
+        if not finite:
+            for buffer, before in zip(self._buffers, self._before):
+                buffer.copy_(before)
+            self._skipped += 1
+        self._before, self._in_a_row = [], 0 if finite else self._in_a_row + 1
+        if self._in_a_row == MOST_IN_A_ROW:
+            raise SharedUserError(
+                f"the gradients of {MOST_IN_A_ROW} steps in a row are not finite, and none was taken: {AFTER_DIVERGENCE}"
+            )
+        return finite
+
+    def figures(self) -> dict[str, float]:
+        """For the log: the norm of the last step's gradients before they were clipped, and how many steps were not taken."""
+        norm = {"gradient_norm": float(self._norm)} if self._logs else {}
+        return norm | ({"skipped": self._skipped} if self._skips else {})
+
+    def state(self) -> dict[str, int]:
+        """What a checkpoint keeps."""
+        return {"skipped": self._skipped} if self._skips else {}
+
+    def load_state(self, values: dict[str, int]) -> None:
+        """Go on counting from what `state` gave."""
+        self._skipped = values.get("skipped", 0)
