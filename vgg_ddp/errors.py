@@ -28,8 +28,9 @@ def printable(text: str) -> str:
     )
 
 
+DIVERGED = "the training has diverged"
 AFTER_DIVERGENCE = (
-    "the training has diverged; set resume=auto to go on from the last checkpoint, if there is one, and a smaller "
+    f"{DIVERGED}; set resume=auto to go on from the last checkpoint, if there is one, and a smaller "
     "optimizer.learning_rate or optimizer.clip_norm=1"
 )
 

@@ -11,11 +11,12 @@ import itertools
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from vgg_ddp import preflight
+from vgg_ddp.analysis.neighbours import Features
 from vgg_ddp.config import Config
 from vgg_ddp.data import of_run
 from vgg_ddp.data.dataset import QUICKLY_READ, Dataset
@@ -23,7 +24,7 @@ from vgg_ddp.data.record import read_record
 from vgg_ddp.distributed import rank_process
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError, leave
-from vgg_ddp.evaluation import own_images, protocols, test_set
+from vgg_ddp.evaluation import own_images, test_set
 from vgg_ddp.evaluation.image_files import not_images
 from vgg_ddp.optim import precision
 from vgg_ddp.run.checkpoint import State
@@ -31,6 +32,9 @@ from vgg_ddp.run.console import box, say, table
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import read_json, replace_file
 from vgg_ddp.run.resolved import ResolvedRun
+
+if TYPE_CHECKING:
+    from vgg_ddp.report.image_answers import Nearest
 
 STANDS = {
     "better": "better",
@@ -57,8 +61,7 @@ def evaluate_and_report(
     world.activity.enter("evaluate")
     asked, name = config, config.evaluate.name
     if not out:
-        once = msgspec.structs.replace(config.evaluate, protocol="single", scales=[], flips="auto")
-        asked = msgspec.structs.replace(config, evaluate=once)
+        asked = msgspec.structs.replace(config, evaluate=config.evaluate.once)
     summary = test_set.evaluate(asked, dataset, RunDirectory(out or run.path), folder, world)
     if summary is not None:
         from vgg_ddp.report import write_report  # only here: a training itself needs neither pictures nor templates
@@ -128,7 +131,7 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
     Raises:
         UserError: no image in the folder, a checkpoint that is damaged or of another network, or a full disk.
     """
-    from vgg_ddp.report.image_answers import MOST_IMAGES, Answer, Nearest, write_image_answers
+    from vgg_ddp.report.image_answers import MOST_IMAGES, Answer, write_image_answers
 
     config, _ = precision.set_arithmetic(resolved.config, world.device)
     run = RunDirectory(resolved.run)
@@ -141,9 +144,7 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
         described += [one.features] if one.features is not None else []
     if not answers:
         raise UserError(f"no image in {folder} can be decoded; the first: {unreadable[0]}")
-    trained_on, near = of_run.find(run), None
-    if trained_on is not None and described:
-        near = Nearest(trained_on, *network.nearest(trained_on, described[:MOST_IMAGES]))
+    near = _nearest(network, run, described[:MOST_IMAGES])
     rows = [
         {
             "file": one.name,
@@ -160,9 +161,18 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
             target / "predictions.json", {"of": str(folder.resolve()), "images": rows, "unreadable": unreadable}
         )
         replace_file(target / "predictions.csv", _csv(rows, dataset.classes).encode())
-    how = protocols.Protocol.of(config).describe()["text"] if config.evaluate.name else ""
+    views, how = network.views
     page = write_image_answers(
-        answers, unreadable, dataset.classes, config.network, dataset.name, folder, target / "index.html", how, near
+        answers,
+        unreadable,
+        dataset.classes,
+        config.network,
+        dataset.name,
+        folder,
+        target / "index.html",
+        views,
+        how,
+        near,
     )
     lines = [[one.name, dataset.classes[one.order[0]], f"{one.probabilities.max():.1%}"] for one in answers]
     table(f"{config.network} on {folder}", ["file", "answer", "confidence"], lines[:MOST_LINES])
@@ -172,6 +182,20 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
         say(f"left out: {line}")
     by = f", by what it saw of each: {how}" if how else ""
     say(f"answers to {len(answers)} images{by}: {page}")
+
+
+def _nearest(network: own_images.OwnImages, run: RunDirectory, described: list[Features]) -> Nearest | None:
+    """The nearest training images of those that were `described`; None, said why, where they cannot be had."""
+    from vgg_ddp.report.image_answers import Nearest
+
+    trained_on = of_run.find(run)
+    if trained_on is None or not described:
+        return None
+    try:
+        return Nearest.of(trained_on, *network.nearest(trained_on, described))
+    except UserError as error:
+        say(f"the nearest training images are left out: {error}")
+        return None
 
 
 def _own_place(run: RunDirectory, folder: Path) -> Path:

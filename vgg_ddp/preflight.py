@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from vgg_ddp.distributed.world import World
 
 
+VIEWS = (
+    "evaluate.protocol=",
+    "evaluate.scales=",
+    "evaluate.flips=",
+)  # of one's own images, only where asked for in words
+
+
 def check_training(config_path: str, overrides: Sequence[str]) -> ResolvedRun:
     """Read a configuration and check all of it; prepares the data set where it is not there yet.
 
@@ -64,6 +71,8 @@ def check_evaluation(
         find_images(images)
     run, folder = find_run(Path(target))
     config = run_config(target, overrides)
+    if images is not None and not any(word.startswith(VIEWS) for word in overrides):
+        config = msgspec.structs.replace(config, evaluate=config.evaluate.once)
     folder = folder or chosen_checkpoint(run, config.evaluate.checkpoint)
     dataset = None
     if config.data.source == load(run.config).data.source:

@@ -16,7 +16,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vgg_ddp.config import Config, dump, load
+from vgg_ddp.config import Config, dump, load, with_absolute_path, with_absolute_paths
 from vgg_ddp.config.describe import describe_keys
 from vgg_ddp.config.reading import all_keys
 from vgg_ddp.errors import UserError
@@ -714,3 +714,27 @@ def test_ranks_share_a_batch_evenly_or_not_at_all(batch: int, size: int, accumul
             offered = [int(word.removeprefix("batch=")) for word in words[words.index("use") :] if "batch=" in word]
             assert offered
             assert all(other % size == 0 and other > 0 for other in offered)
+
+
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [
+        ("data.source=photos", "data.source={here}/photos"),
+        ("data.source=~/photos", "data.source={home}/photos"),
+        ("data.source='my photos'", "data.source={here}/my photos"),
+        ("data.source=/a/../photos", "data.source=/photos"),
+        ("data.source=digits", "data.source=digits"),
+        ("model.initialize_from=~", "model.initialize_from=~"),
+        ("model.initialize_from=Null", "model.initialize_from=Null"),
+        ("model.initialize_from=", "model.initialize_from="),
+        ("batch=32", "batch=32"),
+    ],
+)
+def test_a_word_is_kept_with_the_whole_path_that_it_means(
+    word: str, kept: str, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config_file.write_text("{}")
+    monkeypatch.setenv("HOME", "/home/someone")
+    found = with_absolute_path(word)
+    assert found == kept.format(here=Path.cwd(), home="/home/someone")
+    assert with_absolute_paths(load(config_file, [found])) == with_absolute_paths(load(config_file, [word]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from vgg_ddp.config import Config
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.balanced_order import BalancedOrder
 from vgg_ddp.data.order import Order, Slice, evaluation_slices, stratified_split
+from vgg_ddp.data.validation import count_held_out
 from vgg_ddp.distributed.world import World
 from vgg_ddp.randomness import permutation, random_words, uniform
 from vgg_ddp.training.parts import build_data
@@ -321,3 +323,22 @@ def test_every_sample_is_visited_once_by_any_number_of_ranks(count: int) -> None
         if order.batch % size == 0:
             ranks = [np.stack([local.samples for local in order.slices(0, rank, size)]) for rank in range(size)]
             assert_array_equal(np.concatenate(ranks, axis=1), whole)
+
+
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any),
+    share=st.floats(0.05, 1),
+    validation=st.floats(0, 0.9),
+    seed=st.integers(0, 3),
+)
+def test_how_many_are_held_out_follows_from_the_counts(
+    counts: list[int], share: float, validation: float, seed: int
+) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    _, used = stratified_split(labels, share, seed)
+    split = SimpleNamespace(class_counts=counts)
+    found = count_held_out(
+        SimpleNamespace(splits={"train": split}),  # type: ignore[arg-type]
+        SimpleNamespace(train_share=share, validation=validation),  # type: ignore[arg-type]
+    )
+    assert found == len(stratified_split(labels[used], validation, seed)[1])

@@ -69,6 +69,16 @@ def test_nothing_of_a_step_stays_that_is_not_taken(clip: float | None) -> None:
     assert again.figures() == {"skipped": 1}
 
 
+def test_in_half_precision_the_scaler_skips_and_it_is_counted_too() -> None:
+    trained = engine(precision="fp16")
+    trained._scaler._init_scale = 1.0  # with which nothing overflows
+    take(trained, 1)
+    before = {name: tensor.clone() for name, tensor in trained.weights().items()}
+    take(trained, 2, bad=True)
+    assert trained.figures() == {"skipped": 1} and trained._scaler.get_scale() == 0.5
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trained.weights().items())
+
+
 @pytest.mark.parametrize("clip", [None, 0.01])
 def test_the_norm_is_that_of_the_whole_batch_s_gradient_before_it_is_clipped(clip: float | None) -> None:
     trained = engine(optimizer={"clip_norm": clip}, loss={}, log={"gradient_norm": True})

@@ -28,6 +28,7 @@ from vgg_ddp import evaluate
 from vgg_ddp.config import load
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.validation import held_out
+from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import own_images
 from vgg_ddp.run import checkpoint
 
@@ -193,6 +194,32 @@ def test_one_s_own_images_are_answered_as_in_the_evaluation(
     page = (whole_run / "images" / folder.name / "index.html").read_text()
     assert (": all of it, densely, at 16 pixels, 20 pixels" in page) == bool(name)
     assert (f'alt="training image {twin}: {dataset.classes[train.labels[twin]]}"' in page) == (not name)
+
+
+def answer_without_training_images(run: Path, folder: Path) -> int:
+    """As a rank that cannot have the nearest of them."""
+
+    def nearest(self: object, *arguments: object) -> None:
+        raise UserError("the 7th cannot be decoded")
+
+    own_images.OwnImages.nearest = nearest  # type: ignore[method-assign,assignment]
+    words = ["data.resize=null", "evaluate.protocol=dense"] if "large" in folder.name else ["data.resize=null"]
+    return evaluate.main([str(run), *words], folder)
+
+
+@pytest.mark.parametrize("name", ["large", "small"])
+def test_answers_do_not_hang_on_what_is_shown_beside_them(whole_run: Path, tmp_path: Path, name: str) -> None:
+    """A photo of 6 megapixels is brought to the network's size where it is to see all of it."""
+    folder = tmp_path / name
+    folder.mkdir()
+    Image.effect_noise((3000, 2000) if name == "large" else (5, 9), 60).convert("RGB").save(folder / "a.png")
+    ranks = Ranks(answer_without_training_images, (whole_run, folder), 1, tmp_path / "own")
+    assert ranks.wait() == [0], ranks.stderr
+    left_out = "the nearest training images are left out: the 7th cannot be decoded"
+    assert (left_out in ranks.stdout) == (name == "small")  # several views have no neighbours
+    assert ("all of it, densely, at 16 pixels" in ranks.stdout) == (name == "large")
+    page = (whole_run / "images" / name / "index.html").read_text()
+    assert ("its middle, as a single view has it" in page) == (name == "large")
 
 
 def other_set(few_digits: Path, folder: Path, classes: dict[str, int]) -> Path:

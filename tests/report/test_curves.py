@@ -110,3 +110,10 @@ def test_the_norm_of_the_gradient_is_drawn_where_it_was_logged(tmp_path: Path) -
     (run.path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     said = section(page_of(run), "training").text
     assert f"before it is clipped: at most {rows[-1]['step'] + 0.5}" in said
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_steps_that_were_skipped_are_no_divergence(skipped: bool) -> None:
+    row = {"split": "train", "scope": "steps", "step": 1, "epoch": 0.1, "loss": 1.0}
+    rows = [row, {**row, "step": 2, "loss": None, **({"skipped": 1} if skipped else {})}, {**row, "step": 3}]
+    assert bool(course.of_training(rows, 10)) != skipped

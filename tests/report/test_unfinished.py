@@ -161,3 +161,15 @@ def test_evaluated_and_then_failed(launch: Launch, runs: Path, train: Callable[.
     _, page = reported(run, tmp_path)
     assert note(page).startswith("Stopped.")
     assert [s.attributes for s in page.all("section")] == [s.attributes for s in before.all("section")]
+
+
+@pytest.mark.parametrize(
+    ("why", "loss", "told"),
+    [
+        ("a bug", None, True),
+        ("a bug", 1.0, False),
+        ("20 steps in a row: the training has diverged; set resume", 1.0, True),
+    ],
+)
+def test_a_training_diverged_by_its_last_loss_or_by_what_it_said(why: str, loss: float | None, told: bool) -> None:
+    assert outcome.diverged([{"split": "train", "loss": loss}], why) == told

@@ -35,7 +35,8 @@ def _loss(row: dict[str, Any]) -> float:
 
 
 def _diverged(metrics: list[dict[str, Any]]) -> str:
-    lost = [row for row in metrics if "loss" in row and not math.isfinite(_loss(row))]
+    # Where steps are skipped that are not finite, a row of these alone has no loss.
+    lost = [row for row in metrics if "loss" in row and not math.isfinite(_loss(row)) and "skipped" not in row]
     if not lost:
         return ""
     return f"The training diverged: at epoch {lost[0]['epoch']:.2f} its {_called(lost[0])} loss was no number."

@@ -36,6 +36,11 @@ class EvaluateConfig(Group, frozen=True):
     ] = "auto"
 
     @property
+    def once(self) -> EvaluateConfig:
+        """The same with each image shown once, as in validation."""
+        return msgspec.structs.replace(self, protocol="single", scales=[], flips="auto")
+
+    @property
     def name(self) -> str:
         """The folder in RUN/evaluations of what these keys give, e.g. "dense-256-512"; "" for the evaluation of RUN itself."""
         words = [self.protocol, *map(str, self.scales)]

@@ -123,8 +123,9 @@ def with_absolute_paths(config: Config) -> Config:
 
 def with_absolute_path(word: str) -> str:
     """An override for the record, as `with_absolute_paths`."""
-    key, _, value = word.partition("=")
-    if key not in PATHS or value in ("", "null", *BUILT_IN_SOURCES):
+    names, value = _parse_override(word)
+    key = ".".join(names)
+    if key not in PATHS or value in (None, *NULL, *BUILT_IN_SOURCES):
         return word
     return f"{key}={os.path.abspath(_expanded(value))}"
 

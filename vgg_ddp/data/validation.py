@@ -45,12 +45,10 @@ def held_out(dataset: Dataset, config: DataConfig, seed: int) -> tuple[NDArray[n
 
 def count_held_out(record: DatasetRecord, config: DataConfig) -> int:
     """How many images `held_out` holds out, whatever the seed."""
-    if not config.validation or "validation" not in record.splits:
-        counts = record.splits["train"].class_counts
-        labels = np.repeat(np.arange(len(counts)), counts)
-        _, used = stratified_split(labels, config.train_share, 0)
-        return len(stratified_split(labels[used], config.validation, 0)[1])
-    return record.splits["validation"].count
+    if config.validation and "validation" in record.splits:
+        return record.splits["validation"].count
+    used = [round(config.train_share * count) for count in record.splits["train"].class_counts]  # as `stratified_split`
+    return sum(round(config.validation * count) for count in used)
 
 
 def check_validation(config: Config, dataset: Dataset) -> None:

@@ -60,7 +60,7 @@ def unrecordable(config: Config, world: World) -> str:
         "communication.compression=powersgd": config.communication.compression == "powersgd",
         "communication.split_head": config.communication.split_head != "none",
         "ranks_per_gpu": config.ranks_per_gpu > 1 and world.size > 1,  # gloo's messages go through the host
-        "loss.on_nonfinite=skip": config.loss.on_nonfinite == "skip" and config.precision != "fp16",  # asks the device
+        "loss.on_nonfinite=skip": config.loss.on_nonfinite == "skip",  # asks the device
         "optimizer.name=lamb": optimizer.name == "lamb",
         f"optimizer.name={optimizer.name} in fp16": optimizer.name in ("lars", "muon")
         and config.precision == "fp16",  # asks for overflows

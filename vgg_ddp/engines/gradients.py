@@ -23,7 +23,7 @@ class Gradients:
     Args:
         network: whose buffers a forward pass changes: not even these keep anything of a step that is not taken.
         parameters: what has gradients.
-        scaler: which skips steps itself where it is enabled.
+        scaler: where it is enabled (fp16), it skips the steps itself, to learn of them.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Gradients:
         self._buffers, self._parameters = list(network.buffers()), list(parameters)
         self._optimizer, self._scaler, self._most = optimizer, scaler, config.optimizer.clip_norm
         self._logs = config.log.gradient_norm
-        self._skips = config.loss.on_nonfinite == "skip" and not scaler.is_enabled()
+        self._skips = config.loss.on_nonfinite == "skip"
         self._before: list[Tensor] = []
         self._norm = torch.zeros(())
         self._skipped = self._in_a_row = 0
@@ -48,7 +48,7 @@ class Gradients:
             self._before = [buffer.clone() for buffer in self._buffers]
 
     def may_be_taken(self) -> bool:
-        """Clip the gradients of a whole step; whether it may be taken. If not, the buffers are as before it.
+        """Clip the gradients of a whole step; whether it may be taken. Where they are not finite, the buffers are as before it.
 
         Raises:
             SharedUserError: so many in a row may not that the training has diverged.
@@ -59,7 +59,7 @@ class Gradients:
             self._norm = nn.utils.get_total_norm(gradients)
             if self._most is not None:
                 nn.utils.clip_grads_with_norm_(self._parameters, self._most, self._norm)
-        return not self._skips or self._is_finite()
+        return not self._skips or self._is_finite() or self._scaler.is_enabled()
 
     @torch.no_grad()
     def _is_finite(self) -> bool:

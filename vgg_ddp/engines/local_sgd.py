@@ -48,11 +48,11 @@ class LocalSgdEngine:
         if self._steps % self._config.synchronise_every == 0:
             self.synchronise()
 
-    @torch.no_grad()
     def figures(self) -> dict[str, float]:
         """None."""
         return {}
 
+    @torch.no_grad()
     def synchronise(self) -> None:
         """Take the outer step, unless there was no inner step since the last."""
         if self._synchronised_at == self._steps:

@@ -26,7 +26,7 @@ def training_images(config: Config, dataset: Dataset, state: checkpoint.State) -
 
 def _trained_on(config: Config, dataset: Dataset, state: checkpoint.State) -> bool:
     now = continuing.identity(config, dataset)
-    then = {**checkpoint.ADDED_IDENTITY, **state.identity}
+    then = checkpoint.identity_of(state, now)
     chosen_by = ("dataset", "data.validation", "data.train_share", "data.split_seed", "seed")
     return all(then.get(key) == now[key] for key in chosen_by)
 

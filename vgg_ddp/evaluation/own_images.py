@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -33,7 +34,8 @@ from vgg_ddp.run import checkpoint
 from vgg_ddp.training import loading, parts
 
 WAITING = 64  # whole photographs in memory at once, at most
-MOST_TRAINING_IMAGES = 2_000  # among which the nearest are looked for, evenly spread
+MOST_TRAINING_IMAGES = 2_000  # among which the nearest are looked for, evenly spread,
+MOST_TRAINING_PIXELS = 10_000_000  # and what the network sees of them all: seconds, on two cores
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Answered:
 class OwnImages:
     """A trained network, to be shown anyone's images by the protocol that `config` asks for.
 
+    Where that leaves images at their own size, which is any, they are brought to the size that the network sees.
+
     Args:
         known: the classes and the normalisation of the data that it was trained on.
         weights: the folder of the checkpoint.
@@ -105,9 +109,17 @@ class OwnImages:
         load = partial(loading.load_weights, contents, weights)
         self._network = parts.build_network(config, len(known.classes), world.device, load).eval()
         self._preprocess = parts.build_preprocess(config, known, world.device)
-        self._protocol = Protocol.of(config)
+        protocol = Protocol.of(config)
+        scales = tuple(scale or protocol.image_size for scale in protocol.scales)
+        self._protocol = replace(protocol, scales=scales)
         pixels = config.evaluate.batch * self._protocol.image_size**2
         self._asked = Asked(self._protocol, self._network, self._preprocess, pixels, config.precision, world)
+
+    @property
+    def views(self) -> tuple[int, str]:
+        """How many views of an image are averaged over, and which, in words; "" where that is as in training's validation."""
+        described = self._protocol.describe()
+        return described["views"], described["text"] if self._config.evaluate.name else ""
 
     @torch.no_grad()
     def answers(self, folder: Path, unreadable: list[str]) -> Iterator[Answered]:
@@ -145,12 +157,17 @@ class OwnImages:
 
         Returns: indices into the train split, int64 [n, up to `neighbours.SHOWN`], the nearest first; none where it is not
             known which images those were, or where `analysis.budget` says so.
+
+        Raises:
+            UserError: a training image that cannot be decoded, or is too small for what is asked for.
         """
         trained = training_images(self._config, dataset, self._state)
-        samples = trained.samples[spread(len(trained), MOST_TRAINING_IMAGES)]
+        most = min(MOST_TRAINING_IMAGES, max(1, MOST_TRAINING_PIXELS // self._config.data.image_size**2))
+        samples = trained.samples[spread(len(trained), most)]
         if not len(samples) or self._config.analysis.budget == "none":
             return np.empty((len(of_images), 0), np.int64), 0
-        loader = parts.evaluation_loader(self._config, dataset, trained.split, self._world)
+        by_torch = msgspec.structs.replace(self._config, loader="torch")  # which decodes no more than these
+        loader = parts.evaluation_loader(by_torch, dataset, trained.split, self._world)
         with features.kept(self._network, samples, self._config.evaluate.batch, self._world) as kept:
             inference.predict(self._network, self._preprocess, loader, samples, self._config, self._world)
         of_training = kept.gathered()

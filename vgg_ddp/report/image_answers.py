@@ -59,14 +59,32 @@ class Nearest:
     """The training images that are most like each of the first `MOST_IMAGES` images.
 
     Attributes:
-        dataset: with its images.
-        samples: indices into its train split, int64 [n, few], the nearest first.
+        samples: indices into the train split, int64 [n, few], the nearest first.
         searched: among how many training images they were looked for.
+        pictures: by sample, how it is shown.
     """
 
-    dataset: Dataset
     samples: NDArray[np.int64]
     searched: int
+    pictures: dict[int, dict[str, Any]]
+
+    @staticmethod
+    def of(dataset: Dataset, samples: NDArray[np.int64], searched: int) -> Nearest:
+        """With the pictures of `samples`, of the train split of `dataset`.
+
+        Raises:
+            UserError: one that cannot be decoded.
+        """
+        split, pictures = dataset.split("train"), {}
+        for sample in np.unique(samples).tolist():
+            pixels, name = split.decode(sample), words.shown(dataset.classes[split.labels[sample]])
+            pictures[sample] = {
+                "source": thumbnails.single(pixels, NEAREST_SIDE),
+                "pixelated": thumbnails.pixelated(pixels),
+                "name": name,
+                "alt": f"training image {sample}: {name}",
+            }
+        return Nearest(samples, searched, pictures)
 
 
 def write_image_answers(
@@ -77,13 +95,14 @@ def write_image_answers(
     dataset: str,
     folder: Path,
     path: Path,
+    views: int = 1,
     how: str = "",
     nearest: Nearest | None = None,
 ) -> Path:
     """Write the page to `path`.
 
     Args:
-        how: what the network was shown of each image, where it is not one view.
+        views, how: of each image that were averaged over, and which, in words; "" for one as in training's validation.
         nearest: what is shown under each; None where it is not known.
 
     Raises:
@@ -99,7 +118,8 @@ def write_image_answers(
         f"it is shown. Its answers to {words.number(len(answers))} images: {', '.join(said)}."
     ]
     if how:
-        story.append(f"Each is the mean of what it says to several views of the image: {how}.")
+        mean = f"Each answer is the mean over {views} views of the image"
+        story.append(f"{mean if views > 1 else 'It was shown one view of each image'}: {how}.")
     if labelled:
         story.append(f"In folders named after a class: {words.number(len(labelled))}; named so: {words.number(right)}.")
     if len(answers) > MOST_IMAGES:
@@ -111,9 +131,11 @@ def write_image_answers(
         "story": " ".join(story),
         "notes": [words.shown(line) for line in unreadable],
         "images": [
-            _shown(one, names, classes) | {"nearest": _drawn(nearest, k, names)}
-            for k, one in enumerate(answers[:MOST_IMAGES])
+            _shown(one, names, classes)
+            | {"nearest": [] if nearest is None else [nearest.pictures[k] for k in nearest.samples[place].tolist()]}
+            for place, one in enumerate(answers[:MOST_IMAGES])
         ],
+        "how": how,
         "searched": words.number(nearest.searched) if nearest else "",
         "sections": SECTIONS,
     }
@@ -136,21 +158,3 @@ def _shown(one: Answer, names: list[str], classes: list[str]) -> dict[str, Any]:
             for k in one.order[:TOP]
         ],
     }
-
-
-def _drawn(nearest: Nearest | None, image: int, names: list[str]) -> list[dict[str, Any]]:
-    """Pictures of the training images that are most like an image."""
-    if nearest is None:
-        return []
-    split = nearest.dataset.split("train")
-    of_classes = [(int(sample), names[split.labels[sample]]) for sample in nearest.samples[image]]
-    pictures = [(split.decode(sample), sample, name) for sample, name in of_classes]
-    return [
-        {
-            "source": thumbnails.single(pixels, NEAREST_SIDE),
-            "pixelated": thumbnails.pixelated(pixels),
-            "name": name,
-            "alt": f"training image {sample}: {name}",
-        }
-        for pixels, sample, name in pictures
-    ]

@@ -32,7 +32,6 @@ OPTIONAL_NAMES = ("ema.safetensors", ANSWERS)
 ADDED_IDENTITY = {
     "data.normalisation": "data",
     "data.train_share": 1.0,
-    "data.split_seed": 0,
     "optimizer.features_rate": "above 0",
     "model.activation": "relu",
     "model.pool_before_norm": False,
@@ -40,6 +39,7 @@ ADDED_IDENTITY = {
     "model.norm_scale": True,
     "model.whiten": False,
 }
+KEPT_LATER = ("data.split_seed",)  # identity that earlier checkpoints do not keep, whatever they were made with
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -243,10 +243,16 @@ def state(files: Files) -> State:
         raise Damaged(f"checkpoint file state.json cannot be read: {error}") from None
 
 
+def identity_of(found: State, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The identity of a checkpoint, of an earlier version too, of which what it does not keep is taken to be as `wanted`."""
+    return {**{key: wanted[key] for key in KEPT_LATER}, **ADDED_IDENTITY, **found.identity}
+
+
 def check_identity(found: State, wanted: dict[str, Any], where: Path) -> None:
     """Raises a `UserError` naming the first key in which a checkpoint and this training differ."""
+    then = identity_of(found, wanted)
     for key, value in wanted.items():
-        made = found.identity.get(key, ADDED_IDENTITY.get(key))
+        made = then.get(key)
         if made != value:
             raise UserError(f"{where} was made with {key}={made}, not {value}; set it so, or choose another run.dir")
 

@@ -11,7 +11,7 @@ import msgspec
 import yaml
 from filelock import FileLock, Timeout
 
-from vgg_ddp.errors import StoppedOnRequest, UserError, printable
+from vgg_ddp.errors import DIVERGED, StoppedOnRequest, UserError, printable
 from vgg_ddp.run.directory import RunDirectory, named
 from vgg_ddp.run.files import read_json, replace_file
 from vgg_ddp.run.metrics_log import Row
@@ -77,7 +77,7 @@ def account(run: RunDirectory, rows: list[Row]) -> Account:
     again = "To start again:" if newest is None else f"To go on from step {int(newest.name.rpartition('-')[2])}:"
     if outcome.state == "stopped":
         return Account("Stopped", f"It was stopped on request after {_position(rows)}. {again}", shlex.join(command))
-    if outcome.state == "failed" and diverged(rows):
+    if outcome.state == "failed" and diverged(rows, outcome.why):
         rate = _learning_rate(run)
         command += [f"optimizer.learning_rate={rate / 4:g}"] if rate else ["optimizer.clip_norm=1"]
         said = f"It diverged: the loss is no number after {_position(rows)}. {again[:-1]} more carefully:"
@@ -88,10 +88,10 @@ def account(run: RunDirectory, rows: list[Row]) -> Account:
     return Account("Interrupted", said, shlex.join(command))
 
 
-def diverged(rows: list[Row]) -> bool:
-    """Whether the last loss of a training is not finite, which JSON has as null."""
+def diverged(rows: list[Row], why: str = "") -> bool:
+    """Whether the last loss of a training is not finite, which JSON has as null, or `why` it failed says that it diverged."""
     losses = [row.get("loss") for row in rows if row["split"] == "train"]
-    return bool(losses) and losses[-1] is None
+    return (bool(losses) and losses[-1] is None) or DIVERGED in why
 
 
 def _read(run: RunDirectory) -> Outcome:

@@ -86,18 +86,19 @@ def report(folder: Path) -> Path:
     Raises:
         UserError: the study runs, Optuna is not installed, a file of the study is damaged, or the page cannot be written.
     """
-    with claimed(folder, "definition.yaml"):  # a study that runs writes its page itself
+    with claimed(folder, "definition.yaml", instead="it writes its page itself, whenever a training has ended"):
         definition = definitions.read(folder / "definition.yaml")
         cells = definitions.cells(definition, folder / "base.yaml")
         return _finish(folder, definition, Trials(folder, definition).found(cells))
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, mark: str) -> Iterator[None]:
+def claimed(folder: Path, mark: str, instead: str = "wait for it, or choose another --out FOLDER") -> Iterator[None]:
     """Make the folder, and hold it alone until the end.
 
     Args:
         mark: the file by which one that was begun earlier is known.
+        instead: what to do where it is held.
 
     Raises:
         UserError: it cannot be made, another study holds it, or it holds something else.
@@ -109,7 +110,7 @@ def claimed(folder: Path, mark: str) -> Iterator[None]:
         lock = FileLock(folder / ".lock")
         hold(lock, 0, say)
     except Timeout:
-        raise UserError(f"{folder} is in use by another study; wait for it, or choose another --out FOLDER") from None
+        raise UserError(f"{folder} is in use by another study; {instead}") from None
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}; choose another --out FOLDER") from None
     try:

@@ -24,7 +24,12 @@ from vgg_ddp.study import command, running
 # What is done in place of the recipe's own; words of the user's come behind these.
 RISING = ["schedule.name=exponential", "schedule.first=1e-7", "optimizer.learning_rate=10", "schedule.warmup_epochs=0"]
 SHORT = ["epochs=1e-9", "min_steps=120", "log.every_steps=1", "data.train_sizes=[]", "stop.patience=null"]
-PLAIN = ["evaluate.checkpoint=last", "evaluate.every_epochs=1000000", "checkpoint.every_epochs=1000000"]
+PLAIN = [
+    "evaluate.checkpoint=last",
+    "evaluate.every_epochs=1000000",
+    "checkpoint.every_epochs=1000000",
+    "loss.on_nonfinite=stop",
+]
 
 
 def run(config: Path, changes: list[str], out: Path | None, start: running.Start = running.start_command) -> int:

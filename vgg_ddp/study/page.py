@@ -41,7 +41,7 @@ def write(folder: Path, definition: Definition, found: list[Found], summary: Sum
         UserError: it cannot be written.
     """
     dataset = _dataset(folder, definition, found)
-    best = folder / "best.yaml"
+    best, ended = folder / "best.yaml", all(one.ending not in ("waiting", "running") for one in found)
     ranked = _ranked(definition, summary)
     values = {
         "title": f"Study {words.shown(folder.resolve().name)} on {dataset}",
@@ -67,7 +67,7 @@ def write(folder: Path, definition: Definition, found: list[Found], summary: Sum
             }
             for cell in summary.cells
         ],
-        "best": words.shown_text(best.read_text(encoding="utf-8")) if best.is_file() else None,
+        "best": words.shown_text(best.read_text(encoding="utf-8")) if ended and best.is_file() else None,
         "sections": SECTIONS,
     }
     return render("study.html.j2", values, folder / "report" / "index.html")

@@ -157,8 +157,8 @@ class Cells:
         elif code in STOPPED:
             raise UserError(f"{name} was stopped from outside; start the study again to go on with it")
         else:
-            ending: Ending = "diverged" if outcome.diverged(rows) else "failed"
             reason = failure(run.path.with_name(f"{name}.txt"), code, running.told)
+            ending: Ending = "diverged" if outcome.diverged(rows, reason) else "failed"
             attempt.failed(ending, reason)
             say(f"{name}: {ending}: {reason}")
         self._ended()
