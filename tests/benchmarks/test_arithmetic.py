@@ -14,10 +14,9 @@ from benchmarks.measurement.arithmetic import arithmetic
 from benchmarks.measurement.device_speed import matrix_product
 from benchmarks.measurement.step import noise
 from vgg_ddp.config import Config
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.optim.precision import set_arithmetic
 
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 CELLS = [throughput.Cell("vgg11", 16, 2, precision, "channels_last") for precision in ("fp32", "tf32")]
 
 

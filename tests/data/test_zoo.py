@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.testing import assert_array_equal
 
 from tests.support.layouts import LAYOUTS, Layout, parquet_sets
@@ -20,11 +19,10 @@ from vgg_ddp.data.order import evaluation_slices
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.splits import EncodedSplit, RawSplit
 from vgg_ddp.data.storage import Storage
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import build
 
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 LOADERS = ("dali", "torch", "resident")
 
 

@@ -22,7 +22,7 @@ from vgg_ddp import engines
 from vgg_ddp.config import Config
 from vgg_ddp.config.communication import CommunicationConfig
 from vgg_ddp.config.data import DataConfig
-from vgg_ddp.distributed.world import World, joined
+from vgg_ddp.distributed.world import ALONE, World, joined
 from vgg_ddp.engines import compilation
 from vgg_ddp.engines.compilation import EAGER, GRAPH, compilations
 from vgg_ddp.engines.trials import quickest
@@ -33,7 +33,6 @@ from vgg_ddp.training import cuda_graph
 
 pytestmark = pytest.mark.processes
 
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 SMALL = Config(network="vgg11", batch=4, precision="fp32", data=DataConfig(image_size=16))
 
 

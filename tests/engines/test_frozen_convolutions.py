@@ -16,13 +16,12 @@ from tests.support.rank_processes import CPU, Launch, Ranks, Train, step
 from tests.support.run_folders import assert_undisturbed, latest, stop
 from vgg_ddp import engines
 from vgg_ddp.config import Config, load
-from vgg_ddp.distributed.world import World, joined
+from vgg_ddp.distributed.world import ALONE, World, joined
 from vgg_ddp.errors import UserError
 from vgg_ddp.model import VGG, initialize
 from vgg_ddp.optim import optimizers
 from vgg_ddp.training.parts import build_network
 
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 PLAIN = {"network": "vgg11", "batch": 8, "precision": "fp32", "threads": 1, "data": {"image_size": 16}}
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {},

@@ -12,7 +12,7 @@ import torch
 
 from tests.support.rank_processes import vgg_ddp
 from vgg_ddp.config import Config
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.engines import build
 from vgg_ddp.engines.gradients import MOST_IN_A_ROW
 from vgg_ddp.errors import UserError
@@ -21,7 +21,6 @@ from vgg_ddp.run.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[2]
 FAULTS = ROOT / "tests/support/faults"
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 SKIP: dict[str, Any] = {
     "network": "vgg11",
     "batch": 8,

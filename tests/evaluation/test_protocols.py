@@ -23,7 +23,7 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.record import encoded, read_record
 from vgg_ddp.data.settling import settle
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import protocols
 from vgg_ddp.evaluation.ensemble import common_test_set
@@ -33,7 +33,6 @@ from vgg_ddp.report.error_table import COLUMNS
 from vgg_ddp.run.resolved import ResolvedRun
 from vgg_ddp.training import parts
 
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 SIDE = 16
 
 

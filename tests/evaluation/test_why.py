@@ -16,13 +16,11 @@ from torchvision.models import vgg11
 from tests.support.rank_processes import CPU, Ranks
 from tests.support.runs import make_dataset
 from vgg_ddp.data.order import evaluation_slices
-from vgg_ddp.distributed.world import World, device_of, joined
+from vgg_ddp.distributed.world import ALONE, joined
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import attributes, features, occlusion
 from vgg_ddp.evaluation.changes import CHANGES
 from vgg_ddp.model import vgg
-
-ALONE = World(0, 1, 0, 1, device_of(0))
 
 
 def test_hidden_parts_are_captum_s_occlusion() -> None:

@@ -33,14 +33,13 @@ from vgg_ddp.data.order import Order, Slice, evaluation_slices
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split
 from vgg_ddp.data.storage import Storage
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch, Loader, build
 from vgg_ddp.loaders.choice import choose
 from vgg_ddp.loaders.resident import resident_pixels
 from vgg_ddp.randomness import random_words, uniform
 
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 LOADERS = {"dali": ("dali", 0), "torch": ("torch", 0), "torch with a worker": ("torch", 1), "resident": ("resident", 0)}
 STREAMING = [name for name in LOADERS if name != "resident"]
 PAIRS = [(name, storage) for name in LOADERS for storage in ("raw", "jpeg", "jpeg2000")] + [

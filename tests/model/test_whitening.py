@@ -18,13 +18,11 @@ from vgg_ddp.config.data import DataConfig
 from vgg_ddp.config.model import ModelConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import evaluation_slices
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.model import initialize
 from vgg_ddp.model.whitening import EPSILON, filters, patch_moments
 from vgg_ddp.training import parts, whitening
 from vgg_ddp.training.initial_weights import InitialWeights
-
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from vgg_ddp.config import Config, dump
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.distributed import memory
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.training.fitting import _tries, fitted
@@ -24,7 +24,6 @@ from vgg_ddp.training.parts import build_network
 pytestmark = pytest.mark.processes
 
 GIBIBYTE = 2**30
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 CONFIG = Config(network="vgg11", batch=96, fit_memory=True, data=DataConfig(image_size=32), precision="fp32")
 
 

@@ -27,7 +27,7 @@ from tests.support.run_folders import latest, metrics
 from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset, file_sha256
 from vgg_ddp.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
-from vgg_ddp.distributed.world import World, joined
+from vgg_ddp.distributed.world import ALONE, joined
 from vgg_ddp.errors import UserError
 from vgg_ddp.export import export
 from vgg_ddp.model import VGG, initialize, vgg
@@ -36,7 +36,6 @@ from vgg_ddp.run.trained_weights import find_weights
 from vgg_ddp.training.initial_weights import InitialWeights, initial_weights, take
 from vgg_ddp.training.parts import build_network, build_preprocess, empty_network
 
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 Weights = dict[str, Tensor]
 
 

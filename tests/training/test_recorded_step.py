@@ -21,7 +21,7 @@ from vgg_ddp.config import Config
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Slice
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch
 from vgg_ddp.loaders.resident import ResidentLoader
@@ -36,7 +36,6 @@ from vgg_ddp.training import cuda_graph
 from vgg_ddp.training.job import Job, build_job
 from vgg_ddp.training.recorder import Recorder
 
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 AUGMENT = {"crop_padding": 2, "flip": "alternating", "brightness": 0.3, "hue": 0.1, "colour_shift": 0.1, "cutout": 4}
 AUGMENT["strong_epochs"] = [0, 2]
 

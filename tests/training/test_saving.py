@@ -12,13 +12,11 @@ from safetensors.torch import load_file
 
 from tests.support.rank_processes import Train
 from vgg_ddp.config.schema import CheckpointConfig
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.errors import StoppedOnRequest, UserError
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.training.saving import Saver
-
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
 def save(saver: Saver, step: int, best: bool = False) -> None:
