@@ -7,17 +7,22 @@ import json
 import os
 import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 from tests.support.processes import assert_gone, descendants
 from tests.support.rank_processes import Launch, Ranks, Train, step, vgg_ddp, wait_until
 from tests.support.run_folders import assert_undisturbed, metrics, state, stop
-from vgg_ddp.errors import EXIT_STOPPED
+from vgg_ddp.config import Config
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.errors import EXIT_STOPPED, UserError
 from vgg_ddp.run import checkpoint
+from vgg_ddp.training import continuing
 
 EVALUATION = "in the evaluation; nothing is lost, vgg-ddp evaluate RUN makes it"
 # Two epochs of 8 steps, of averaged weights; 30 images are held out.
@@ -223,3 +228,21 @@ def test_each_signal_of_a_scheduler_or_a_person_stops_with_a_checkpoint(launch: 
         stop(ranks, number=number)
         assert ranks.stdout.count("stopped on request") == 1
         assert state(run)["step"] == max(row["step"] for row in metrics(run)) < 20
+
+
+def identity(few_digits: Path, share: float, split_seed: int) -> dict[str, Any]:
+    config = msgspec.convert({"data": {"train_share": share, "split_seed": split_seed}}, Config)
+    return continuing.identity(config, Dataset(few_digits))
+
+
+@pytest.mark.parametrize(("share", "same"), [(0.5, False), (1.0, True)])
+def test_what_draws_the_share_that_is_trained_on_is_part_of_a_run_s_identity(
+    few_digits: Path, share: float, same: bool
+) -> None:
+    """Of a whole set nothing is drawn. A checkpoint of an earlier version does not say, and is taken at its word."""
+    made, wanted = (identity(few_digits, share, seed) for seed in (3, 4))
+    assert (made == wanted) == same
+    with nullcontext() if same else pytest.raises(UserError, match="was made with data.split_seed=3, not 4; set it so"):
+        checkpoint.check_identity(checkpoint.State(identity=made), wanted, Path("run"))
+    del made["data.split_seed"]
+    checkpoint.check_identity(checkpoint.State(identity=made), wanted, Path("run"))
