@@ -133,7 +133,7 @@ def test_the_rank_that_is_left_is_asked_to_end(failing: int, tmp_path: Path) -> 
 
 def test_a_rank_knows_its_own_command_line(tmp_path: Path) -> None:
     """Which the run records, and not that of the process it was forked from."""
-    text = "import sys\\ndef main(arguments):\\n open('told', 'w').write(repr(sys.argv))\\n return 0"
+    text = "import sys\ndef main(arguments):\n open('told', 'w').write(repr(sys.argv))\n return 0"
     (tmp_path / "telling.py").write_text(text)
     launched = Ranks(_launch_in, (tmp_path, "telling", 2), 1, tmp_path / "output")
     assert launched.wait() == [0], launched.stderr

@@ -242,7 +242,9 @@ def test_what_draws_the_share_that_is_trained_on_is_part_of_a_run_s_identity(
     """Of a whole set nothing is drawn. A checkpoint of an earlier version does not say, and is taken at its word."""
     made, wanted = (identity(few_digits, share, seed) for seed in (3, 4))
     assert (made == wanted) == same
-    with nullcontext() if same else pytest.raises(UserError, match=r"was made with data\.split_seed=3, not 4; set it so"):
+    with (
+        nullcontext() if same else pytest.raises(UserError, match=r"was made with data\.split_seed=3, not 4; set it so")
+    ):
         checkpoint.check_identity(checkpoint.State(identity=made), wanted, Path("run"))
     del made["data.split_seed"]
     checkpoint.check_identity(checkpoint.State(identity=made), wanted, Path("run"))
