@@ -93,7 +93,8 @@ def human_labels(path: Path, classes: list[str], images: int) -> NDArray[np.floa
     if path.suffix == ".npy":
         _check_file(path)
         try:
-            counts = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:  # which an archive of arrays would keep open
+                counts = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} cannot be read as an array: {error}") from None
         if not isinstance(counts, np.ndarray) or counts.dtype.kind not in "iufb" or counts.ndim != 2:
