@@ -17,6 +17,8 @@ from PIL import Image, ImageDraw
 
 Points = list[tuple[float, float]]
 SMALLEST, LARGEST = 0.22, 0.85  # of an object, as a share of the picture's shorter side
+BRIGHT = 128  # an object's colours are from here on, the background's below: an outline is always seen
+NOISE = 8  # standard deviation, of 255
 FINER = 3  # drawn so many times larger, and shrunk
 
 
@@ -41,7 +43,7 @@ OUTLINES: dict[str, Points] = {
 
 
 def picture(name: str, side: int, random: np.random.Generator) -> Image.Image:
-    """An object of a class on a background of coloured noise: its size, place, angle, aspect and colours are random."""
+    """A bright object of a class on a dark, noisy background: its size, place, angle, aspect and colours are random."""
     width, height = side, int(side * random.uniform(1, 1.4))
     if random.random() < 0.5:
         width, height = height, width
@@ -59,19 +61,19 @@ def picture(name: str, side: int, random: np.random.Generator) -> Image.Image:
     ]
     draw.polygon(turned, fill=_colour(random))
     shrunk = canvas.resize((width, height), Image.Resampling.LANCZOS)
-    noisy = np.asarray(shrunk, np.float64) + random.normal(0, 18, (height, width, 3))
+    noisy = np.asarray(shrunk, np.float64) + random.normal(0, NOISE, (height, width, 3))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
 def _background(width: int, height: int, random: np.random.Generator) -> Image.Image:
     coarse: NDArray[np.uint8] = random.integers(
-        0, 256, (random.integers(2, 7), random.integers(2, 7), 3), dtype=np.uint8
+        0, BRIGHT, (random.integers(2, 7), random.integers(2, 7), 3), dtype=np.uint8
     )
     return Image.fromarray(coarse).resize((FINER * width, FINER * height), Image.Resampling.BICUBIC)
 
 
 def _colour(random: np.random.Generator) -> tuple[int, int, int]:
-    red, green, blue = (int(value) for value in random.integers(0, 256, 3))
+    red, green, blue = (int(value) for value in random.integers(BRIGHT, 256, 3))
     return red, green, blue
 
 

@@ -56,6 +56,7 @@ def step_seconds(mode: str, folder: Path, options: argparse.Namespace, address: 
         "log.every_steps=1",
         f"tracking.wandb={mode}",
         "tracking.finish_seconds=0",
+        "analysis.budget=none",
     ]
     train = [sys.executable, "-m", "vgg_ddp", "train", str(ROOT / "configs" / "quickstart.yaml"), *overrides]
     environment = {**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}

@@ -165,6 +165,7 @@ def recipe(disk: Path, few_digits: Path) -> Path:
         "optimizer": {"learning_rate": 0.01},
         "schedule": {"name": "constant"},
         "checkpoint": {"keep": 1},
+        "analysis": {"budget": "none"},  # the search for causes, seconds in each run, is for the tests of it
         "log": {"every_steps": 1},
         "tracking": {"finish_seconds": 300.0},
     }

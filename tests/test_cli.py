@@ -58,6 +58,9 @@ MISTAKES = {
     "no run to compare": (["report", "nothing", "nothing either"], "nothing is neither a run directory"),
     "out for one run": (["report", "nothing", "--out", "page.html"], "--out is for runs side by side"),
     "no dataset": (["verify", "nothing"], "neither a run directory"),
+    "no option": (["evaluate", "nothing", "--protocl", "dense"], "unrecognized arguments: --protocl"),
+    "no word": (["verify", "nothing", "batch=3"], "unrecognized arguments: batch=3"),
+    "a word behind an option": (["study", CONFIG, "--learning-rate", "epoch=3"], "did you mean 'epochs'"),
 }
 
 
@@ -100,7 +103,7 @@ def test_a_run_directory_is_not_used_twice(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     small = ["data.source=digits", "batch=32", "epochs=0.01", "min_steps=1", "device=cpu", "nproc=1", "run.dir=run"]
-    small += ["data.validation=0", "data.train_sizes=[]"]
+    small += ["data.validation=0", "data.train_sizes=[]", "analysis.budget=none"]
     done = vgg_ddp("train", CONFIG, *small, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     for words in (["train", CONFIG, *small, "resume=auto", "network=vgg13"], ["evaluate", "run", "network=vgg13"]):

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        options = _parser().parse_args(arguments)
+        options = _parsed(arguments)
         code = options.run(options)
     except UserError as error:
         with contextlib.suppress(OSError):  # nobody reads it
@@ -46,6 +46,22 @@ def _run(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_OK
     return int(code or EXIT_OK)
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, words that stand behind an option too, of which argparse itself takes only those before it.
+
+    Raises:
+        UserError: one that the command does not know.
+    """
+    parser = _parser()
+    options, behind = parser.parse_known_args(arguments)
+    taking = [name for name in ("words", "overrides") if name in options]
+    if behind and (not taking or any(word.startswith("-") for word in behind)):
+        parser.error(f"unrecognized arguments: {' '.join(behind)}")
+    for name in taking:
+        setattr(options, name, [*getattr(options, name), *behind])
+    return options
 
 
 class _Parser(argparse.ArgumentParser):

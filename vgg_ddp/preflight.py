@@ -25,12 +25,8 @@ if TYPE_CHECKING:
     from vgg_ddp.data.dataset import Dataset
     from vgg_ddp.distributed.world import World
 
-
-VIEWS = (
-    "evaluate.protocol=",
-    "evaluate.scales=",
-    "evaluate.flips=",
-)  # of one's own images, only where asked for in words
+# Keys that average over views of one's own images: they apply only where a word of the command sets them.
+VIEWS = ("evaluate.protocol=", "evaluate.scales=", "evaluate.flips=")
 
 
 def check_training(config_path: str, overrides: Sequence[str]) -> ResolvedRun:

@@ -267,6 +267,6 @@ def test_a_class_that_the_network_does_not_know_is_refused_with_both_lists(
 
 @pytest.fixture(scope="module")
 def whole_run(train: Any, runs: Path) -> Any:
-    run = train("evaluated", "min_steps=4")
+    run = train("evaluated", "min_steps=4", "analysis.budget=full")
     yield run
     shutil.rmtree(run)

@@ -38,9 +38,9 @@ SIDE = 16
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """20 test images, of which some have the same shape and none is a square."""
+    """20 test images, of which some have the same shape, some only at a certain scale, and none is a square."""
     folder = tmp_path_factory.mktemp("pictures")
-    shapes = [(20, 26), (26, 20), (20, 26), (17, 40)]
+    shapes = [(20, 26), (26, 20), (23, 29), (17, 40)]
     files = {
         f"{split}/{name}/{k}.png": encode(smooth(*shapes[k % 4], seed=10 * k + len(name)), "PNG")
         for split, count in (("train", 1), ("test", 10))
@@ -163,7 +163,7 @@ def test_names_of_folders_tell_protocols_apart() -> None:
 
 def test_it_is_said_that_images_are_enlarged(pictures: Dataset) -> None:
     (line,) = settle(asking(pictures, scales=[18, 24]), pictures)[1]
-    assert line.startswith("evaluate.scales=24: 20 of 20 test images, of 17 to 20 pixels, are enlarged to it")
+    assert line.startswith("evaluate.scales=24: 20 of 20 test images, of 17 to 23 pixels, are enlarged to it")
     assert settle(asking(pictures, scales=[16, 17]), pictures)[1] == []
 
 
@@ -225,7 +225,7 @@ def test_any_number_of_ranks_writes_the_same_and_leaves_the_run_s_own_evaluation
 
 
 def test_one_word_asks_for_a_protocol(run: Path) -> None:
-    done = vgg_ddp("evaluate", run.name, "evaluate.scales=[]", "--protocol", "dense", folder=run.parent)
+    done = vgg_ddp("evaluate", run.name, "--protocol", "dense", "evaluate.scales=[]", folder=run.parent)
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "evaluations/dense/evaluation/summary.json").read_text())["protocol"]["views"] == 2
     done = vgg_ddp("evaluate", run.name, "--protocol", "thorough", folder=run.parent)

@@ -37,6 +37,7 @@ def config(disk: Path, digits: Path) -> Path:
         "optimizer": {"learning_rate": 0.01},
         "schedule": {"name": "constant"},
         "checkpoint": {"keep": 1},
+        "analysis": {"budget": "none"},
         "log": {"every_steps": 1},
     }
     path = disk / "launch.yaml"

@@ -100,6 +100,7 @@ def test_a_run_of_the_sweep_trains(tmp_path: Path) -> None:
         "min_steps=2",
         "epochs=0.01",
         "tracking.wandb=offline",
+        "analysis.budget=none",
     ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "WANDB_RUN_ID": "sweep123", "OMP_NUM_THREADS": "1"}

@@ -40,7 +40,7 @@ TWO_EPOCHS = ("min_steps=16", "data.validation=0.2")
 @pytest.fixture(scope="module")
 def tracked(train: Train, runs: Path) -> Iterator[Path]:
     """Two epochs of eight steps on two ranks."""
-    run = train("tracked", *WORDS, *TWO_EPOCHS, size=2)
+    run = train("tracked", *WORDS, *TWO_EPOCHS, "analysis.budget=full", size=2)
     assert status(run) == [], (run / "tracking/wandb.log").read_text()
     yield run
     shutil.rmtree(run)

@@ -16,7 +16,7 @@ from vgg_ddp.run.metrics_log import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
-ONE_CORE = ("device=cpu", "nproc=1", "threads=1")
+ONE_CORE = ("device=cpu", "nproc=1", "threads=1", "analysis.budget=none")
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 
 

@@ -185,6 +185,7 @@ def test_the_quickstart_in_a_small_container(tmp_path: Path, half_a_core: Path, 
         "min_steps_per_epoch=0",
         "epochs=1e-9",
         "min_steps=2",
+        "analysis.budget=small",
     ]
     command = [sys.executable, "-m", "vgg_ddp", "train", str(ROOT / words[0]), *words[1:], "run.dir=run"]
     done = subprocess.run(

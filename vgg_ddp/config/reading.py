@@ -116,8 +116,7 @@ def with_absolute_paths(config: Config) -> Config:
     for key in PATHS:
         *groups, name = key.split(".")
         group = functools.reduce(operator.getitem, groups, raw)
-        if group[name] is not None and group[name] not in BUILT_IN_SOURCES:
-            group[name] = os.path.abspath(group[name])
+        group[name] = _absolute(key, group[name])
     return msgspec.convert(raw, Config)
 
 
@@ -125,9 +124,15 @@ def with_absolute_path(word: str) -> str:
     """An override for the record, as `with_absolute_paths`."""
     names, value = _parse_override(word)
     key = ".".join(names)
+    absolute = _absolute(key, value)
+    return word if absolute == value else f"{key}={absolute}"
+
+
+def _absolute(key: str, value: Any) -> Any:
+    """`value` of `key`, a path as an absolute one; what is no path, a data set's name say, as it is."""
     if key not in PATHS or value in (None, *NULL, *BUILT_IN_SOURCES):
-        return word
-    return f"{key}={os.path.abspath(_expanded(value))}"
+        return value
+    return os.path.abspath(_expanded(value))
 
 
 def _let_words_decide(raw: dict[str, Any], origins: dict[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -29,11 +29,11 @@ class Kept:
         self._slices = evaluation_slices(samples, batch, world.rank, world.size)
         self._world, self._parts, self._indices = world, list[NDArray[np.float16]](), list[NDArray[np.int64]]()
 
-    def add(self, layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        """Keep what the last layer is given with the next batch; a hook of `nn.Module.register_forward_pre_hook`."""
+    def add(self, features: Tensor) -> None:
+        """Keep what the last layer is given with the next batch, [n, width]."""
         samples = next(self._slices).samples
         chosen = np.isin(samples, self.samples)
-        self._parts.append(of_length_one(inputs[0][torch.from_numpy(chosen).to(inputs[0].device)]))
+        self._parts.append(of_length_one(features[torch.from_numpy(chosen).to(features.device)]))
         self._indices.append(samples[chosen])
 
     def gathered(self) -> Features | None:
@@ -54,20 +54,24 @@ class Kept:
 def kept(network: VGG, samples: NDArray[np.int64], batch: int, world: World) -> Iterator[Kept]:
     """Keeps the features of `samples` while `predict` has them answered in batches of `batch`."""
     features = Kept(network, samples, batch, world)
-    hook = last_layer(network).register_forward_pre_hook(features.add)
-    try:
+    with _shown_to(network, features.add):
         yield features
-    finally:
-        hook.remove()
 
 
 @contextmanager
 def caught(network: VGG) -> Iterator[list[NDArray[np.float16]]]:
     """Collects the features [n, width] of each batch that the network is shown."""
     found: list[NDArray[np.float16]] = []
-    hook = last_layer(network).register_forward_pre_hook(lambda layer, inputs: found.append(of_length_one(inputs[0])))
-    try:
+    with _shown_to(network, lambda features: found.append(of_length_one(features))):
         yield found
+
+
+@contextmanager
+def _shown_to(network: VGG, keep: Callable[[Tensor], None]) -> Iterator[None]:
+    """Gives `keep` what the last layer is given, [n, width], with each batch."""
+    hook = last_layer(network).register_forward_pre_hook(lambda layer, inputs: keep(inputs[0]))
+    try:
+        yield
     finally:
         hook.remove()
 

@@ -69,7 +69,7 @@ def seen(pixels: NDArray[np.uint8], data: DataConfig) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredImage:
     """A network's answer to one image.
 
     Attributes:
@@ -122,7 +122,7 @@ class OwnImages:
         return described["views"], described["text"] if self._config.evaluate.name else ""
 
     @torch.no_grad()
-    def answers(self, folder: Path, unreadable: list[str]) -> Iterator[Answered]:
+    def answers(self, folder: Path, unreadable: list[str]) -> Iterator[AnsweredImage]:
         """The answers to the images in `folder`, in the order of their names; a line on each image that cannot be decoded is
         added to `unreadable`.
 
@@ -135,14 +135,14 @@ class OwnImages:
             log_probabilities, found = self._ask(batch, views)
             for image, view, row, one in zip(batch, views, log_probabilities.exp().cpu().numpy(), found, strict=True):
                 label = class_of(image.name, self._classes)
-                yield Answered(image.name, label, row, image.pixels, view, one)
+                yield AnsweredImage(image.name, label, row, image.pixels, view, one)
 
     def _ask(
         self, batch: list[Found], views: list[NDArray[np.uint8]]
     ) -> tuple[Tensor, list[NDArray[np.float16] | None]]:
         if self._config.evaluate.name:
-            rows = [self._asked.log_probabilities(at_scales(image.pixels, self._protocol)) for image in batch]
-            return torch.cat(rows), [None] * len(batch)
+            scaled = [at_scales(image.pixels, self._protocol) for image in batch]
+            return self._asked.log_probabilities(scaled), [None] * len(batch)
         with features.caught(self._network) as found, precision.autocast(self._config.precision, self._world.device):
             images = torch.from_numpy(np.stack(views)).to(self._world.device)
             logits = self._network(self._preprocess(images)).float()
@@ -175,12 +175,11 @@ class OwnImages:
         return kept.samples[neighbours.nearest(np.stack(of_images), of_training, neighbours.SHOWN)], len(kept.samples)
 
 
-def at_scales(pixels: NDArray[np.uint8], protocol: Protocol) -> list[Tensor]:
-    """An image at every scale of a protocol, uint8 [1, height, width, 3] each; enlarged where it is too small, as in `seen`."""
+def at_scales(pixels: NDArray[np.uint8], protocol: Protocol) -> list[NDArray[np.uint8]]:
+    """An image at every scale of a protocol, [height, width, 3] each; enlarged where it is too small, as in `seen`."""
     scaled = [resized(pixels, scale) for scale in protocol.scales]
     size = protocol.image_size
-    large = [resized(image, size) if min(image.shape[:2]) < size else image for image in scaled]
-    return [torch.from_numpy(image)[None] for image in large]
+    return [resized(image, size) if min(image.shape[:2]) < size else image for image in scaled]
 
 
 def class_of(name: str, classes: list[str]) -> str | None:

@@ -150,35 +150,47 @@ class Asked:
         self._pixels, self._precision, self._world = pixels, precision, world
         self._dense = FullyConvolutional(network, protocol.image_size)
 
-    def log_probabilities(self, pictures: Sequence[Tensor]) -> Tensor:
-        """The logarithm of the averaged soft-max of images of one shape, float64 [n, classes].
+    def log_probabilities(self, pictures: Sequence[Sequence[NDArray[np.uint8]]]) -> Tensor:
+        """The logarithm of the averaged soft-max of some images, float64 [n, classes].
 
         Args:
-            pictures: of each scale, uint8 [n, height, width, 3].
+            pictures: each image at each scale, [height, width, 3].
         """
-        terms = [
-            self._of_views(mirrored, method)
-            for images in pictures
-            for mirrored in ((images, images.flip(2)) if self._protocol.flips else (images,))
-            for method in METHODS[self._protocol.name]
-        ]
+        terms = []
+        for of_scale in zip(*pictures, strict=True):
+            images = [torch.tensor(image) for image in of_scale]
+            for mirrored in (images, [image.flip(1) for image in images]) if self._protocol.flips else (images,):
+                terms += [self._of_views(mirrored, method) for method in METHODS[self._protocol.name]]
         return _averaged(torch.stack(terms, dim=1))
 
-    def _of_views(self, images: Tensor, method: str) -> Tensor:
+    def _of_views(self, images: list[Tensor], method: str) -> Tensor:
         """[n, classes]."""
-        _, height, width, _ = images.shape
         if method == "dense":
-            at_once = max(1, self._pixels // (height * width))
-            scores = [self._scores(self._dense, few).mean(dim=(2, 3)) for few in images.split(at_once)]
-            return torch.cat(scores).log_softmax(dim=1)
-        size = self._protocol.image_size
+            return self._dense_scores(images).log_softmax(dim=1)
+        size, views = self._protocol.image_size, VIEWS[method]
         at_once = max(1, self._pixels // size**2)
+        few = max(1, at_once // views)
         parts = []
-        for few in images.split(max(1, at_once // VIEWS[method])):
-            cut = shifted(few, size) if method == "shifted" else crops(few, size, ALONG if method == "grid" else 1)
-            logits = torch.cat([self._scores(self._network, some) for some in cut.flatten(0, 1).split(at_once)])
-            parts.append(logits.unflatten(0, (len(few), VIEWS[method])).log_softmax(dim=2))
+        for first in range(0, len(images), few):  # squares of one size, whatever the shapes of the images
+            some = [image[None] for image in images[first : first + few]]
+            cut = [shifted(one, size) if method == "shifted" else crops(one, size, math.isqrt(views)) for one in some]
+            squares = torch.cat(cut).flatten(0, 1).split(at_once)
+            logits = torch.cat([self._scores(self._network, those) for those in squares])
+            parts.append(logits.unflatten(0, (len(some), views)).log_softmax(dim=2))
         return _averaged(torch.cat(parts))
+
+    def _dense_scores(self, images: list[Tensor]) -> Tensor:
+        """The mean of each image's map of scores, [n, classes]; those of one shape go together."""
+        scores = dict[int, Tensor]()
+        shapes = [image.shape for image in images]
+        for shape in dict.fromkeys(shapes):
+            which = [place for place, other in enumerate(shapes) if other == shape]
+            at_once = max(1, self._pixels // (shape[0] * shape[1]))
+            for first in range(0, len(which), at_once):
+                some = which[first : first + at_once]
+                maps = self._scores(self._dense, torch.stack([images[place] for place in some]))
+                scores |= dict(zip(some, maps.mean(dim=(2, 3)), strict=True))
+        return torch.stack([scores[place] for place in range(len(images))])
 
     def _scores(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         with autocast(self._precision, self._world.device):
@@ -221,15 +233,7 @@ def predict(
     at_once = max(1, pixels // _largest(split, protocol))
     pieces = [piece.samples for piece in evaluation_slices(samples, at_once, world.rank, world.size)]
     for piece, pictures in _read(split, pieces, protocol, world):
-        found = torch.empty(len(piece), 0)
-        shapes = [images[0].shape for images in pictures]
-        for shape in dict.fromkeys(shapes):
-            which = [i for i, other in enumerate(shapes) if other == shape]
-            scaled = [torch.from_numpy(np.stack(of_scale)) for of_scale in zip(*(pictures[i] for i in which))]
-            answers = asked.log_probabilities(scaled).float().cpu()
-            found = found.new_zeros(len(piece), answers.shape[1]) if not found.numel() else found
-            found[which] = answers
-        logits.append(found)
+        logits.append(asked.log_probabilities(pictures).float().cpu())
         labels.append(torch.from_numpy(split.labels[piece]))
         indices.append(piece)
         world.activity.go_on()
