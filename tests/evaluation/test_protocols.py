@@ -137,6 +137,19 @@ def test_averages_are_those_of_a_loop_over_views(
     np.testing.assert_allclose(np.exp(found.logits).sum(axis=1), 1, atol=1e-6)
 
 
+def test_squares_of_images_of_any_shape_share_a_forward_pass(pictures: Dataset, network: VGG) -> None:
+    """A photo folder has nearly as many shapes as images: one pass for each would take minutes."""
+    config = asking(pictures, scales=[18, 24, 35])
+    config = msgspec.structs.replace(config, evaluate=msgspec.structs.replace(config.evaluate, batch=1000))
+    preprocess = parts.build_preprocess(config, pictures, ALONE.device)
+    seen: list[int] = []
+    hook = network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    protocols.predict(Protocol.of(config), network, preprocess, pictures.split("test"), np.arange(20), config, ALONE)
+    hook.remove()
+    network.eval()
+    assert seen == [20, 20, 20]
+
+
 @pytest.mark.parametrize("name", ["alternating", False])
 def test_without_being_asked_a_network_sees_mirrored_images_if_it_was_trained_on_them(
     name: str | bool, pictures: Dataset

@@ -229,6 +229,7 @@ def predict(
     network.eval()
     pixels = config.evaluate.batch * protocol.image_size**2
     asked = Asked(protocol, network, preprocess, pixels, config.precision, world)
+    samples = samples[np.lexsort(split.shapes(samples).T)]  # images of one shape share a pass of the dense network
     logits, labels, indices = [], [], []
     at_once = max(1, pixels // _largest(split, protocol))
     pieces = [piece.samples for piece in evaluation_slices(samples, at_once, world.rank, world.size)]
