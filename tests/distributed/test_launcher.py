@@ -123,8 +123,10 @@ def test_a_failure_that_comes_back_is_told_and_ends(end: str, attempts: int, tol
 @pytest.mark.parametrize("failing", [0, 1])
 def test_the_rank_that_is_left_is_asked_to_end(failing: int, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(
-        f"import os, time\ndef main(arguments):\n if os.environ['RANK'] == '{failing}': return 1\n"
-        " try: time.sleep(3600)\n finally: open('asked', 'w')"
+        f"import os, time\ndef main(arguments):\n if os.environ['RANK'] == '{failing}':\n"
+        "  while not os.path.exists('begun'): time.sleep(0.01)\n"
+        "  return 1\n"
+        " try:\n  open('begun', 'w')\n  time.sleep(3600)\n finally: open('asked', 'w')"
     )
     launched = Ranks(_launch_in, (tmp_path, "failing", 2), 1, tmp_path / "output")
     assert launched.wait() == [1]
