@@ -149,8 +149,11 @@ def _launch_without_patience(folder: Path, module: str, ranks: int) -> int:
 
 def test_a_rank_that_does_not_end_when_asked_is_killed(tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(
-        "import os, time\ndef main(arguments):\n if os.environ['RANK'] == '1': return 2\n while True:\n"
-        "  try: time.sleep(3600)\n  except BaseException: open('asked', 'w')"
+        "import os, time\ndef main(arguments):\n if os.environ['RANK'] == '1':\n"
+        "  while not os.path.exists('begun'): time.sleep(0.01)\n"
+        "  return 2\n"
+        " while True:\n  try:\n   open('begun', 'w')\n   time.sleep(3600)\n"
+        "  except BaseException: open('asked', 'w')"
     )
     launched = Ranks(_launch_without_patience, (tmp_path, "failing", 2), 1, tmp_path / "output")
     assert launched.wait() == [2]
