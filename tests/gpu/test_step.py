@@ -148,7 +148,7 @@ def test_no_step_waits_for_the_device_or_keeps_memory(
         stop = stack.enter_context(StopRequest(world, config.log.every_steps))
         train(watched, state, recorder, stop)
     assert state.step == 10 * epochs
-    noise_of_a_process = 0 if world.device.type == "cuda" else 64e6
+    noise_of_a_process = 0 if world.device.type == "cuda" else 128e6  # less than four copies of the gradients
     assert used[1] <= used[0] + noise_of_a_process
 
 
