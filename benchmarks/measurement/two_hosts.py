@@ -68,7 +68,11 @@ def one_host() -> Iterator[Hosts]:
 
 @contextmanager
 def two_hosts() -> Iterator[Hosts]:
-    """Two namespaces that reach each other at 10.77.0.1 and 10.77.0.2, without a limit at first; gone at the end."""
+    """Two namespaces that reach each other at 10.77.0.1 and 10.77.0.2, without a limit at first; gone at the end.
+
+    Nothing crosses the link but what processes send, so that its bytes can be counted: each knows the other's hardware
+    address (no ARP), and none has an IPv6 address (no neighbour discovery).
+    """
     process = os.getpid()
     first, second = (
         Host(f"vgg-ddp-{process}-{side}", f"vgg{process}{side}", f"10.77.0.{number}")
@@ -79,9 +83,14 @@ def two_hosts() -> Iterator[Hosts]:
             _namespace(host, stack)
         ends = [["name", host.interface, "netns", host.namespace] for host in (first, second)]
         _run("ip", "link", "add", *ends[0], "type", "veth", "peer", *ends[1])
-        for host in (first, second):
-            _run("ip", "-n", host.namespace, "address", "add", f"{host.address}/24", "dev", host.interface)
-            _run("ip", "-n", host.namespace, "link", "set", host.interface, "up")
+        hardware = {first: "02:00:00:00:00:01", second: "02:00:00:00:00:02"}
+        for host, other in ((first, second), (second, first)):
+            link = ["link", "set", "dev", host.interface]
+            _run("ip", "-n", host.namespace, *link, "address", hardware[host], "addrgenmode", "none", "up")
+            on = ["dev", host.interface]
+            _run("ip", "-n", host.namespace, "address", "add", f"{host.address}/24", *on)
+            known = [other.address, "lladdr", hardware[other], "nud", "permanent"]
+            _run("ip", "-n", host.namespace, "neighbour", "add", *known, *on)
         yield first, second
 
 

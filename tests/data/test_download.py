@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import refusing_port
 from vgg_ddp.data import download
 from vgg_ddp.data.download import ARCHIVES, Archive, fetch
 from vgg_ddp.errors import UserError
@@ -348,11 +349,10 @@ def test_a_busy_mirror_is_asked_again(tmp_path: Path, mirror: Start) -> None:
 
 
 def test_when_all_mirrors_fail_one_line_names_each_and_what_to_do(tmp_path: Path, mirror: Start) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        refused = f"http://127.0.0.1:{closed.getsockname()[1]}/set.tar.gz"
     gone, busy = mirror(status(404)), mirror(status(503))
     lines: list[str] = []
-    with pytest.raises(UserError) as raised:
+    with refusing_port() as port, pytest.raises(UserError) as raised:
+        refused = f"http://127.0.0.1:{port}/set.tar.gz"
         fetch(archive(gone, busy, refused), tmp_path, attempts=1, report=lines.append)
     message = str(raised.value)
     assert "\n" not in message

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -27,6 +26,7 @@ from sklearn.datasets import load_digits
 
 from tests.support.cifar_archives import binary_files100
 from tests.support.pictures import encode, jpegs, noise, oriented, png16, smooth, write_folder, write_tar
+from tests.support.ports import refusing_port
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data import download
 from vgg_ddp.data.dataset import Dataset
@@ -629,14 +629,14 @@ def test_a_prepared_dataset_is_a_source_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every mirror of every archive is a port of this host at which nobody answers, and no archive lies about."""
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    for name, archive in list(ARCHIVES.items()):
-        monkeypatch.setitem(ARCHIVES, name, replace(archive, urls=(f"http://127.0.0.1:{port}/{name}",)))
-    monkeypatch.setattr(download, "_BACKOFF_SECONDS", 0.01)
-    monkeypatch.chdir(tmp_path)
+    with refusing_port() as port:
+        for name, archive in list(ARCHIVES.items()):
+            monkeypatch.setitem(ARCHIVES, name, replace(archive, urls=(f"http://127.0.0.1:{port}/{name}",)))
+        monkeypatch.setattr(download, "_BACKOFF_SECONDS", 0.01)
+        monkeypatch.chdir(tmp_path)
+        yield
 
 
 @pytest.mark.usefixtures("offline")

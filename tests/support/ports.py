@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Below the ports that the kernel gives to connections and to servers that ask for any; workers begin at others.
 _candidates = itertools.count(15000 + os.getpid() % 15000)
@@ -17,3 +19,11 @@ def free_port() -> int:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 return port
     raise AssertionError  # not reached: the candidates do not end
+
+
+@contextmanager
+def refusing_port() -> Iterator[int]:
+    """A port of 127.0.0.1 at which connections are refused; it is bound, so that no other server is given it."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
