@@ -26,6 +26,7 @@ DEV = [
     # what the analysis, the pages and the manifests are held against
     "torchmetrics>=1.4",
     "captum>=0.8",
+    "mapie>=1.2",
     "playwright>=1.45",
     "axe-playwright-python>=0.1.4",
     "kubeflow-trainer-api>=2.1",

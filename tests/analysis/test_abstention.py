@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from mapie.classification import SplitConformalClassifier
 from numpy.typing import NDArray
 from scipy.stats import binom
+from sklearn.base import BaseEstimator, ClassifierMixin
 
 from vgg_ddp.analysis import abstention
 from vgg_ddp.analysis.predictions import Predictions
@@ -41,6 +43,36 @@ def test_the_least_probability_is_numpy_s_quantile(images: int) -> None:
     level = np.ceil((images + 1) * 0.9) / images
     expected = 1 - np.quantile(scores, min(level, 1.0), method="inverted_cdf")
     assert abstention.smallest_probability(validation, 0.9) == pytest.approx(expected if level <= 1 else 0.0, abs=1e-12)
+
+
+class Answers(ClassifierMixin, BaseEstimator):
+    """For MAPIE: a fitted classifier of five classes whose input are its probabilities."""
+
+    classes_ = np.arange(5)
+
+    def fit(self, images: NDArray[np.float64], labels: NDArray[np.int64]) -> Answers:
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def predict_proba(self, images: NDArray[np.float64]) -> NDArray[np.float64]:
+        return images
+
+    def predict(self, images: NDArray[np.float64]) -> NDArray[np.int64]:
+        return images.argmax(axis=1)
+
+
+@pytest.mark.parametrize("images", [20, 99, 100, 1234])
+def test_the_sets_are_mapie_s(images: int) -> None:
+    validation, test = drawn(images, 5, images), drawn(500, 5, images + 1)
+    mapie = SplitConformalClassifier(Answers(), confidence_level=0.9, conformity_score="lac", prefit=True)
+    mapie.conformalize(np.exp(validation.log_probabilities), validation.label)
+    expected = mapie.predict_set(np.exp(test.log_probabilities))[1][:, :, 0]
+    found = abstention.sets(test, validation)
+    assert found["names"] == pytest.approx(expected.sum(axis=1).mean())
+    assert found["coverage"] == pytest.approx(expected[np.arange(500), test.label].mean())
+    assert (found["one_name"], found["no_name"]) == tuple((expected.sum(axis=1) == k).mean() for k in (1, 0))
 
 
 def test_too_few_images_to_promise_anything_name_every_class() -> None:

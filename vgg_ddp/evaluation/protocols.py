@@ -158,7 +158,7 @@ class Asked:
         """
         terms = []
         for of_scale in zip(*pictures, strict=True):
-            images = [torch.tensor(image) for image in of_scale]
+            images = [torch.from_numpy(image if image.flags.writeable else image.copy()) for image in of_scale]
             for mirrored in (images, [image.flip(1) for image in images]) if self._protocol.flips else (images,):
                 terms += [self._of_views(mirrored, method) for method in METHODS[self._protocol.name]]
         return _averaged(torch.stack(terms, dim=1))
@@ -181,16 +181,18 @@ class Asked:
 
     def _dense_scores(self, images: list[Tensor]) -> Tensor:
         """The mean of each image's map of scores, [n, classes]; those of one shape go together."""
-        scores = dict[int, Tensor]()
         shapes = [image.shape for image in images]
+        order, scores = list[int](), list[Tensor]()
         for shape in dict.fromkeys(shapes):
             which = [place for place, other in enumerate(shapes) if other == shape]
             at_once = max(1, self._pixels // (shape[0] * shape[1]))
             for first in range(0, len(which), at_once):
                 some = which[first : first + at_once]
-                maps = self._scores(self._dense, torch.stack([images[place] for place in some]))
-                scores |= dict(zip(some, maps.mean(dim=(2, 3)), strict=True))
-        return torch.stack([scores[place] for place in range(len(images))])
+                scores.append(
+                    self._scores(self._dense, torch.stack([images[place] for place in some])).mean(dim=(2, 3))
+                )
+                order += some
+        return torch.cat(scores)[torch.tensor(order).argsort()]
 
     def _scores(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         with autocast(self._precision, self._world.device):
