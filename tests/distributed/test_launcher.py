@@ -6,15 +6,17 @@ import ast
 import os
 import signal
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.support.processes import assert_gone, descendants
+from tests.support.processes import assert_gone, descendants, ranks_of
 from tests.support.rank_processes import Ranks, wait_until
 from vgg_ddp.config import Config
 from vgg_ddp.distributed import launcher
 from vgg_ddp.distributed.agent import ForkingAgent
+from vgg_ddp.distributed.hangs import is_stopped
 from vgg_ddp.distributed.supervisor import Task
 
 pytestmark = pytest.mark.processes
@@ -72,10 +74,10 @@ def test_no_rank_outlives_a_launcher_that_is_killed_at_once(waiting: str, proces
     assert_gone(ranks)
 
 
-def _launch_in(folder: Path, module: str, ranks: int, restarts: int = 0) -> int:
+def _launch_in(folder: Path, module: str, ranks: int, restarts: int = 0, timeout: float | None = None) -> int:
     os.chdir(folder)
     os.environ["PYTHONPATH"] = f"{folder}:{os.environ.get('PYTHONPATH', '')}"
-    return launcher.start(Task(module, [], [], restarts), ranks)
+    return launcher.start(Task(module, [], [], restarts, timeout), ranks)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
@@ -131,6 +133,32 @@ def test_the_rank_that_is_left_is_asked_to_end(failing: int, tmp_path: Path) -> 
     launched = Ranks(_launch_in, (tmp_path, "failing", 2), 1, tmp_path / "output")
     assert launched.wait() == [1]
     assert (tmp_path / "asked").exists()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_suspended_launch_has_its_ranks_wait_and_none_hangs(ranks: int, tmp_path: Path) -> None:
+    """As by Ctrl-Z, for longer than a rank may give no sign."""
+    (tmp_path / "stepping.py").write_text(
+        "import itertools, os, time\nfrom vgg_ddp.distributed.activity import Activity\n"
+        "def main(arguments):\n activity = Activity.of_rank()\n activity.begin(0)\n"
+        " for step in itertools.count(1):\n"
+        "  activity.enter('fetch', step)\n  time.sleep(0.01)\n  activity.enter('step')\n"
+        "  open('begun ' + os.environ['RANK'], 'w')\n"
+        "  if os.path.exists('end'): return 0\n"
+    )
+    timeout = 3.0
+    launched = Ranks(_launch_in, (tmp_path, "stepping", ranks, 3, timeout), 1, tmp_path / "output")
+    supervisor = launched.processes[0].pid
+    wait_until(lambda: all((tmp_path / f"begun {rank}").exists() for rank in range(ranks)), launched)
+    launched.send(signal.SIGTSTP)
+    stopped = [supervisor, *ranks_of(supervisor)]
+    assert len(stopped) == 1 + ranks
+    wait_until(lambda: all(map(is_stopped, stopped)), launched)
+    time.sleep(timeout + 1)
+    launched.send(signal.SIGCONT)
+    (tmp_path / "end").touch()
+    assert launched.wait() == [0], launched.stderr
+    assert launched.stderr == ""
 
 
 def test_a_rank_knows_its_own_command_line(tmp_path: Path) -> None:

@@ -55,6 +55,30 @@ def test_a_rank_that_is_killed_and_one_that_hangs(recipe: Path, runs: Path, trai
         assert json.loads((run / file).read_text())["restarts"] == 2
 
 
+def test_a_rank_without_others(recipe: Path, runs: Path, train: Train) -> None:
+    run = runs / "alone"
+    words = ["train", str(recipe), f"run.dir={run}", "nproc=1", *WORDS, "timeout=10"]
+    launched = Ranks(cli.main, (words,), 1, runs / "alone output")
+    supervisor = launched.processes[0].pid
+    wait_until(lambda: furthest(run) >= 6, launched)
+    processes = descendants(supervisor)
+    assert not any(listens(process) for process in (supervisor, *processes))
+    (first,) = ranks_of(supervisor)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: first not in ranks_of(supervisor) and furthest(run) >= 12, launched)
+    processes += descendants(supervisor)
+    (second,) = ranks_of(supervisor)
+    os.kill(second, signal.SIGSTOP)
+    assert launched.wait() == [0], launched.stderr
+    assert_gone(processes)
+    killed, hung = launched.stderr.splitlines()
+    assert killed.startswith("vgg-ddp: rank 0 was killed by SIGKILL ")
+    assert hung.startswith("vgg-ddp: rank 0 gave no sign for 10 s ")
+    again = "; it starts again from the newest checkpoint (restart 1 of 3)"
+    assert killed.endswith(again) and hung.endswith(again)
+    assert_undisturbed(run, train("undisturbed alone", *WORDS))
+
+
 def furthest(run: Path) -> int:
     return max((row["step"] for row in metrics(run)), default=0)
 

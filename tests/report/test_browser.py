@@ -15,17 +15,39 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.support.pictures import encode, smooth, write_tar
-from tests.support.runs import CLASSES, Run, make_run
+from tests.support.runs import CLASSES, Run, make_run, write_json
 from vgg_ddp.data.prepare import prepare
+from vgg_ddp.errors import DIVERGED
 from vgg_ddp.report import write_image_answers, write_report, write_side_by_side
 from vgg_ddp.report.image_answers import Answer
 from vgg_ddp.report.page import SECTIONS
+from vgg_ddp.report.recipes import write_recipes
+from vgg_ddp.study import page as study_pages
+from vgg_ddp.study.definition import Definition, cells
+from vgg_ddp.study.running import run_folder
+from vgg_ddp.study.summary import summarise
+from vgg_ddp.study.trials import Found
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.host,
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; apt-get install chromium"),
 ]
+
+KINDS = [
+    "run",
+    "two classes",
+    "many classes",
+    "photos",
+    "unfinished",
+    "stopped",
+    "diverged",
+    "comparison",
+    "recipes",
+    "study",
+    "own images",
+]
+WIDTHS = [360, 390, 640, 820, 1100, 1280, 2560]  # 640 is a screen of 1,280 at twice the size
 
 # 300 characters, quotes, markup, a text-direction override, and a script that runs from right to left.
 HOSTILE = [
@@ -297,7 +319,7 @@ def test_the_keyboard_alone_reaches_everything(small: Run, visit: Any) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("kind", ["run", "comparison", "own images", "many classes", "unfinished"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_axe_finds_nothing(kind: str, scheme: str, pages: dict[str, Path], visit: Any) -> None:
     page = visit(pages[kind], scheme=scheme)
     if kind == "run":
@@ -310,23 +332,57 @@ def test_axe_finds_nothing(kind: str, scheme: str, pages: dict[str, Path], visit
 
 @pytest.fixture(scope="module")
 def pages(small: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One page of each kind."""
+    """One page of each of `KINDS`."""
     folder = tmp_path_factory.mktemp("pages")
-    other = make_run(folder / "other", dataset=small.dataset, label=small.label, seed=8)
+    same = {"dataset": small.dataset, "label": small.label}
+    other = make_run(folder / "other", seed=8, **same)
+    two = make_run(folder / "two", classes=["cat", "dog"], images=120)
     many = make_run(folder / "many", classes=[f"class {k}" for k in range(100)], images=1000)
+    photos = make_run(folder / "photos", classes=["cat", "dog", "ship"], images=60, shape=(160, 240))
     answers = [
         Answer.of(f"{k}.jpg", "cat", small.predictions.probabilities[k], smooth(50, 80, k), smooth(32, 32, k))
         for k in range(3)
     ]
-    unfinished = make_run(folder / "unfinished", dataset=small.dataset, label=small.label)
-    shutil.rmtree(unfinished.path / "evaluation")
+    incomplete = {}
+    for ending in ("running", "stopped", "failed"):
+        run = make_run(folder / ending, **same)
+        shutil.rmtree(run.path / "evaluation")
+        write_json(run.path / "outcome.json", {"state": ending, "why": DIVERGED if ending == "failed" else ""})
+        incomplete[ending] = write_report(run.path, None)
+    sides = [[small.path, other.path], [make_run(folder / f"seed {seed}", seed=seed, **same).path for seed in (9, 10)]]
+    for seed, one in enumerate(sides[0] + sides[1]):
+        (one / "config.yaml").write_text(f"network: vgg16\nseed: {seed}\n")
     return {
         "run": page_of(small),
-        "unfinished": write_report(unfinished.path, None),
-        "comparison": write_side_by_side([small.path, other.path], small.dataset, folder / "comparison.html"),
-        "own images": write_image_answers(answers, ["x"], CLASSES, "vgg16", "cifar10", folder, folder / "own.html"),
+        "two classes": write_report(two.path, two.dataset),
         "many classes": write_report(many.path, many.dataset),
+        "photos": write_report(photos.path, photos.dataset),
+        "unfinished": incomplete["running"],
+        "stopped": incomplete["stopped"],
+        "diverged": incomplete["failed"],
+        "comparison": write_side_by_side([small.path, other.path], small.dataset, folder / "comparison.html"),
+        "recipes": write_recipes(*sides, folder / "recipes.html"),
+        "study": study_page(folder / "study"),
+        "own images": write_image_answers(answers, ["x"], CLASSES, "vgg16", "cifar10", folder, folder / "own.html"),
     }
+
+
+def study_page(folder: Path) -> Path:
+    """Of a study of two keys whose first cells are done, and whose others diverged, were given up, or have not begun."""
+    folder.mkdir()
+    (folder / "base.yaml").write_text("network: vgg11\n")
+    definition = Definition(
+        base="base.yaml", grid={"batch": ["64", "128"], "optimizer.learning_rate": ["0.05", "0.1", "1e30"]}, seeds=2
+    )
+    endings: list[Any] = ["done"] * 7 + ["diverged", "given up", "failed", "waiting"]
+    found = []
+    for number, (cell, ending) in enumerate(zip(cells(definition, folder / "base.yaml"), endings)):
+        done = ending == "done"
+        found.append(Found(cell, ending, 0.5 + 0.03 * number if done else None, "" if done else "a word " * 20))
+        if done:
+            trained = make_run(run_folder(folder, cell), images=40, seed=number)
+            assert trained.path.is_dir()
+    return study_pages.write(folder, definition, found, summarise(folder, definition, found))
 
 
 def test_a_matrix_of_many_classes_opens_by_mouse_and_keyboard(pages: dict[str, Path], visit: Any) -> None:
@@ -345,10 +401,66 @@ def test_a_matrix_of_many_classes_opens_by_mouse_and_keyboard(pages: dict[str, P
     assert len(shown_images(page)) == count > 0
 
 
-@pytest.mark.parametrize("kind", ["run", "comparison", "own images", "many classes", "unfinished"])
-def test_a_phone_shows_it_without_scrolling_sideways(kind: str, pages: dict[str, Path], visit: Any) -> None:
-    page = visit(pages[kind], width=360)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_width_scrolls_sideways(kind: str, pages: dict[str, Path], visit: Any) -> None:
+    page = visit(pages[kind])
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def on_the_map(run: Run, zoom: float = 1.0, left: float = 0.0, top: float = 0.0) -> np.ndarray:
+    """Whether each image lies in the part of the map that begins at (left, top) and is 1 / zoom wide, and the page's margin."""
+    places = np.load(run.path / "evaluation" / "why.npz")["map_places"].astype(float)
+    canvas, margin = np.array([1200, 800]), 40
+    pixels = margin + (np.round(places, 4) - [left, top]) * zoom * (canvas - 2 * margin)
+    return ((pixels >= 0) & (pixels <= canvas)).all(axis=1)
+
+
+def test_the_map_is_zoomed_moved_and_opened_by_mouse_and_keyboard(small: Run, visit: Any) -> None:
+    page = visit(page_of(small))
+    canvas, told = page.locator("#map-canvas"), page.locator("#map-value")
+    wrong = small.label != small.prediction
+
+    def expect(shown: np.ndarray) -> None:
+        images, mistakes = int(shown.sum()), int((shown & wrong).sum())
+        words = f"{images} image{'s' * (images != 1)} in view, {mistakes} of them named wrongly"
+        page.wait_for_function("words => document.querySelector('#map-value').textContent === words", arg=words)
+
+    canvas.scroll_into_view_if_needed()
+    everything = np.full(len(wrong), True)
+    expect(everything)
+    assert canvas.evaluate("map => map.getContext('2d').getImageData(0, 0, 1200, 800).data.some(value => value)")
+    page.select_option("#map-shown", "mistakes")
+    expect(wrong)
+    page.select_option("#map-shown", label="cat")
+    expect(small.label == 3)
+    page.select_option("#map-shown", "")
+    page.click("#map-in")
+    page.click("#map-in")
+    edge = (1 - 1 / 2.25) / 2
+    expect(on_the_map(small, 2.25, edge, edge))
+    canvas.focus()
+    page.keyboard.press("ArrowRight")
+    expect(on_the_map(small, 2.25, edge + 0.15 / 2.25, edge))
+    for _ in range(9):
+        page.keyboard.press("ArrowUp")
+    expect(on_the_map(small, 2.25, edge + 0.15 / 2.25, 0))
+    page.keyboard.press("Enter")  # those in view, the nearest to the middle first
+    assert page.inner_text("#image-count") == f"1 of {on_the_map(small, 2.25, edge + 0.15 / 2.25, 0).sum()}"
+    page.keyboard.press("Escape")
+    page.click("#map-whole")
+    expect(everything)
+    box = canvas.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    places = np.load(small.path / "evaluation" / "why.npz")["map_places"].astype(float)
+    nearest = np.hypot(*((places - 0.5) * [1120, 720]).T).argmin()
+    assert f" image {nearest} of " in page.inner_text("#image-words")
+    page.keyboard.press("Escape")
+    canvas.focus()
+    page.mouse.wheel(0, -300)
+    page.wait_for_function("!document.querySelector('#map-value').textContent.startsWith('400 ')")
+    assert told.inner_text().endswith("named wrongly")
 
 
 def test_paper_has_every_section_and_no_buttons(small: Run, visit: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import warnings
 from typing import TYPE_CHECKING, Literal
 
@@ -36,7 +38,7 @@ class Devices(msgspec.Struct, frozen=True):
         Raises:
             UserError: GPUs were asked for, and there is none.
         """
-        if self.device == "cpu":
+        if self.device == "cpu" or (self.device == "auto" and "torch" not in sys.modules and not _has_driver()):
             return 0
         import torch
 
@@ -62,3 +64,12 @@ class Devices(msgspec.Struct, frozen=True):
         import torch
 
         return torch.device("cuda", local_rank // self.ranks_per_gpu) if self.gpus() else torch.device("cpu")
+
+
+def _has_driver() -> bool:
+    """Whether NVIDIA's driver is installed, without which no torch finds a GPU: seconds sooner than torch says so."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True

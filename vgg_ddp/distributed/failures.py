@@ -36,11 +36,13 @@ class Restarts:
 
     Attributes:
         allowed: the key `restarts`.
+        alone: whether there is one rank.
         count: how many there were since they last got further.
         furthest: the step that they had come to.
     """
 
     allowed: int
+    alone: bool = False
     count: int = 0
     furthest: int = -1
 
@@ -88,7 +90,8 @@ class Restarts:
         if count == self.allowed:
             return Ending(1, f"{what}, again: no step further in {count} restarts", step=step)
         count += 1
-        again = f"all ranks start again from the newest checkpoint (restart {count} of {self.allowed})"
+        who = "it starts" if self.alone else "all ranks start"
+        again = f"{who} again from the newest checkpoint (restart {count} of {self.allowed})"
         return Ending(1, f"{what}; {again}", count, step)
 
 

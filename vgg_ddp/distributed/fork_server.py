@@ -98,6 +98,15 @@ class ForkServer:
             self._hear_one()
         return rank
 
+    def run_alone(self, environment: dict[str, str], arguments: list[str]) -> dict[int, int]:
+        """Run one rank that has no others; its exit code, of rank 0, if it did not end well."""
+        self.ranks.clear()
+        own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        rank = self.fork(own | environment, arguments)
+        while rank.code is None:
+            self._hear_one()
+        return {0: rank.code} if rank.code else {}
+
     def hear(self) -> None:
         """Take in what the server has told."""
         while self._process.returncode is None and select.select([self._connection], [], [], 0.0)[0]:

@@ -44,17 +44,21 @@ def own_ranks() -> Iterator[None]:
 def start(task: Task, ranks: int) -> int:
     """Run a task on `ranks` ranks of this host; the exit code.
 
-    A single rank runs in this process. Several run under `vgg_ddp.distributed.supervisor`, which ends all when one fails.
+    They run under `vgg_ddp.distributed.supervisor`, which ends all when one fails, and starts them again where the task allows
+    it; a single rank of a task that does not runs in this process.
     """
     with own_ranks():
-        if ranks == 1:
+        if ranks == 1 and not task.restarts:
             return int(importlib.import_module(task.module).main(task.arguments))
         return _start_supervised(task, ranks)
 
 
 def _start_supervised(task: Task, ranks: int) -> int:
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores.usable() // ranks)))
+    if ranks > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores.usable() // ranks)))
     with ForkServer(task.module) as server:  # which imports torch while this process does
+        if ranks == 1:
+            return supervisor.run(task, ranks, None, server)
         from vgg_ddp.distributed import rendezvous
 
         return supervisor.run(task, ranks, rendezvous.of_one_host(), server)

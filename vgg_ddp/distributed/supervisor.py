@@ -1,4 +1,4 @@
-"""The supervisor of the ranks of one host: starts them by torchrun's elastic agent, and makes sure that they end.
+"""The supervisor of the ranks of one host: starts them, several by torchrun's elastic agent, and makes sure that they end.
 
 It passes signals on to the ranks, ends the ranks of all hosts when one fails or hangs, kills those that do not end in time,
 and starts all again where that may help (`failures`). A thread of its own watches: the main thread may be waiting in the C++
@@ -65,24 +65,19 @@ class _Interrupted(Exception):
     """A signal arrived while no rank was running."""
 
 
-def run(task: Task, ranks: int, place: MeetingPlace, server: ForkServer, grace: float | None = None) -> int:
+def run(task: Task, ranks: int, place: MeetingPlace | None, server: ForkServer, grace: float | None = None) -> int:
     """Run a task on `ranks` ranks of this host; the exit code.
 
     `STOP_SIGNALS` ask the ranks to save and end, on every host. When a rank fails, the others are ended, and all start again
     where the task allows it; else the exit code is one of `RETURNED_CODES` where a rank had it, 128 + n after a signal, or 1.
 
     Args:
-        place: where they meet the supervisors and ranks of other hosts, and one another.
+        place: where they meet the supervisors and ranks of other hosts, and one another; None: one rank, which is all there
+            are, and then no torch is imported here.
         server: of the task's module.
         grace: seconds that ranks have to end after SIGTERM, SIGINT or SIGHUP before they are killed; None: no limit.
     """
-    from torch.distributed import DistError
-    from torch.distributed.elastic.rendezvous import RendezvousError
-
-    from vgg_ddp.distributed import rendezvous
-    from vgg_ddp.distributed.agent import ForkingAgent
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # ranks print their own errors
+    lost = () if place is None else _errors_of_other_hosts()
     board = activity.Board(ranks)
     watch = _Watch(task, board, place, server, grace)
     try:
@@ -90,9 +85,12 @@ def run(task: Task, ranks: int, place: MeetingPlace, server: ForkServer, grace: 
             for attempt in itertools.count():
                 variables = {activity.VARIABLE: board.name, activity.RESTARTS: str(attempt)}
                 watch.begin(attempt)
-                meeting = rendezvous.Rendezvous(place, _name(attempt))
                 arguments = task.resumed if attempt else task.arguments
-                ending = watch.ended(ForkingAgent(server, ranks, variables, arguments, meeting).codes())
+                if place is None:
+                    codes = server.run_alone(variables, arguments)
+                else:
+                    codes = _run_by_agent(ranks, place, _name(attempt), server, variables, arguments)
+                ending = watch.ended(codes)
                 if ending.text:
                     complain(f"vgg-ddp: {ending.text}")
                 if not ending.restart:
@@ -102,7 +100,7 @@ def run(task: Task, ranks: int, place: MeetingPlace, server: ForkServer, grace: 
     except _Interrupted:
         complain(f"vgg-ddp: {activity.stopped(watch.signal, 'start')}")
         return 128 + watch.signal
-    except (RendezvousError, DistError) as error:
+    except lost as error:
         if not watch.signal:
             complain(f"vgg-ddp: a host is gone: {_first_line(error)}")
         return 128 + watch.signal if watch.signal else 1
@@ -110,18 +108,39 @@ def run(task: Task, ranks: int, place: MeetingPlace, server: ForkServer, grace: 
         board.close()
 
 
+def _errors_of_other_hosts() -> tuple[type[Exception], ...]:
+    from torch.distributed import DistError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    return RendezvousError, DistError
+
+
+def _run_by_agent(
+    ranks: int, place: MeetingPlace, name: str, server: ForkServer, variables: dict[str, str], arguments: list[str]
+) -> dict[int, int]:
+    """The exit codes of those of this host's ranks that did not end well, by rank."""
+    from vgg_ddp.distributed import rendezvous
+    from vgg_ddp.distributed.agent import ForkingAgent
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # ranks print their own errors
+    return ForkingAgent(server, ranks, variables, arguments, rendezvous.Rendezvous(place, name)).codes()
+
+
 class _Watch:
     """Passes signals on to the ranks, ends them when one fails, hangs or ends elsewhere, and kills those that do not end."""
 
     def __init__(
-        self, task: Task, board: activity.Board, place: MeetingPlace, server: ForkServer, grace: float | None
+        self, task: Task, board: activity.Board, place: MeetingPlace | None, server: ForkServer, grace: float | None
     ) -> None:
-        self._timeout, self._board, self._place, self._grace = task.timeout, board, place, grace
+        self._timeout, self._board, self._grace = task.timeout, board, grace
         self._running = server.running
-        self._store = place.store.clone() if place.hosts > 1 else None  # a connection for this thread
-        self._restarts = Restarts(task.restarts)
+        self._host, self._hosts, self._address, self._store = 0, 1, "", None
+        if place is not None and place.hosts > 1:
+            self._host, self._hosts, self._address = place.host, place.hosts, f"{place.address}:{place.port}"
+            self._store = place.store.clone()  # a connection for this thread
+        self._restarts = Restarts(task.restarts, alone=place is None)
         self._lock = threading.Lock()  # of what one launch of the ranks sets
-        self._finished = False
+        self._finished = self._suspended = False
         self.signal = 0
         self.begin(0)
 
@@ -136,6 +155,7 @@ class _Watch:
             self._hangs = Hangs(self._timeout)
             self._killed = False  # whether those that did not end were
             self._hung: dict[int, float] = {}  # by local rank, the seconds after which it was killed
+            self._continued = 0.0  # when this process and the ranks last went on after a pause, on the monotonic clock
         if self.signal:  # which came when none was running
             raise _Interrupted
 
@@ -147,7 +167,7 @@ class _Watch:
         before, previous = {}, -1
         alone = threading.current_thread() is threading.main_thread()
         if alone:  # else signals stay with the program around it
-            for number in STOP_SIGNALS:
+            for number in (*STOP_SIGNALS, signal.SIGTSTP):
                 if signal.getsignal(number) != signal.SIG_IGN:  # ignored signals, as under nohup, stay ignored
                     before[number] = signal.signal(number, self._in_main_thread)
             previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -167,7 +187,7 @@ class _Watch:
             os.close(writer)
 
     def _in_main_thread(self, number: int, frame: FrameType | None) -> None:
-        if not self._finished and not self._running():
+        if number in STOP_SIGNALS and not self._finished and not self._running():
             self.signal = number
             raise _Interrupted
 
@@ -180,6 +200,8 @@ class _Watch:
                 if self._deadline is None and not self.signal:
                     self._look_elsewhere()
                     self._look_here()
+                if self._suspended and self._complete:  # else a rank that is being started would go on
+                    self._pause()
                 if self._deadline is not None and time.monotonic() > self._deadline:
                     self._kill()
 
@@ -189,10 +211,20 @@ class _Watch:
         elif number == signal.SIGUSR1:  # a scheduler's, long before it ends the job
             self.signal = self.signal or number
             self._send(number)
+        elif number == signal.SIGTSTP:
+            self._suspended = True
         elif number in STOP_SIGNALS:
             self.signal = number
             self._tell(Ending(128 + number))
             self._end_ranks(self._grace)
+
+    def _pause(self) -> None:
+        """Stop, and the ranks with this process, until a shell lets it go on; none hangs for that."""
+        self._suspended = False
+        self._send(signal.SIGSTOP)
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # all threads; but this one does not go on first
+        self._send(signal.SIGCONT)
+        self._continued = time.monotonic()
 
     def ended(self, codes: dict[int, int]) -> Ending:
         """What the exit codes of this host's ranks come to, the same on all hosts unless a signal came.
@@ -208,7 +240,7 @@ class _Watch:
         if elsewhere is not None and not asked:
             ending = elsewhere
         else:
-            first = self._place.host * len(self._board.ranks)
+            first = self._host * len(self._board.ranks)
             seen = {first + local: rank.seen() for local, rank in enumerate(self._board.ranks)}
             hung = {first + local: seconds for local, seconds in self._hung.items()}
             ours = self._restarts.judge(codes, seen, hung, asked, self._killed)
@@ -228,9 +260,9 @@ class _Watch:
             return
         deadline = time.monotonic() + REGATHER_TIMEOUT
         there = self._store.add(self._key(AGAIN), 1)
-        while there < self._place.hosts:
+        while there < self._hosts:
             if time.monotonic() > deadline:
-                raise DistError(f"{there} of {self._place.hosts} hosts start again")
+                raise DistError(f"{there} of {self._hosts} hosts start again")
             time.sleep(0.05)
             there = self._store.add(self._key(AGAIN), 0)
 
@@ -251,7 +283,7 @@ class _Watch:
                     return msgspec.json.decode(self._store.get(self._key(ENDING)), type=Ending)
             except RuntimeError:  # so its ranks have ended or will
                 self._store = None
-                return Ending(1, f"the host at {self._place.address}:{self._place.port} is gone")
+                return Ending(1, f"the host at {self._address} is gone")
             except ValueError:
                 return Ending(1, "the store of the launch holds what no host has written")
             if time.monotonic() > deadline:
@@ -277,7 +309,7 @@ class _Watch:
         self._complete = self._complete or running == len(seen)
         if self._complete and running < sum(one.phase != "end" for one in seen):  # the agent asks the others to end
             self._deadline = now + self._failure_grace()
-        found = self._hangs.look(seen, now)
+        found = self._hangs.look([one._replace(since=max(one.since, self._continued)) for one in seen], now)
         if found is not None and not self._hung:
             self._hung = {found.rank: found.seconds}
             with contextlib.suppress(ProcessLookupError):
@@ -322,7 +354,7 @@ class _Watch:
             deadline = time.monotonic() + LEAVE_TIMEOUT
             if self._deadline is not None:  # the other hosts kill their ranks at the end of the grace period
                 deadline = min(deadline, self._deadline + LEAVE_TIMEOUT_AFTER_GRACE)
-            while left < self._place.hosts and time.monotonic() < deadline:
+            while left < self._hosts and time.monotonic() < deadline:
                 time.sleep(0.05)
                 left = self._store.add(LEFT, 0)
 
