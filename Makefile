@@ -13,8 +13,8 @@ ARGS   ?=
 
 BIN := .venv/bin
 
-# Three workers, since many tests wait; a file's tests share what they set up, so each file goes to one worker.
-PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# More workers than two cores, since many tests wait; a file's tests share what they set up, so each file goes to one worker.
+PYTEST := $(BIN)/python -m pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder
 
 .PHONY: train test test-quick check setup clean
 

@@ -137,6 +137,7 @@ def train(recipe: Recipe, seed: int, directory: Path) -> tuple[Path, float]:
         "vgg_ddp",
         "train",
         recipe.config,
+        "restarts=0",  # which would count as training
         *recipe.words,
         f"seed={seed}",
         f"run.dir={run}",

@@ -86,3 +86,10 @@ def test_the_one_that_failed_is_named_not_those_that_were_killed_since_they_did_
     assert Restarts(3).judge(codes, ranks, {}).text.startswith("rank 1 was killed by SIGKILL in step 8;")
     hangs = Restarts(3).judge(codes, ranks, {1: 60.0}, killed=True)
     assert hangs.text.startswith("rank 1 gave no sign for 60 s in step 8;")
+
+
+def test_ranks_that_were_killed_since_they_did_not_end_when_asked_leave_the_signal_s_code() -> None:
+    ranks = {0: Seen(1, "step", 0, 7, 0.0)}
+    judge = Restarts(3).judge
+    assert judge({0: -signal.SIGKILL}, ranks, {}, asked=signal.SIGINT, killed=True).code == 128 + signal.SIGINT
+    assert judge({0: 1}, ranks, {}, asked=signal.SIGINT, killed=True).code == 1  # a bug on the way

@@ -65,3 +65,24 @@ def test_the_limit_by_itself_is_well_beyond_the_slowest_step() -> None:
     assert hangs.look([rank("step", 2, since=200.0)], 200.1) is None
     assert hangs.look([rank("step", 2, since=200.0)], 200.0 + max(SHORTEST, 59.9 + MARGIN) - 0.1) is None
     assert hangs.look([rank("step", 2, since=200.0)], 200.0 + max(SHORTEST, 59.9 + MARGIN) + 0.1) is not None
+
+
+def test_an_evaluation_whose_batches_are_all_slow_is_no_hang() -> None:
+    """Of a process that only evaluates: it knows of no step."""
+    hangs = Hangs(None, stopped=lambda process: False)
+    looks = [(batch * 80.0, batch * 80.0 + seconds) for batch in range(5) for seconds in (0.1, 40.0, 79.9)]
+    assert all(hangs.look([rank("evaluate", 0, since)], now) is None for since, now in looks)
+    assert hangs.look([rank("evaluate", 0, since=400.0)], 400.0 + 80.0 + MARGIN) is not None
+
+
+def test_seconds_before_all_went_on_again_do_not_count() -> None:
+    hangs = Hangs(5.0, stopped=lambda process: False)
+    stepping = [rank("step", 7, since=10.0)]
+    assert hangs.look(stepping, 11.0) is None
+    assert hangs.look(stepping, 104.9, continued=100.0) is None
+    assert hangs.look(stepping, 105.1, continued=100.0) == Hang(0, pytest.approx(5.1))
+
+
+def test_a_pause_in_the_first_batch_of_an_evaluation_makes_it_no_second() -> None:
+    hangs = Hangs(5.0, stopped=lambda process: False)
+    assert [hangs.look([rank("validate", 7, since=10.0)], now, 20.0) for now in (11.0, 25.1, 300.0)] == [None] * 3

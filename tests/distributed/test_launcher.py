@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import signal
+import sys
 import textwrap
 import time
 from pathlib import Path
@@ -76,7 +77,8 @@ def test_no_rank_outlives_a_launcher_that_is_killed_at_once(waiting: str, proces
 
 def _launch_in(folder: Path, module: str, ranks: int, restarts: int = 0, timeout: float | None = None) -> int:
     os.chdir(folder)
-    os.environ["PYTHONPATH"] = f"{folder}:{os.environ.get('PYTHONPATH', '')}"
+    os.setpgrp()  # as a shell does for a job
+    sys.path.append(str(folder))
     return launcher.start(Task(module, [], [], restarts, timeout), ranks)
 
 
@@ -159,6 +161,15 @@ def test_a_suspended_launch_has_its_ranks_wait_and_none_hangs(ranks: int, tmp_pa
     (tmp_path / "end").touch()
     assert launched.wait() == [0], launched.stderr
     assert launched.stderr == ""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_files_in_the_current_directory_stand_in_for_no_module(ranks: int, tmp_path: Path) -> None:
+    for name in ("random", "signal", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('none of ours')")
+    (tmp_path / "importing.py").write_text("import random, signal, torch\ndef main(arguments): return 0")
+    launched = Ranks(_launch_in, (tmp_path, "importing", ranks, 3), 1, tmp_path / "output")
+    assert launched.wait() == [0], launched.stderr
 
 
 def test_a_rank_knows_its_own_command_line(tmp_path: Path) -> None:

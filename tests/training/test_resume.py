@@ -195,7 +195,7 @@ def test_a_signal_where_there_is_nothing_to_save(
 ) -> None:
     """Before the first step, in the validation after the last, and later; the only rank, in the command's own process."""
     run = runs / place
-    words = ["train", str(recipe), f"run.dir={run}", "min_steps=2", "data.validation=0.2"]
+    words = ["train", str(recipe), f"run.dir={run}", "min_steps=2", "data.validation=0.2", "restarts=0"]
     command = Ranks(_signalled_at, (place, number, words), 1, runs / f"{place} output")
     assert command.wait() == [128 + number], command.stderr
     assert command.stderr.splitlines() == [f"vgg-ddp: stopped by {number.name} {told}"]

@@ -77,7 +77,7 @@ class Restarts:
             number = asked or stops[0]
             return Ending(128 + number, stopped(number, min(seen.items())[1].phase), step=step)
         if asked:
-            return Ending(1, step=step)
+            return Ending(128 + asked if killed and not hard else 1, step=step)
         rank = min(hard or codes, key=lambda rank: (rank not in hung, codes[rank] >= 0, rank))
         return self._after(_what(rank, codes[rank], seen[rank], hung.get(rank)), codes[rank], seen[rank], step)
 

@@ -3,7 +3,7 @@
 Importing torch takes seconds of a core, which ranks forked from one process share, and which none that starts again needs. The
 server only imports: it has not begun with a GPU, and has no threads (but OpenBLAS's, which heeds forks): neither would survive.
 
-As a program, `python -m vgg_ddp.distributed.fork_server PID SOCKET MODULE`, it is that process, of the supervisor PID.
+`serve PID SOCKET MODULE` is that process, of the supervisor PID.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ class ForkServer:
     def _begin(self) -> None:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            words = [str(os.getpid()), str(theirs.fileno()), self._module]
-            command = [sys.executable, "-m", __name__, *words]
+            # With this process's path: python -m would look into the current directory first, whatever lies there.
+            program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve()"
+            command = [sys.executable, "-c", program, str(os.getpid()), str(theirs.fileno()), self._module]
             # In a session of its own: what a terminal sends to all processes is for the supervisor to pass on.
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
 
@@ -186,7 +187,9 @@ def _be_rank(order: _Order, module: str, server: int) -> NoReturn:
     leave(code)
 
 
-def _main(pid: str, descriptor: str, module: str) -> None:
+def serve() -> NoReturn:
+    """Be the server that `sys.argv` describes."""
+    pid, descriptor, module = sys.argv[1:]
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # those to all processes at once; none is lost to a rank
     parent.end_with(int(pid))
     warnings.filterwarnings(
@@ -200,8 +203,4 @@ def _main(pid: str, descriptor: str, module: str) -> None:
     gc.freeze()  # what all share is not looked at again by those that collect garbage, and stays shared
     with socket.socket(fileno=int(descriptor)) as connection:
         _serve(connection, module)
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
     leave(0)

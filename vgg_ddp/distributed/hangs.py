@@ -46,16 +46,18 @@ class Hangs:
         self._last_look = 0.0
         self._slowest = 0.0
 
-    def look(self, ranks: Sequence[Seen], now: float) -> Hang | None:
+    def look(self, ranks: Sequence[Seen], now: float, continued: float = 0.0) -> Hang | None:
         """The rank that hangs, if any has for longer than the limit.
 
         Args:
             ranks: what each does.
             now: the time on the monotonic clock.
+            continued: when all went on after they had been suspended, if they were.
         """
         for rank, one in enumerate(ranks):
             before = self._last.get(rank, one)
-            if before.since != one.since and self._steady(rank, before):
+            batch = one.phase == before.phase and one.phase in EVALUATIONS  # the first too: no later one takes longer
+            if before.since != one.since and (batch or self._steady(rank, before)):
                 self._slowest = max(self._slowest, self._last_look - before.since)
             if before.phase != one.phase:
                 self._repeating.discard(rank)
@@ -69,7 +71,8 @@ class Hangs:
         limit = self._limit or max(SHORTEST, self._slowest + MARGIN)
         longest = [self._longest(rank, one, limit) for rank, one in enumerate(ranks)]
         stopped = [now - self._stopped_since.get(rank, now) for rank in range(len(ranks))]
-        there = [now - one.since if longest[rank] < math.inf else 0.0 for rank, one in enumerate(ranks)]
+        since = [max(one.since, continued) for one in ranks]
+        there = [now - since[rank] if longest[rank] < math.inf else 0.0 for rank in range(len(ranks))]
         late = [rank for rank in range(len(ranks)) if stopped[rank] > limit or there[rank] > longest[rank]]
         if not late:
             return None

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 LEAVE_TIMEOUT = 3.0  # seconds that a supervisor waits at the end until those of the other hosts are done with the store
 LEAVE_TIMEOUT_AFTER_GRACE = 0.6  # seconds that it waits at most beyond the grace period of the ranks
 FAILURE_GRACE = 5.0  # seconds that ranks have to end after another has failed
+FROZEN = 2.0  # seconds without a look at the ranks after which they, too, were suspended: by Ctrl-Z, or a container's freezer
 REGATHER_TIMEOUT = 60.0  # seconds that the other hosts have to end their ranks before all start again
 ENDING, AGAIN, LEFT = (
     "agent/ending",
@@ -98,7 +99,7 @@ def run(task: Task, ranks: int, place: MeetingPlace | None, server: ForkServer, 
                 watch.regather()
         return ending.code
     except _Interrupted:
-        complain(f"vgg-ddp: {activity.stopped(watch.signal, 'start')}")
+        complain(f"vgg-ddp: {activity.stopped(watch.signal, 'start' if not watch.attempt else 'fetch')}")
         return 128 + watch.signal
     except lost as error:
         if not watch.signal:
@@ -148,14 +149,14 @@ class _Watch:
         """Before the ranks are started."""
         with self._lock:
             self._board.clear()
-            self._attempt = attempt
+            self.attempt = attempt
             self._deadline: float | None = None
             self._elsewhere: Ending | None = None
             self._complete = False  # whether all ranks have been started
             self._hangs = Hangs(self._timeout)
             self._killed = False  # whether those that did not end were
             self._hung: dict[int, float] = {}  # by local rank, the seconds after which it was killed
-            self._continued = 0.0  # when this process and the ranks last went on after a pause, on the monotonic clock
+            self._continued = 0.0  # when this process and the ranks last went on after a pause
         if self.signal:  # which came when none was running
             raise _Interrupted
 
@@ -192,18 +193,25 @@ class _Watch:
             raise _Interrupted
 
     def _loop(self, reader: int) -> None:
+        looked = time.monotonic()
         while not self._finished:
             numbers = os.read(reader, 64) if select.select([reader], [], [], 0.1)[0] else b""
             with self._lock:
+                since, looked = looked, time.monotonic()
+                if looked - since > FROZEN:
+                    self._continued = looked
+                    if self._deadline is not None:
+                        self._deadline += looked - since
+                self._complete = self._complete or len(self._running()) == len(self._board.ranks)
                 for number in numbers:
                     self._signalled(number)
                 if self._deadline is None and not self.signal:
                     self._look_elsewhere()
                     self._look_here()
-                if self._suspended and self._complete:  # else a rank that is being started would go on
-                    self._pause()
                 if self._deadline is not None and time.monotonic() > self._deadline:
                     self._kill()
+                if self._suspended and self._complete:  # else a rank that is being started would go on
+                    self._pause()
 
     def _signalled(self, number: int) -> None:
         if self.signal and number == signal.SIGINT:  # Ctrl-C again
@@ -219,12 +227,17 @@ class _Watch:
             self._end_ranks(self._grace)
 
     def _pause(self) -> None:
-        """Stop, and the ranks with this process, until a shell lets it go on; none hangs for that."""
+        """Stop, and the ranks with this process, until a shell lets it go on.
+
+        Not where no shell could (the kernel ignores Ctrl-Z too in the process group of a session's leader), nor with several
+        hosts, of which the others would wait in vain.
+        """
         self._suspended = False
+        if os.getpgrp() == os.getsid(0) or self._hosts > 1:
+            return
         self._send(signal.SIGSTOP)
         signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # all threads; but this one does not go on first
         self._send(signal.SIGCONT)
-        self._continued = time.monotonic()
 
     def ended(self, codes: dict[int, int]) -> Ending:
         """What the exit codes of this host's ranks come to, the same on all hosts unless a signal came.
@@ -254,10 +267,10 @@ class _Watch:
         Raises:
             DistError: one does not.
         """
-        from torch.distributed import DistError
-
         if self._store is None:
             return
+        from torch.distributed import DistError
+
         deadline = time.monotonic() + REGATHER_TIMEOUT
         there = self._store.add(self._key(AGAIN), 1)
         while there < self._hosts:
@@ -292,7 +305,7 @@ class _Watch:
         return None
 
     def _key(self, name: str) -> str:
-        return f"{name}/{self._attempt}"
+        return f"{name}/{self.attempt}"
 
     def _look_elsewhere(self) -> None:
         """End the ranks here if those of another host end."""
@@ -301,15 +314,14 @@ class _Watch:
             self._end_ranks(self._grace if self._elsewhere.code > 128 else self._failure_grace())
             if self._elsewhere.restart and self._store is not None and not self._running():
                 # Those here had ended well: the agent waits for the others, in vain, at this key.
-                self._store.set(f"agents/{_name(self._attempt)}/torchelastic/agent/terminal_state/last_member", "")
+                self._store.set(f"agents/{_name(self.attempt)}/torchelastic/agent/terminal_state/last_member", "")
 
     def _look_here(self) -> None:
         """Give the ranks a deadline if one of them has failed or hangs."""
         seen, running, now = [rank.seen() for rank in self._board.ranks], len(self._running()), time.monotonic()
-        self._complete = self._complete or running == len(seen)
         if self._complete and running < sum(one.phase != "end" for one in seen):  # the agent asks the others to end
             self._deadline = now + self._failure_grace()
-        found = self._hangs.look([one._replace(since=max(one.since, self._continued)) for one in seen], now)
+        found = self._hangs.look(seen, now, self._continued)
         if found is not None and not self._hung:
             self._hung = {found.rank: found.seconds}
             with contextlib.suppress(ProcessLookupError):
