@@ -263,6 +263,23 @@ def test_a_learning_rate_is_looked_for_until_the_loss_rises(
         learning_rate.run(recipe, ["optimizer.learning_rate=1e-6", "min_steps=21"], runs / "flat", Warm)
 
 
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("vgg-ddp: a key is wrong\n", "a key is wrong"),
+        (
+            "Traceback:\n  a line\nValueError: a bug\nvgg-ddp: rank 0 failed with exit code 1 in step 3, again\n",
+            "it ended with exit code 1: ValueError: a bug",
+        ),
+        ("noise\nvgg-ddp: rank 0 was killed by SIGKILL in step 3\n", "rank 0 was killed by SIGKILL in step 3"),
+        ("", "it ended with exit code 1"),
+    ],
+)
+def test_why_a_training_failed_is_the_line_that_says_most(output: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "output").write_text(output)
+    assert running.failure(tmp_path / "output", 1) == reason
+
+
 def test_trainings_at_once_share_the_gpus_or_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a host that is said to have GPUs: which ones a training is shown is all that is decided here."""
     config = Config(device="cpu")

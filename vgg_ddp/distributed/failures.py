@@ -10,6 +10,7 @@ import msgspec
 from vgg_ddp.distributed.activity import Seen, stopped, where
 from vgg_ddp.errors import EXIT_LOST_RANK, EXIT_STOPPED, EXIT_USER_ERROR, STOP_SIGNALS
 
+FAILED = "failed with exit code"  # what is told of a rank whose own traceback says why
 RETURNED_CODES = (EXIT_USER_ERROR, EXIT_STOPPED)  # exit codes of ranks that a launch ends with too
 _STOP_CODES = {code: number for number in STOP_SIGNALS for code in (128 + number, -number)}
 
@@ -101,5 +102,5 @@ def _what(rank: int, code: int, seen: Seen, seconds: float | None) -> str:
     elif code == EXIT_LOST_RANK:
         what = "lost the connection to another"
     else:
-        what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+        what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"{FAILED} {code}"
     return f"rank {rank} {what} {where(seen)}"

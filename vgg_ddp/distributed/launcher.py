@@ -56,7 +56,7 @@ def start(task: Task, ranks: int) -> int:
 def _start_supervised(task: Task, ranks: int) -> int:
     if ranks > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores.usable() // ranks)))
-    with ForkServer(task.module) as server:  # which imports torch while this process does
+    with ForkServer(task.module) as server:  # which imports torch, while this process does so for several ranks
         if ranks == 1:
             return supervisor.run(task, ranks, None, server)
         from vgg_ddp.distributed import rendezvous

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from vgg_ddp import cores
 from vgg_ddp.config import Config, load
 from vgg_ddp.distributed import parent
 from vgg_ddp.distributed.devices import Devices
+from vgg_ddp.distributed.failures import FAILED
 from vgg_ddp.errors import EXIT_OK, EXIT_STOPPED, STOP_SIGNALS, UserError, printable
 from vgg_ddp.run import outcome
 from vgg_ddp.run.console import say
@@ -27,7 +27,6 @@ from vgg_ddp.run.metrics_log import Row, last_written, read_metrics, read_rows
 from vgg_ddp.study.definition import Cell, Definition
 from vgg_ddp.study.trials import Attempt, Ending, Trials
 
-BUG = re.compile(r"rank \d+ failed with exit code ")  # what follows a traceback
 POLL = 0.2  # seconds between two looks at what the trainings have written
 STOPPED = (EXIT_STOPPED, *(128 + number for number in STOP_SIGNALS), *(-number for number in STOP_SIGNALS))
 
@@ -208,10 +207,10 @@ def said(definition: Definition, value: float) -> str:
 def failure(output: Path, code: int, first: int = 0) -> str:
     """The line in which a command said why it failed, or what it ended with; its output begins at the byte `first`."""
     lines = output.read_bytes()[first:].decode(errors="replace").splitlines() if output.is_file() else []
-    told = [line.removeprefix("vgg-ddp: ") for line in lines if line.startswith("vgg-ddp: ")]
-    told = [line for line in told if not BUG.match(line)]
-    others = [line.strip() for line in lines if not line.startswith("vgg-ddp: ")]
-    last = next((line for line in reversed(others) if line), "")  # of a traceback, the error
+    ours = [line.removeprefix("vgg-ddp: ") for line in lines if line.startswith("vgg-ddp: ")]
+    told = [line for line in ours if FAILED not in line]
+    others = [line.strip() for line in lines if line.strip() and not line.startswith("vgg-ddp: ")]
+    last = others[-1] if others else ""  # of a traceback, the error
     return printable(told[-1] if told else f"it ended with exit code {code}: {last}".rstrip(": "))[:500]
 
 
