@@ -58,7 +58,7 @@ def step_seconds(mode: str, folder: Path, options: argparse.Namespace, address: 
         "tracking.finish_seconds=0",
         "analysis.budget=none",
     ]
-    train = [sys.executable, "-m", "vgg_ddp", "train", str(ROOT / "configs" / "quickstart.yaml"), *overrides]
+    train = [sys.executable, "-m", "vgg_ddp", "train", str(ROOT / "configs" / "vgg11_short.yaml"), *overrides]
     environment = {**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
     subprocess.run(train, env=environment, check=True, stdout=subprocess.DEVNULL)
     rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["scope"] == "steps"]

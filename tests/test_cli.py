@@ -15,7 +15,7 @@ from tests.support.rank_processes import vgg_ddp
 pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = str(ROOT / "configs" / "quickstart.yaml")
+CONFIG = str(ROOT / "configs" / "vgg11_short.yaml")
 
 
 @pytest.mark.parametrize(

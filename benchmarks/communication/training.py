@@ -54,9 +54,9 @@ def train(options: argparse.Namespace, cores: list[int]) -> list[dict[str, Any]]
 
 
 def recipe(options: argparse.Namespace) -> list[str]:
-    """VGG-11 on images of 16 pixels, by the quickstart's recipe: the configuration and its overrides."""
+    """VGG-11 on images of 16 pixels, by a short recipe: the configuration and its overrides."""
     return [
-        "configs/quickstart.yaml",
+        "configs/vgg11_short.yaml",
         f"network={NETWORK}",
         f"precision={options.precision}",
         f"data.source={options.train}",

@@ -15,13 +15,23 @@ from PIL import Image
 from scipy.stats import binomtest, fisher_exact
 from sklearn.calibration import calibration_curve
 from sklearn.datasets import load_sample_images
-from sklearn.metrics import confusion_matrix, log_loss
+from sklearn.metrics import adjusted_rand_score, confusion_matrix, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from tests.analysis.test_predictions import any_predictions, names
 from tests.support.pictures import smooth
 from tests.support.runs import ANIMALS, VEHICLES
-from vgg_ddp.analysis import calibration, confusions, duplicates, groups, intervals, labels, significance, standing
+from vgg_ddp.analysis import (
+    calibration,
+    confusions,
+    course,
+    duplicates,
+    groups,
+    intervals,
+    labels,
+    significance,
+    standing,
+)
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe
 
@@ -200,6 +210,30 @@ def test_planted_groups_are_found_and_are_more_than_chance() -> None:
         assert found["groups_from"] == "validation images"
         together = found["groups_together"]
         assert together["within_accuracy"] > together["within_by_chance"] + 0.05
+
+
+def test_few_validation_images_tell_planted_groups_by_probabilities_where_counts_of_mistakes_do_not() -> None:
+    """Of 50 images some 11 are mistaken: too few to tell groups by, and the probabilities of all others tell them."""
+    is_vehicle = np.isin(np.arange(10), [0, 1, 8, 9])
+    kinship = 2.0 * (is_vehicle[:, None] == is_vehicle)
+
+    def likeness_to_planted(found: list[list[int]]) -> float:
+        of_class = np.zeros(10)
+        for number, members in enumerate(found):
+            of_class[members] = number
+        return adjusted_rand_score(is_vehicle, of_class)
+
+    by_counts = []
+    for seed in range(10):
+        test, validation = network(500, kinship, seed), network(50, kinship, seed + 100_000)
+        confusion, counts = (
+            confusion_matrix(one.label, one.prediction, labels=range(10)) for one in (test, validation)
+        )
+        told = groups.found_or_named(confusion, CLASSES, {}, "data set", validation)["groups"]
+        members = [[CLASSES.index(name) for name in group["classes"]] for group in told.values()]
+        assert likeness_to_planted(members) == 1.0
+        by_counts.append(likeness_to_planted(groups.find(counts)))
+    assert np.mean(by_counts) < 0.8
 
 
 def test_chance_keeps_errors_in_their_groups_as_often_as_their_sizes_say() -> None:
@@ -504,6 +538,37 @@ def test_one_recipe_seldom_seems_better_than_itself_whatever_its_seeds() -> None
     constant = np.full(3, 0.5)
     assert significance.compare_recipes(constant, constant).p_value == 1.0
     assert significance.compare_recipes(constant, constant + 0.25).difference == 0.25
+
+
+@pytest.mark.parametrize(
+    ("first", "highest", "classes", "astray"),
+    [
+        (2.3, 4.6, 10, False),  # twice the loss of guessing, 2.303, which it began below
+        (2.3, 4.61, 10, True),
+        (0.1, 4.6, 10, False),
+        (7.0, 13.9, 10, False),  # twice where it began, if that is more
+        (7.0, 14.1, 10, True),
+        (6.9, 13.8, 1000, False),  # guessing among 1,000 classes: 6.908
+        (6.9, 13.82, 1000, True),
+    ],
+)
+def test_a_training_loss_of_twice_where_it_began_has_gone_astray(
+    first: float, highest: float, classes: int, astray: bool
+) -> None:
+    row = {"split": "train", "scope": "steps", "step": 1, "epoch": 0.25}
+    rows = [row | {"loss": None, "skipped": 1}]  # begins with a step that was left out
+    rows += [row | {"step": k, "epoch": k / 4, "loss": loss} for k, loss in ((2, first), (3, highest), (4, 1.0))]
+    said = (
+        f"The training went astray: its training loss rose to {highest:g} at epoch 0.75, where guessing gives "
+        f"{np.log(classes):.2f}. A smaller optimizer.learning_rate or optimizer.clip_norm=1 may mend that."
+    )
+    assert course.of_training(rows, classes) == [said] * astray
+    right = np.diag(np.full(classes, 10))
+    assert course.warnings(rows, right) == [said] * astray
+    validation = {"split": "validation", "scope": "epoch", "step": 4, "epoch": 1.0}
+    assert course.of_training([*rows, validation | {"loss": 9.9}], classes) == [said] * astray  # its own limit
+    (worse,) = course.of_training([*rows, validation | {"loss": 100.0}], classes)
+    assert "its validation loss rose to 100 at epoch 1.00" in worse
 
 
 @pytest.mark.parametrize(("classes", "images"), [(2, 50), (10, 300), (100, 500), (2, 1)])

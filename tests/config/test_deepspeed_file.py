@@ -76,7 +76,7 @@ def test_a_file_that_is_no_configuration_is_refused(content: str, expected: str,
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    config = str(ROOT / "configs" / "quickstart.yaml")
+    config = str(ROOT / "configs" / "vgg11_short.yaml")
     words = ["train", config, "engine=deepspeed", "deepspeed.config=nowhere.json"]
     done = subprocess.run([sys.executable, "-m", "vgg_ddp", *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == EXIT_USER_ERROR

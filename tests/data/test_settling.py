@@ -41,6 +41,7 @@ CASES = {
     "images of the network's size": (DataConfig(), [(32, 32)], (32, None)),
     "a little larger: a crop shows nearly all": (DataConfig(), [(40, 47)], (32, None)),
     "much larger: seen whole": (DataConfig(), [(200, 300)], (32, 36)),
+    "larger: with room for a crop": (DataConfig(image_size=24), [(32, 32)], (24, 27)),
     "one much larger": (DataConfig(), [(32, 32), (200, 300)], (32, 36)),
     "smaller: enlarged": (DataConfig(), [(28, 28)], (32, 32)),
     "photos at their own size": (DataConfig(photo_size=64), [(200, 300), (180, 200)], (64, 73)),

@@ -189,7 +189,9 @@ def test_an_image_that_is_too_small_for_the_network_is_refused_by_name(pictures:
             Protocol.of(config), network, preprocess, pictures.split("test"), np.arange(20), config, ALONE
         )
     with pytest.raises(UserError, match=r"evaluate\.scales \(24\) is smaller than data\.image_size \(32\)"):
-        load(Path("configs/quickstart.yaml"), ["data.image_size=32", "data.photo_size=null", "evaluate.scales=[24,40]"])
+        load(
+            Path("configs/vgg11_short.yaml"), ["data.image_size=32", "data.photo_size=null", "evaluate.scales=[24,40]"]
+        )
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,9 +15,14 @@ from captum.attr import LayerGradCam, Occlusion
 from torch import nn
 from torchvision.models import vgg11
 
-from tests.support.rank_processes import CPU, Ranks
+import vgg_ddp
+from tests.support.rank_processes import CPU, Ranks, Train
 from tests.support.runs import make_dataset
+from vgg_ddp.config import load
+from vgg_ddp.data.dataset import Dataset, file_sha256
 from vgg_ddp.data.order import evaluation_slices
+from vgg_ddp.data.record import FileRecord, SplitRecord, encoded
+from vgg_ddp.data.validation import held_out
 from vgg_ddp.distributed.world import ALONE, joined
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import attributes, features, occlusion
@@ -114,6 +121,61 @@ def test_features_are_those_that_the_last_layer_multiplies() -> None:
     expected = nn.functional.normalize(whole, dim=1)
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-3)
     assert not network.classifier[-1]._forward_pre_hooks
+
+
+def plant_copies(few_digits: Path, target: Path) -> list[int]:
+    """The few digits with a copy of each test image among the training images, as the next class; the place of each copy."""
+    target.mkdir()
+    (images, labels), tested = (
+        [np.load(few_digits / f"{split}.{kind}.npy") for kind in ("images", "labels")] for split in ("train", "test")
+    )
+    order = np.random.default_rng(0).permutation(len(labels) + len(tested[1]))
+    trained = [
+        np.concatenate([images, tested[0]])[order],
+        np.concatenate([labels, (tested[1] + 1) % 10])[order],
+    ]
+    splits = {}
+    for split, arrays in (("train", trained), ("test", tested)):
+        files = []
+        for kind, array in zip(("images", "labels"), arrays):
+            path = target / f"{split}.{kind}.npy"
+            np.save(path, array)
+            files.append(FileRecord(path.name, path.stat().st_size, file_sha256(path)))
+        splits[split] = SplitRecord(len(arrays[1]), np.bincount(arrays[1]).tolist(), files)
+    (target / "dataset.json").write_bytes(encoded(msgspec.structs.replace(Dataset(few_digits).record, splits=splits)))
+    return np.argsort(order)[len(labels) :].tolist()
+
+
+def test_the_causes_of_a_run_are_those_of_its_network_and_its_images(
+    train: Train, few_digits: Path, runs: Path
+) -> None:
+    """The nearest image is a copy, where it was trained on; what it relies on is told by pictures that NumPy turned over."""
+    copies = plant_copies(few_digits, runs / "copies")
+    words = ["min_steps=40", "model.batch_norm=true", "optimizer.learning_rate=0.03", "augment.flip=false"]
+    words += [f"data.source={runs / 'copies'}", "data.validation=0.25", "analysis.budget=full"]
+    run, dataset = train("causes", *words), Dataset(runs / "copies")
+    summary = json.loads((run / "evaluation/summary.json").read_text())
+
+    trained_on = set(held_out(dataset, load(run / "config.yaml").data, 0)[0].tolist())
+    nearest = {int(sample): near for sample, near in summary["why"]["neighbours"]["nearest"].items()}
+    assert nearest.keys() == {*summary["surest_mistakes"], *summary["doubtful_labels"]["sample_index"]}
+    assert len({copies[sample] in trained_on for sample in nearest}) == 2  # some are, some are not
+    for sample, near in nearest.items():
+        assert set(near) <= trained_on
+        assert (near[0] == copies[sample]) == (copies[sample] in trained_on), sample
+
+    split, classifier, relied_on = dataset.split("test"), vgg_ddp.load_network(run), summary["why"]["relied_on"]
+    pictures = np.stack([split.decode(k)[8:24, 8:24] for k in range(len(split))])
+    with np.load(run / "evaluation/why.npz") as arrays:
+        shown = dict(zip(["unchanged", *CHANGES], arrays["changed_pictures"]))
+    for name, changed in (("mirrored", pictures[:, :, ::-1]), ("upside down", pictures[:, ::-1])):
+        with torch.no_grad():
+            right = classifier(torch.from_numpy(changed.copy())).argmax(dim=1).numpy() == split.labels
+        found = relied_on["changes"][name]
+        assert found["accuracy"] == right.mean()
+        assert found["difference"] == pytest.approx(right.mean() - summary["accuracy"])
+        assert found["kinds"] == {digit: right[split.labels == int(digit)].mean() for digit in dataset.classes}
+        assert np.array_equal(shown[name], changed[relied_on["example"]])
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_classes_over_the_epochs_are_drawn_where_the_run_recorded_them(tmp_path:
 def test_the_curves_say_why_training_and_validation_are_not_measured_alike(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert "Not measured alike" not in section(page_of(run), "training").text
-    (run.path / "config.yaml").write_bytes((REPOSITORY / "configs/quickstart.yaml").read_bytes())
+    (run.path / "config.yaml").write_bytes((REPOSITORY / "configs/vgg11_short.yaml").read_bytes())
     said = (
         "Not measured alike: training with label smoothing and augmentation, on images of 16, 20, 24 and 32 pixels, while the "
         "weights change; validation at 32 pixels without."

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+
 from tests.support.pages import page_of, section
 from tests.support.runs import change_json, make_run
+from vgg_ddp.analysis.budget import spread
 from vgg_ddp.analysis.data_quality import accuracy_by_doubles
 
 
@@ -16,15 +19,19 @@ def test_the_accuracy_on_images_without_a_double_in_training_is_told(tmp_path: P
     doubles = list(range(40))
     found = {"looked_at": 400, "of": 400, "test_images": 40, "sample_index": doubles, "other_labels": 2, "pairs": []}
     none = {"looked_at": 200, "of": 400, "test_images": 0, "sample_index": [], "other_labels": 0, "pairs": []}
-    right = run.label == run.prediction
+    right, known = run.label == run.prediction, np.zeros(400, bool)
+    known[spread(400, 200)] = True
+    known[:40] = False
     change_json(
         run.path / "evaluation/summary.json",
         data={**summary["data"], "near_duplicates": {"train": found, "test": none}},
-        near_duplicates_accuracy=accuracy_by_doubles(found, right, run.predictions.sample_index),
+        near_duplicates_accuracy=accuracy_by_doubles(
+            {"train": found, "test": none}, right, run.predictions.sample_index
+        ),
     )
     said = section(page_of(run), "data").text
     shares = [
-        f"{100 * right[40:].mean():.1f} % of the 360 without",
+        f"{100 * right[known].mean():.1f} % of the {known.sum()} without",
         f"{100 * right[:40].mean():.1f} % of the 40 with one.",
     ]
     assert all(share in said for share in shares)

@@ -10,15 +10,21 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_ind
 
-from tests.support.pages import Node, Page, section
+from tests.support.pages import Node, Page, assert_tables_are_named, section
 from tests.support.runs import CLASSES, Run, change_json, make_dataset, make_run
-from vgg_ddp.errors import UserError
+from vgg_ddp import cli
+from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 from vgg_ddp.report import write_recipes, write_side_by_side
 
 
 def compared(runs: list[Run], path: Path) -> Node:
-    page = write_side_by_side([run.path for run in runs], runs[0].dataset, path / "comparison.html")
-    return Page(page.read_text(encoding="utf-8")).root
+    return read(write_side_by_side([run.path for run in runs], runs[0].dataset, path / "comparison.html"))
+
+
+def read(path: Path) -> Node:
+    page = Page(path.read_text(encoding="utf-8")).root
+    assert_tables_are_named(page)
+    return page
 
 
 @pytest.fixture
@@ -113,7 +119,7 @@ def trained(first: Run, path: Path, right: float, seed: int, recipe: str = "") -
 def test_recipes_are_compared_by_the_means_over_their_seeds(first: Run, tmp_path: Path) -> None:
     old = [trained(first, tmp_path / f"old-{seed}", 0.7, seed) for seed in range(3)]
     new = [trained(first, tmp_path / f"new-{seed}", 0.9, seed, "batch: 512\n") for seed in range(3, 6)]
-    page = Page(write_recipes(old, new, tmp_path / "recipes.html").read_text(encoding="utf-8")).root
+    page = read(write_recipes(old, new, tmp_path / "recipes.html"))
     story = section(page, "story").text
     assert "Is the recipe of new-3 better than that of old-0?Yes" in story
     accuracies = [
@@ -126,8 +132,30 @@ def test_recipes_are_compared_by_the_means_over_their_seeds(first: Run, tmp_path
     assert ["batch", "–", "–", "–", "512", "512", "512"] in section(page, "changes").table()
     assert len(section(page, "classes").table()) == 10
     same = [trained(first, tmp_path / f"same-{seed}", 0.7, seed) for seed in range(6, 9)]
-    page = Page(write_recipes(old, same, tmp_path / "recipes.html").read_text(encoding="utf-8")).root
+    page = read(write_recipes(old, same, tmp_path / "recipes.html"))
     assert "No more than chance" in section(page, "story").text
+
+
+def test_the_command_holds_the_runs_that_it_names_first_against_the_others(
+    first: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = [trained(first, tmp_path / f"old-{seed}", 0.7, seed) for seed in range(2)]
+    new = [trained(first, tmp_path / f"new-{seed}", 0.9, seed) for seed in range(2, 4)]
+    expected = write_recipes(old, new, tmp_path / "expected.html").read_bytes()
+    assert b"Is the recipe of new-2 better than that of old-0?" in expected
+    words = ["report", *map(str, new), "--against", *map(str, old)]
+    for more, page in (
+        ([], new[0] / "report/recipes.html"),
+        (["--out", str(tmp_path / "page.html")], tmp_path / "page.html"),
+    ):
+        assert cli.main([*words, *more]) == 0
+        assert capsys.readouterr() == (f"{page}\n", "")
+        assert page.read_bytes() == expected
+    for alone, given in ((new[0], [new[0], "--against", *old]), (old[0], [*new, "--against", old[0]])):
+        assert cli.main(["report", *map(str, given), "--out", str(tmp_path / "one.html")]) == EXIT_USER_ERROR
+        printed = capsys.readouterr()
+        assert printed.out == "" and f"{alone} alone tells nothing of its recipe" in printed.err
+    assert not (tmp_path / "one.html").exists()
 
 
 def test_one_run_is_no_recipe_and_one_seed_twice_is_one_run(first: Run, tmp_path: Path) -> None:

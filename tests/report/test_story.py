@@ -55,6 +55,38 @@ def test_best_and_worst_are_said_only_where_they_are_more_than_chance() -> None:
     assert story_of(tiny).endswith("Fewer than 10 images show “c0”: too few to call a class best or worst.")
 
 
+def test_it_says_whether_the_training_was_at_its_end(tmp_path: Path) -> None:
+    """Of 40 validation images two accuracies that are 15 points apart may be of one network."""
+    run = make_run(tmp_path / "run")
+    metrics = run.path / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    (run.path / "config.yaml").write_text("network: vgg11\ndata: {validation: 0.1}\n")
+
+    def card(*accuracies: float, rate: float = 1.0) -> str:
+        validations = [
+            {"step": k, "epoch": k, "split": "validation", "scope": "epoch", "loss": 1.0, "accuracy": accuracy}
+            for k, accuracy in enumerate(accuracies, start=1)
+        ]
+        steps = [{**row, "lr": 1.0} for row in rows if row["split"] == "train"]
+        steps[-1]["lr"] = rate
+        metrics.write_text("".join(json.dumps(row) + "\n" for row in [*steps, *validations]))
+        cards = section(page_of(run), "story")
+        names = [name.text for name in cards.all("dt")]
+        return cards.all("dd")[names.index("Did the training go well?")].text
+
+    assert card(0.2, 0.4, 0.5, 0.8).startswith(
+        "still improvingThe validation accuracy rose from 50.0 % after epoch 3 to 80.0 % after epoch 4: with more epochs"
+    )
+    assert card(0.2, 0.4, 0.7, 0.8).startswith(
+        "yesThe validation accuracy was 70.0 % after epoch 3 and 80.0 % after epoch 4"
+    )
+    fallen = card(0.2, 0.9, 0.8, 0.6)
+    assert fallen.startswith("for a whileThe validation accuracy was best, 90.0 %, after epoch 2, and is 60.0 %")
+    assert "begin anew" not in card(0.2, 0.4, 0.5, 0.8)
+    assert "begin anew" in card(0.2, 0.4, 0.5, 0.8, rate=0.01)
+    assert "Did the training go well?" not in section(page_of(make_run(tmp_path / "once", epochs=1)), "story").text
+
+
 def test_what_needs_no_network_stands_beside_it(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     train, test = (np.stack([run.dataset.split(name).decode(k) for k in range(400)]) for name in ("train", "test"))

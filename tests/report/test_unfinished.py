@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.pages import Node, Page, decoded, section
+from tests.support.pages import Node, Page, assert_tables_are_named, decoded, section
 from tests.support.rank_processes import Launch, start, step, vgg_ddp, wait_until
 from tests.support.run_folders import latest, metrics, stop
 from vgg_ddp.data.dataset import Dataset
@@ -24,8 +24,10 @@ from vgg_ddp.run.directory import RunDirectory
 TWO_EPOCHS = ("min_steps=16", "data.validation=0.2", "checkpoint.every_steps=3")
 
 
-def read(page: Path) -> Node:
-    return Page(page.read_text(encoding="utf-8")).root
+def read(path: Path) -> Node:
+    page = Page(path.read_text(encoding="utf-8")).root
+    assert_tables_are_named(page)
+    return page
 
 
 def note(page: Node) -> str:

@@ -16,7 +16,7 @@ from vgg_ddp.errors import UserError
 from vgg_ddp.study import definition as definitions
 from vgg_ddp.study.definition import Cell
 
-BASE = ROOT / "configs" / "quickstart.yaml"
+BASE = ROOT / "configs" / "vgg11_short.yaml"
 STUDIES = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
 
 

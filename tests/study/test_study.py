@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.support.pages import Node, Page, section
+from tests.support.pages import Node, Page, assert_tables_are_named, section
 from tests.support.processes import assert_gone, descendants
 from tests.support.rank_processes import context, wait_until
 from vgg_ddp.config import Config, load
@@ -100,7 +100,9 @@ def summary(study: Path) -> dict[str, Any]:
 
 
 def page(study: Path) -> Node:
-    return Page((study / "report" / "index.html").read_text(encoding="utf-8")).root
+    found = Page((study / "report" / "index.html").read_text(encoding="utf-8")).root
+    assert_tables_are_named(found)
+    return found
 
 
 def test_every_cell_is_a_run_and_its_objective_is_its_validation(study: Path, few_digits: Path) -> None:

@@ -37,7 +37,7 @@ SECTIONS = [
     "configuration",
     "environment",
 ]
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 
 
 @dataclass
@@ -151,3 +151,11 @@ def assert_sound(page: Node) -> None:
     for svg in page.all("svg"):
         assert svg.attributes["role"] == "img"
         assert svg.attributes["aria-label"]
+    assert_tables_are_named(page)
+
+
+def assert_tables_are_named(page: Node) -> None:
+    """For those who hear the page: each table has a caption or a label, on pages of every kind."""
+    for table in page.all("table"):
+        label = table.attributes.get("aria-label") or table.attributes.get("aria-labelledby")
+        assert label or any(caption.text for caption in table.all("caption")), table.text

@@ -126,7 +126,7 @@ def make_run(
         **described,
         "data": data,
         "near_duplicates_accuracy": data_quality.accuracy_by_doubles(
-            data["near_duplicates"]["train"], predictions.prediction == label, predictions.sample_index
+            data["near_duplicates"], predictions.prediction == label, predictions.sample_index
         ),
         "why": made_up["why"],
         "network": "vgg16",
@@ -204,7 +204,10 @@ def causes(predictions: Predictions, described: dict[str, Any], dataset: Dataset
         "occlusion": {"sample_index": occluded.tolist(), "window": 8, "stride": 4, "grad_cam": False},
         "map": {"images": images, "nearest": 10, "kept": 0.5, "same_class": 0.25},
     }
+    mistakes, near_mistakes = neighbours.of_each_mistake(predictions, test, train_labels, train, most=images)
     arrays = {
+        "mistaken_samples": mistakes,
+        "labels_near_mistakes": near_mistakes,
         "changed_pictures": rng.integers(0, 256, (len(changes) + 1, 32, 32, 3), dtype=np.uint8),
         "occluded_views": rng.integers(0, 256, (len(occluded), 32, 32, 3), dtype=np.uint8),
         "occlusion": rng.normal(size=(len(occluded), 32, 32)).astype(np.float32),

@@ -82,7 +82,7 @@ def values_at(end: int) -> dict[str, Any]:
 @pytest.mark.parametrize("end", [0, -1])
 def test_every_parameter_of_the_sweep_is_a_key(end: int) -> None:
     given = values_at(end)
-    config = load(ROOT / "configs/quickstart.yaml", [word for word in sweep_command(given) if "=" in word.split()[0]])
+    config = load(ROOT / "configs/vgg11_short.yaml", [word for word in sweep_command(given) if "=" in word.split()[0]])
     for key, value in given.items():
         group, name = key.split(".")
         assert getattr(getattr(config, group), name) == value

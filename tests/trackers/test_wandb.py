@@ -180,6 +180,18 @@ def test_a_training_that_diverges_sends_an_alert(launch: Any, runs: Path) -> Non
     shutil.rmtree(runs / "diverging")
 
 
+def test_a_training_that_goes_astray_sends_an_alert_and_goes_on(launch: Any, runs: Path) -> None:
+    """Once, however many losses are far above that of guessing."""
+    ranks = launch("astray", *WORDS, "min_steps=16", "optimizer.learning_rate=50", "log.every_steps=1")
+    assert ranks.wait() == [0]
+    (segment,) = wandb_segments(runs / "astray")
+    found = wandb_records(segment)
+    (alert,) = [record["alert"] for record in found if record["type"] == "alert"]
+    assert (alert["title"], alert["level"]) == ("Went astray: astray", "WARN")
+    assert "loss rose to" in alert["text"]
+    shutil.rmtree(runs / "astray")
+
+
 def test_the_gallery_shows_the_most_confident_mistakes(tracked: Path, few_digits: Path, final: dict[str, Any]) -> None:
     with np.load(tracked / "evaluation/predictions.npz") as arrays:
         label, prediction, probabilities = arrays["label"], arrays["prediction"], arrays["probabilities"]

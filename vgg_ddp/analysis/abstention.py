@@ -61,13 +61,20 @@ def thresholds(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> list[dict
 
 
 def curve(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> dict[str, list[float]]:
-    """The accuracy of its surest answers, by the share of images that they are of; answers it is as sure of go together."""
+    """The accuracy of its surest answers, by the share of images that they are of, and how sure it is of all of these.
+
+    Answers that it is as sure of go together.
+    """
     order = np.argsort(-sure, kind="stable")
     last = np.flatnonzero(np.append(np.diff(sure[order]) != 0, True))  # of those that it is as sure of
     wanted = np.unique(np.linspace(0, len(last) - 1, POINTS).round().astype(np.int64))
     ends = last[wanted]
     accuracy = np.cumsum(right[order])[ends] / (ends + 1)
-    return {"coverage": ((ends + 1) / len(sure)).tolist(), "accuracy": accuracy.tolist()}
+    return {
+        "coverage": ((ends + 1) / len(sure)).tolist(),
+        "accuracy": accuracy.tolist(),
+        "sureness": sure[order][ends].tolist(),
+    }
 
 
 def smallest_probability(validation: Predictions, promised: float) -> float:

@@ -20,7 +20,7 @@ class Budget:
             images have more, as many as these.
         occluded: mistakes whose parts are hidden one by one.
         mapped: test images on the map.
-        compared_pixels: of each split, in the search for near-duplicates.
+        compared_pixels: to pay for in the search for near-duplicates, of each split (`data_quality.affordable`).
     """
 
     name: str

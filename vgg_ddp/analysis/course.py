@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from vgg_ddp.analysis.confusions import Counts
+from vgg_ddp.analysis.intervals import QUANTILE
 from vgg_ddp.analysis.significance import CHANCE
 
 ASTRAY = 4.0  # times the loss of guessing, or
@@ -27,7 +29,7 @@ def warnings(metrics: list[dict[str, Any]], confusion: Counts) -> list[str]:
 
 def of_training(metrics: list[dict[str, Any]], classes: int) -> list[str]:
     """`warnings` of what can be told before a network of so many classes came out."""
-    return [said for said in (_diverged(metrics), _astray(metrics, classes)) if said]
+    return [said for said in (_diverged(metrics), astray(metrics, classes)) if said]
 
 
 def _loss(row: dict[str, Any]) -> float:
@@ -46,8 +48,8 @@ def _called(row: dict[str, Any]) -> str:
     return "training" if row["split"] == "train" else str(row["split"])
 
 
-def _astray(metrics: list[dict[str, Any]], classes: int) -> str:
-    """Whether a loss rose far above where it began, or above that of guessing: ln(classes)."""
+def astray(metrics: list[dict[str, Any]], classes: int) -> str:
+    """That a loss rose far above where it began, or above that of guessing, ln(classes); empty where none did."""
     guessing = math.log(max(classes, 2))
     finite = [row for row in metrics if math.isfinite(_loss(row))]
     training = [row for row in finite if row["split"] == "train"]
@@ -62,6 +64,54 @@ def _astray(metrics: list[dict[str, Any]], classes: int) -> str:
         f"The training went astray: its {_called(worst)} loss rose to {_loss(worst):,.4g} at epoch {worst['epoch']:.2f}, where "
         f"guessing gives {guessing:.2f}. A smaller optimizer.learning_rate or optimizer.clip_norm=1 may mend that."
     )
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the validation accuracy stood at the end of a training.
+
+    Attributes:
+        last: the accuracy after the last epoch, `last_epoch`; `before`: a quarter of the training earlier, after epoch
+            `before_epoch`; `best`: the highest, after epoch `best_epoch`.
+        noise: by how much two accuracies on these images differ by chance, in 19 of 20 cases at most.
+        rate_left: the last learning rate, as a share of the highest.
+    """
+
+    last: float
+    last_epoch: float
+    before: float
+    before_epoch: float
+    best: float
+    best_epoch: float
+    noise: float
+    rate_left: float
+
+    @property
+    def verdict(self) -> Literal["rising", "level", "fallen"]:
+        """Whether it still rose, by more than chance, or had fallen from its best."""
+        if self.best - self.last > self.noise:
+            return "fallen"
+        return "rising" if self.last - self.before > self.noise else "level"
+
+
+def ending(metrics: list[dict[str, Any]], images: int) -> Ending | None:
+    """How a training that was validated on so many images ended; None where fewer than two validations say that.
+
+    The noise is that of two independent samples: both are of the same images, so that it is less.
+    """
+    found = [(float(row["epoch"]), row.get("accuracy")) for row in metrics if row["split"] == "validation"]
+    known = [(epoch, float(accuracy)) for epoch, accuracy in found if accuracy is not None]
+    if len(known) < 2 or not images:
+        return None
+    rates = [float(row["lr"]) for row in metrics if row.get("lr") is not None]
+    highest = max(rates, default=0.0)
+    last_epoch, last = known[-1]
+    before_epoch, before = [known[0], *(one for one in known[:-1] if one[0] <= 0.75 * last_epoch)][-1]
+    best_epoch, best = max(known, key=lambda one: one[1])
+    mean = (last + before) / 2
+    noise = QUANTILE * math.sqrt(2 * mean * (1 - mean) / images)
+    rate_left = rates[-1] / highest if highest else 1.0
+    return Ending(last, last_epoch, before, before_epoch, best, best_epoch, noise, rate_left)
 
 
 def _no_better(confusion: Counts) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg_ddp.analysis import intervals, labels
+from vgg_ddp.analysis.budget import spread
 from vgg_ddp.analysis.intervals import QUANTILE
 from vgg_ddp.analysis.predictions import Predictions
 
@@ -71,6 +72,20 @@ def of_mistakes(
         "true_label": float((found == truth[:, None]).mean()),
         "true_label_by_chance": float(frequency[truth].mean()),
     }
+
+
+def of_each_mistake(
+    predictions: Predictions, features: Features, train_labels: NDArray[np.int64], train: Features, most: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+    """The mistakes, as samples [n], and the labels of the nearest training images of each, the nearest first, [n, `SHOWN`].
+
+    Args:
+        most: mistakes that are looked at; of more, as many as these, evenly spread.
+    """
+    mistakes = np.flatnonzero(predictions.prediction != predictions.label)
+    mistakes = mistakes[spread(len(mistakes), most)]
+    found = train_labels[nearest(features[mistakes], train, SHOWN)]
+    return predictions.sample_index[mistakes], found.astype(np.uint16)
 
 
 def _interval(shares: NDArray[np.float64]) -> intervals.Interval | None:

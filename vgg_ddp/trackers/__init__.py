@@ -75,6 +75,10 @@ class Tracker(Protocol):
         """The last evaluation on the test split, after `step` steps."""
         ...
 
+    def warned(self, words: str) -> None:
+        """The training goes on, but what comes of it will make no sense: a loss that rose far above guessing, say."""
+        ...
+
     def failed(self, state: str, words: str) -> None:
         """The training failed: "Diverged" say, and what is known of it."""
         ...

@@ -16,10 +16,12 @@ import sys
 import threading
 import time
 import traceback
+from typing import Any
 
 import msgspec
 from filelock import FileLock
 
+from vgg_ddp.analysis import course
 from vgg_ddp.config import load
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.record import read_record
@@ -103,6 +105,8 @@ def follow(assignment: Assignment, say: Say) -> None:
         while outcome is None:
             outcome = _outcome(assignment.process)
             rows.hand_to(tracker)
+            if words := rows.first_warning():
+                tracker.warned(words)
         if outcome == "finished":
             tracker.evaluated(rows.step, Media(read_evaluation(run.path), dataset, run.report))
         if outcome == "failed":
@@ -138,6 +142,10 @@ class NewRows:
         self._had = msgspec.structs.replace(self._position)  # when this process began
         self.first_step = self._had.step + 1 if self._had.rows else 0
         self._byte = self.step = self._rows = 0
+        self._judged: list[
+            dict[str, Any]
+        ] = []  # the first row of the training, which others are held against, and new ones
+        self._warned = False
 
     def hand_to(self, tracker: Tracker) -> None:
         """Log the rows that came since the last call, and note how far that is."""
@@ -147,9 +155,18 @@ class NewRows:
             self.step = row["step"]
             if (self.step, self._rows) > (self._had.step, self._had.rows):
                 tracker.log(self.step, named(row, self._classes))
+                self._judged.append(row)
+            elif not self._judged:
+                self._judged.append(row)
         if (self.step, self._rows) > (self._position.step, self._position.rows):
             self._position.step, self._position.rows = self.step, self._rows
             replace_file(self._position_file, msgspec.json.encode(self._position))
+
+    def first_warning(self) -> str:
+        """That the training went astray, the first time that new rows show it; else ""."""
+        said = "" if self._warned else course.astray(self._judged, len(self._classes))
+        self._judged, self._warned = self._judged[:1], self._warned or bool(said)
+        return said
 
 
 if __name__ == "__main__":

@@ -77,6 +77,10 @@ class TensorBoardTracker:
         for summary in hparams(keys, metrics):
             self._writer._get_file_writer().add_summary(summary)
 
+    def warned(self, words: str) -> None:
+        """Write it as text."""
+        self._writer.add_text("warning", _cell(words))
+
     def failed(self, state: str, words: str) -> None:
         """Write what happened as text."""
         self._writer.add_text("outcome", f"**{state}.** {_cell(words)}")

@@ -73,6 +73,11 @@ class WandbTracker:
             logged[f"{split}/report"] = wandb.Html(str(media.report), inject=False)
         self._run.log(media.scalars | logged, step=self._monotonic(step))
 
+    def warned(self, words: str) -> None:
+        """Send an alert, as `failed` does."""
+        print(words)
+        self._run.alert(title=f"Went astray: {self._run.name}", text=words, level="WARN")
+
     def failed(self, state: str, words: str) -> None:
         """Send an alert, which W&B passes on by mail or Slack as its user has it."""
         print(f"{state}: {words}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from vgg_ddp.report import charts, words
@@ -21,6 +22,7 @@ def values(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "words": abstention_sentence(shown, words.images_of(images, evaluation.split)),
         "sets": sets_sentence(found, evaluation.classes),
+        "slider": slider(found["curve"]),
         "rows": [
             {
                 "sureness": words.percent(row["sureness"], 0),
@@ -35,6 +37,22 @@ def values(evaluation: Evaluation) -> dict[str, Any]:
         "svg": charts.lines(
             "accuracy of its answers", caption, [line], "accuracy", shares=True, x_label="share answered"
         ),
+    }
+
+
+def slider(curve: dict[str, list[float]]) -> dict[str, Any] | None:
+    """What the slider moves over: sureness, share answered and accuracy of each point, from answering all to the surest alone.
+
+    None for evaluations of versions that kept no sureness.
+    """
+    if "sureness" not in curve:
+        return None
+    points = [*zip(curve["sureness"], curve["coverage"], curve["accuracy"])][::-1]
+    first = next((k for k, (sureness, _, _) in enumerate(points) if sureness >= SHOWN_SURENESS), len(points) - 1)
+    return {
+        "first": first,
+        "last": len(points) - 1,
+        "points": json.dumps([[round(value, 4) for value in point] for point in points]),
     }
 
 

@@ -10,7 +10,7 @@ from vgg_ddp.analysis.confusions import Counts, cumulative, recall, taken_for
 from vgg_ddp.analysis.standing import Standing
 from vgg_ddp.config import Config
 from vgg_ddp.report import words
-from vgg_ddp.report.reading import Evaluation
+from vgg_ddp.report.reading import Evaluation, validation_images
 from vgg_ddp.report.sections import curves
 
 STANDS = {"better": "better", "worse": "worse", "too few images": "too few"}  # than the others together
@@ -66,15 +66,10 @@ def _kind(evaluation: Evaluation, k: int) -> dict[str, str]:
 
 def _validated(evaluation: Evaluation, recipe: Config | None) -> str:
     """On how many images the training was validated, and how many that is of a class."""
-    counts = evaluation.summary["data"]["class_counts"]
-    share = recipe.data.validation if recipe else 0.0
-    of_classes = (
-        counts["validation"] if "validation" in counts else [round(count * share) for count in counts.get("train", [])]
-    )
-    images = sum(of_classes)
+    images = validation_images(evaluation, recipe)
     if not images:
         return "validation images"
-    each = max(1, round(images / len(of_classes)))
+    each = max(1, round(images / len(evaluation.classes)))
     return f"{words.images_of(images, 'validation')}, about {words.number(each)} of each class"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vgg_ddp.analysis import course
 from vgg_ddp.analysis.confusions import Counts, leading, recall, taken_for
 from vgg_ddp.analysis.standing import FEWEST, Standing
 from vgg_ddp.report import words
@@ -17,11 +18,13 @@ from vgg_ddp.report.sections.data import evenness_sentence
 from vgg_ddp.report.sections.matrices import groups_sentence, kind_sentence
 from vgg_ddp.report.sections.per_class import kin_sentence, misses_sentence
 
+ENDED = {"rising": "still improving", "level": "yes", "fallen": "for a while"}
+RATE_AT_ITS_END = 0.1  # of the highest
 NEARLY_ALL = 0.98  # of the training images: there is no more to learn from them
 
 
-def values(evaluation: Evaluation) -> dict[str, Any]:
-    """The title, the story, and a card for each question."""
+def values(evaluation: Evaluation, ending: course.Ending | None) -> dict[str, Any]:
+    """The title, the story, and a card for each question; `ending`: of the training, where it is known."""
     classes, confusion, summary = evaluation.classes, evaluation.confusion, evaluation.summary
     accuracy = words.percent(summary["accuracy"])
     story = [
@@ -40,7 +43,7 @@ def values(evaluation: Evaluation) -> dict[str, Any]:
             {"first": k, "share": share, "accuracy": words.percent(share)} for k, share in _top_k(evaluation).items()
         ],
         "story": " ".join(sentence for sentence in story if sentence),
-        "cards": _cards(evaluation),
+        "cards": _cards(evaluation, ending),
     }
 
 
@@ -49,7 +52,7 @@ def _top_k(evaluation: Evaluation) -> dict[str, float]:
     return {"1": evaluation.summary["accuracy"], **evaluation.summary["top_k_accuracy"]}
 
 
-def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
+def _cards(evaluation: Evaluation, ending: course.Ending | None) -> list[dict[str, Any]]:
     """The questions to ask of any classifier, each with its answer in a word and in a sentence."""
     classes, confusion, summary = evaluation.classes, evaluation.confusion, evaluation.summary
     worst = evaluation.looked_at
@@ -100,6 +103,16 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
             "words": baselines_sentence(confusion, neighbour),
         }
     )
+    if ending:
+        cards.append(
+            {
+                "question": "Did the training go well?",
+                "answer": "no" if summary["warnings"] else ENDED[ending.verdict],
+                "words": f"{summary['warnings'][0]}" if summary["warnings"] else ending_sentence(ending),
+                "link": "training",
+                "link_words": "The curves.",
+            }
+        )
     remembered = summary.get("training_images")
     if remembered:
         cards.append(
@@ -260,6 +273,28 @@ def baselines_sentence(confusion: Counts, neighbour: dict[str, int]) -> str:
         f"grey pixels) for {words.percent(neighbour['correct'] / neighbour['images'])}; the network for "
         f"{words.percent(int(np.trace(confusion)) / images)} of the {words.images_of(images, 'test')}."
     )
+
+
+def ending_sentence(ending: course.Ending) -> str:
+    """Whether the validation accuracy still rose at the end of the training, had levelled off, or had fallen."""
+    last = f"{words.percent(ending.last)} after epoch {_epoch(ending.last_epoch)}"
+    if ending.verdict == "fallen":
+        return (
+            f"The validation accuracy was best, {words.percent(ending.best)}, after epoch "
+            f"{_epoch(ending.best_epoch)}, and is {last}: less by more than chance. evaluate.checkpoint=best takes "
+            "the network of that epoch."
+        )
+    before = f"{words.percent(ending.before)} after epoch {_epoch(ending.before_epoch)}"
+    if ending.verdict == "level":
+        return f"The validation accuracy was {before} and {last}, no more than chance apart: it had levelled off."
+    rate = (
+        " The learning rate had fallen to its end by then, so begin anew." if ending.rate_left < RATE_AT_ITS_END else ""
+    )
+    return f"The validation accuracy rose from {before} to {last}: with more epochs it may be better.{rate}"
+
+
+def _epoch(epoch: float) -> str:
+    return f"{round(epoch, 2):g}"
 
 
 def memory_sentence(remembered: dict[str, Any], test_accuracy: float, test_images: int) -> str:
