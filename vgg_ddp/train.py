@@ -22,14 +22,13 @@ from vgg_ddp.errors import StoppedOnRequest, leave
 from vgg_ddp.evaluation.inference import predict
 from vgg_ddp.loaders import Batch
 from vgg_ddp.optim import optimizers, plateau, precision
-from vgg_ddp.randomness import torch_seed
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import TrainingProgress, say
 from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint
 from vgg_ddp.run.metrics_log import MetricsLog
 from vgg_ddp.run.resolved import ResolvedRun
-from vgg_ddp.training import continuing, cuda_graph, environment
-from vgg_ddp.training.job import Job, build_job
+from vgg_ddp.training import continuing, cuda_graph, divergence, environment
+from vgg_ddp.training.job import Job, build_job, seed_dropout
 from vgg_ddp.training.loading import resume
 from vgg_ddp.training.profiling import traced
 from vgg_ddp.training.recorder import Recorder
@@ -113,11 +112,6 @@ def validate(job: Job, state: State, recorder: Recorder) -> bool:
     return best
 
 
-def seed_dropout(seed: int, step: int, rank: int) -> None:
-    """Make the random numbers inside a step follow from its number, so that no random state need be saved."""
-    torch.manual_seed(torch_seed(seed, step, f"dropout {rank}"))
-
-
 def save(job: Job, state: State, recorder: Recorder, best: bool = False) -> None:
     """Begin to write a checkpoint of this moment."""
     recorder.row()
@@ -174,7 +168,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
             stop = StopRequest(world, config.log.every_steps, config.communication.synchronise_every)
             with stop, job.saver, traced(config.profile if world.is_main else 0, left, directory.trace) as after_step:
                 overflows = config.precision == "fp16" or config.loss.on_nonfinite == "skip"
-                shown = after_step, job.engine.figures, overflows, watch, job.answers.first_not_finite
+                shown = after_step, job.engine.figures, overflows, watch, partial(divergence.where, job, take_step)
                 recorder = Recorder(state, world, config.batch, steps_per_epoch, job.total_steps, log, progress, *shown)
                 train(job, state, recorder, stop)
             progress.close()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from tests.support.rank_processes import Launch
+from tests.support.rank_processes import Launch, Train
 from vgg_ddp.config import Config
 from vgg_ddp.config.schema import CheckpointConfig
 from vgg_ddp.distributed.world import World
@@ -29,6 +31,7 @@ def test_two_ranks_end_with_one_line(launch: Launch, runs: Path) -> None:
     assert ranks.wait() == [EXIT_USER_ERROR] * 2, ranks.stderr
     (line,) = ranks.stderr.splitlines()
     assert "the training has diverged; set resume=auto" in line
+    assert re.search(r"first layer that is not finite: what features\.\d+ \(\w+\) gives, in step \d+\)", line)
     rows = [
         json.loads(row, parse_constant=no_constant)
         for row in (runs / "diverging/metrics.jsonl").read_text().splitlines()
@@ -37,6 +40,21 @@ def test_two_ranks_end_with_one_line(launch: Launch, runs: Path) -> None:
     assert len(rows) < 20
     assert not (runs / "diverging/checkpoints/best").exists()
     assert not (runs / "diverging/evaluation").exists()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_first_layer_that_is_not_finite_is_named(size: int, launch: Launch, train: Train, runs: Path) -> None:
+    """A layer whose weights, finite themselves, are far too large, in the first step; before it all is well."""
+    folder = train(f"begin with {size}", "min_steps=1") / "checkpoints"
+    weights = load_file(next(folder.glob("step-*")) / "model.safetensors")
+    layer = [name for name in weights if name.startswith("features") and weights[name].ndim == 4][3]
+    weights[layer] = torch.full_like(weights[layer], 3e38)
+    save_file(weights, runs / f"too large {size}.safetensors")
+    words = (f"model.initialize_from={runs / f'too large {size}.safetensors'}", "min_steps=20", "log.every_steps=4")
+    ranks = launch(f"too large {size}", *words, size=size)
+    assert ranks.wait() == [EXIT_USER_ERROR] * size, ranks.stderr
+    name = layer.removesuffix(".weight")
+    assert re.search(rf"first layer that is not finite: what {name} \(\w+\) gives, in step 1\)", ranks.stderr)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
+import torch
 from torch import Tensor, nn
 
 from vgg_ddp import engines
@@ -18,6 +19,7 @@ from vgg_ddp.loaders import Batch
 from vgg_ddp.model.preprocess import Preprocess
 from vgg_ddp.optim import averaging, schedules
 from vgg_ddp.optim.averaging import Average
+from vgg_ddp.randomness import torch_seed
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.training import answers, cuda_graph, fitting, whitening
@@ -76,6 +78,11 @@ class Job:
         """The size to shrink this epoch's images to; None leaves them as they are."""
         sizes = self.config.data.train_sizes
         return sizes[epoch] if epoch < len(sizes) else None
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Make the random numbers inside a step follow from its number, so that no random state need be saved."""
+    torch.manual_seed(torch_seed(seed, step, f"dropout {rank}"))
 
 
 def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World) -> Job:

@@ -21,30 +21,42 @@ def resume(job: Job) -> State:
     Raises:
         UserError: there are checkpoints, but of another training, or none that is whole.
     """
-    world, config = job.world, job.config
-    identity = continuing.identity(config, job.data.dataset)
-    files = b""
-    with world.together():
-        if world.is_main:
-            files = _newest(job, expected(job), identity)
-    files = world.broadcast(files)
-    if not files:
-        if world.is_main:
-            job.run.keep_metrics_until(-1, epoch_ended=False)  # of one that ended before its first checkpoint
-        job.answers.load(None, State())
-        return State(identity=identity)
-    contents = checkpoint.unpack(files)
-    state = checkpoint.state(contents)
-    job.engine.load_weights(checkpoint.tensors(contents, "model.safetensors"))
-    job.engine.load_state(checkpoint.tensors(contents, "optimizer.safetensors"), state.engine)
-    if config.ema:
-        job.average.network.load_state_dict(checkpoint.tensors(contents, "ema.safetensors"))
+    contents = _newest_of_all(job)
+    state = _loaded(job, contents)
     answers = checkpoint.tensors(contents, checkpoint.ANSWERS)["answers"] if checkpoint.ANSWERS in contents else None
     job.answers.load(answers, state)
-    if world.is_main and not job.finished(state):
+    if job.world.is_main and not contents:
+        job.run.keep_metrics_until(-1, epoch_ended=False)  # of one that ended before its first checkpoint
+    elif job.world.is_main and not job.finished(state):
         job.run.keep_metrics_until(state.step, epoch_ended=state.step_in_epoch == 0)
         say(f"continuing at step {state.step} of {job.total_steps}")
     return state
+
+
+def begin(job: Job) -> State:
+    """`resume` without a trace: what the run's folder holds of later steps stays."""
+    return _loaded(job, _newest_of_all(job))
+
+
+def _loaded(job: Job, contents: checkpoint.Files) -> State:
+    if not contents:
+        return State(identity=continuing.identity(job.config, job.data.dataset))
+    state = checkpoint.state(contents)
+    job.engine.load_weights(checkpoint.tensors(contents, "model.safetensors"))
+    job.engine.load_state(checkpoint.tensors(contents, "optimizer.safetensors"), state.engine)
+    if job.config.ema:
+        job.average.network.load_state_dict(checkpoint.tensors(contents, "ema.safetensors"))
+    return state
+
+
+def _newest_of_all(job: Job) -> checkpoint.Files:
+    """The newest checkpoint that fits, on every rank; nothing where there is none. All ranks together."""
+    world, files = job.world, b""
+    with world.together():
+        if world.is_main:
+            files = _newest(job, expected(job), continuing.identity(job.config, job.data.dataset))
+    files = world.broadcast(files)
+    return checkpoint.unpack(files) if files else {}
 
 
 def _newest(job: Job, expected: Expected, identity: dict[str, object]) -> bytes:
