@@ -8,13 +8,14 @@ from typing import Any
 from vgg_ddp.report import charts, words
 from vgg_ddp.report.reading import Evaluation
 
-SHOWN_SURENESS = 0.9  # in the sentence
+ENOUGH = 0.5  # of the images: the sentence is of the highest sureness at which it still answers so many
 
 
 def values(evaluation: Evaluation) -> dict[str, Any]:
     """The sentences, the table and the curve of the section."""
     found, images = evaluation.summary["abstention"], evaluation.summary["images"]
-    shown = next(row for row in found["thresholds"] if row["sureness"] == SHOWN_SURENESS)
+    enough = [row for row in found["thresholds"] if row["coverage"] >= ENOUGH]
+    shown = (enough or found["thresholds"][:1])[-1]
     caption = (
         f"Accuracy of the answers that the network to {evaluation.dataset} is surest of, by the share that it answers"
     )
@@ -22,7 +23,7 @@ def values(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "words": abstention_sentence(shown, words.images_of(images, evaluation.split)),
         "sets": sets_sentence(found, evaluation.classes),
-        "slider": slider(found["curve"]),
+        "slider": slider(found["curve"], shown["sureness"]),
         "rows": [
             {
                 "sureness": words.percent(row["sureness"], 0),
@@ -40,15 +41,15 @@ def values(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def slider(curve: dict[str, list[float]]) -> dict[str, Any] | None:
+def slider(curve: dict[str, list[float]], sureness: float) -> dict[str, Any] | None:
     """What the slider moves over: sureness, share answered and accuracy of each point, from answering all to the surest alone.
 
-    None for evaluations of versions that kept no sureness.
+    It begins at `sureness`. None for evaluations of versions that kept no sureness.
     """
     if "sureness" not in curve:
         return None
     points = [*zip(curve["sureness"], curve["coverage"], curve["accuracy"])][::-1]
-    first = next((k for k, (sureness, _, _) in enumerate(points) if sureness >= SHOWN_SURENESS), len(points) - 1)
+    first = next((k for k, (sure, _, _) in enumerate(points) if sure >= sureness), len(points) - 1)
     return {
         "first": first,
         "last": len(points) - 1,
