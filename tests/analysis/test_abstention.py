@@ -117,4 +117,4 @@ def test_a_class_that_the_sets_leave_out_is_named_and_equal_ones_are_not() -> No
 
 def test_answers_of_equal_probability_are_one_point() -> None:
     curve = abstention.curve(np.full(7, 0.5), np.array([True] * 3 + [False] * 4))
-    assert curve == {"coverage": [1.0], "accuracy": [3 / 7]}
+    assert curve == {"coverage": [1.0], "accuracy": [3 / 7], "sureness": [0.5]}

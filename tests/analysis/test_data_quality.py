@@ -64,7 +64,10 @@ def test_a_double_is_found_among_photos_with_more_pixels_than_are_paid_for(tmp_p
     files["train/cat/08.jpg"] = encode(smooth(224, 224, 3), quality=50)  # as test/cat/03.jpg
     source = write_folder(tmp_path / "source", files)
     dataset = prepare(str(source), tmp_path / "dataset", lambda line: None, tmp_path / "downloads")
-    found = data_quality.describe(dataset, 6 * 224**2)["near_duplicates"]["train"]  # six, decoded whole
+    signs: list[str] = []
+    described = data_quality.describe(dataset, 6 * 224**2, lambda: signs.append("of life"))  # six, decoded whole
+    assert len(signs) > 3
+    found = described["near_duplicates"]["train"]
     assert (found["looked_at"], found["of"]) == (24, 24)
     named = [(dataset.split("test").key(i), dataset.split("train").key(j)) for i, j, _ in found["pairs"]]
     assert [tuple(Path(key).name for key in pair) for pair in named] == [("03.jpg", "08.jpg")]

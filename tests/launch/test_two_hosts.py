@@ -175,7 +175,7 @@ def test_a_link_that_is_cut_and_mended(
 ) -> None:
     """For longer than `timeout`: the ranks wait for one another, are ended on both hosts, and start again once it is mended."""
     run = disk / "link"
-    words = (f"run.dir={run}", "checkpoint.every_steps=2", "timeout=5", "--grace", "90")
+    words = (f"run.dir={run}", "checkpoint.every_steps=2", "timeout=15", "--grace", "90")
     started = [launches.start(host, config, *words) for host in hosts]
     wait_until(lambda: steps_logged(run) >= 3, 60)
     ranks = [rank for launch in started for rank in ranks_of(launch.pid)]

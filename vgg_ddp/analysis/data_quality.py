@@ -26,11 +26,12 @@ JPEG, PROGRESSIVE = b"\xff\xd8", 0xC2  # how a file begins, and a marker in it
 BYTES_A_PIXEL, PROGRESSIVE_BYTES_A_PIXEL = 4, 1
 
 
-def describe(dataset: Dataset, most_pixels: int = MOST_PIXELS) -> dict[str, Any]:
+def describe(dataset: Dataset, most_pixels: int = MOST_PIXELS, go_on: duplicates.GoOn = tuple) -> dict[str, Any]:
     """Images of each class in each split, and the near-duplicates of test images.
 
     Args:
         most_pixels: to pay for in search of them, of each split; see `affordable`.
+        go_on: called now and then, to show that the search goes on.
 
     Returns: `class_counts` by split, `notes` on unusual images, `nearest_neighbour` (see `_nearest_neighbour`), and
     `near_duplicates` with, for "train" and "test", the images `looked_at` of how many (`of`), the number of `test_images` that
@@ -43,8 +44,9 @@ def describe(dataset: Dataset, most_pixels: int = MOST_PIXELS) -> dict[str, Any]
         name: duplicates.grey(_brightness(split, int(sample)) for sample in looked_at[name])
         for name, split in (("test", test), ("train", train))
     }
-    neighbours = duplicates.nearest(grey["test"], grey["train"])
-    across, within = duplicates.find(grey["test"], grey["train"], neighbours), duplicates.find_within(grey["test"])
+    neighbours = duplicates.nearest(grey["test"], grey["train"], go_on=go_on)
+    across = duplicates.find(grey["test"], grey["train"], neighbours, go_on)
+    within = duplicates.find_within(grey["test"], go_on)
     return {
         "class_counts": {name: split.class_counts for name, split in dataset.record.splits.items()},
         "notes": dataset.record.notes,

@@ -6,7 +6,7 @@ looked at pixel by pixel, over all shifts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ _CANDIDATES = 1_000  # looked at closely at a time, 30 MB
 _INNER = SIDE - 2 * MOST_SHIFT
 
 Pair = tuple[int, int, float]
+GoOn = Callable[[], object]  # called now and then, to show that the search goes on
 
 
 def grey(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -58,7 +59,9 @@ class Neighbours(NamedTuple):
     mirrored: NDArray[np.bool_]
 
 
-def nearest(small: NDArray[np.uint8], others: NDArray[np.uint8], themselves: bool = False) -> Neighbours:
+def nearest(
+    small: NDArray[np.uint8], others: NDArray[np.uint8], themselves: bool = False, go_on: GoOn = tuple
+) -> Neighbours:
     """The neighbours of each of `small` among `others`, exactly.
 
     Args:
@@ -69,6 +72,7 @@ def nearest(small: NDArray[np.uint8], others: NDArray[np.uint8], themselves: boo
     blocks = -(-len(others) // _BLOCK)
     parts: list[Neighbours] = []
     for start in range(0, len(small), _ROWS):
+        go_on()
         rows = slice(start, start + _ROWS)
         turned = odd[rows] @ theirs[1]  # changes its sign where one of two is mirrored
         likeness = np.full((len(turned), blocks * _BLOCK), -2.0, dtype=np.float32)
@@ -89,7 +93,9 @@ def nearest(small: NDArray[np.uint8], others: NDArray[np.uint8], themselves: boo
     return Neighbours(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
 
-def find(small: NDArray[np.uint8], others: NDArray[np.uint8], neighbours: Neighbours) -> list[Pair]:
+def find(
+    small: NDArray[np.uint8], others: NDArray[np.uint8], neighbours: Neighbours, go_on: GoOn = tuple
+) -> list[Pair]:
     """Pairs (i, j, correlation) of a picture of `small` and one of its neighbours that show the same, the most alike first.
 
     Under one of all shifts of up to `MOST_SHIFT` pixels, mirrored or not, their grey pixels correlate at `LEAST_CORRELATION`
@@ -99,6 +105,7 @@ def find(small: NDArray[np.uint8], others: NDArray[np.uint8], neighbours: Neighb
     j, mirrored = neighbours.others[i, place], neighbours.mirrored[i, place]
     pairs: list[Pair] = []
     for start in range(0, len(i), _CANDIDATES):
+        go_on()
         part = slice(start, start + _CANDIDATES)
         first, second = small[i[part]].astype(np.float32), others[j[part]].astype(np.float32)
         first = np.where(mirrored[part, None, None], first[..., ::-1], first)
@@ -113,9 +120,9 @@ def find(small: NDArray[np.uint8], others: NDArray[np.uint8], neighbours: Neighb
     return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
 
 
-def find_within(small: NDArray[np.uint8]) -> list[Pair]:
+def find_within(small: NDArray[np.uint8], go_on: GoOn = tuple) -> list[Pair]:
     """`find` among the pictures themselves, each pair once."""
-    found = find(small, small, nearest(small, small, themselves=True))
+    found = find(small, small, nearest(small, small, themselves=True, go_on=go_on), go_on)
     once = {(min(i, j), max(i, j)): correlation for i, j, correlation in reversed(found)}
     return sorted(((i, j, c) for (i, j), c in once.items()), key=lambda pair: (-pair[2], pair[0], pair[1]))
 

@@ -88,8 +88,11 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
         reason,
         named_by="configuration" if config.analysis.groups else "data set",
     )
+    world.activity.go_on()
     search = Search(config, dataset, network, preprocess, world, tested, described)
-    data = data_quality.describe(dataset, BUDGETS[config.analysis.budget].compared_pixels)
+    compared = BUDGETS[config.analysis.budget].compared_pixels
+    data = data_quality.describe(dataset, compared, world.activity.go_on)
+    world.activity.go_on()
     metrics = last_written(read_metrics(RunDirectory(folder.parents[1]).metrics))
     summary = {
         "dataset": dataset.name,
