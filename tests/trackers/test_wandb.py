@@ -182,7 +182,8 @@ def test_a_training_that_diverges_sends_an_alert(launch: Any, runs: Path) -> Non
 
 def test_a_training_that_goes_astray_sends_an_alert_and_goes_on(launch: Any, runs: Path) -> None:
     """Once, however many losses are far above that of guessing."""
-    ranks = launch("astray", *WORDS, "min_steps=16", "optimizer.learning_rate=50", "log.every_steps=1")
+    words = ("min_steps=16", "model.batch_norm=true", "optimizer.learning_rate=2", "log.every_steps=1")
+    ranks = launch("astray", *WORDS, *words)
     assert ranks.wait() == [0]
     (segment,) = wandb_segments(runs / "astray")
     found = wandb_records(segment)
