@@ -142,9 +142,8 @@ class NewRows:
         self._had = msgspec.structs.replace(self._position)  # when this process began
         self.first_step = self._had.step + 1 if self._had.rows else 0
         self._byte = self.step = self._rows = 0
-        self._judged: list[
-            dict[str, Any]
-        ] = []  # the first row of the training, which others are held against, and new ones
+        # The first row of the training, which others are held against, and those that came since the last look.
+        self._judged: list[dict[str, Any]] = []
         self._warned = False
 
     def hand_to(self, tracker: Tracker) -> None:
@@ -153,10 +152,10 @@ class NewRows:
         for row in rows:
             self._rows = self._rows + 1 if row["step"] == self.step else 1
             self.step = row["step"]
-            if (self.step, self._rows) > (self._had.step, self._had.rows):
+            is_new = (self.step, self._rows) > (self._had.step, self._had.rows)
+            if is_new:
                 tracker.log(self.step, named(row, self._classes))
-                self._judged.append(row)
-            elif not self._judged:
+            if is_new or not self._judged:
                 self._judged.append(row)
         if (self.step, self._rows) > (self._position.step, self._position.rows):
             self._position.step, self._position.rows = self.step, self._rows

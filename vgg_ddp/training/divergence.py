@@ -15,9 +15,7 @@ from vgg_ddp.run.console import say
 from vgg_ddp.training import loading
 from vgg_ddp.training.job import Job, build_job, seed_dropout
 
-MOST_SECONDS = (
-    60.0  # of steps once more; a training that saves seldom may have had longer ones since its newest checkpoint
-)
+MOST_SECONDS = 60.0  # of steps once more: a training that saves seldom may have taken hours of them
 TakeStep = Callable[..., None]  # `vgg_ddp.train.take_step`
 
 

@@ -108,7 +108,7 @@ def _cards(evaluation: Evaluation, ending: course.Ending | None) -> list[dict[st
             {
                 "question": "Did the training go well?",
                 "answer": "no" if summary["warnings"] else ENDED[ending.verdict],
-                "words": f"{summary['warnings'][0]}" if summary["warnings"] else ending_sentence(ending),
+                "words": summary["warnings"][0] if summary["warnings"] else ending_sentence(ending),
                 "link": "training",
                 "link_words": "The curves.",
             }
