@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -33,7 +34,7 @@ from vgg_ddp.data.order import Order, Slice, evaluation_slices
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split
 from vgg_ddp.data.storage import Storage
-from vgg_ddp.distributed.world import ALONE
+from vgg_ddp.distributed.world import ALONE, World
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch, Loader, build
 from vgg_ddp.loaders.choice import choose
@@ -564,6 +565,15 @@ def test_resident_loaders_of_a_split_share_its_pixels(datasets: dict[str, Datase
     assert one is other
     assert isinstance(raw, RawSplit)
     assert np.shares_memory(resident_pixels(raw, DataConfig(), ALONE, sharded=False).numpy(), raw.images)
+
+
+def test_the_pixels_of_another_device_and_those_of_one_rank_are_others(datasets: dict[str, Dataset]) -> None:
+    raw = datasets["raw"].split("train")
+    elsewhere = replace(ALONE, device=torch.device("meta"))
+    assert resident_pixels(raw, DataConfig(), elsewhere, sharded=False).is_meta
+    part = resident_pixels(raw, DataConfig(), World(1, 2, 1, 2, torch.device("cpu")), sharded=True)
+    whole = resident_pixels(raw, DataConfig(), ALONE, sharded=False)
+    assert torch.equal(part, whole[1::2])
 
 
 def test_synthetic_batches_have_the_shapes_and_labels_of_the_real_ones(datasets: dict[str, Dataset]) -> None:

@@ -118,6 +118,7 @@ def test_a_recorded_step_goes_on_as_the_step_itself(keys: dict[str, Any], few_di
     assert program is not None
     names = " ".join(str(node.target) for node in program.graph.nodes)
     assert "local_scalar_dense" not in names and "nonzero" not in names
+    assert "lift_fresh" not in names  # a number of the host's, which a CUDA graph may not copy
 
 
 def test_nothing_before_the_loss_leaves_the_gpu(few_digits: Path) -> None:

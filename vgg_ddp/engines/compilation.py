@@ -72,10 +72,10 @@ def unrecordable(config: Config, world: World) -> str:
 
 
 def compilations(config: Config, network: VGG, world: World) -> dict[str, Callable[[], nn.Module]]:
-    """By name, what builds each form of the network that `compile=auto` tries. CUDA graphs are untested on a GPU.
+    """By name, what builds each form of the network that `compile=auto` tries.
 
-    The compiler's CUDA graphs write each pass into the memory of the one before, so they are not tried where gradients of
-    several micro-batches are accumulated.
+    The compiler's CUDA graphs, untested on a GPU, write each pass into the memory of the one before, so they are not tried
+    where gradients of several micro-batches are accumulated.
     """
     forms: dict[str, Callable[[], nn.Module]] = {
         EAGER: lambda: network,

@@ -29,6 +29,8 @@ from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch, Loader
 
+AT_A_TIME = 256  # images that a thread decodes
+
 
 class ResidentLoader(Loader):
     """See `vgg_ddp.loaders.Loader`. Crops and flips can be left to `finish`, which computes them on the device alone.
@@ -118,7 +120,7 @@ class ResidentLoader(Loader):
         return received.index_select(0, back)
 
 
-_kept: WeakKeyDictionary[Split, Tensor] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[Split, dict[tuple[torch.device, bool], Tensor]] = WeakKeyDictionary()
 
 
 def resident_pixels(split: Split, config: DataConfig, world: World, sharded: bool) -> Tensor:
@@ -127,11 +129,12 @@ def resident_pixels(split: Split, config: DataConfig, world: World, sharded: boo
     Returns:
         uint8 [count, height, width, 3].
     """
-    if split not in _kept:
+    kept, place = _kept.setdefault(split, {}), (world.device, sharded)
+    if place not in kept:
         samples = np.arange(len(split))
         samples = samples[samples % world.size == world.rank] if sharded else samples
-        _kept[split] = _decoded(split, samples, config, world)
-    return _kept[split]
+        kept[place] = _decoded(split, samples, config, world)
+    return kept[place]
 
 
 def _decoded(split: Split, samples: NDArray[np.int64], config: DataConfig, world: World) -> Tensor:
@@ -155,6 +158,10 @@ def _by_dali(split: EncodedSplit, samples: NDArray[np.int64], world: World) -> I
 
 
 def _by_pillow(split: EncodedSplit, samples: NDArray[np.int64], world: World) -> Iterator[tuple[int, Tensor]]:
+    """As `_by_dali`. Threads take many images at a time: to hand over a small one takes as long as to decode it."""
+    parts = np.array_split(samples, max(1, len(samples) // AT_A_TIME))
+    starts = np.cumsum([0, *map(len, parts)])
     with ThreadPoolExecutor(world.share_of_cores()) as pool:
-        for start, image in enumerate(pool.map(split.decode, samples.tolist())):
-            yield start, torch.tensor(image)[None]  # a copy: some are not writable, of which from_numpy warns
+        decoded = pool.map(lambda part: np.stack([split.decode(sample) for sample in part.tolist()]), parts)
+        for start, images in zip(starts.tolist(), decoded):
+            yield start, torch.from_numpy(images)

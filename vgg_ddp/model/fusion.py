@@ -11,7 +11,7 @@ from vgg_ddp.config import Config
 
 
 def fuse(features: nn.Sequential, config: Config, device: torch.device) -> None:
-    """Let one layer take the place of each batch norm, 2x2 max pool and ReLU in a row, in place, where `config` allows.
+    """Let one layer take the place of each batch norm and ReLU, and of a 2x2 max pool between them, where `config` allows.
 
     Parameters, buffers and their names stay, and every other layer keeps its place.
     """
@@ -20,12 +20,15 @@ def fuse(features: nn.Sequential, config: Config, device: torch.device) -> None:
         return
     if importlib.util.find_spec("triton") is None:  # which comes with torch on Linux
         return
-    from vgg_ddp.model.norm_pool_relu import NormPoolRelu2d
+    from vgg_ddp.model.fused_norm import FusedNorm2d
 
-    layers = list(features)
-    for number, (norm, pool, relu) in enumerate(zip(layers, layers[1:], layers[2:])):
-        if isinstance(norm, nn.BatchNorm2d) and isinstance(pool, nn.MaxPool2d) and isinstance(relu, nn.ReLU):
-            fused = NormPoolRelu2d(norm.num_features, norm.eps, norm.momentum)
+    layers = [*features, nn.Identity(), nn.Identity()]
+    for number, (norm, *after) in enumerate(zip(layers, layers[1:], layers[2:])):
+        pools = isinstance(after[0], nn.MaxPool2d)
+        if isinstance(norm, nn.BatchNorm2d) and isinstance(after[pools], nn.ReLU):
+            fused = FusedNorm2d(norm.num_features, norm.eps, norm.momentum, pool=2 if pools else 1)
             fused._parameters, fused._buffers = norm._parameters, norm._buffers
             fused.train(norm.training)
-            features[number], features[number + 1], features[number + 2] = fused, nn.Identity(), nn.Identity()
+            features[number] = fused
+            for gone in range(number + 1, number + 2 + pools):
+                features[gone] = nn.Identity()

@@ -86,8 +86,8 @@ def _as_kernel(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
 
 
-def newton_schulz(matrices: Tensor) -> Tensor:
-    """`ITERATIONS` of X = a X + b (X X^T) X + c (X X^T)^2 X on [n, rows, columns], no fewer columns than rows.
+def newton_schulz(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
+    """`iterations` of X = a X + b (X X^T) X + c (X X^T)^2 X on [n, rows, columns], no fewer columns than rows.
 
     On a GPU in bf16, which is enough for it. Elsewhere in the matrices' own type, on X X^T alone: all factors are polynomials
     of it, so they commute, and the long matrices are multiplied twice in place of ten times.
@@ -95,13 +95,13 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     matrices = matrices / torch.linalg.matrix_norm(matrices, keepdim=True).clamp(min=SMALLEST)
     if matrices.is_cuda:
         x = matrices.bfloat16()
-        for _ in range(ITERATIONS):
+        for _ in range(iterations):
             x = A * x + _rest(x @ x.mT) @ x
         return x
     square = matrices @ matrices.mT
     identity = torch.eye(square.shape[1], dtype=square.dtype, device=square.device)
     product = factor = A * identity + _rest(square)
-    for _ in range(ITERATIONS - 1):
+    for _ in range(iterations - 1):
         square = factor @ square @ factor
         factor = A * identity + _rest(square)
         product = factor @ product

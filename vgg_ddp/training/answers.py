@@ -36,9 +36,9 @@ class TrainingAnswers:
         """Keep the answers [n, classes] to a micro-batch; nothing here waits for the device."""
         piece = batch.slice
         where = piece.position if isinstance(piece, DeviceSlice) else slice(piece.start, piece.stop)
-        answers = torch.stack(margin_and_probability(logits.detach().float(), batch.labels))
-        self._kept[:2, where] = answers
-        self._kept[2, where] = 1
+        margin, probability = margin_and_probability(logits.detach().float(), batch.labels)
+        # Of one tensor on the device: to set a part to a number copies that from the host, which no CUDA graph records.
+        self._kept[:, where] = torch.stack([margin, probability, torch.ones_like(margin)])
 
     def so_far(self, state: State) -> Tensor | None:
         """The answers [2, positions] of the epoch at hand, not a number where they are not known; None at its beginning.

@@ -1,7 +1,8 @@
-"""The fused layer against torch's three, by Triton's interpreter on the CPU; and where a network has it."""
+"""The fused layer against torch's two and three, by Triton's interpreter on the CPU; and where a network has it."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -21,23 +22,26 @@ TOLERANCES = {torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-7}
 SHAPES = [(3, 64, 4, 6), (2, 70, 10, 8), (2, 8, 5, 4)]  # with ends of blocks, and an odd side
 
 
-def distances(dtype: torch.dtype, shape: tuple[int, ...], device: str) -> list[float]:
+def distances(dtype: torch.dtype, shape: tuple[int, ...], pool: int, device: str) -> list[float]:
     """How far outputs, gradients and statistics are from torch's, relative to the largest value."""
-    from vgg_ddp.model.norm_pool_relu import NormPoolRelu2d
+    from vgg_ddp.model import fused_norm
 
+    fused_norm.SMALLEST = 0
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(-3, 4, shape, generator=generator).float()  # many of the same: ties
     if dtype != torch.bfloat16:  # there the interpreter would make other ties
         pixels[0] = torch.randn(shape[1:], generator=generator)
-    upstream = torch.randn(shape[0], shape[1], shape[2] // 2, shape[3] // 2, generator=generator).to(device, dtype)
+    upstream = torch.randn(shape[0], shape[1], shape[2] // pool, shape[3] // pool, generator=generator).to(
+        device, dtype
+    )
     norm = nn.BatchNorm2d(shape[1])
     with torch.no_grad():
         norm.weight.copy_(torch.linspace(0.5, 1.5, shape[1]) * (1 - 2 * (torch.arange(shape[1]) % 2)))
         norm.bias.copy_(torch.linspace(0.5, -0.5, shape[1]))
-    fused = NormPoolRelu2d(shape[1])
+    fused = fused_norm.FusedNorm2d(shape[1], norm.eps, norm.momentum, pool)
     fused.load_state_dict(norm.state_dict())
     sides: list[list[Any]] = []
-    for layer in (fused, nn.Sequential(norm, nn.MaxPool2d(2), nn.ReLU())):
+    for layer in (fused, nn.Sequential(norm, nn.MaxPool2d(pool), nn.ReLU())):
         layer.to(device)
         images = pixels.to(device, dtype, memory_format=torch.channels_last).requires_grad_()
         outputs = layer(images)
@@ -50,58 +54,64 @@ def distances(dtype: torch.dtype, shape: tuple[int, ...], device: str) -> list[f
     return [((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in pairs]
 
 
-def interpreted() -> dict[tuple[torch.dtype, tuple[int, ...]], list[float]]:
+def interpreted() -> dict[tuple[torch.dtype, tuple[int, ...], int], list[float]]:
     os.environ["TRITON_INTERPRET"] = "1"
-    return {(dtype, shape): distances(dtype, shape, "cpu") for dtype in TOLERANCES for shape in SHAPES}
+    cases = itertools.product(TOLERANCES, SHAPES, (1, 2))
+    return {case: distances(*case, device="cpu") for case in cases}
 
 
 @pytest.mark.processes
-def test_is_torch_s_three_layers_to_rounding_ties_included() -> None:
+def test_is_torch_s_layers_to_rounding_ties_included() -> None:
     found = apart(interpreted, warm=False)  # Triton reads the variable when it is imported
     assert {key: values for key, values in found.items() if max(values) > TOLERANCES[key[0]]} == {}
 
 
-@pytest.mark.parametrize("kernel", ["_moments", "_outputs", "_sums", "_image_gradients"])
+@pytest.mark.parametrize("kernel", ["_moments", "_statistics", "_outputs", "_sums", "_slopes", "_image_gradients"])
 def test_the_kernels_compile_for_gpus(kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To machine code of an A100, which takes no GPU."""
     triton = pytest.importorskip("triton")
-    from vgg_ddp.model import norm_pool_relu
+    from vgg_ddp.model import fused_norm
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    function = getattr(norm_pool_relu, kernel)
-    images, sizes = {"images", "gradients", "found", "outputs"}, {"pixels", "height", "width", "channels"}
-    kinds = dict.fromkeys(images, "*bf16") | dict.fromkeys(sizes, "i32")
+    function = getattr(fused_norm, kernel)
+    images, numbers = {"images", "gradients", "found", "outputs"}, {"epsilon", "momentum"}
+    sizes = {"programs", "pixels", "height", "width", "channels"}
+    kinds = dict.fromkeys(images, "*bf16") | dict.fromkeys(sizes, "i32") | dict.fromkeys(numbers, "fp32")
     signature = {p.name: "constexpr" if p.is_constexpr else kinds.get(p.name, "*fp32") for p in function.params}
-    blocks = {"ROWS": norm_pool_relu.ROWS, "CHANNELS": norm_pool_relu.CHANNELS}
+    blocks = {name: getattr(fused_norm, name, 2) for name, kind in signature.items() if kind == "constexpr"}
     source = triton.compiler.ASTSource(fn=function, signature=signature, constexprs=blocks)
     a100 = triton.backends.compiler.GPUTarget("cuda", 80, 32)
     assert "cubin" in triton.compile(source, target=a100).asm
 
 
 @pytest.mark.parametrize(
-    ("keys", "device", "count"),
+    ("keys", "device", "count", "pools"),
     [
-        ({}, "cuda", 4),  # the fifth pool is the head's
-        ({"compile": "graph", "model": {"head": "paper"}, "data": {"image_size": 32}}, "cuda", 5),
-        ({}, "cpu", 0),
-        ({"compile": "auto"}, "cuda", 0),
-        ({"recompute": "stages"}, "cuda", 0),
-        ({"channels_last": False}, "cuda", 0),
-        ({"model": {"fused": False}}, "cuda", 0),
-        ({"model": {"sync_batch_norm": True}}, "cuda", 0),
-        ({"model": {"batch_norm": False}}, "cuda", 0),
+        ({}, "cuda", 7, 4),  # the fifth pool is the head's
+        ({"compile": "graph", "model": {"head": "paper"}, "data": {"image_size": 32}}, "cuda", 8, 5),
+        ({"model": {"activation": "gelu"}}, "cuda", 0, 0),
+        ({"model": {"pool_before_norm": True}}, "cuda", 8, 0),
+        ({}, "cpu", 0, 0),
+        ({"compile": "auto"}, "cuda", 0, 0),
+        ({"recompute": "stages"}, "cuda", 0, 0),
+        ({"channels_last": False}, "cuda", 0, 0),
+        ({"model": {"fused": False}}, "cuda", 0, 0),
+        ({"model": {"sync_batch_norm": True}}, "cuda", 0, 0),
+        ({"model": {"batch_norm": False}}, "cuda", 0, 0),
     ],
     ids=str,
 )
-def test_a_network_has_it_on_a_gpu_without_a_compiler(keys: dict[str, Any], device: str, count: int) -> None:
+def test_a_network_has_it_on_a_gpu_without_a_compiler(
+    keys: dict[str, Any], device: str, count: int, pools: int
+) -> None:
     pytest.importorskip("triton")
     config = msgspec.convert(keys, Config)
     model = config.model
-    network = vgg("A", model.batch_norm, model.head, 10, 32)
+    network = vgg("A", model.batch_norm, model.head, 10, 32, **model.variant)
     names = list(network.state_dict())
     fusion.fuse(network.features, config, torch.device(device))
     kinds = [type(layer).__name__ for layer in network.features]
-    assert kinds.count("NormPoolRelu2d") == count and kinds.count("Identity") == 2 * count
+    assert kinds.count("FusedNorm2d") == count and kinds.count("Identity") == count + pools
     assert list(network.state_dict()) == names
     side = FullyConvolutional(network, 32)._window
-    assert side == FullyConvolutional(vgg("A", model.batch_norm, model.head, 10, 32), 32)._window == 2
+    assert side == FullyConvolutional(vgg("A", model.batch_norm, model.head, 10, 32, **model.variant), 32)._window == 2
