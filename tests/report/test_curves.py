@@ -45,6 +45,18 @@ def test_diverged_training_is_drawn(tmp_path: Path) -> None:
     assert dict(section(page, "speed").table())["Loss"] == "not a number"
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "high"),
+    [(0.6, 0.0, 0.6), (1.0, 0.0, 1.0), (500.0, 0.0, 500.0), (0.0, 0.0, 1.0), (-2.0, -2.0, 0.0)],
+)
+def test_a_line_that_never_changes_stands_between_zero_and_itself(value: float, low: float, high: float) -> None:
+    drawn = [charts.Line("validation", ([1.0, 2.0, 3.0], [value] * 3), "validation")]
+    svg = Page(str(charts.lines("value", "Value", drawn, "value", shares=0 < value <= 1))).root.all("svg")[0]
+    frame = json.loads(svg.attributes["data-chart"])["frame"]
+    assert frame[-2:] == pytest.approx([low, high])
+    assert "120 %" not in svg.text
+
+
 @pytest.mark.parametrize("peak", [23.0, 138_308.0])
 def test_a_loss_that_rises_far_above_its_beginning_does_not_flatten_the_rest(peak: float) -> None:
     """On a logarithmic axis, which the chart names; the points stay what they are."""

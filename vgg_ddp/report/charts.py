@@ -60,7 +60,8 @@ def lines(
         values = [math.log10(y) for y in values]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     low = 0.0 if low >= 0 and low < 0.6 * high and not logarithmic else low
-    high = high if high > low else low + (abs(low) or 1.0)
+    if low == high:  # nothing rises or falls: shown against zero
+        low, high = min(low, 0.0), max(high, 0.0) if low else 1.0
     across, up = _ticks(0.0, max(ends, default=1.0) or 1.0, 6), _ticks(low, high, 5)
     if logarithmic:
         up = _decades(low, high)
