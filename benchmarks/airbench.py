@@ -114,7 +114,9 @@ class Muon:
             velocity.mul_(MUON_MOMENTUM).add_(weight.grad)
             update = weight.grad.add(velocity, alpha=MUON_MOMENTUM).flatten(1)
             tall = update.shape[0] > update.shape[1]
-            polar = newton_schulz((update.T if tall else update)[None], ITERATIONS)[0]
+            matrix = update.T if tall else update
+            matrix = matrix.bfloat16() if matrix.is_cuda else matrix  # whose norm may be above what float16 can hold
+            polar = newton_schulz(matrix[None], ITERATIONS)[0]
             weight.mul_(math.sqrt(len(weight)) / weight.norm())
             weight.add_((polar.T if tall else polar).reshape(weight.shape).to(weight.dtype), alpha=-rate)
 
@@ -220,7 +222,11 @@ def load(source: str, directory: str, device: torch.device) -> tuple[Images, Ima
 
 
 def main() -> None:
-    """Train with each seed, print and keep the rows."""
+    """Train with each seed, print and keep the rows.
+
+    Raises:
+        UserError: the images do not fit the recipe.
+    """
     parser = command.parser("airbench", __doc__)
     parser.add_argument("--data", required=True, help="a data source, as data.source takes it")
     parser.add_argument("--directory", default="datasets", help="where prepared data sets are (default: datasets)")
@@ -228,6 +234,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=8, help="(default: 8, those of 94 percent)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network, in the first seed's seconds")
     options = parser.parse_args()
+    if options.seeds < 1 or options.epochs <= 0:
+        raise UserError("--seeds is 1 or more, and --epochs above 0")
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True
     images, test, classes = load(options.data, options.directory, device_of(0))

@@ -74,9 +74,11 @@ def _examine_apex() -> None:
 
 def _examine_compilers() -> None:
     if shutil.which(os.environ.get("CXX", "g++")) is None:
-        print("note  no C++ compiler: only needed for compile; install g++, or name one in CXX")
+        print(
+            "note  no C++ compiler: only needed for compile, and on a GPU for model.fused; install g++, or name one in CXX"
+        )
     if importlib.util.find_spec("triton") is None:
-        print("note  no triton: only needed for compile on a GPU; pip install triton")
+        print("note  no triton: only needed for compile and model.fused on a GPU; pip install triton")
 
 
 def _examine_devices() -> None:

@@ -26,8 +26,8 @@ def test_crops_move_and_mirror_by_whole_pixels() -> None:
     assert torch.equal(airbench.crops(images, 0, flip, generator)[1::2], images[1::2].flip(3))
     found = airbench.crops(images, 2, ~flip, generator)
     padded = functional.pad(torch.where(flip[:, None, None, None], images, images.flip(3)), [2] * 4, mode="reflect")
-    places = [[(y, x) for y in range(5) for x in range(5) if torch.equal(ours, all[:, y : y + 32, x : x + 32])]
-              for ours, all in zip(found, padded)]  # fmt: skip
+    places = [[(y, x) for y in range(5) for x in range(5) if torch.equal(ours, source[:, y : y + 32, x : x + 32])]
+              for ours, source in zip(found, padded)]  # fmt: skip
     assert all(len(place) == 1 for place in places)
     assert len({place[0] for place in places}) > 10
 

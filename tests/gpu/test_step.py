@@ -81,7 +81,7 @@ def test_the_fused_layer_is_torch_s_to_rounding(dtype: torch.dtype, pool: int, d
     if device.type == "cpu":
         pytest.skip("tests/model has it by Triton's interpreter")
     for shape in [*SHAPES, (64, 128, 16, 16)]:
-        assert max(distances(dtype, shape, pool, "cuda")) < 4 * TOLERANCES_OF_FUSED[dtype]
+        assert max(distances(dtype, shape, pool, frozen=False, device="cuda")) < 4 * TOLERANCES_OF_FUSED[dtype]
 
 
 def bytes_of_tensors(device: torch.device) -> int:

@@ -576,6 +576,11 @@ def test_the_pixels_of_another_device_and_those_of_one_rank_are_others(datasets:
     assert torch.equal(part, whole[1::2])
 
 
+def test_a_rank_that_has_none_of_the_images_decodes_none(datasets: dict[str, Dataset]) -> None:
+    last = World(999_999, 1_000_000, 0, 1, torch.device("cpu"))
+    assert resident_pixels(datasets["jpeg"].split("train"), DataConfig(), last, sharded=True).shape == (0, 32, 32, 3)
+
+
 def test_synthetic_batches_have_the_shapes_and_labels_of_the_real_ones(datasets: dict[str, Dataset]) -> None:
     split = datasets["raw"].split("train")
     parts = training_slices(split)

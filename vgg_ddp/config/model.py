@@ -59,7 +59,12 @@ class ModelConfig(Group, frozen=True):
     sync_batch_norm: Annotated[bool, key("normalise over the batch of all ranks; costs messages in every layer")] = (
         False
     )
-    fused: Annotated[bool, key("on a GPU, without a compiler: batch norm, 2x2 pool and ReLU as one kernel")] = True
+    fused: Annotated[
+        bool,
+        key(
+            "on a GPU, without a compiler: batch norm, ReLU and a 2x2 pool between them as one, where a layer is large"
+        ),
+    ] = True
 
     @property
     def variant(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ size is its rank, and the ranks exchange what each batch needs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,7 +30,7 @@ from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch, Loader
 
-AT_A_TIME = 256  # images that a thread decodes
+AT_A_TIME = 2**20  # bytes of pixels that a thread decodes, or one image
 
 
 class ResidentLoader(Loader):
@@ -158,10 +159,13 @@ def _by_dali(split: EncodedSplit, samples: NDArray[np.int64], world: World) -> I
 
 
 def _by_pillow(split: EncodedSplit, samples: NDArray[np.int64], world: World) -> Iterator[tuple[int, Tensor]]:
-    """As `_by_dali`. Threads take many images at a time: to hand over a small one takes as long as to decode it."""
-    parts = np.array_split(samples, max(1, len(samples) // AT_A_TIME))
-    starts = np.cumsum([0, *map(len, parts)])
+    """As `_by_dali`. A thread takes many small images at a time: to hand one over takes as long as to decode it."""
+    assert split.uniform_shape is not None
+    many = max(1, AT_A_TIME // (3 * math.prod(split.uniform_shape)))
+    starts = range(0, len(samples), many)
+
+    def decoded(start: int) -> Tensor:
+        return torch.from_numpy(np.stack([split.decode(sample) for sample in samples[start : start + many].tolist()]))
+
     with ThreadPoolExecutor(world.share_of_cores()) as pool:
-        decoded = pool.map(lambda part: np.stack([split.decode(sample) for sample in part.tolist()]), parts)
-        for start, images in zip(starts.tolist(), decoded):
-            yield start, torch.from_numpy(images)
+        yield from zip(starts, pool.map(decoded, starts))

@@ -17,11 +17,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 ROWS, CHANNELS = 16, 64  # pixels after the pool, and channels, that a program holds at a time
-PROGRAMS = 2048  # that share the images where they sum: 16 for each processor of an H100
+PROGRAMS = 2048  # that share the images where they sum: about 16 for each multiprocessor of an H100
 PARTS, FEW = 128, 8  # of those programs' sums, and channels, that a program holds which adds them up
+KINDS = (torch.float32, torch.float16, torch.bfloat16)  # of images
 SMALLEST = 2**25  # values in a layer's images, from which on torch's kernels take longer than starting these does
 
 
@@ -302,6 +304,7 @@ class _NormRelu(torch.autograd.Function):
         return outputs
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, bias, mean, variance, scale = context.saved_tensors
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
@@ -316,6 +319,8 @@ class _NormRelu(torch.autograd.Function):
         to_weight, to_bias, constant, slope = images.new_empty(4, channels, dtype=torch.float32)
         given = programs, pixels, channels, context.epsilon
         _slopes[few,](partial, variance, scale, to_weight, to_bias, constant, slope, *given, PARTS, FEW)
+        if not context.needs_input_grad[0]:  # before it is a layer that is frozen
+            return None, to_weight, to_bias, *[None] * 5
         found = torch.empty_like(images)
         _image_gradients[grid](images, gradient, found, mean, scale, bias, constant, slope, *size)
         return found, to_weight, to_bias, *[None] * 5
@@ -324,17 +329,22 @@ class _NormRelu(torch.autograd.Function):
 class FusedNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d`, with `pool` of 2 `nn.MaxPool2d(2)`, and `nn.ReLU` in one, with the parameters and buffers of the first.
 
-    Small images go through torch's layers.
+    Few values go through torch's layers.
     """
 
     def __init__(self, channels: int, epsilon: float, momentum: float | None, pool: int) -> None:
         super().__init__(channels, epsilon, momentum)
         self.pool = pool
 
+    def extra_repr(self) -> str:
+        """As `nn.BatchNorm2d`, with the pool."""
+        return f"{super().extra_repr()}, pool={self.pool}"
+
     def forward(self, images: Tensor) -> Tensor:
         """Float [n, channels, height, width] to [n, channels, height // pool, width // pool], in the images' type."""
         odd = images.shape[2] % self.pool or images.shape[3] % self.pool  # the pool leaves out what the statistics have
-        if odd or images.numel() < SMALLEST or not self.training or self.momentum is None:
+        unknown = images.dtype not in KINDS or self.momentum is None
+        if odd or unknown or images.numel() < SMALLEST or not self.training:
             normalised = super().forward(images)
             return functional.relu(functional.max_pool2d(normalised, self.pool) if self.pool > 1 else normalised)
         assert self.num_batches_tracked is not None

@@ -1,13 +1,17 @@
-"""Where layers that follow one another are one kernel: on a GPU, in a network that no compiler sees."""
+"""Where layers that follow one another are one layer of kernels: on a GPU, in a network that no compiler sees."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 
 import torch
 from torch import nn
 
 from vgg_ddp.config import Config
+
+OLDEST = (7, 0)  # compute capability that Triton knows
 
 
 def fuse(features: nn.Sequential, config: Config, device: torch.device) -> None:
@@ -18,7 +22,7 @@ def fuse(features: nn.Sequential, config: Config, device: torch.device) -> None:
     plain = config.compile in (False, "graph") and config.recompute == "none" and not config.model.sync_batch_norm
     if not (device.type == "cuda" and config.model.fused and config.channels_last and plain):
         return
-    if importlib.util.find_spec("triton") is None:  # which comes with torch on Linux
+    if not _triton_runs(device):
         return
     from vgg_ddp.model.fused_norm import FusedNorm2d
 
@@ -32,3 +36,12 @@ def fuse(features: nn.Sequential, config: Config, device: torch.device) -> None:
             features[number] = fused
             for gone in range(number + 1, number + 2 + pools):
                 features[gone] = nn.Identity()
+
+
+def _triton_runs(device: torch.device) -> bool:
+    """Whether Triton is there, which comes with torch on Linux, with the C compiler that it starts kernels by, for this GPU."""
+    if importlib.util.find_spec("triton") is None or not (
+        "CC" in os.environ or any(map(shutil.which, ("gcc", "clang")))
+    ):
+        return False
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= OLDEST
