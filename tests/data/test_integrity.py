@@ -21,7 +21,7 @@ from tests.support.pictures import encode, jpegs, noise, write_folder
 from vgg_ddp.data.dataset import QUICKLY_READ, Dataset
 from vgg_ddp.data.inspection import inspect
 from vgg_ddp.data.prepare import prepare
-from vgg_ddp.data.splits import EncodedSplit
+from vgg_ddp.data.splits import EncodedSplit, RawSplit, checksum, checksums
 from vgg_ddp.data.storage import Storage
 from vgg_ddp.errors import UserError, printable
 
@@ -46,7 +46,7 @@ def names(dataset: Path) -> list[str]:
 @pytest.mark.parametrize("storage", ["raw", "original"])
 def test_a_truncated_or_missing_file_is_refused(storage: str, prepared: dict[str, Path]) -> None:
     dataset = prepared[storage]
-    assert Dataset(dataset).verify() == len(names(dataset)) == (4 if storage == "raw" else 6)
+    assert Dataset(dataset).verify() == len(names(dataset)) == 6
     for name in names(dataset):
         path = dataset / name
         data = path.read_bytes()
@@ -108,6 +108,37 @@ def test_of_a_large_set_each_sample_is_checked_as_it_is_read(padding: int, tmp_p
         with pytest.raises(UserError, match=said):
             split.decode(sample)
         shard.write_bytes(data)
+
+
+@pytest.mark.parametrize("side", [32, 15])  # 15 x 15 pixels are no whole number of words
+def test_of_a_large_raw_set_each_sample_is_checked_as_it_is_read(
+    side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = {name: encode(noise(side, side, seed)) for seed, name in enumerate(jpegs(COUNTS))}
+    directory = made(write_folder(tmp_path / "source", pictures), tmp_path / "dataset", "raw").directory
+    monkeypatch.setattr("vgg_ddp.data.dataset.QUICKLY_READ", 1000)
+    file, rng = directory / "train.images.npy", random.Random(side)
+    data = file.read_bytes()
+    start, size = data.index(b"\n") + 1, 3 * side * side
+    split = Dataset(directory).split("train")
+    assert isinstance(split, RawSplit)
+    everything = np.arange(len(split))
+    split.pixels(everything)
+    split.compare_all()
+    assert [checksum(image.reshape(-1)) for image in split.images] == checksums(split.images).tolist()
+    for _ in range(100):
+        sample = rng.randrange(len(split))
+        place = start + sample * size + rng.randrange(size)
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :])
+        opened = Dataset(directory)
+        opened.verify(at_most=1000)  # it is larger
+        split = opened.split("train")
+        assert isinstance(split, RawSplit)
+        said = rf"sample {sample} \(train/{sample}\) is not what was stored"
+        for read in (lambda: split.pixels(everything), lambda: split.decode(sample), split.compare_all):  # noqa: B023
+            with pytest.raises(UserError, match=said):
+                read()
+        file.write_bytes(data)
 
 
 def test_the_identity_of_a_dataset_is_that_of_its_bytes(tmp_path: Path) -> None:

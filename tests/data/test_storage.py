@@ -276,7 +276,7 @@ def test_prepare_takes_a_storage_and_verify_checks_hashes_and_order(tmp_path: Pa
     verified = command("verify", tmp_path / "dataset")
     output, _ = verified.communicate()
     assert verified.returncode == 0
-    assert "4 files, every hash is right" in output
+    assert "6 files, every hash is right" in output
     wrong = command("prepare", source, "--out", tmp_path / "other", "--storage", "jpeg", "--quality", "0")
     _, error = wrong.communicate()
     assert (wrong.returncode, error.strip()) == (2, "vgg-ddp: --quality 0 is not between 1 and 100")

@@ -553,6 +553,20 @@ def test_where_dali_does_not_run_pillow_decodes_the_same_and_that_is_said(
         loader_of("dali", jpeg, geometry_of())
 
 
+def test_a_changed_pixel_of_a_large_raw_set_is_named(
+    tmp_path: Path, loader_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_folder(tmp_path / "source", jpegs(COUNTS))
+    raw = prepare(str(source), tmp_path / "raw", lambda line: None, tmp_path, Storage("raw"))
+    monkeypatch.setattr("vgg_ddp.data.dataset.QUICKLY_READ", 1000)
+    images = np.load(raw.directory / "train.images.npy", mmap_mode="r+")
+    images[3, 5, 6, 1] ^= 4
+    images.flush()
+    split = Dataset(raw.directory).split("train")
+    with pytest.raises(UserError, match=r"^sample 3 \(train/3\) is not what was stored; run 'vgg-ddp verify'$"):
+        pixels(loader_of(loader_name, split, geometry_of()), training_slices(split))
+
+
 def test_resident_refuses_images_of_different_sizes(datasets: dict[str, Dataset]) -> None:
     with pytest.raises(UserError, match=r"^loader=resident keeps images of one size, .* set loader=dali$"):
         loader_of("resident", datasets["mixed"].split("train"), geometry_of())

@@ -21,6 +21,7 @@ from vgg_ddp.data.moments import Moments
 from vgg_ddp.data.record import DatasetRecord, FileRecord, SplitRecord
 from vgg_ddp.data.shards import ShardWriter
 from vgg_ddp.data.sources.source import Image, Pixels, PixelSource, Source
+from vgg_ddp.data.splits import CHECKSUMS, checksums
 from vgg_ddp.data.storage import Difference, Storage
 from vgg_ddp.errors import UserError
 
@@ -87,13 +88,15 @@ class Conversion:
         """Raw storage: the pixels as they are."""
         splits = {}
         for name, split in pixels.items():
-            files = [f"{name}.images.npy", f"{name}.labels.npy"]
+            files = [f"{name}.images.npy", f"{name}.labels.npy", f"{name}{CHECKSUMS}"]
+            parts = [split.images[start : start + 1000] for start in range(0, len(split.images), 1000)]
             np.save(self._folder / files[0], split.images)
             np.save(self._folder / files[1], split.labels)
+            np.save(self._folder / files[2], np.concatenate([checksums(part) for part in parts]))
             splits[name] = self._split_record(files, split.labels)
             if name == "train":
-                for start in range(0, len(split.images), 1000):
-                    self._moments.add(split.images[start : start + 1000])
+                for part in parts:
+                    self._moments.add(part)
         shape = list(pixels["train"].images.shape[1:])
         return self._record("raw", splits, shape, notes)
 

@@ -71,7 +71,9 @@ class Dataset:
         if name not in self._splits:
             shards = sorted(file.name for file in self.record.splits[name].files if file.name.endswith(".tar"))
             raw = self.record.storage == "raw"
-            split = RawSplit(self.directory, name) if raw else EncodedSplit(self.directory, name, shards)
+            files = [file for split in self.record.splits.values() for file in split.files]
+            large = sum(file.bytes for file in files) > QUICKLY_READ
+            split = RawSplit(self.directory, name, large) if raw else EncodedSplit(self.directory, name, shards)
             split.labels = self._labels[split.labels]
             self._splits[name] = split
         return self._splits[name]
@@ -80,8 +82,8 @@ class Dataset:
         """Check every file against its hash; the number of files checked.
 
         Args:
-            at_most: bytes. Of a set that has more, images and shards are left out: what encoded images are read is checked as
-                they are read (`EncodedSplit.encoded`).
+            at_most: bytes. Of a set that has more, images and shards are left out: images are checked as they are read
+                (`EncodedSplit.encoded`, `RawSplit.pixels`).
 
         Raises:
             UserError: naming the first file that differs.

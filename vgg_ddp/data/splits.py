@@ -2,7 +2,8 @@
 
 Two storages. `raw`: decoded pixels, `SPLIT.images.npy` (uint8, n x height x width x 3) and `SPLIT.labels.npy`. `encoded`:
 image files, the source's own or made from it, in WebDataset tar shards (`SPLIT-00000.tar`) with an index
-(`SPLIT.index.npz`) of where each sample lies. Both are memory-mapped; a sample's index is its place in the split.
+(`SPLIT.index.npz`) of where each sample lies. Both are memory-mapped, and have a checksum for each sample
+(`SPLIT.checksums.npy`); a sample's index is its place in the split.
 """
 
 from __future__ import annotations
@@ -21,10 +22,16 @@ SMALL = 8192  # bytes: batches of image files up to this size are copied into on
 
 
 class RawSplit:
-    """A split of decoded pixels of one size."""
+    """A split of decoded pixels of one size.
 
-    def __init__(self, directory: Path, name: str) -> None:
+    Args:
+        check: compare pixels with their checksums as they are read, if there are any: of a set that no run reads whole before.
+    """
+
+    def __init__(self, directory: Path, name: str, check: bool = False) -> None:
         self.name = name
+        file = directory / f"{name}{CHECKSUMS}"
+        self._checksums: NDArray[np.uint64] | None = np.load(file) if check and file.is_file() else None
         # Copy on write: nothing writes, and torch warns of memory that it may not.
         self.images: NDArray[np.uint8] = np.load(directory / f"{name}.images.npy", mmap_mode="c")
         self.labels: NDArray[np.int64] = np.load(directory / f"{name}.labels.npy")
@@ -46,13 +53,49 @@ class RawSplit:
         """Heights and widths of the samples, int64 [n, 2]."""
         return np.broadcast_to(np.array(self.images.shape[1:3]), (len(samples), 2))
 
+    def pixels(self, samples: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The pixels of samples, uint8 [n, height, width, 3].
+
+        Raises:
+            UserError: some are not those that were stored.
+        """
+        images = self.images[samples]
+        self._compare(images, samples)
+        return images
+
+    def compare_all(self) -> None:
+        """Raises a `UserError` if pixels of any sample are not those that were stored, where they are to be checked."""
+        for start in range(0, len(self) if self._checksums is not None else 0, 1000):
+            samples = np.arange(start, min(start + 1000, len(self)))
+            self._compare(self.images[start : start + 1000], samples)
+
+    def _compare(self, images: NDArray[np.uint8], samples: NDArray[np.int64]) -> None:
+        if self._checksums is not None:
+            differ = checksums(images) != self._checksums[samples]
+            if differ.any():
+                raise _not_stored(self, int(samples[differ.argmax()]))
+
     def decode(self, index: int) -> NDArray[np.uint8]:
-        """The pixels of one sample, uint8 height x width x 3."""
-        return np.asarray(self.images[index])
+        """The pixels of one sample, uint8 height x width x 3.
+
+        Raises:
+            UserError: they are not those that were stored.
+        """
+        image = np.asarray(self.images[index])
+        self._compare(image[None], np.array([index]))
+        return image
 
     def key(self, index: int) -> str:
         """A name for the sample in messages."""
         return f"{self.name}/{index}"
+
+
+def checksums(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """`checksum` of the bytes of each image [n, ...]: uint64 [n]."""
+    rows = images.reshape(len(images), -1)
+    size = rows.shape[1]
+    padded = rows if size % 8 == 0 else np.pad(rows, ((0, 0), (0, -size % 8)))
+    return np.ascontiguousarray(padded).view(np.uint64).sum(axis=1, dtype=np.uint64) + np.uint64(size)
 
 
 def checksum(data: NDArray[np.uint8]) -> int:
@@ -107,11 +150,8 @@ class EncodedSplit:
         offset = self._offset[index]
         data = self._shards[self._shard[index]][offset : offset + self._size[index]]
         if self._checksums is not None and checksum(data) != self._checksums[index]:
-            raise self._not_stored(index)
+            raise _not_stored(self, index)
         return data
-
-    def _not_stored(self, index: int) -> UserError:
-        return UserError(f"sample {index} ({self.key(index)}) is not what was stored; run 'vgg-ddp verify'")
 
     def encoded_batch(self, samples: NDArray[np.int64]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
         """The stored bytes of samples: small files as rows of one array with zeros behind each, large ones in a list.
@@ -130,7 +170,7 @@ class EncodedSplit:
         if self._checksums is not None:
             differ = rows.view(np.uint64).sum(axis=1) + sizes.astype(np.uint64) != self._checksums[samples]
             if differ.any():
-                raise self._not_stored(int(samples[differ.argmax()]))
+                raise _not_stored(self, int(samples[differ.argmax()]))
         return rows
 
     def decode(self, index: int) -> NDArray[np.uint8]:
@@ -153,3 +193,7 @@ class EncodedSplit:
 
 
 Split = RawSplit | EncodedSplit
+
+
+def _not_stored(split: Split, index: int) -> UserError:
+    return UserError(f"sample {index} ({split.key(index)}) is not what was stored; run 'vgg-ddp verify'")

@@ -87,7 +87,7 @@ class DaliLoader(Loader):
         if isinstance(self._split, EncodedSplit):
             data: Any = self._split.encoded_batch(piece.samples)
         else:
-            data = self._split.images[piece.samples]
+            data = self._split.pixels(piece.samples)
         # A window of whole pixels around each box, with what the filter reaches past it; only this much is decoded.
         margin = np.ceil(np.maximum(box[:, 2:] - box[:, :2], self._geometry.size) / self._geometry.size) + 1
         margin = margin if self._geometry.resamples else np.zeros_like(margin)

@@ -112,7 +112,7 @@ class _Batches(Dataset[Item]):
         """What lies in the boxes, scaled to squares, n x size x size x 3."""
         size, split = self._geometry.size, self._split
         if isinstance(split, RawSplit) and split.uniform_shape == (size, size) and not self._geometry.resamples:
-            return split.images[piece.samples]
+            return split.pixels(piece.samples)
         windows = np.empty((len(piece.samples), size, size, 3), dtype=np.uint8)
         for i, (sample, edges) in enumerate(zip(piece.samples, box)):
             windows[i] = window(split.decode(int(sample)), edges, self._geometry)
