@@ -155,6 +155,9 @@ def why_not() -> str | None:
     return f"not installed: {', '.join(missing)} (Debian: slurm-wlm, munge)" if missing else None
 
 
+PATIENCE = 600.0  # seconds; far more than anything here takes on a busy machine: it ends only what hangs
+
+
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
