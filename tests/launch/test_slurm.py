@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.conftest import ENVIRONMENT, LAUNCH, assert_same_weights, launch, steps_logged
-from tests.support.slurm_cluster import PATIENCE, Cluster, slurm_cluster, wait_until, why_not
+from tests.support.slurm_cluster import Cluster, slurm_cluster, wait_until, why_not
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,10 @@ def test_a_preempted_job_is_queued_again_and_ends_with_the_same_weights(
 ) -> None:
     run = cluster.folder / "run"
     job = submit(cluster, config, run, "--partition", "low")
-    wait_until(lambda: steps_logged(run) >= 3 or finished(cluster, job), PATIENCE)
+    wait_until(lambda: steps_logged(run) >= 3 or finished(cluster, job))
     urgent = cluster.run("sbatch", "--parsable", "-p", "high", "-N2", "-o", "urgent.log", "--wrap", "srun hostname")
-    wait_until(lambda: finished(cluster, urgent.strip()), PATIENCE)
-    wait_until(lambda: finished(cluster, job), PATIENCE)
+    wait_until(lambda: finished(cluster, urgent.strip()))
+    wait_until(lambda: finished(cluster, job))
     state = cluster.state(job)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), logs(cluster)
     for node in (0, 1):
@@ -73,11 +73,11 @@ def test_a_job_whose_node_fails_is_queued_again_and_goes_on_from_its_checkpoint(
     """The second node dies with all its processes, and comes back later."""
     run = cluster.folder / "failed"
     job = submit(cluster, config, run, "--partition", "low", "checkpoint.every_steps=1")
-    wait_until(lambda: steps_logged(run) >= 3 or finished(cluster, job), PATIENCE)
+    wait_until(lambda: steps_logged(run) >= 3 or finished(cluster, job))
     cluster.kill_node("n2")
-    wait_until(lambda: cluster.state(job).get("Restarts") == "1" or finished(cluster, job), PATIENCE)
+    wait_until(lambda: cluster.state(job).get("Restarts") == "1" or finished(cluster, job))
     cluster.start_node("n2")
-    wait_until(lambda: finished(cluster, job), PATIENCE)
+    wait_until(lambda: finished(cluster, job))
     state = cluster.state(job)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), logs(cluster)
     assert "continuing at step" in logs(cluster)

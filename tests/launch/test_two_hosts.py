@@ -17,7 +17,7 @@ import pytest
 from benchmarks.measurement.two_hosts import Host, Hosts, limit, two_hosts, why_not
 from tests.launch.conftest import ENVIRONMENT, LAUNCH, ROOT, assert_same_weights, on_one_host, steps_logged
 from tests.support.processes import ranks_of, runs
-from tests.support.slurm_cluster import PATIENCE, wait_until
+from tests.support.slurm_cluster import wait_until
 from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
 
 pytestmark = pytest.mark.host
@@ -136,7 +136,7 @@ def test_deepspeed_s_launcher_on_two_hosts_comes_to_the_same_weights_as_on_one(
 def endless(launches: Launches, hosts: Hosts, config: Path, run: Path, *options: str) -> list[subprocess.Popen[str]]:
     """A training on both hosts that has begun, and would go on."""
     started = [launches.start(host, config, *options, f"run.dir={run}", "min_steps=10000") for host in hosts]
-    wait_until(lambda: steps_logged(run) >= 2, PATIENCE)
+    wait_until(lambda: steps_logged(run) >= 2)
     return started
 
 
@@ -159,7 +159,7 @@ def test_a_rank_that_is_killed_starts_all_again_on_both_hosts(
     run = disk / "killed on one host"
     words = (f"run.dir={run}", "checkpoint.every_steps=2")
     started = [launches.start(host, config, *words) for host in hosts]
-    wait_until(lambda: steps_logged(run) >= 3, PATIENCE)
+    wait_until(lambda: steps_logged(run) >= 3)
     (rank,) = ranks_of(started[1].pid)
     os.kill(rank, signal.SIGKILL)
     codes, said = ends(*started)
@@ -177,7 +177,7 @@ def test_a_link_that_is_cut_and_mended(
     run = disk / "link"
     words = (f"run.dir={run}", "checkpoint.every_steps=2", "timeout=15", "--grace", "90")
     started = [launches.start(host, config, *words) for host in hosts]
-    wait_until(lambda: steps_logged(run) >= 3, PATIENCE)
+    wait_until(lambda: steps_logged(run) >= 3)
     ranks = [rank for launch in started for rank in ranks_of(launch.pid)]
     cut(hosts, True)
     try:
@@ -218,7 +218,7 @@ def one_line(said: str) -> str:
 def test_ctrl_c_while_the_others_are_awaited_ends_the_launch(launches: Launches, hosts: Hosts, config: Path) -> None:
     waiting = launches.start(hosts[0], config)
     listening = [*hosts[0].inside, "ss", "-Hltn", f"sport = :{launches.endpoint.split(':')[1]}"]
-    wait_until(lambda: subprocess.run(listening, capture_output=True, text=True, check=True).stdout != "", PATIENCE)
+    wait_until(lambda: subprocess.run(listening, capture_output=True, text=True, check=True).stdout != "")
     waiting.send_signal(signal.SIGINT)
     assert ends(waiting) == ([128 + signal.SIGINT], ["launch: stopped by SIGINT; nothing to save\n"])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vgg_ddp.data.other_classes import as_trained, labels_by_name
-from vgg_ddp.data.record import DatasetRecord, read_record
+from vgg_ddp.data.record import DatasetRecord, FileRecord, read_record
 from vgg_ddp.data.splits import CHECKSUMS, EncodedSplit, RawSplit, Split
 from vgg_ddp.errors import UserError
 
@@ -40,11 +40,10 @@ class Dataset:
         if trained is not None:
             self.record = as_trained(record, trained, self._labels)
         self.has_images, self.as_trained = not copy, trained is not None
-        for split in self.record.splits.values() if self.has_images else ():
-            for file in split.files:
-                stored = self.directory / file.name
-                if not stored.is_file() or stored.stat().st_size != file.bytes:
-                    raise UserError(f"{stored} is missing or truncated; prepare the dataset again")
+        for file in self._files() if self.has_images else ():
+            stored = self.directory / file.name
+            if not stored.is_file() or stored.stat().st_size != file.bytes:
+                raise UserError(f"{stored} is missing or truncated; prepare the dataset again")
         self._splits: dict[str, Split] = {}
 
     @property
@@ -71,8 +70,7 @@ class Dataset:
         if name not in self._splits:
             shards = sorted(file.name for file in self.record.splits[name].files if file.name.endswith(".tar"))
             raw = self.record.storage == "raw"
-            files = [file for split in self.record.splits.values() for file in split.files]
-            large = sum(file.bytes for file in files) > QUICKLY_READ
+            large = sum(file.bytes for file in self._files()) > QUICKLY_READ
             split = RawSplit(self.directory, name, large) if raw else EncodedSplit(self.directory, name, shards)
             split.labels = self._labels[split.labels]
             self._splits[name] = split
@@ -88,7 +86,7 @@ class Dataset:
         Raises:
             UserError: naming the first file that differs.
         """
-        files = [file for split in self.record.splits.values() for file in split.files]
+        files = self._files()
         if at_most is not None and sum(file.bytes for file in files) > at_most:
             files = [file for file in files if not file.name.endswith((".tar", ".images.npy"))]
         for file in files:
@@ -97,6 +95,9 @@ class Dataset:
                     f"{self.directory / file.name} is not what was prepared (sha256 differs); prepare it again"
                 )
         return len(files)
+
+    def _files(self) -> list[FileRecord]:
+        return [file for split in self.record.splits.values() for file in split.files]
 
 
 def file_sha256(path: Path) -> str:

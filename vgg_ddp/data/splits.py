@@ -63,11 +63,10 @@ class RawSplit:
         self._compare(images, samples)
         return images
 
-    def compare_all(self) -> None:
-        """Raises a `UserError` if pixels of any sample are not those that were stored, where they are to be checked."""
-        for start in range(0, len(self) if self._checksums is not None else 0, 1000):
-            samples = np.arange(start, min(start + 1000, len(self)))
-            self._compare(self.images[start : start + 1000], samples)
+    def compare(self, samples: NDArray[np.int64]) -> None:
+        """Raises a `UserError` if pixels of the samples are not those that were stored, where they are to be checked."""
+        for start in range(0, len(samples) if self._checksums is not None else 0, 1000):
+            self.pixels(samples[start : start + 1000])
 
     def _compare(self, images: NDArray[np.uint8], samples: NDArray[np.int64]) -> None:
         if self._checksums is not None:

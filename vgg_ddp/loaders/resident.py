@@ -140,7 +140,7 @@ def resident_pixels(split: Split, config: DataConfig, world: World, sharded: boo
 
 def _decoded(split: Split, samples: NDArray[np.int64], config: DataConfig, world: World) -> Tensor:
     if isinstance(split, RawSplit):
-        split.compare_all()
+        split.compare(samples)
         pixels = torch.from_numpy(split.images)
         if len(samples) == len(split) and world.device.type == "cpu":
             return pixels
