@@ -37,6 +37,23 @@ def _place(output, k, height, width, channels, channel, POOL: tl.constexpr):
 
 
 @triton.jit
+def _block(pixels, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """A program's output pixels and channels, which of the channels there are, and which of the values."""
+    output = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < channels
+    return output, channel, inside, (output < pixels)[:, None] & inside[None, :]
+
+
+@triton.jit
+def _parts(partial, start, programs, values, channel, inside, PARTS: tl.constexpr):
+    """Where the first of the `values` of each of PARTS programs lies for each channel, and which of these there are."""
+    part = start + tl.arange(0, PARTS)
+    place = partial + part[:, None] * values + channel[None, :]
+    return place, (part < programs)[:, None] & inside[None, :]
+
+
+@triton.jit
 def _of_channels(means, scales, shifts, channel, inside):
     """What normalises a program's channels, each of shape [1, channels]."""
     mean = tl.load(means + channel, mask=inside, other=0.0)
@@ -113,17 +130,13 @@ def _statistics(
     inside = channel < channels
     total = tl.full([FEW], 0.0, tl.float32)
     for start in range(0, programs, PARTS):
-        part = start + tl.arange(0, PARTS)
-        mask = (part < programs)[:, None] & inside[None, :]
-        place = partial + part[:, None] * 3 * channels + channel[None, :]
+        place, mask = _parts(partial, start, programs, 3 * channels, channel, inside, PARTS)
         count = tl.load(place, mask=mask, other=0.0)
         total += tl.sum(count * tl.load(place + channels, mask=mask, other=0.0), 0)
     mean = total / pixels
     squares = tl.full([FEW], 0.0, tl.float32)
     for start in range(0, programs, PARTS):
-        part = start + tl.arange(0, PARTS)
-        mask = (part < programs)[:, None] & inside[None, :]
-        place = partial + part[:, None] * 3 * channels + channel[None, :]
+        place, mask = _parts(partial, start, programs, 3 * channels, channel, inside, PARTS)
         count = tl.load(place, mask=mask, other=0.0)
         distance = tl.load(place + channels, mask=mask, other=0.0) - mean[None, :]
         squares += tl.sum(tl.load(place + 2 * channels, mask=mask, other=0.0) + count * distance * distance, 0)
@@ -154,10 +167,7 @@ def _outputs(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    output = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = channel < channels
-    mask = (output < pixels)[:, None] & inside[None, :]
+    output, channel, inside, mask = _block(pixels, channels, ROWS, CHANNELS)
     mean, scale, shift = _of_channels(means, scales, shifts, channel, inside)
     best, _, _ = _largest(images, output, channel, mask, mean, scale, shift, height, width, channels, POOL)
     tl.store(outputs + output[:, None] * channels + channel[None, :], tl.where(best <= 0, 0.0, best), mask=mask)
@@ -221,9 +231,7 @@ def _slopes(
     first = tl.full([FEW], 0.0, tl.float32)
     second = tl.full([FEW], 0.0, tl.float32)
     for start in range(0, programs, PARTS):
-        part = start + tl.arange(0, PARTS)
-        mask = (part < programs)[:, None] & inside[None, :]
-        place = partial + part[:, None] * 2 * channels + channel[None, :]
+        place, mask = _parts(partial, start, programs, 2 * channels, channel, inside, PARTS)
         first += tl.sum(tl.load(place, mask=mask, other=0.0), 0)
         second += tl.sum(tl.load(place + channels, mask=mask, other=0.0), 0)
     scale = tl.load(scales + channel, mask=inside, other=0.0)
@@ -253,10 +261,7 @@ def _image_gradients(
     CHANNELS: tl.constexpr,
 ):
     """Of each pixel: scale * (gradient of the output that it is the largest of) + constant + slope * distance from the mean."""
-    output = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = channel < channels
-    mask = (output < pixels)[:, None] & inside[None, :]
+    output, channel, inside, mask = _block(pixels, channels, ROWS, CHANNELS)
     mean, scale, shift = _of_channels(means, scales, shifts, channel, inside)
     constant = tl.load(constants + channel, mask=inside, other=0.0)[None, :]
     slope = tl.load(slopes + channel, mask=inside, other=0.0)[None, :]
