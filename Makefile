@@ -4,6 +4,7 @@
 #   make test       everything that must pass; says at its end which tests were skipped, and why
 #   make test-quick the tests that start no process, for the inner loop
 #   make setup      only .venv        make check     only lint, format and types        make clean     remove .venv
+#   make audit      known vulnerabilities of all that is installed, asked of the Python package index
 
 PYTHON ?= python3
 CONFIG ?= configs/quickstart.yaml
@@ -16,7 +17,7 @@ BIN := .venv/bin
 # More workers than two cores, since many tests wait; a file's tests share what they set up, so each file goes to one worker.
 PYTEST := $(BIN)/python -m pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test test-quick check setup clean
+.PHONY: train test test-quick check audit setup clean
 
 train: .venv/installed
 	@$(BIN)/vgg-ddp train $(CONFIG) "run.dir=$(RUN)" $(if $(DATA),"data.source=$(DATA)") $(ARGS)
@@ -34,6 +35,14 @@ check: .venv/installed-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# In an environment of its own, so that it scans what the project installs and nothing else; --strict: what cannot be
+# looked up is an error, and not taken for safe.
+audit: .venv/installed-dev
+	@echo "== known vulnerabilities"
+	@$(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	@$(BIN)/pip list --format=freeze --exclude-editable > .venv/audit/installed.txt
+	@.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement .venv/audit/installed.txt
 
 setup: .venv/installed
 

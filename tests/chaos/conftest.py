@@ -3,44 +3,54 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 
-TABLE: list[tuple[str, int, list[str]]] = []
-
 
 @dataclass
 class Tries:
-    """What is tried, and what went wrong in it."""
+    """What is tried, what was measured, and what went wrong in it.
+
+    Attributes:
+        tell: writes a line to the terminal at once, since all of it takes hours.
+        figure: what was measured, for the table.
+    """
 
     what: str
     count: int
     rng: random.Random
+    tell: Callable[[str], None]
+    figure: str = ""
     wrong: list[str] = field(default_factory=list)
 
     def check(self, right: bool, otherwise: str) -> None:
         """Note a try, which may not have ended as it should have."""
         if not right:
             self.wrong.append(otherwise)
-            print(f"\n{self.what}: {otherwise}", file=sys.__stderr__, flush=True)  # whole, it takes hours
+            self.tell(f"\n{self.what}: {otherwise}")
+
+
+Begin = Callable[[str, int, int], Tries]
+TABLE: list[Tries] = []
 
 
 @pytest.fixture
-def tries(request: pytest.FixtureRequest) -> Callable[[str, int, int], Tries]:
+def tries(request: pytest.FixtureRequest) -> Begin:
     """`tries(what, small, whole)`: so many tries of it, which are all to end well."""
     made: list[Tries] = []
 
     def begin(what: str, small: int, whole: int) -> Tries:
         count = {"small": small, "whole": whole}[request.config.getoption("--chaos")]
-        made.append(Tries(what, count, random.Random(f"{what} {request.config.getoption('--chaos-seed')}")))
+        rng = random.Random(f"{what} {request.config.getoption('--chaos-seed')}")
+        reporter = request.config.pluginmanager.getplugin("terminalreporter")
+        made.append(Tries(what, count, rng, reporter.write_line if reporter else print))
         return made[-1]
 
     def end() -> None:
         for tried in made:
-            TABLE.append((tried.what, tried.count, tried.wrong))
+            TABLE.append(tried)
             assert not tried.wrong, "\n".join(tried.wrong)
 
     request.addfinalizer(end)
@@ -51,5 +61,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table, where it was asked for."""
     if terminalreporter.config.getoption("--chaos") == "whole" or "chaos" in str(terminalreporter.config.args):
         terminalreporter.section("chaos")
-        for what, count, wrong in TABLE:
-            terminalreporter.write_line(f"{what:<56} {count:>6} tries {len(wrong):>4} wrong")
+        for tried in TABLE:
+            line = f"{tried.what:<56} {tried.count:>6} tries {len(tried.wrong):>4} wrong  {tried.figure}"
+            terminalreporter.write_line(line.rstrip())

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.chaos.conftest import Tries
+from tests.chaos.conftest import Begin
 from tests.support.disks import disk_of
 from tests.support.endless_writer import write_for_ever
 from tests.support.processes import children, ranks_of
@@ -41,7 +41,6 @@ WORDS = (
     "checkpoint.keep=2",
     "evaluate.checkpoint=last",
 )
-Begin = Callable[[str, int, int], Tries]
 
 
 @pytest.fixture(scope="module")

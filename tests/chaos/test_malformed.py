@@ -14,13 +14,13 @@ import tarfile
 import tempfile
 import traceback
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.chaos.conftest import Tries
+from tests.chaos.conftest import Begin
 from tests.support.pictures import encode, smooth
 from tests.support.rank_processes import apart
 from vgg_ddp import cli
@@ -38,7 +38,6 @@ NASTY = (
     b"", b"\0", b"-1", b"null", b"1e999", b"nan", b"{}", b"[]", b"[[[[", b": ", b"\xff\xfe", b"!!python/object:os.system",
     b"&a [*a, *a]", b"%00", b"../../..", b"/", b"~", b"a" * 5000, b"\x1b[2J", b"-", b"--", b"=", b"\n", b"2**64", b"'", b'"',
 )  # fmt: skip
-Begin = Callable[[str, int, int], Tries]
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:

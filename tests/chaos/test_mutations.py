@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.conftest import Tries
+from tests.chaos.conftest import Begin
 
 pytestmark = [pytest.mark.processes, pytest.mark.host]
 
@@ -45,9 +45,9 @@ MUTATIONS = {
 }  # fmt: skip
 
 
-def test_each_item_of_the_state_is_missed(tries: object, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_each_item_of_the_state_is_missed(tries: Begin, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """In a copy of the code; its own tests, in a process of theirs."""
-    tried: Tries = tries("an item of the state is left out", 0, len(MUTATIONS))  # type: ignore[operator]
+    tried = tries("an item of the state is left out", 0, len(MUTATIONS))
     for name, (file, text, other, tests) in list(MUTATIONS.items())[: tried.count]:
         copy = tmp_path / name
         for folder in ("vgg_ddp", "tests", "configs", "benchmarks", "launch"):
