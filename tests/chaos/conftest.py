@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -44,9 +45,12 @@ def tries(request: pytest.FixtureRequest) -> Begin:
     def begin(what: str, small: int, whole: int) -> Tries:
         count = {"small": small, "whole": whole}[request.config.getoption("--chaos")]
         rng = random.Random(f"{what} {request.config.getoption('--chaos-seed')}")
-        reporter = request.config.pluginmanager.getplugin("terminalreporter")
-        made.append(Tries(what, count, rng, reporter.write_line if reporter else print))
+        made.append(Tries(what, count, rng, tell))
         return made[-1]
+
+    def tell(line: str) -> None:
+        with request.getfixturevalue("capfd").disabled():
+            print(line, file=sys.stderr, flush=True)
 
     def end() -> None:
         for tried in made:

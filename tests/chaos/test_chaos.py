@@ -108,6 +108,16 @@ def wait_for_step(run: Path, step: int, launched: Launched) -> None:
         time.sleep(0.01)
 
 
+def wait_until_caught(number: signal.Signals, launched: Launched) -> None:
+    """Until the signal is caught: what comes while the interpreter itself is starting ends it as it ends any other."""
+    status = Path(f"/proc/{launched.process.pid}/status")
+    while launched.process.poll() is None:
+        caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt:"))
+        if int(caught.split()[1], 16) >> number - 1 & 1:
+            return
+        time.sleep(0.001)
+
+
 EVERYWHERE = ("start", "fetch", "forward", "backward", "optimizer", "save", "validate", "evaluate")
 ON_RANK_ZERO = ("write", "rename", "report")
 CASES = [
@@ -201,6 +211,7 @@ def test_stop_requests(number: signal.Signals, tries: Begin, golden: dict[int, P
     for attempt in range(tried.count):
         size, run = tried.rng.choice([1, 2]), runs / f"{number.name} {attempt}"
         launched = Launched(recipe, run, size)
+        wait_until_caught(number, launched)
         wait_for_step(run, tried.rng.randrange(0, 25), launched)
         time.sleep(tried.rng.uniform(0, 0.5))
         launched.process.send_signal(number)
