@@ -98,8 +98,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def test_two_seeds_on_digits(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     keys = ["data.source=digits", f"data.directory={tmp_path}/datasets", "data.image_size=16", "data.train_sizes=[]"]
-    keys += ["epochs=1", "min_steps=2", "batch=128", "data.validation=0.1", "nproc=1", "threads=1"]
-    keys += ["analysis.budget=none"]
+    keys += ["epochs=1", "min_steps=2", "min_steps_per_epoch=1", "batch=128", "data.validation=0.1"]
+    keys += ["nproc=1", "threads=1", "analysis.budget=none"]
     done = run("configs/quickstart.yaml", *keys, "--target", "0.05", "--seeds", "2", "--json", str(file))
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())

@@ -9,33 +9,28 @@ import json
 import os
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.conftest import Begin
+from tests.chaos.launched import ROOT, Launched
 from tests.support.processes import ranks_of
 from tests.support.run_folders import metrics
 from vgg_ddp.errors import EXIT_STOPPED
 
 pytestmark = [pytest.mark.processes, pytest.mark.host]
 
-ROOT = Path(__file__).resolve().parents[2]
 EVERY = 60.0  # seconds from one kill to the next
 READY = ("checkpoint.every_steps=10",)  # a checkpoint every other second; restarts=3 is the default
 UNREADY = ("restarts=0", "checkpoint.every_epochs=1000")
 
 
-def begin(digits: Path, run: Path, *words: str, core: int | None = None) -> subprocess.Popen[str]:
-    """The quickstart's recipe on the digits; what it says goes to a file beside the run."""
-    command = [] if core is None else ["taskset", "--cpu-list", str(core)]
-    command += [sys.executable, "-m", "vgg_ddp", "train", "configs/quickstart.yaml", f"data.source={digits}"]
-    command += [f"run.dir={run}", "threads=1", "device=cpu", "analysis.budget=none", "data.validation=0"]
-    with run.with_name(f"{run.name}.output").open("w") as output:
-        return subprocess.Popen([*command, *words], cwd=ROOT, stdout=output, stderr=output, text=True)
+def begin(digits: Path, run: Path, size: int, *words: str, core: int | None = None) -> Launched:
+    """The quickstart's recipe on the digits."""
+    words += (f"data.source={digits}", "threads=1", "device=cpu", "analysis.budget=none", "data.validation=0")
+    return Launched(ROOT / "configs/quickstart.yaml", run, size, *words, core=core)
 
 
 def seconds(run: Path) -> float:
@@ -49,18 +44,18 @@ def test_goodput(tries: Begin, digits: Path, runs: Path) -> None:
     if not tried.count:
         return
     run = runs / "goodput"
-    training = begin(digits, run, "nproc=2", "epochs=100000", "log.every_steps=1", *READY)
+    training = begin(digits, run, 2, "epochs=100000", "log.every_steps=1", *READY)
     while not (before := seconds(run)):
-        assert training.poll() is None, run.with_name(f"{run.name}.output").read_text()
+        assert training.process.poll() is None, training.end()
         time.sleep(0.01)
     start = time.monotonic()
     for _ in range(tried.count):
         time.sleep(EVERY)
-        os.kill(tried.rng.choice(ranks_of(training.pid)), signal.SIGKILL)
+        os.kill(tried.rng.choice(ranks_of(training.process.pid)), signal.SIGKILL)
     time.sleep(EVERY)
     kept, whole = seconds(run) - before, time.monotonic() - start
-    training.terminate()
-    code, said = training.wait(600), run.with_name(f"{run.name}.output").read_text()
+    training.process.terminate()
+    code, said = training.end()
     tried.figure = f"{kept / whole:.2%} of {whole:.0f} s, {(whole - kept) / tried.count:.2f} s lost by each"
     tried.check(code == EXIT_STOPPED and said.count("all ranks start again") == tried.count, said[-2000:])
     tried.check(kept >= 0.95 * whole, tried.figure)
@@ -79,8 +74,10 @@ def test_cost_without_faults(tries: Begin, digits: Path, runs: Path) -> None:
         started = {}
         for core, kind, words in zip(cores[:: 1 if number % 2 else -1], ("ready", "unready"), (READY, UNREADY)):
             run = runs / f"cost {number} {kind}"
-            started[run] = begin(digits, run, "nproc=1", "epochs=6", *words, core=core)
-        assert [training.wait() for training in started.values()] == [0, 0]
+            started[run] = begin(digits, run, 1, "epochs=6", *words, core=core)
+        for training in started.values():
+            code, said = training.end()
+            assert code == 0, said
         ready, unready = (json.loads((run / "summary.json").read_text())["train_seconds"] for run in started)
         ratios.append(ready / unready)
     if ratios:

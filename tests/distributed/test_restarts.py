@@ -20,7 +20,7 @@ from tests.support.rank_processes import Ranks, Train, wait_until
 from tests.support.run_folders import assert_undisturbed, metrics
 from vgg_ddp import cli
 
-WORDS = ("min_steps=24", "checkpoint.every_steps=4", "data.workers=1", "model.batch_norm=false")
+WORDS = ("min_steps=100", "checkpoint.every_steps=4", "data.workers=1", "model.batch_norm=false")
 
 
 def test_a_rank_that_is_killed_and_one_that_hangs(recipe: Path, runs: Path, train: Train, tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_networks_that_answer_together_answer_with_the_mean_of_their_soft_max(ru
     assert summary["accuracy"] == (found["prediction"] == found["label"]).mean()
     assert [member["run"] for member in summary["members"]] == [run.name, other.name]
     assert [member["protocol"]["name"] for member in summary["members"]] == ["dense", "dense"]
-    assert "vgg11 + vgg11" in (both / "report/index.html").read_text()
+    assert "vgg_tiny + vgg_tiny" in (both / "report/index.html").read_text()
     assert (run / "evaluation/summary.json").read_bytes() == before
 
     done = vgg_ddp("table", run.name, other.name, "both", "--format", "csv", folder=run.parent)
@@ -287,7 +287,7 @@ def test_networks_that_answer_together_answer_with_the_mean_of_their_soft_max(ru
     header, *rows = csv.reader(done.stdout.splitlines())
     assert header == COLUMNS
     by = {(row[0], row[3], row[4]): row for row in rows}
-    assert by["run", "32", "single"][1:3] == ["vgg11_bn", "32"] and by["other", "32", "single"][1] == "vgg11"
+    assert by["run", "32", "single"][1:3] == ["vgg_tiny_bn", "32"] and by["other", "32", "single"][1] == "vgg_tiny"
     assert by["run", "20,24", "dense"][5] == f"{100 * (1 - summary_of(run, 'dense-20-24')['accuracy']):.2f}"
     assert by["both", "–", "dense"][1] == "2 networks"
     assert by["both", "–", "dense"][5] == f"{100 * (1 - summary['accuracy']):.2f}"

@@ -61,7 +61,7 @@ def one_rank(train: Train) -> Path:
 
 @pytest.fixture(scope="module")
 def at_the_start() -> dict[str, Tensor]:
-    network = vgg("A", batch_norm=False, head="compact", num_classes=10, image_size=16)
+    network = vgg("vgg_tiny", batch_norm=False, head="compact", num_classes=10, image_size=16)
     initialize(network, "kaiming", 0)
     return network.state_dict()
 

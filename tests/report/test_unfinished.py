@@ -66,7 +66,7 @@ def test_a_killed_run(launch: Launch, runs: Path, tmp_path: Path) -> None:
     assert note(page).startswith("Interrupted. It was killed, or lost with its machine, after step 12, epoch 1.50.")
     assert said == [f"{run}: {note(page).removeprefix('Interrupted. ')}"]
     assert not reloads(page)
-    assert "network: vgg11" in section(page, "configuration").text
+    assert "network: vgg_tiny" in section(page, "configuration").text
     assert dict(section(page, "environment").table())["world_size"] == "1"
     (command,) = page.all("code")
     assert note(page).endswith(f"To go on from step 9: {command.text}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from vgg_ddp.errors import Damaged
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.checkpoint import State
-from vgg_ddp.run.contents import Expected
+from vgg_ddp.run.contents import Expected, is_finite
 
 Tensors = dict[str, Tensor]
 WEIGHTS = {
@@ -112,6 +112,12 @@ def test_what_does_not_fit_is_named(part: str, forge: Callable[[Any], None], sai
     forge(made[part])
     with pytest.raises(Damaged, match=said):
         EXPECTED.check(WHERE, files_of(made))
+
+
+def test_finite_is_every_value_also_where_their_sum_is_not() -> None:
+    assert all(map(is_finite, (torch.full((9,), 3e38), torch.full((9,), 2**63 - 1), torch.zeros(0), torch.tensor(1.0))))
+    for values in ([torch.nan, 0.0], [torch.inf, -torch.inf], [torch.inf, 3e38]):
+        assert not is_finite(torch.tensor(values))
 
 
 def test_hundreds_of_forged_checkpoints_are_refused_without_a_traceback() -> None:

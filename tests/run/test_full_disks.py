@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.processes]
         ("4k", "run cannot", None),
         ("16k", "run/", None),
         ("28k", "run/", None),
-        ("50m", "checkpoints/step-00000002", None),
-        ("100m", "checkpoints/step-00000004", "step-00000002"),
+        ("8m", "checkpoints/step-00000002", None),
+        ("24m", "checkpoints/step-00000004", "step-00000002"),
     ],
 )
 def test_a_full_disk_is_one_line(size: str, file: str, kept: str | None, recipe: Path, tmp_path: Path) -> None:

@@ -85,6 +85,6 @@ def test_keys_stand_beside_what_came_of_them(tracked: Path, events: Any) -> None
     content = events.PluginTagToContent("hparams")
     keys = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info.hparams
     assert keys["optimizer.learning_rate"].number_value == 0.01
-    assert keys["network"].string_value == "vgg11"
+    assert keys["network"].string_value == "vgg_tiny"
     experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
     assert {info.name.tag for info in experiment.metric_infos} >= {"test/accuracy", "test/loss"}

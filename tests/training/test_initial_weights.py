@@ -274,7 +274,7 @@ def test_a_run_keeps_whence_it_began_and_never_reads_it_again(
 ) -> None:
     """From torchvision's file to an export: trained, continued without the file, evaluated and exported alike."""
     source, run = saved(convolutions("vgg11_bn"), "safetensors", tmp_path), runs / "tuned"
-    words = ("optimizer.learning_rate=0.001", f"model.initialize_from={source}")
+    words = ("network=vgg11", "optimizer.learning_rate=0.001", f"model.initialize_from={source}")
     first = launch("tuned", *words, "min_steps=1")
     assert first.wait() == [0], first.stderr
     sha256 = file_sha256(source)
@@ -310,7 +310,7 @@ def test_a_run_and_its_checkpoints_are_taken_as_they_are_evaluated(launch: Launc
     shutil.copytree(folder, runs / "copied")
     expected = safetensors.torch.load_file(folder / "ema.safetensors")
     for place in (runs / "averaged", folder, runs / "copied"):
-        config = configured("A", batch_norm=True, head="compact", initialize_from=str(place))
+        config = configured("vgg_tiny", batch_norm=True, head="compact", initialize_from=str(place))
         begin = beginning(config, 10, runs)
         found = started(config, 10, begin)
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

@@ -37,7 +37,7 @@ def final(run: Path, name: str = "model") -> dict[str, Tensor]:
 
 def initial_weights(batch_norm: bool, image_size: int = 16) -> nn.Module:
     """With the convolutions of a training on a CPU: after three steps rounding is told from a mistake by the same ones only."""
-    network = vgg("A", batch_norm, "compact", 10, image_size, convolution=CpuConvolution)
+    network = vgg("vgg_tiny", batch_norm, "compact", 10, image_size, convolution=CpuConvolution)
     initialize(network, "kaiming", 0)
     return network
 

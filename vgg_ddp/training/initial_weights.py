@@ -27,6 +27,7 @@ from vgg_ddp.model import VGG, initialize, vgg
 from vgg_ddp.model.convolution import Convolution
 from vgg_ddp.model.network import CONFIGURATIONS, USUAL_NAMES
 from vgg_ddp.run import checkpoint
+from vgg_ddp.run.contents import is_finite
 from vgg_ddp.run.directory import RunDirectory, find_run
 from vgg_ddp.run.files import read_json
 from vgg_ddp.run.trained_weights import find_weights
@@ -186,7 +187,7 @@ def take(weights: Weights, place: Path, network: VGG, config: Config) -> tuple[W
         if other in weights
     }
     for name, tensor in taken.items():
-        if not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise UserError(f"{place} holds {names[name]} that is not finite; take other weights")
     what = f"{convolutions} convolutions and {len(head) // 2} layers of the head of network {theirs[0]}"
     return taken, f"{what}; drawn from the seed: {drawn}" if drawn else what

@@ -17,6 +17,7 @@ from vgg_ddp.errors import AFTER_DIVERGENCE, StoppedOnRequest, Unwritten, UserEr
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import complain
+from vgg_ddp.run.contents import is_finite
 
 THREAD = "checkpoint"  # how the name of a writing thread begins
 
@@ -89,7 +90,7 @@ class Saver:
     ) -> None:
         model, optimizer, ema = tensors()
         for name, tensor in model.items():
-            if not torch.isfinite(tensor).all():
+            if not is_finite(tensor):
                 raise UserError(f"{name} is not finite after step {state.step}, which is not saved: {AFTER_DIVERGENCE}")
         files = checkpoint.encode(model, optimizer, state, ema if averaged else None, answers)
         folder = checkpoint.write(self._directory, files, state.step)
