@@ -21,6 +21,13 @@ def test_a_rank_that_is_stopped_is_named_before_those_that_wait_for_it() -> None
     assert hangs.look(ranks, 105.1) == Hang(1, 105.1 - 99.5)
 
 
+def test_a_rank_that_is_stopped_is_named_though_one_that_waits_for_it_is_late_first() -> None:
+    hangs = Hangs(5.0, stopped=lambda process: process == 2)
+    ranks = [rank("step", 7, 99.5, 1), rank("step", 7, 99.9, 2)]
+    assert hangs.look(ranks, 100.0) is None
+    assert hangs.look(ranks, 104.6) == (1, pytest.approx(4.7))  # the first is late; the second was stopped 4.6 s ago
+
+
 def test_a_rank_may_be_stopped_for_long_in_any_phase_until_the_limit() -> None:
     hangs = Hangs(5.0, stopped=lambda process: True)
     starting = [rank("start", 0, since=0.0)]

@@ -76,8 +76,10 @@ class Hangs:
         late = [rank for rank in range(len(ranks)) if stopped[rank] > limit or there[rank] > longest[rank]]
         if not late:
             return None
-        # A stopped one before those that wait for it; else the one that came there first: the others went on to wait for it.
-        rank = min(late, key=lambda rank: (rank not in self._stopped_since, ranks[rank].since))
+        # A stopped one before those that wait for it, which may have come there before it was stopped, and so be late before
+        # it; else the one that came there first: the others went on to wait for it.
+        long_stopped = [rank for rank in range(len(ranks)) if stopped[rank] > limit / 2]
+        rank = min(long_stopped or late, key=lambda rank: ranks[rank].since)
         return Hang(rank, max(stopped[rank], there[rank]))
 
     def _longest(self, rank: int, one: Seen, limit: float) -> float:
