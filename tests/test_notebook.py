@@ -114,10 +114,11 @@ def test_it_runs_from_an_empty_folder(ranks: int, few_digits: Path, tmp_path: Pa
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
     (frame,) = [o.data["text/html"] for o in outputs if o.output_type == "execute_result" and "text/html" in o.data]
     assert html.unescape(frame).count("<!doctype html>") == 1
-    assert "test accuracy" in printed and "Traceback" not in printed
+    assert "test accuracy" in printed and "Traceback" not in printed and ("says: " in printed) == (ranks == 1)
     assert (tmp_path / "runs/first/report/index.html").is_file()
     if ranks == 1:
         assert_its_python_prints(printed.splitlines(), tmp_path / "runs/first")
+        assert list((tmp_path / "runs/first").glob("images/*/index.html"))
 
 
 def assert_its_python_prints(lines: list[str], run: Path) -> None:
