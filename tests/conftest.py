@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,12 +53,15 @@ INHERITED += (
     "NO_COLOR",
 )
 INHERITED += ("FORCE_COLOR", "CLICOLOR", "PY_COLORS", "TTY_", "PYTHONWARNINGS", "PYTHONOPTIMIZE")
+INHERITED += ("PYTHONDONTWRITEBYTECODE",)  # of images of containers: every process would compile all of the code again
+sys.dont_write_bytecode = False
 for name in [name for name in os.environ if name.startswith(INHERITED)]:
     del os.environ[name]
 os.environ["WANDB_MODE"] = "disabled"  # the trainings of the tests are nobody's runs, whoever is logged in here
 os.environ["NETRC"] = os.devnull
 os.environ["COLUMNS"] = "80"
 os.environ["OMP_NUM_THREADS"] = "1"  # of commands: the workers and their ranks share the cores
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as `launch` sets it, which for forked commands is after torch's import
 torch.set_num_threads(1)
 for number in (signal.SIGINT, signal.SIGHUP):  # ignored under nohup and in the background, and then by children too
     if signal.getsignal(number) is signal.SIG_IGN:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.pictures import encode, smooth, write_folder
 from tests.support.ports import free_port
-from tests.support.rank_processes import program, vgg_ddp
+from tests.support.rank_processes import Command, program, vgg_ddp
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
@@ -100,13 +100,9 @@ def test_vgg_ddp_commands_run_in_their_order(page: str, few_digits: Path, folder
 def test_training_on_two_hosts_runs(few_digits: Path, folder: Path) -> None:
     (line,) = filter(starts_hosts, of("vgg-ddp launch"))
     line = line.replace("HOST:29500", f"127.0.0.1:{free_port()}").replace("--nproc 8", "--nproc 1")
-    words = [sys.executable, "-m", "vgg_ddp", *shlex.split(line)[1:]]
-    words += [f"data.source={few_digits}", *SMALL, "nproc=1"]
-    hosts = [
-        subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for _ in range(2)
-    ]
-    outputs = [host.communicate(timeout=600)[0] for host in hosts]
+    words = [*shlex.split(line)[1:], f"data.source={few_digits}", *SMALL, "nproc=1"]
+    hosts = [Command("vgg_ddp", *words, folder=folder) for _ in range(2)]
+    outputs = ["".join(host.communicate(600)) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], "\n".join(outputs)
     assert (folder / "runs/vgg16-hosts/report/index.html").is_file()
 

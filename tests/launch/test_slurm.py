@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.conftest import ENVIRONMENT, LAUNCH, assert_same_weights, launch, steps_logged
+from tests.launch.conftest import ENVIRONMENT, LAUNCH, assert_same_weights, launch, on_one_host, steps_logged
 from tests.support.slurm_cluster import Cluster, slurm_cluster, wait_until, why_not
+
+LONG = "min_steps=200"  # seconds, in which Slurm can intervene
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +25,16 @@ def cluster(disk: Path) -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def undisturbed(disk: Path, config: Path) -> Path:
+    """The run of two ranks on one host."""
+    return on_one_host(disk / "undisturbed long", config, LONG)
+
+
 def submit(cluster: Cluster, config: Path, run: Path, *options: str) -> str:
     command = [*LAUNCH, "slurm", str(config), "--nodes", "2", "--nproc", "1", "--save-before", "30", *options]
     done = subprocess.run(
-        [*command, f"run.dir={run}"],
+        [*command, f"run.dir={run}", LONG],
         env={**ENVIRONMENT, "SLURM_CONF": cluster.environment["SLURM_CONF"]},
         cwd=cluster.folder,
         capture_output=True,
@@ -72,7 +80,7 @@ def test_a_job_whose_node_fails_is_queued_again_and_goes_on_from_its_checkpoint(
 ) -> None:
     """The second node dies with all its processes, and comes back later."""
     run = cluster.folder / "failed"
-    job = submit(cluster, config, run, "--partition", "low", "checkpoint.every_steps=1")
+    job = submit(cluster, config, run, "--partition", "low", "checkpoint.every_steps=2")
     wait_until(lambda: steps_logged(run) >= 3 or finished(cluster, job))
     cluster.kill_node("n2")
     wait_until(lambda: cluster.state(job).get("Restarts") == "1" or finished(cluster, job))

@@ -17,6 +17,7 @@ import pytest
 from benchmarks.measurement.two_hosts import Host, Hosts, limit, two_hosts, why_not
 from tests.launch.conftest import ENVIRONMENT, LAUNCH, ROOT, assert_same_weights, on_one_host, steps_logged
 from tests.support.processes import ranks_of, runs
+from tests.support.rank_processes import Command
 from tests.support.slurm_cluster import wait_until
 from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
 
@@ -29,8 +30,14 @@ def hosts() -> Iterator[Hosts]:
     if reason:
         pytest.skip(reason)
     with two_hosts() as hosts:
-        limit(hosts, 1000)
+        limit(hosts, 200)  # Mbit/s: a third of a second for each step, in which nothing computes
         yield hosts
+
+
+@pytest.fixture(scope="module")
+def undisturbed(disk: Path, config: Path) -> Path:
+    """The run of two ranks on one host."""
+    return on_one_host(disk / "undisturbed", config)
 
 
 class Launches:
@@ -38,35 +45,34 @@ class Launches:
 
     def __init__(self, port: int) -> None:
         self.endpoint = f"10.77.0.1:{port}"
-        self.started: list[subprocess.Popen[str]] = []
+        self.started: list[Command | subprocess.Popen[str]] = []
 
-    def start(
-        self, host: Host, config: Path, *options: str, endpoint: str | None = None, code: Path = ROOT
-    ) -> subprocess.Popen[str]:
-        return self.start_by(
-            "torchrun", host, config, "--rdzv-endpoint", endpoint or self.endpoint, *options, code=code
-        )
+    def start(self, host: Host, config: Path, *options: str, endpoint: str | None = None) -> Command:
+        """A torchrun launch, forked."""
+        words = of_two_hosts("torchrun", config, "--rdzv-endpoint", endpoint or self.endpoint, *options)
+        launch = Command("launch", *words, folder=ROOT, namespace=host.namespace)
+        self.started.append(launch)
+        return launch
 
-    def start_by(
+    def start_anew(
         self, launcher: str, host: Host, config: Path, *options: str, code: Path = ROOT
     ) -> subprocess.Popen[str]:
+        """A launch in a new process, which imports the code in a folder."""
         launch = subprocess.Popen(
-            [*host.inside, *LAUNCH, launcher, str(config), "--nodes", "2", "--nproc", "1", *options],
+            [*host.inside, *LAUNCH, *of_two_hosts(launcher, config, *options)],
             env={**ENVIRONMENT, "PYTHONPATH": str(code)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=code,
-            preexec_fn=hear_signals,
         )
         self.started.append(launch)
         return launch
 
 
-def hear_signals() -> None:
-    """A process that is started in the background, or under nohup, would ignore these, and its children too."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+def of_two_hosts(launcher: str, config: Path, *options: str) -> list[str]:
+    """The words after `python -m launch` for a rank on each of two hosts."""
+    return [launcher, str(config), "--nodes", "2", "--nproc", "1", *options]
 
 
 PORTS = itertools.count(29500)
@@ -82,7 +88,7 @@ def launches(hosts: Hosts) -> Iterator[Launches]:
     assert_gone(hosts)
 
 
-def ends(*launches: subprocess.Popen[str]) -> tuple[list[int], list[str]]:
+def ends(*launches: Command | subprocess.Popen[str]) -> tuple[list[int], list[str]]:
     """The exit codes, and what was said on stderr."""
     deadline = time.monotonic() + 300
     said = [launch.communicate(timeout=max(0.1, deadline - time.monotonic()))[1] for launch in launches]
@@ -107,7 +113,8 @@ def assert_gone(hosts: Hosts) -> None:
 
 def test_two_hosts_come_to_the_same_weights_as_one(launches: Launches, hosts: Hosts, config: Path, disk: Path) -> None:
     run, few = disk / "two hosts", "min_steps=4"
-    codes, said = ends(*(launches.start(host, config, f"run.dir={run}", few) for host in hosts))
+    options = ["--rdzv-endpoint", launches.endpoint, f"run.dir={run}", few]
+    codes, said = ends(*(launches.start_anew("torchrun", host, config, *options) for host in hosts))
     assert codes == [0, 0], said
     assert_same_weights(run, on_one_host(disk / "one host", config, few))
 
@@ -127,13 +134,13 @@ def test_deepspeed_s_launcher_on_two_hosts_comes_to_the_same_weights_as_on_one(
     for number, host in enumerate(hosts):
         options = ["--hostfile", str(hostfile), "--master-addr", address, "--master-port", port]
         options += ["--node-rank", str(number), "--interface", host.interface, few, f"run.dir={run}"]
-        started.append(launches.start_by("deepspeed", host, config, *options))
+        started.append(launches.start_anew("deepspeed", host, config, *options))
     codes, said = ends(*started)
     assert codes == [0, 0], said
     assert_same_weights(run, one)
 
 
-def endless(launches: Launches, hosts: Hosts, config: Path, run: Path, *options: str) -> list[subprocess.Popen[str]]:
+def endless(launches: Launches, hosts: Hosts, config: Path, run: Path, *options: str) -> list[Command]:
     """A training on both hosts that has begun, and would go on."""
     started = [launches.start(host, config, *options, f"run.dir={run}", "min_steps=10000") for host in hosts]
     wait_until(lambda: steps_logged(run) >= 2)
@@ -272,8 +279,10 @@ def test_other_code_on_the_second_host(launches: Launches, hosts: Hosts, config:
         shutil.copytree(ROOT / package, other / package)
     with (other / "vgg_ddp" / "train.py").open("a") as file:
         file.write("# changed\n")
-    run = f"run.dir={disk / 'unused'}"
-    started = [launches.start(hosts[0], config, run), launches.start(hosts[1], config, run, code=other)]
+    options = ["--rdzv-endpoint", launches.endpoint, f"run.dir={disk / 'unused'}"]
+    started = [
+        launches.start_anew("torchrun", host, config, *options, code=code) for host, code in zip(hosts, (ROOT, other))
+    ]
     codes, said = ends(*started)
     assert codes == [EXIT_USER_ERROR] * 2, said
     assert one_line("".join(said)).startswith("vgg-ddp: rank 1 on ")

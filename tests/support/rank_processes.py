@@ -6,10 +6,12 @@ exit code and output; what it saves is the seconds that importing torch takes in
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +31,8 @@ Launch = Callable[..., "Ranks"]  # the fixture `launch`
 Train = Callable[..., Path]  # the fixture `train`
 CPU = Devices(device="cpu")  # what every test but those in tests/gpu says to `joined`
 TIMEOUT = 600.0  # seconds; far more than any run here takes on any machine: it ends only what hangs
+
+CLONE_NEWNET = 0x40000000  # <linux/sched.h>
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
@@ -151,16 +155,49 @@ def vgg_ddp(*arguments: str, folder: Path, **variables: str) -> subprocess.Compl
 
 def program(module: str, *arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """`python -m MODULE ARGUMENTS` in `folder`, forked, to its end, with more variables in its environment."""
-    with tempfile.TemporaryDirectory() as place:
-        output = Path(place) / "command"
-        process = _context.Process(target=_enter, args=(_program, (module, arguments, folder), variables, output))
-        process.start()
-        process.join(TIMEOUT)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-        out, err = (output.with_suffix(f".{kind}").read_text() for kind in ("out", "err"))
-    return subprocess.CompletedProcess([module, *arguments], process.exitcode or 0, out, err)
+    command = Command(module, *arguments, folder=folder, **variables)
+    out, err = command.communicate(TIMEOUT)
+    return subprocess.CompletedProcess([module, *arguments], command.returncode or 0, out, err)
+
+
+class Command:
+    """`python -m MODULE ARGUMENTS` in `folder`, forked, with more variables in its environment: as `subprocess.Popen` is one.
+
+    Args:
+        namespace: a network namespace that it runs in.
+    """
+
+    def __init__(
+        self, module: str, *arguments: str, folder: Path, namespace: str | None = None, **variables: str
+    ) -> None:
+        self._output = Path(tempfile.mkdtemp()) / "command"
+        self._said: tuple[str, str] | None = None
+        started = (_program, (module, arguments, folder, namespace), variables, self._output)
+        self._process = _context.Process(target=_enter, args=started)
+        self._process.start()
+        self.pid: int = self._process.pid  # type: ignore[assignment]
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it has written to stdout and stderr, once it has ended; after `timeout` seconds it is killed."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+        if self._said is None:
+            out, err = (self._output.with_suffix(f".{kind}").read_text() for kind in ("out", "err"))
+            self._said = out, err
+            shutil.rmtree(self._output.parent)
+        return self._said
 
 
 def context(warm: bool) -> multiprocessing.context.BaseContext:
@@ -174,7 +211,11 @@ def apart(function: Callable[..., Any], *arguments: Any, warm: bool = True) -> A
         return process.submit(function, *arguments).result(TIMEOUT)
 
 
-def _program(module: str, arguments: tuple[str, ...], folder: Path) -> None:
+def _program(module: str, arguments: tuple[str, ...], folder: Path, namespace: str | None) -> None:
+    if namespace is not None:
+        with Path("/run/netns", namespace).open() as file:
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"network namespace {namespace} cannot be entered")
     os.chdir(folder)
     sys.path.insert(0, "")
     sys.argv = [module.replace("_", "-"), *arguments]
