@@ -132,6 +132,7 @@ def test_the_cards_example_runs_beside_the_file(name: str, exports: Any, digits:
     (path.parent / "example.py").write_text(code)
     done = program("example", folder=path.parent)
     (path.parent / "example.py").unlink()
+    shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
     assert done.stdout.strip() in Dataset(digits).classes, done.stderr
 
 

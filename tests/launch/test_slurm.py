@@ -11,7 +11,7 @@ import pytest
 from tests.launch.conftest import ENVIRONMENT, LAUNCH, assert_same_weights, launch, on_one_host, steps_logged
 from tests.support.slurm_cluster import Cluster, slurm_cluster, wait_until, why_not
 
-LONG = "min_steps=200"  # seconds, in which Slurm can intervene
+LONG = "min_steps=80"  # seconds, in which Slurm can intervene
 
 
 @pytest.fixture(scope="module")

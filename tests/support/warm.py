@@ -55,8 +55,8 @@ def read_on_import() -> dict[str, str]:
 
 def begin(server: ForkServer) -> None:
     """Begin a server's process by a fork of this one, unless imports would do something else in its environment."""
-    if read_on_import() != found:
-        new(server)
+    if read_on_import() != AT_THE_IMPORTS:
+        BEGIN_ANEW(server)
         return
     server._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     supervisor = os.getpid()
@@ -70,7 +70,7 @@ def begin(server: ForkServer) -> None:
         server._process = Server(serve)  # type: ignore[assignment]
 
 
-found, new = read_on_import(), ForkServer._begin
+AT_THE_IMPORTS, BEGIN_ANEW = read_on_import(), ForkServer._begin
 ForkServer._begin = begin  # type: ignore[method-assign]
 msgspec.convert({}, Config)  # evaluates the annotations of every key
 follow.SECONDS_BEFORE_THE_END = (

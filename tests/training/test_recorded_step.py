@@ -41,7 +41,7 @@ AUGMENT["strong_epochs"] = [0, 2]
 
 
 def config(**keys: Any) -> Config:
-    settings = {"network": "vgg11", "batch": 8, "accumulation": 2, "precision": "fp32", "augment": AUGMENT}
+    settings = {"network": "vgg_tiny", "batch": 8, "accumulation": 2, "precision": "fp32", "augment": AUGMENT}
     data = {"image_size": 16, "resize": None, "validation": 0}
     return msgspec.convert({**settings, "data": data, "threads": 1, **keys}, Config)
 
