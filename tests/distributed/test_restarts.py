@@ -10,6 +10,7 @@ import ipaddress
 import json
 import os
 import pickle
+import re
 import signal
 from pathlib import Path
 
@@ -36,9 +37,9 @@ def test_a_rank_that_is_killed_and_one_that_hangs(recipe: Path, runs: Path, trai
     assert listening and {address for address, _ in listening} == {"127.0.0.1"}
     (store,) = [port for _, port in listens(supervisor)]
     assert "agents/ranks 0" in plant(store, tmp_path / "canary")
-    rank_zero, _ = ranks_of(supervisor)
-    os.kill(rank_zero, signal.SIGKILL)
-    wait_until(lambda: set(ranks_of(supervisor)).isdisjoint(processes) and furthest(run) >= 12, launched)
+    ranks = ranks_of(supervisor)
+    os.kill(ranks[0], signal.SIGKILL)
+    wait_until_further(run, supervisor, ranks, launched)
     processes += descendants(supervisor)
     _, rank_one = ranks_of(supervisor)
     os.kill(rank_one, signal.SIGSTOP)
@@ -63,9 +64,9 @@ def test_a_rank_without_others(recipe: Path, runs: Path, train: Train) -> None:
     wait_until(lambda: furthest(run) >= 6, launched)
     processes = descendants(supervisor)
     assert not any(listens(process) for process in (supervisor, *processes))
-    (first,) = ranks_of(supervisor)
-    os.kill(first, signal.SIGKILL)
-    wait_until(lambda: first not in ranks_of(supervisor) and furthest(run) >= 12, launched)
+    ranks = ranks_of(supervisor)
+    os.kill(ranks[0], signal.SIGKILL)
+    wait_until_further(run, supervisor, ranks, launched)
     processes += descendants(supervisor)
     (second,) = ranks_of(supervisor)
     os.kill(second, signal.SIGSTOP)
@@ -77,6 +78,17 @@ def test_a_rank_without_others(recipe: Path, runs: Path, train: Train) -> None:
     again = "; it starts again from the newest checkpoint (restart 1 of 3)"
     assert killed.endswith(again) and hung.endswith(again)
     assert_undisturbed(run, train("undisturbed alone", *WORDS))
+
+
+def wait_until_further(run: Path, supervisor: int, ranks: list[int], launched: Ranks) -> None:
+    """Until others than `ranks` are there, all of them, and have taken steps that those, as it was told, had not come to."""
+
+    def further() -> bool:
+        others, told = ranks_of(supervisor), re.search(r"step (\d+)", launched.stderr)
+        there = len(others) == len(ranks) and set(others).isdisjoint(ranks)
+        return there and told is not None and furthest(run) > int(told[1])
+
+    wait_until(further, launched)
 
 
 def furthest(run: Path) -> int:
