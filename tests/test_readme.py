@@ -31,8 +31,11 @@ SMALL = [
     "epochs=0.1",
     "data.validation=0.1",
     "data.train_sizes=[]",
+    "min_steps=1",
+    "evaluate.checkpoint=last",
+    "device=cpu",
+    "threads=1",
 ]
-SMALL += ["min_steps=1", "evaluate.checkpoint=last", "device=cpu", "threads=1"]
 
 
 def commands(page: str = "README.md") -> list[str]:

@@ -18,29 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 del ENVIRONMENT["TORCH_CPP_LOG_LEVEL"]
 LAUNCH = [sys.executable, "-m", "launch"]
-STEPS = 30
 
 
 @pytest.fixture(scope="session")
-def config(disk: Path, digits: Path) -> Path:
-    """A narrow network on 16-pixel digits on one thread, for a few steps of which every bit is defined."""
-    settings = {
-        "network": "vgg_tiny",
-        "batch": 16,
-        "epochs": 1e-9,  # as many steps as min_steps says
-        "min_steps": STEPS,
-        "device": "cpu",
-        "nproc": 1,
-        "threads": 1,
-        "precision": "fp32",
-        "loader": "torch",
-        "data": {"source": str(digits), "image_size": 16, "validation": 0, "workers": 0},
-        "optimizer": {"learning_rate": 0.01},
-        "schedule": {"name": "constant"},
-        "checkpoint": {"keep": 1},
-        "analysis": {"budget": "none"},
-        "log": {"every_steps": 1},
-    }
+def config(disk: Path, recipe: Path, digits: Path) -> Path:
+    """The recipe of quick steps on all digits, for a few steps."""
+    settings = yaml.safe_load(recipe.read_text())
+    settings["min_steps"], settings["data"]["source"] = 30, str(digits)
     path = disk / "launch.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path

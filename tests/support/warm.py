@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import msgspec
 from vgg_ddp.config import Config
 from vgg_ddp.distributed import fork_server
 from vgg_ddp.distributed.fork_server import ForkServer
+from vgg_ddp.errors import leave
 from vgg_ddp.report.rendering import templates
 from vgg_ddp.trackers import follow
 
@@ -29,8 +31,9 @@ class Server:
             try:
                 os.setsid()
                 run()
-            finally:
-                os._exit(1)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            leave(1)
 
     def poll(self) -> int | None:
         return self._ended(os.WNOHANG)
@@ -40,7 +43,7 @@ class Server:
 
     def kill(self) -> None:
         if self.poll() is None:
-            os.kill(self._process, 9)
+            os.kill(self._process, signal.SIGKILL)
 
     def _ended(self, options: int) -> int | None:
         if self.returncode is None:

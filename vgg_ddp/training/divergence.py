@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vgg_ddp.optim import optimizers
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import say
+from vgg_ddp.run.contents import is_finite
 from vgg_ddp.training import loading
 from vgg_ddp.training.job import Job, build_job, seed_dropout
 
@@ -36,7 +37,7 @@ class Layers:
             layer.register_forward_hook(lambda layer, given, output, number=number: self._look(number, output))
 
     def _look(self, number: int, tensor: Tensor) -> None:
-        if not tensor.isfinite().all():
+        if not is_finite(tensor):
             self._found[number] = 1
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
