@@ -81,12 +81,16 @@ def test_a_rank_without_others(recipe: Path, runs: Path, train: Train) -> None:
 
 
 def wait_until_further(run: Path, supervisor: int, ranks: list[int], launched: Ranks) -> None:
-    """Until others than `ranks` are there, all of them, and have taken steps that those, as it was told, had not come to."""
+    """Until others than `ranks` are there, all of them, and further than those had come.
+
+    A step's row is written before its rank says that it has taken it, and a rank may be a step behind the others: so the row
+    after the next one.
+    """
 
     def further() -> bool:
         others, told = ranks_of(supervisor), re.search(r"step (\d+)", launched.stderr)
         there = len(others) == len(ranks) and set(others).isdisjoint(ranks)
-        return there and told is not None and furthest(run) > int(told[1])
+        return there and told is not None and furthest(run) > int(told[1]) + 1
 
     wait_until(further, launched)
 

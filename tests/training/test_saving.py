@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.support.rank_processes import Train
 from vgg_ddp.config.schema import CheckpointConfig
+from vgg_ddp.distributed.activity import Activity, where
 from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.errors import StoppedOnRequest, UserError
 from vgg_ddp.run import checkpoint
@@ -49,6 +51,17 @@ def test_what_is_saved_is_the_moment_of_the_call(tmp_path: Path, monkeypatch: py
     folder = tmp_path / "step-00000001"
     assert all(load_file(folder / f"{name}.safetensors")[name].tolist() == [1.0] * 4 for name in tensors)
     assert checkpoint.state(checkpoint.read(folder)) == State(step=1, engine={"scaler": {"scale": 2.0}})
+
+
+def test_a_failure_in_it_is_told_with_the_step_that_is_saved(tmp_path: Path) -> None:
+    """Within an epoch the loader, which says what step is at hand, has not been asked for the next batch yet."""
+    activity = Activity()
+    activity.enter("step", 7)
+    saver = Saver(tmp_path, CheckpointConfig(), dataclasses.replace(ALONE, activity=activity))
+    save(saver, 8)
+    assert where(activity.seen()) == "while it saved step 8"
+    saver.finish()
+    assert where(activity.seen()) == "while it saved step 8"
 
 
 def test_a_save_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ class Saver:
         Raises:
             UserError: the one before could not be written.
         """
-        self._world.activity.enter("save", waits=not self._world.is_main)
+        self._world.activity.enter("save", state.step, waits=not self._world.is_main)
         with self._world.together():
             if self._world.is_main:
                 self._wait(self._config.on_error == "continue")
