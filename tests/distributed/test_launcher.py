@@ -8,6 +8,7 @@ import signal
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ import pytest
 from tests.support.processes import assert_gone, descendants, ranks_of
 from tests.support.rank_processes import Ranks, wait_until
 from vgg_ddp.config import Config
-from vgg_ddp.distributed import launcher
+from vgg_ddp.distributed import launcher, supervisor
 from vgg_ddp.distributed.agent import ForkingAgent
+from vgg_ddp.distributed.fork_server import ForkServer
 from vgg_ddp.distributed.hangs import is_stopped
 from vgg_ddp.distributed.supervisor import Task
 
@@ -75,9 +77,16 @@ def test_no_rank_outlives_a_launcher_that_is_killed_at_once(waiting: str, proces
     assert_gone(ranks)
 
 
-def _launch_in(folder: Path, module: str, ranks: int, restarts: int = 0, timeout: float | None = None) -> int:
+def _launch_in(
+    folder: Path,
+    module: str,
+    ranks: int,
+    restarts: int = 0,
+    timeout: float | None = None,
+    group: Callable[[], object] = os.setpgrp,
+) -> int:
     os.chdir(folder)
-    os.setpgrp()  # as a shell does for a job
+    group()  # as a shell does for a job
     sys.path.append(str(folder))
     return launcher.start(Task(module, [], [], restarts, timeout), ranks)
 
@@ -158,6 +167,55 @@ def test_a_suspended_launch_has_its_ranks_wait_and_none_hangs(ranks: int, tmp_pa
     wait_until(lambda: all(map(is_stopped, stopped)), launched)
     time.sleep(timeout + 1)
     launched.send(signal.SIGCONT)
+    (tmp_path / "end").touch()
+    assert launched.wait() == [0], launched.stderr
+    assert launched.stderr == ""
+
+
+def _launch_with_grace(folder: Path, module: str, grace: float) -> int:
+    os.chdir(folder)
+    os.setpgrp()
+    sys.path.append(str(folder))
+    with launcher.own_ranks(), ForkServer(module) as server:
+        return supervisor.run(Task(module, [], []), 1, None, server, grace)
+
+
+def test_the_grace_period_goes_on_after_a_suspension(tmp_path: Path) -> None:
+    """A rank that was suspended while it saved has had no time to."""
+    (tmp_path / "saving.py").write_text(
+        "import os, signal, time\ndef main(arguments):\n asked = []\n"
+        " signal.signal(signal.SIGTERM, lambda *about: asked.append(1))\n open('begun', 'w')\n"
+        " while not asked: time.sleep(0.01)\n"
+        " open('saving', 'w')\n"
+        " while not os.path.exists('go on'): time.sleep(0.01)\n"
+        " time.sleep(1)\n"  # which a supervisor that takes the suspension for the rank's own time does not leave it
+        " return 75\n"
+    )
+    grace = 5.0
+    launched = Ranks(_launch_with_grace, (tmp_path, "saving", grace), 1, tmp_path / "output")
+    wait_until((tmp_path / "begun").exists, launched)
+    launched.send(signal.SIGTERM)
+    wait_until((tmp_path / "saving").exists, launched)
+    launched.send(signal.SIGTSTP)
+    wait_until(lambda: is_stopped(launched.processes[0].pid), launched)  # type: ignore[arg-type]
+    time.sleep(grace)
+    (tmp_path / "go on").touch()
+    launched.send(signal.SIGCONT)
+    assert launched.wait() == [75], launched.stderr
+
+
+def test_what_no_shell_could_let_go_on_is_not_suspended(tmp_path: Path) -> None:
+    """A session's leader, as a container's first process is."""
+    (tmp_path / "stepping.py").write_text(
+        "import os, signal, time\ndef main(arguments):\n open('begun ' + os.environ['RANK'], 'w')\n"
+        " while not os.path.exists('end'): time.sleep(0.01)\n"
+        " return 0\n"
+    )
+    launched = Ranks(_launch_in, (tmp_path, "stepping", 2, 0, None, os.setsid), 1, tmp_path / "output")
+    wait_until(lambda: all((tmp_path / f"begun {rank}").exists() for rank in range(2)), launched)
+    launched.send(signal.SIGTSTP)
+    time.sleep(1)  # in which it would be
+    assert not is_stopped(launched.processes[0].pid)  # type: ignore[arg-type]
     (tmp_path / "end").touch()
     assert launched.wait() == [0], launched.stderr
     assert launched.stderr == ""
