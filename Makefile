@@ -2,7 +2,7 @@
 #
 #   make train [DATA=path] [CONFIG=file] [RUN=dir] [ARGS="key=value ..."]
 #   make test       everything that must pass; says at its end which tests were skipped, and why
-#   make test-quick the tests that start no process, for the inner loop
+#   make test-quick the tests that start no process and compute for no second, for the inner loop
 #   make setup      only .venv        make check     only lint, format and types        make clean     remove .venv
 #   make audit      known vulnerabilities of all that is installed, asked of the Python package index
 
@@ -14,8 +14,9 @@ ARGS   ?=
 
 BIN := .venv/bin
 
-# More workers than two cores, since many tests wait; a file's tests share what they set up, so each file goes to one worker.
-PYTEST := $(BIN)/python -m pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder
+# A file's tests share what they set up, so each file goes to one worker: of these there are more than two cores where many
+# tests wait.
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: train test test-quick check audit setup clean
 
@@ -24,11 +25,11 @@ train: .venv/installed
 
 test: check
 	@echo "== tests"
-	@$(PYTEST)
+	@$(PYTEST) --numprocesses 5
 	@if nvidia-smi > /dev/null 2>&1; then echo "== tests of the GPU"; $(BIN)/python -m pytest tests/gpu; fi
 
 test-quick: .venv/installed-dev
-	@$(PYTEST) -q -m "not processes and not host and not slow"
+	@$(PYTEST) --numprocesses 2 -q -m "not processes and not host and not slow and not seconds"
 
 check: .venv/installed-dev
 	@echo "== lint, format, types"

@@ -98,6 +98,7 @@ def test_vgg_ddp_imports_neither_launchers_nor_benchmarks() -> None:
     assert names.isdisjoint({"launch", "benchmarks", "tests"})
 
 
+@pytest.mark.processes
 def test_training_imports_no_report_tracker_or_benchmark_and_asks_for_no_gpu() -> None:
     """The latter would not survive the fork of a rank, nor would what is imported for it later."""
     code = "import json, sys, torch; torch._C._cuda_getDeviceCount = torch.cuda.device_count = None; import vgg_ddp.train; "

@@ -32,6 +32,7 @@ def test_crops_move_and_mirror_by_whole_pixels() -> None:
     assert len({place[0] for place in places}) > 10
 
 
+@pytest.mark.seconds
 def test_it_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(airbench, "BATCH", 32)
     generator = torch.Generator().manual_seed(0)

@@ -38,6 +38,7 @@ def words(speed: float, baselines: int, **world: float) -> Counter[str]:
     )
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("baselines", "between"), [(1, 0.0), (1, 0.045), (2, 0.045), (3, 0.12), (5, 0.12)])
 def test_the_same_version_is_noise_nineteen_times_of_twenty(baselines: int, between: float) -> None:
     # A rate of exactly 0.95 is the aim with three runs and more; two standard deviations of the count are allowed for.
@@ -45,6 +46,7 @@ def test_the_same_version_is_noise_nineteen_times_of_twenty(baselines: int, betw
     assert words(1.0, baselines, between=between)["noise"] / TRIALS >= least
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("speed", "word"), [(1.3, "faster"), (1 / 1.3, "slower")])
 def test_a_real_difference_is_found_in_nine_of_ten(speed: float, word: str) -> None:
     assert words(speed, 1)[word] / TRIALS >= 0.9

@@ -282,6 +282,7 @@ def test_dump_and_load_of_every_key_at_once(config_file: Path) -> None:
 printable = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Zl", "Zp"]), min_size=1)
 
 
+@pytest.mark.seconds
 @settings(max_examples=20)  # each dumps and loads every key
 @given(
     directory=printable.filter(lambda name: name[0] not in "~$"),

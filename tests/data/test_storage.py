@@ -63,6 +63,7 @@ def test_a_lossless_storage_of_files_has_their_pixels_and_order(tmp_path: Path, 
         assert stored.record.encoding["images"] == len(files)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("kind", ["jpeg", "jpeg2000"])
 def test_pixels_of_an_archive_can_be_encoded_and_keep_their_order(tmp_path: Path, kind: str) -> None:
     dataset, lines = None, list[str]()
@@ -102,6 +103,7 @@ def test_jpeg_storage_keeps_jpeg_files_and_encodes_the_rest(tmp_path: Path) -> N
     assert (dataset.record.encoding["quality"], dataset.record.encoding["chroma"]) == (70, "4:2:0")
 
 
+@pytest.mark.seconds
 def test_a_better_quality_is_nearer_to_the_source(tmp_path: Path) -> None:
     found = [made("digits", tmp_path / str(q), Storage("jpeg", q)).record.encoding for q in (50, 95)]
     assert found[0] is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tests.support.rank_processes import CPU
@@ -25,6 +26,7 @@ def take_step(engine: Engine, factor: float) -> None:
     engine.step()
 
 
+@pytest.mark.seconds
 def test_fp16_goes_on_with_its_loss_scale() -> None:
     """After two steps that overflow, which are not taken, and one that is."""
     with joined(devices=CPU) as world:

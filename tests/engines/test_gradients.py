@@ -68,6 +68,7 @@ def test_nothing_of_a_step_stays_that_is_not_taken(clip: float | None) -> None:
     assert again.figures() == {"skipped": 1}
 
 
+@pytest.mark.seconds
 def test_in_half_precision_the_scaler_skips_and_it_is_counted_too() -> None:
     trained = engine(precision="fp16")
     trained._scaler._init_scale = 1.0  # with which nothing overflows
@@ -93,6 +94,7 @@ def test_the_norm_is_that_of_the_whole_batch_s_gradient_before_it_is_clipped(cli
     assert squares**0.5 > 0.02
 
 
+@pytest.mark.seconds
 def test_a_training_that_has_diverged_ends_all_the_same() -> None:
     trained = engine()
     for _ in range(MOST_IN_A_ROW - 1):

@@ -107,6 +107,7 @@ def reference(dataset: Dataset, network: VGG, config: Config, flips: bool) -> ND
     return np.array(answers)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("protocol", "scales", "flips", "views"),
     [

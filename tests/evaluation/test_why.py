@@ -39,6 +39,7 @@ def test_hidden_parts_are_captum_s_occlusion() -> None:
     torch.testing.assert_close(found.expand(3, 14, 14), reference.float(), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.seconds
 def test_grad_cam_is_captum_s_on_torchvision_s_network() -> None:
     torch.manual_seed(0)
     theirs = vgg11(num_classes=5).eval()

@@ -67,6 +67,7 @@ def exact(world: World) -> Tensor:
     return first_update("fp32", world)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_each_precision_takes_the_step_of_fp32(precision: str, exact: Tensor, world: World) -> None:
     distance = ((first_update(precision, world) - exact).norm() / exact.norm()).item()
@@ -105,6 +106,7 @@ class Watched(Job):
             yield batch
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("loader", "augment", "compile"),
     [
@@ -188,6 +190,7 @@ def steps_alone(device: torch.device) -> list[Tensor]:
     return found
 
 
+@pytest.mark.seconds
 def test_nccl_of_one_rank_changes_nothing(device: torch.device) -> None:
     alone, reduced = apart(steps_alone, device, warm=device.type == "cpu")
     assert torch.equal(alone, reduced) if device.type == "cpu" else torch.allclose(alone, reduced, rtol=1e-3, atol=1e-5)

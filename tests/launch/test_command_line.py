@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
 from launch.registry import LAUNCHERS
 from tests.launch.conftest import ENVIRONMENT, launch
@@ -82,6 +81,8 @@ def test_many_hosts_need_an_endpoint(config: Path) -> None:
 
 
 def test_the_train_job_is_of_the_published_schema(config: Path) -> None:
+    from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob  # which takes half a second
+
     options = ["--nodes", "4", "--nproc", "2", "--gpus-per-node", "2", "--memory", "64Gi", "--interface", "eth0"]
     done = launch("kubernetes", str(config), "--image", "here/vgg:1", "--namespace", "us", *options, "batch=64")
     assert done.returncode == 0, done.stderr

@@ -296,6 +296,7 @@ print(sum(len(batch) for batch in worker.stream(training_slices(split))))
 """
 
 
+@pytest.mark.seconds
 def test_a_worker_is_not_held_up_by_a_dali_loader_that_was_let_go_of(datasets: dict[str, Dataset]) -> None:
     """A forked worker that collected its parent's pipeline would wait for that one's threads for ever."""
     directory, root = datasets["jpeg"].directory, Path(__file__).parents[2]

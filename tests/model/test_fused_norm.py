@@ -75,6 +75,7 @@ def test_is_torch_s_layers_to_rounding_ties_included() -> None:
     assert {key: values for key, values in found.items() if max(values) > TOLERANCES[key[0]]} == {}
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize("kernel", ["_moments", "_statistics", "_outputs", "_sums", "_slopes", "_image_gradients"])
 def test_the_kernels_compile_for_gpus(kernel: str, pool: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,7 @@ def test_usual_name_is_the_same_network_as_the_paper_s_letter(usual: str) -> Non
     assert [repr(module) for module in named.modules()] == [repr(module) for module in lettered.modules()]
 
 
+@pytest.mark.seconds
 @EACH_OF_TORCHVISION
 @torch.no_grad()
 def test_torchvision_state_dict_gives_the_same_bits(name: str, classifier: dict[str, Tensor]) -> None:
@@ -103,6 +104,7 @@ def test_names_of_the_compact_head_are_torchvision_s_too() -> None:
     assert {n for n in names if n.startswith("classifier.")} == {"classifier.0.weight", "classifier.0.bias"}
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn", "vgg16"])
 def test_pool_before_relu_has_the_values_and_gradients_of_relu_before_pool(name: str) -> None:
     """torchvision rectifies first, as the paper does; in training mode, float64."""

@@ -109,6 +109,7 @@ def test_weights_of_a_fixed_norm_take_a_step_from_it() -> None:
     torch.testing.assert_close(parameter.detach(), before - 0.15 * step)
 
 
+@pytest.mark.seconds
 def test_it_goes_on_from_a_checkpoint_with_the_same_bits() -> None:
     config = Config(network="vgg11", batch=4, precision="fp32", threads=1, optimizer=MUON, device="cpu")
     with joined(devices=CPU) as world:

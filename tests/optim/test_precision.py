@@ -45,6 +45,7 @@ def test_what_was_asked_for_stays() -> None:
         assert precision.resolve(Config(precision=name), CPU) == (Config(precision=name), "")  # type: ignore[arg-type]
 
 
+@pytest.mark.processes
 def test_a_processor_that_is_kept_from_bf16_computes_in_fp32() -> None:
     """By oneDNN's own switch, with which any processor computes like one without bf16 instructions."""
     code = "import torch; from vgg_ddp.optim.precision import fastest; print(fastest(torch.device('cpu'))[0])"

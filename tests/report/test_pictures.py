@@ -51,6 +51,7 @@ def test_the_run_keeps_the_pictures_of_its_report(tmp_path: Path) -> None:
         assert write_report(run.path, None) == page.with_name("without_pictures.html")
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("shape", [(32, 32), (20, 48), (224, 160)])
 def test_pictures_of_any_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
     run = make_run(tmp_path / "run", shape=shape)

@@ -116,6 +116,7 @@ def trained(first: Run, path: Path, right: float, seed: int, recipe: str = "") -
     return run.path
 
 
+@pytest.mark.seconds
 def test_recipes_are_compared_by_the_means_over_their_seeds(first: Run, tmp_path: Path) -> None:
     old = [trained(first, tmp_path / f"old-{seed}", 0.7, seed) for seed in range(3)]
     new = [trained(first, tmp_path / f"new-{seed}", 0.9, seed, "batch: 512\n") for seed in range(3, 6)]

@@ -79,6 +79,7 @@ def values_at(end: int) -> dict[str, Any]:
     return {name: p["values"][end] if "values" in p else (p["min"], p["max"])[end] for name, p in parameters.items()}
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("end", [0, -1])
 def test_every_parameter_of_the_sweep_is_a_key(end: int) -> None:
     given = values_at(end)

@@ -218,6 +218,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> 
     assert canary.exists()
 
 
+@pytest.mark.seconds
 def test_what_is_no_network_that_fits_is_refused_in_one_line(trained: Weights, tmp_path: Path) -> None:
     path = tmp_path / "some.pth"
     assert "save a state dict of tensors alone" in refusal(path, nn.Linear(2, 2))

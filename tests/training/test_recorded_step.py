@@ -82,6 +82,7 @@ def inputs(number: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.tensor(number % 3), torch.arange(8) + 8 * number, samples
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "keys",
     [

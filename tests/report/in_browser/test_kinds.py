@@ -40,6 +40,7 @@ KINDS = [
     "study",
     "own images",
 ]
+REPEATED = "tbody tr:nth-child(n+101), option:nth-child(n+101)"  # as those before, and axe would take a minute for them
 WIDTHS = [360, 390, 640, 820, 1100, 1280, 2560]  # 640 is a screen of 1,280 at twice the size
 
 
@@ -102,7 +103,7 @@ def study_page(folder: Path) -> Path:
     return study_pages.write(folder, definition, found, summarise(folder, definition, found))
 
 
-# Two minutes on a thousand classes, whose colours are those of a hundred.
+# The colours of a thousand classes are those of a hundred.
 @pytest.mark.parametrize(
     ("kind", "scheme"),
     [(kind, scheme) for kind in KINDS for scheme in ("light", "dark") if (kind, scheme) != ("1,000 classes", "dark")],
@@ -113,6 +114,7 @@ def test_axe_finds_nothing(kind: str, scheme: str, pages: dict[str, Path], visit
         page.click("#quiz-start")
         for summary in page.locator("summary").all():
             summary.click()
+    page.evaluate(f"document.querySelectorAll('{REPEATED}').forEach(one => one.remove())")
     found = Axe().run(page).response["violations"]
     assert found == [], json.dumps([(v["id"], [n["html"][:200] for n in v["nodes"][:3]]) for v in found], indent=1)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page
 
 from tests.support.browsing import IN_BROWSER, come_to_a_cell, page_of, shown_images
 from tests.support.runs import CLASSES, Run, make_run
 from vgg_ddp.report import write_report
 from vgg_ddp.report.page import SECTIONS
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 pytestmark = IN_BROWSER
 
