@@ -89,13 +89,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 STARTING = {"launch", "train", "start_with", "runs"}  # fixtures of tests that start processes
+STARTERS = {"Command", "Ranks", "apart", "program", "vgg_ddp", "Popen"}  # what others do so with
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what starts processes; what takes minutes goes first, so that no worker is left with it at the end."""
     for item in items:
-        if not STARTING.isdisjoint(getattr(item, "fixturenames", ())):
+        called = item.function.__code__.co_names if isinstance(item, pytest.Function) else ()
+        if not (STARTING.isdisjoint(getattr(item, "fixturenames", ())) and STARTERS.isdisjoint(called)):
             item.add_marker("processes")
     long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("host")}
     items.sort(key=lambda item: item.path not in long)

@@ -58,6 +58,7 @@ def test_products_and_copies_count_operations_and_bytes() -> None:
     assert 1e7 < copy(device, seconds=0.02)() < 1e13
 
 
+@pytest.mark.seconds
 def test_the_reference_lies_between_its_parts() -> None:
     """The best of several trials of each: what else runs here makes some of them slow."""
     trials = [make(torch.device("cpu")) for make in (matrix_product, copy, reference)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from vgg_ddp.config.deepspeed_file import DERIVED, REMOVED, UNSUPPORTED, derive
 from vgg_ddp.config.optimizer import OptimizerConfig
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 
-pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from vgg_ddp.run.metrics_log import read_metrics
 from vgg_ddp.trackers import dashboard, named
 from vgg_ddp.trackers.media import PREDICTIONS
 
-pytest.importorskip("wandb", reason="W&B is not installed")
+pytestmark = pytest.mark.skipif(find_spec("wandb") is None, reason="W&B is not installed")
 WORDS = ("tracking.wandb=offline", "tracking.artifacts=true", "tracking.group=tests", "tracking.mistakes=5")
 TWO_EPOCHS = ("min_steps=16", "data.validation=0.2")
 
