@@ -172,6 +172,18 @@ def test_a_suspended_launch_has_its_ranks_wait_and_none_hangs(ranks: int, tmp_pa
     assert launched.stderr == ""
 
 
+def test_a_rank_that_fails_at_once_is_the_one_that_is_told(tmp_path: Path) -> None:
+    """Before anyone has seen both of them run; the other, which waits for it and cannot be asked to end, is killed."""
+    (tmp_path / "failing.py").write_text(
+        "import os, signal, time\ndef main(arguments):\n if os.environ['RANK'] == '0': return 1\n"
+        " signal.signal(signal.SIGTERM, signal.SIG_IGN)\n time.sleep(3600)\n"
+    )
+    launched = Ranks(_launch_in, (tmp_path, "failing", 2, 3), 1, tmp_path / "output")
+    assert launched.wait() == [1]
+    told = "vgg-ddp: rank 0 failed with exit code 1 at its start, before it had taken a step: not tried again\n"
+    assert launched.stderr == told
+
+
 def _launch_with_grace(folder: Path, module: str, grace: float) -> int:
     os.chdir(folder)
     os.setpgrp()

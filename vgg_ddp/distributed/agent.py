@@ -52,7 +52,6 @@ class ForkingAgent(SimpleElasticAgent):
         return {rank: failure.exitcode for rank, failure in self.run().failures.items()}
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        self._server.ranks.clear()
         shared = {
             "LOCAL_WORLD_SIZE": worker_group.spec.local_world_size,
             "GROUP_RANK": worker_group.group_rank,

@@ -55,7 +55,8 @@ class Rank:
 
 
 class ForkServer:
-    """A server, and the ranks that were forked from it last, by local rank. As a context, it ends with all of them.
+    """A server, and the ranks that were forked from it, by local rank, since `ranks` was cleared. As a context, it ends with
+    all of them.
 
     Args:
         module: what ranks run: it has a `main(arguments)` that returns the exit code.
@@ -101,7 +102,6 @@ class ForkServer:
 
     def run_alone(self, environment: dict[str, str], arguments: list[str]) -> dict[int, int]:
         """Run one rank that has no others; its exit code, of rank 0, if it did not end well."""
-        self.ranks.clear()
         own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
         rank = self.fork(own | environment, arguments)
         while rank.code is None:
@@ -112,6 +112,10 @@ class ForkServer:
         """Take in what the server has told."""
         while self._process.returncode is None and select.select([self._connection], [], [], 0.0)[0]:
             self._hear_one()
+
+    def forked(self) -> int:
+        """How many ranks have been forked, those that have ended again with them."""
+        return sum(rank.process != 0 or rank.code is not None for rank in self.ranks)
 
     def running(self) -> list[int]:
         """The process ids of the ranks that have not ended, so far as it was heard."""

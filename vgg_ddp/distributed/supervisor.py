@@ -134,7 +134,7 @@ class _Watch:
         self, task: Task, board: activity.Board, place: MeetingPlace | None, server: ForkServer, grace: float | None
     ) -> None:
         self._timeout, self._board, self._grace = task.timeout, board, grace
-        self._running = server.running
+        self._server = server
         self._host, self._hosts, self._address, self._store = 0, 1, "", None
         if place is not None and place.hosts > 1:
             self._host, self._hosts, self._address = place.host, place.hosts, f"{place.address}:{place.port}"
@@ -148,11 +148,11 @@ class _Watch:
     def begin(self, attempt: int) -> None:
         """Before the ranks are started."""
         with self._lock:
+            self._server.ranks.clear()
             self._board.clear()
             self.attempt = attempt
             self._deadline: float | None = None
             self._elsewhere: Ending | None = None
-            self._complete = False  # whether all ranks have been started
             self._hangs = Hangs(self._timeout)
             self._killed = False  # whether those that did not end were
             self._hung: dict[int, float] = {}  # by local rank, the seconds after which it was killed
@@ -188,7 +188,7 @@ class _Watch:
             os.close(writer)
 
     def _in_main_thread(self, number: int, frame: FrameType | None) -> None:
-        if number in STOP_SIGNALS and not self._finished and not self._running():
+        if number in STOP_SIGNALS and not self._finished and not self._server.running():
             self.signal = number
             raise _Interrupted
 
@@ -202,7 +202,6 @@ class _Watch:
                     self._continued = looked
                     if self._deadline is not None:
                         self._deadline += looked - since
-                self._complete = self._complete or len(self._running()) == len(self._board.ranks)
                 for number in numbers:
                     self._signalled(number)
                 if self._deadline is None and not self.signal:
@@ -210,7 +209,7 @@ class _Watch:
                     self._look_here()
                 if self._deadline is not None and time.monotonic() > self._deadline:
                     self._kill()
-                if self._suspended and self._complete:  # else a rank that is being started would go on
+                if self._suspended and self._all_forked():  # else a rank that is being started would go on
                     self._pause()
 
     def _signalled(self, number: int) -> None:
@@ -312,20 +311,23 @@ class _Watch:
         self._elsewhere = self._read_ending()
         if self._elsewhere is not None:
             self._end_ranks(self._grace if self._elsewhere.code > 128 else self._failure_grace())
-            if self._elsewhere.restart and self._store is not None and not self._running():
+            if self._elsewhere.restart and self._store is not None and not self._server.running():
                 # Those here had ended well: the agent waits for the others, in vain, at this key.
                 self._store.set(f"agents/{_name(self.attempt)}/torchelastic/agent/terminal_state/last_member", "")
 
     def _look_here(self) -> None:
         """Give the ranks a deadline if one of them has failed or hangs."""
-        seen, running, now = [rank.seen() for rank in self._board.ranks], len(self._running()), time.monotonic()
-        if self._complete and running < sum(one.phase != "end" for one in seen):  # the agent asks the others to end
+        seen, running, now = [rank.seen() for rank in self._board.ranks], len(self._server.running()), time.monotonic()
+        if self._all_forked() and running < sum(one.phase != "end" for one in seen):  # the agent asks the others to end
             self._deadline = now + self._failure_grace()
         found = self._hangs.look(seen, now, self._continued)
         if found is not None and not self._hung:
             self._hung = {found.rank: found.seconds}
             with contextlib.suppress(ProcessLookupError):
                 os.kill(seen[found.rank].process, signal.SIGKILL)
+
+    def _all_forked(self) -> bool:
+        return self._server.forked() == len(self._board.ranks)
 
     def _failure_grace(self) -> float:
         return FAILURE_GRACE if self._grace is None else min(FAILURE_GRACE, self._grace)
@@ -336,17 +338,17 @@ class _Watch:
         self._send(signal.SIGTERM)  # a rank that is still importing would print a traceback on SIGINT
 
     def _send(self, number: int) -> None:
-        for process in self._running():
+        for process in self._server.running():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
 
     def _kill(self) -> None:
         """Kill the ranks and their workers; after a signal this process too, if it does not end within half a second."""
-        if self._running() and self.signal:
+        if self._server.running() and self.signal:
             seconds = f" in {self._grace:g} s" if self._grace is not None else ""
             complain(f"vgg-ddp: the ranks here did not end{seconds}: killed")
         self._killed = True
-        for pid in self._running():
+        for pid in self._server.running():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)  # each rank is the leader of a session
         if not self.signal and (self._elsewhere is None or self._elsewhere.restart):
