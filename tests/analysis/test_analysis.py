@@ -179,6 +179,7 @@ def told_groups(kinship: np.ndarray, seed: int) -> dict[str, Any]:
     return groups.found_or_named(confusion, CLASSES, {}, "data set", validation)
 
 
+@pytest.mark.seconds
 def test_networks_without_structure_are_not_told_to_have_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither where all errors are alike, nor where some answers are given more often than others."""
     monkeypatch.setattr(groups, "ROUNDS", 2)
@@ -502,6 +503,7 @@ def test_the_bootstrap_interval_is_that_of_resampled_images() -> None:
     assert found.interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.004)
 
 
+@pytest.mark.seconds
 def test_equal_networks_seldom_differ_and_better_ones_do() -> None:
     random = np.random.default_rng(0)
     equal = [significance.compare(random.random(300) < 0.8, random.random(300) < 0.8).p_value for _ in range(300)]

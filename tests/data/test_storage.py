@@ -210,6 +210,7 @@ def test_all_that_is_broken_is_named_in_one_report(folder: Path, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.seconds
 def test_the_broken_can_be_dropped_and_the_unusual_are_converted(folder: Path, tmp_path: Path) -> None:
     dataset = made(folder, tmp_path / "dataset", policy=Policy(unreadable="drop"))
     split = dataset.split("train")

@@ -376,6 +376,7 @@ def test_the_ranks_pixels_are_the_single_ranks(datasets: dict[str, Dataset], loa
         assert torch.equal(torch.cat([batches[step] for batches in ranks]), whole)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("loader_name", "storage"), PAIRS)
 def test_killed_at_a_batch_and_restarted_on_other_ranks_the_remaining_batches_are_the_same(
     datasets: dict[str, Dataset], loader_name: str, storage: str

@@ -57,6 +57,7 @@ def test_each_cell_is_the_head_slid_over_the_map_of_the_convolutions(network: VG
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.seconds
 @torch.no_grad()
 def test_each_cell_is_the_network_slid_over_the_image_where_padding_plays_no_part(network: VGG) -> None:
     """A window cut from the image is padded with zeros where the whole image has more of it: not so with 1x1 kernels."""

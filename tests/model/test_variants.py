@@ -98,6 +98,7 @@ def test_activations_that_are_computed_again_are_the_same(what: Any) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", ["safetensors", "torch-export"])
 def test_a_file_that_is_exported_says_what_it_needs(name: str, tmp_path: Path) -> None:
     classifier = formats.Classifier(Preprocess([120.0] * 3, [60.0] * 3, channels_last=False), built(**VARIANT)).eval()

@@ -16,6 +16,7 @@ from vgg_ddp.report import words
 from vgg_ddp.report.sections import per_class
 
 
+@pytest.mark.seconds
 def test_many_classes_show_a_picture_and_the_most_frequent_confusions(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", **degenerate("many classes"))
     confusion = section(page_of(run), "confusion")

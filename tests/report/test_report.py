@@ -183,6 +183,7 @@ def test_hostile_names_appear_only_escaped(tmp_path: Path, count: int) -> None:
     assert page.all("title")[0].text.startswith("<script>alert(1)</script> on </title></style><img")
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("name", "said"),
     [

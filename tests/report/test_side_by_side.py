@@ -137,6 +137,7 @@ def test_recipes_are_compared_by_the_means_over_their_seeds(first: Run, tmp_path
     assert "No more than chance" in section(page, "story").text
 
 
+@pytest.mark.seconds
 def test_the_command_holds_the_runs_that_it_names_first_against_the_others(
     first: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +160,7 @@ def test_the_command_holds_the_runs_that_it_names_first_against_the_others(
     assert not (tmp_path / "one.html").exists()
 
 
+@pytest.mark.seconds
 def test_one_run_is_no_recipe_and_one_seed_twice_is_one_run(first: Run, tmp_path: Path) -> None:
     runs = [trained(first, tmp_path / f"run-{seed}", 0.7, seed) for seed in range(3)]
     again = trained(first, tmp_path / "again", 0.7, 0)

@@ -141,6 +141,7 @@ def test_staged_initialisation_copies_the_layers_that_the_paper_names(network: s
     assert all(torch.equal(taken[name], expected[name]) for name in taken)
 
 
+@pytest.mark.seconds
 def test_staged_initialisation_leaves_every_other_layer_as_it_is_drawn(trained: Weights, tmp_path: Path) -> None:
     path = saved(trained, "safetensors", tmp_path)
     config = configured("B", head="paper", initialization="paper", initialize_from=str(path), initialize_layers="paper")
@@ -263,6 +264,7 @@ def begin_on_ranks(name: str, output: Path) -> int:
     return 0
 
 
+@pytest.mark.seconds
 def test_every_rank_begins_with_the_bits_that_rank_0_reads(tmp_path: Path) -> None:
     path = saved(convolutions("vgg11"), "safetensors", tmp_path)
     ranks = Ranks(begin_on_ranks, (str(path), tmp_path), 2, tmp_path / "output")

@@ -60,7 +60,7 @@ def test_goodput(tries: Begin, digits: Path, runs: Path) -> None:
     tried.check(kept >= 0.95 * whole, tried.figure)
 
 
-def test_cost_without_faults(tries: Begin, digits: Path, runs: Path) -> None:
+def test_cost_of_being_ready(tries: Begin, digits: Path, runs: Path) -> None:
     """A training of one rank that is ready for faults beside one that is not: at most 2 % more of a core's time.
 
     Both at once on the same core, which takes turns between them every few milliseconds, so that both find the same machine:
