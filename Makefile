@@ -14,8 +14,8 @@ ARGS   ?=
 
 BIN := .venv/bin
 
-# A file's tests share what they set up, so each file goes to one worker: of these there are more than two cores where many
-# tests wait.
+# A file's tests share what they set up, so each file goes to one worker. `test` has more workers than two cores, since many of
+# its tests wait; those of `test-quick` do not.
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: train test test-quick check audit setup clean

@@ -77,6 +77,12 @@ def test_no_rank_outlives_a_launcher_that_is_killed_at_once(waiting: str, proces
     assert_gone(ranks)
 
 
+def _enter(folder: Path, group: Callable[[], object] = os.setpgrp) -> None:
+    os.chdir(folder)
+    group()  # as a shell does for a job
+    sys.path.append(str(folder))
+
+
 def _launch_in(
     folder: Path,
     module: str,
@@ -85,9 +91,7 @@ def _launch_in(
     timeout: float | None = None,
     group: Callable[[], object] = os.setpgrp,
 ) -> int:
-    os.chdir(folder)
-    group()  # as a shell does for a job
-    sys.path.append(str(folder))
+    _enter(folder, group)
     return launcher.start(Task(module, [], [], restarts, timeout), ranks)
 
 
@@ -185,9 +189,7 @@ def test_a_rank_that_fails_at_once_is_the_one_that_is_told(tmp_path: Path) -> No
 
 
 def _launch_with_grace(folder: Path, module: str, grace: float) -> int:
-    os.chdir(folder)
-    os.setpgrp()
-    sys.path.append(str(folder))
+    _enter(folder)
     with launcher.own_ranks(), ForkServer(module) as server:
         return supervisor.run(Task(module, [], []), 1, None, server, grace)
 
