@@ -98,16 +98,27 @@ def pflop(config: Config, classes: int, step: int, steps_per_epoch: int) -> floa
     for epoch, first in enumerate(range(0, step, steps_per_epoch)):
         sizes = config.data.train_sizes
         size = sizes[epoch] if epoch < len(sizes) else config.data.image_size
-        of_size.setdefault(size, flop_of_image(config, classes, size))
+        of_size.setdefault(size, flop_of_image_in_step(config, classes, size))
         flops += min(steps_per_epoch, step - first) * config.batch * of_size[size]
     return flops / 1e15
 
 
-def flop_of_image(config: Config, classes: int, size: int) -> float:
-    """Of forward and backward for one image, counted in those of two, without memory."""
+def flop_of_image_in_step(config: Config, classes: int, size: int) -> float:
+    """Of one image of a batch: forward and backward, twice with SAM; of a share of them, after a forward pass of all."""
+    share, passes = config.loss.hardest, 2 if config.optimizer.sharpness_radius else 1
+    flops = share * passes * flop_of_image(config, classes, size)
+    if share < 1:
+        flops += flop_of_image(config, classes, min(size, config.loss.hardest_size or size), backward=False)
+    return flops
+
+
+def flop_of_image(config: Config, classes: int, size: int, backward: bool = True) -> float:
+    """Of forward and backward for one image, or of forward, counted in those of two, without memory."""
     network = empty_network(config, classes, torch.device("cuda"))  # whose convolutions are torch's; it is nowhere
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        network(torch.empty(2, 3, size, size)).sum().backward()
+        logits = network(torch.empty(2, 3, size, size))
+        if backward:
+            logits.sum().backward()
     return counter.get_total_flops() / 2
 
 

@@ -66,6 +66,7 @@ def take_step(job: Job, recorder: Recorder, batch: Batch, side: int | None) -> N
     """Forward, backward and update with one local batch; nothing in it waits for the device."""
     batch, accumulation = job.data.train_loader.finish(batch), job.config.accumulation
     for number, micro in enumerate(batch.micro_batches(accumulation), start=1):
+        micro = job.chosen.of(micro, job.inputs, side)
         images, targets = job.inputs(micro, side)
         loss, logits = job.engine.forward(images, targets, last=number == accumulation)
         job.engine.backward(loss)

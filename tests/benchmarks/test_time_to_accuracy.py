@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from scipy import stats
 
@@ -15,7 +16,7 @@ from benchmarks.scaling_model.network import layers, training_flops
 from tests.support.rank_processes import program
 from vgg_ddp.config import Config
 from vgg_ddp.config.data import DataConfig
-from vgg_ddp.config.optimizer import OptimizerConfig
+from vgg_ddp.config.optimizer import LossConfig, OptimizerConfig
 
 pytestmark = pytest.mark.host
 
@@ -50,6 +51,20 @@ def test_pflop_follows_the_size_of_each_epochs_images() -> None:
     assert (
         0.8 * counted_by_hand[16] < small < counted_by_hand[16]
     )  # of a single pixel, products with padding are left out
+
+
+def test_flop_of_a_second_gradient_and_of_the_pass_that_finds_the_hardest_images() -> None:
+    plain = Config(network="vgg11", data=DataConfig(image_size=32))
+    both = time_to_accuracy.flop_of_image(plain, 10, 32)
+    forward, small = (time_to_accuracy.flop_of_image(plain, 10, size, backward=False) for size in (32, 16))
+    assert 0.32 * both < forward < 0.35 * both
+    for changes, expected in (
+        ({"optimizer": OptimizerConfig(sharpness_radius=0.1)}, 2 * both),
+        ({"loss": LossConfig(hardest=0.25)}, forward + both / 4),
+        ({"loss": LossConfig(hardest=0.5, hardest_size=16)}, small + both / 2),
+    ):
+        config = msgspec.structs.replace(plain, **changes)
+        assert time_to_accuracy.flop_of_image_in_step(config, 10, 32) == pytest.approx(expected)
 
 
 def test_flop_of_an_update_are_muon_s_matrix_products() -> None:

@@ -132,6 +132,9 @@ OTHER_VALUES: dict[str, Any] = {
     "schedule.final": 0.01,
     "loss.label_smoothing": 0.1,
     "loss.class_weights": [0.5, 2.0],
+    "loss.hardest": 0.5,
+    "loss.hardest_size": 16,
+    "optimizer.sharpness_radius": 0.1,
     "loss.on_nonfinite": "skip",
     "loss.implementation": "torch",
     "communication.compression": "powersgd",
@@ -183,6 +186,7 @@ NEEDED = {  # what has to be set for a key to be set at all
     "communication.split_head": {"model.head": "paper"},
     "augment.strong_epochs": {"augment.cutout": 8},
     "lookahead": {"ema": 0.5},
+    "loss.hardest_size": {"loss.hardest": 0.5},
     "model.initialize_layers": {"model.initialize_from": "runs/A"},
 }
 
@@ -269,6 +273,9 @@ def test_dump_and_load_of_every_key_at_once(config_file: Path) -> None:
         "communication.split_head": "none",
         "loss.on_nonfinite": "stop",  # these two do not go with what is set of communication
         "log.gradient_norm": False,
+        "optimizer.sharpness_radius": 0.0,  # nor do these
+        "loss.hardest": 1.0,
+        "loss.hardest_size": None,
         "engine": "ddp",
         "precision": "bf16",
         "compile": False,
@@ -593,6 +600,16 @@ def test_words_win_over_the_file_and_later_words_over_earlier(config_file: Path)
         (["augment.strong_epochs=[1, 2]"], ["augment.strong_epochs", "augment.cutout"]),
         (["augment.strong_epochs=[2, 2]", "augment.cutout=4"], ["augment.strong_epochs must rise"]),
         (["augment.strong_epochs=[3, 2]", "augment.cutout=4"], ["augment.strong_epochs must rise"]),
+        (["loss.hardest_size=16"], ["loss.hardest_size", "loss.hardest below 1"]),
+        (["loss.hardest_size=32", "loss.hardest=0.5"], ["loss.hardest_size", "less than data.image_size"]),
+        (["loss.hardest=0.5", "engine=deepspeed"], ["loss.hardest", "engine=deepspeed"]),
+        (["loss.hardest=0.5", "augment.cutmix=1"], ["loss.hardest", "augment.cutmix"]),
+        (["loss.hardest=0.5", "augment.mixup=1"], ["loss.hardest", "augment.mixup"]),
+        (["optimizer.sharpness_radius=0.1", "engine=deepspeed"], ["optimizer.sharpness_radius", "engine=deepspeed"]),
+        (
+            ["optimizer.sharpness_radius=0.1", "communication.compression=powersgd"],
+            ["optimizer.sharpness_radius", "communication.compression=powersgd"],
+        ),
         (["lookahead=5", "ema=0.8", "engine=deepspeed"], ["lookahead", "engine=ddp"]),
         (["batch=10", "accumulation=4"], ["batch", "10", "accumulation", "4"]),
         (["optimizer.momentum=0"], ["optimizer.nesterov"]),

@@ -147,6 +147,11 @@ CASTS = {"bf16": 2**-8, "fp16": 2**-11}  # and the rounding of each
 STRAIGHT = {"optimizer": {"learning_rate": 1e-4, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}}
 FEEDBACK = {**STRAIGHT, "communication": POWERSGD}
 FAR = {"optimizer": {**STRAIGHT["optimizer"], "learning_rate": 100.0}}  # a step that is nothing but the gradient
+SAM = {"learning_rate": 0.01, "sharpness_radius": 0.5}
+SHARP: dict[str, dict[str, Any]] = {
+    "sharp": {"optimizer": SAM},
+    "sharp in micro-batches": {"optimizer": SAM, "accumulation": 2},
+}
 RESTARTED: dict[str, dict[str, Any]] = {
     "powersgd": {"communication": POWERSGD},
     "local SGD": {"communication": {"synchronise_every": 2}},
@@ -154,6 +159,7 @@ RESTARTED: dict[str, dict[str, Any]] = {
     "adamw and powersgd": {"communication": POWERSGD, "optimizer": {"name": "adamw", "learning_rate": 1e-3}},
     "lamb": {"optimizer": {"name": "lamb"}},
     "lars": {"optimizer": {"name": "lars"}},
+    "local SGD with SAM": {"communication": {"synchronise_every": 2}, "optimizer": SAM},
     "split head and powersgd": {**HEAD, "precision": "bf16", "communication": {**SPLIT, **POWERSGD}},
 }
 OUTER = {"local": {"synchronise_every": 2}, "DiLoCo": DILOCO}
@@ -163,6 +169,9 @@ TWELVE = {"batch": 12}
 ON_ONE = [
     Task("alone", {}),
     Task("norm alone", NORM),
+    *(Task(f"{name} alone", changes) for name, changes in SHARP.items()),
+    Task("sharp norm once", {**NORM, "optimizer": SAM}, range(1)),
+    Task("norm once", NORM, range(1)),
     Task("head alone", HEAD, range(3)),
     Task("head alone first", HEAD, range(1)),
 ]
@@ -181,6 +190,7 @@ ON_TWO = [
     *(Task(f"{name} resumed", changes, range(2, 4), f"{name} half") for name, changes in RESTARTED.items()),
     *(Task(f"{name} of two", {**RESTARTED[name], **TWELVE}, range(2)) for name in ("powersgd", "local SGD")),
     *(Task(f"outer {name}", {"communication": keys}) for name, keys in OUTER.items()),
+    *(Task(name, changes) for name, changes in SHARP.items()),
     Task("norm together", {"model": {"batch_norm": True, "sync_batch_norm": True}}),
     Task("head split", {**HEAD, "communication": SPLIT}, range(3)),
     Task("head split in parts", {**HEAD, "communication": SPLIT, "accumulation": 2}, range(3)),
@@ -321,6 +331,43 @@ def outer_reference(rate: float, momentum: float, every: int, steps: int) -> dic
             for network in networks:
                 network.load_state_dict(common.state_dict())
     return common.state_dict()
+
+
+def sharp_reference(steps: int) -> dict[str, Tensor]:
+    """SAM's algorithm 1 with torch's SGD on the whole batch."""
+    config = configuration({})
+    network = network_of(config)
+    weights = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim == 1]
+    groups = [{"params": weights, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True)
+    for step in range(steps):
+        images, labels = batch(config, step)
+        loss = nn.functional.cross_entropy(network(images), labels)
+        gradient = torch.autograd.grad(loss, [*network.parameters()])
+        norm = torch.cat([part.flatten() for part in gradient]).norm()
+        moved = {name: p + 0.5 * g / norm for (name, p), g in zip(network.named_parameters(), gradient)}
+        loss = nn.functional.cross_entropy(torch.func.functional_call(network, moved, (images,)), labels)
+        for parameter, part in zip(network.parameters(), torch.autograd.grad(loss, [*moved.values()])):
+            parameter.grad = part
+        optimizer.step()
+    return network.state_dict()
+
+
+@pytest.mark.parametrize("name", [*SHARP, *(f"{name} alone" for name in SHARP)])
+def test_sharpness_aware_steps_are_the_paper_s_over_ranks_and_micro_batches(name: str, trained: Path) -> None:
+    reference = sharp_reference(4)
+    assert_same_steps(weights(trained / name), reference, start_of({}))
+    assert distance(weights(trained / "alone"), reference) > 0.1 * distance(start_of({}), reference)
+
+
+def test_the_second_pass_of_a_sharpness_aware_step_leaves_batch_statistics_alone(trained: Path) -> None:
+    found, expected = weights(trained / "sharp norm once"), weights(trained / "norm once")
+    buffers = {name for name in found if "running" in name or "tracked" in name}
+    assert len(buffers) == 6
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == [
+        name for name in found if name not in buffers
+    ]
 
 
 @pytest.mark.parametrize(("name", "rate", "momentum"), [("local", 1.0, 0.0), ("DiLoCo", 0.7, 0.9)])

@@ -56,6 +56,14 @@ class OptimizerConfig(Group, frozen=True):
         float, key("weight decay: added to the gradient (sgd, adam, lars), or apart from it (adamw, lamb)", ge=0)
     ] = 5e-4
     decay_biases_and_norms: Annotated[bool, key("decay biases and normalisation weights too")] = False
+    sharpness_radius: Annotated[
+        float,
+        key(
+            "sharpness-aware minimisation (SAM): each step takes the gradient of weights moved this far along a first one, for "
+            "twice the computing (0.05 to 0.2); 0 is off",
+            ge=0,
+        ),
+    ] = 0.0
     clip_norm: Annotated[
         Annotated[float, Meta(gt=0)] | None, key("clip the global gradient norm to this; null is off")
     ] = None
@@ -109,6 +117,19 @@ class LossConfig(Group, frozen=True):
         list[Annotated[float, Meta(ge=0)]] | Literal["balanced"] | None,
         key("weight of each class in the loss; balanced: each class counts the same, however few its images; null: 1"),
     ] = None
+    hardest: Annotated[
+        float,
+        key(
+            "train on this share of each micro-batch, the images with the largest loss, which a forward pass of all finds; the "
+            "log's training loss and accuracy are theirs; 1 is off",
+            gt=0,
+            le=1,
+        ),
+    ] = 1.0
+    hardest_size: Annotated[
+        Annotated[int, Meta(ge=16)] | None,
+        key("side of the images in that forward pass, where they are larger, pixels; null: as they are trained on"),
+    ] = None
     on_nonfinite: Annotated[
         Literal["stop", "skip"],
         key(
@@ -122,5 +143,7 @@ class LossConfig(Group, frozen=True):
     ] = "auto"
 
     def __post_init__(self) -> None:
+        if self.hardest_size is not None and self.hardest == 1:
+            raise ValueError("loss.hardest_size is of the pass that chooses images: set loss.hardest below 1, e.g. 0.5")
         if self.implementation == "apex" and self.class_weights is not None:
             raise ValueError("loss.implementation=apex has no loss.class_weights; use torch")

@@ -51,6 +51,7 @@ def check_between_groups(config: Config) -> None:
     if config.data.balance_classes and config.loss.class_weights == "balanced":
         raise ValueError("data.balance_classes and loss.class_weights=balanced would balance twice; use one of them")
     _check_gradients(config)
+    _check_second_passes(config)
     check_communication(config)
     if config.engine == "deepspeed":
         check_deepspeed(config)
@@ -67,6 +68,25 @@ def _check_gradients(config: Config) -> None:
     }
     if looks and (other := next((name for name, present in not_alike.items() if present), "")):
         raise ValueError(f"{looks} does not go with {other}; use one of them")
+
+
+def _check_second_passes(config: Config) -> None:
+    """Of `optimizer.sharpness_radius` and `loss.hardest`, which both compute on the images of a step once more."""
+    size, largest = config.loss.hardest_size, config.data.image_size
+    if size is not None and size >= largest:
+        raise ValueError(f"loss.hardest_size ({size}) must be less than data.image_size ({largest}), to save time")
+    without = {
+        f"engine={config.engine}": config.engine != "ddp",
+        "communication.split_head": config.communication.split_head != "none",
+    }
+    sharpness = {**without, "communication.compression=powersgd": config.communication.compression == "powersgd"}
+    hardest = {**without, "augment.mixup": config.augment.mixup > 0, "augment.cutmix": config.augment.cutmix > 0}
+    for name, wanted, others in (
+        ("optimizer.sharpness_radius", config.optimizer.sharpness_radius > 0, sharpness),
+        ("loss.hardest", config.loss.hardest < 1, hardest),
+    ):
+        if wanted and (other := next((name for name, present in others.items() if present), "")):
+            raise ValueError(f"{name} does not go with {other}; use one of them")
 
 
 def key_that_needs_validation(config: Config) -> str:

@@ -83,9 +83,12 @@ def build(config: Config, network: nn.Module, world: World) -> Engine:
         return DeepSpeedEngine(config, network, world)
     from vgg_ddp.engines.ddp import DdpEngine
     from vgg_ddp.engines.local_sgd import LocalSgdEngine
+    from vgg_ddp.engines.sharpness import SharpnessAwareEngine
 
     micro_batch = config.local_batch(world.size) // config.accumulation
     local_sgd = config.communication.synchronise_every > 1 and world.size > 1
     reduce_gradients = world.size > 1 and not local_sgd
-    engine = DdpEngine(config, network, world, reduce_gradients=reduce_gradients, micro_batch=micro_batch)
+    engine: Engine = DdpEngine(config, network, world, reduce_gradients=reduce_gradients, micro_batch=micro_batch)
+    if config.optimizer.sharpness_radius:
+        engine = SharpnessAwareEngine(engine, network, config.optimizer.sharpness_radius)
     return LocalSgdEngine(engine, network, config.communication, world) if local_sgd else engine

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from vgg_ddp.config.communication import CommunicationConfig
 from vgg_ddp.distributed.world import World
-from vgg_ddp.engines import rank_state
-from vgg_ddp.engines.ddp import DdpEngine
+from vgg_ddp.engines import Engine, rank_state
 
 MOMENTUM = "outer_momentum"
 DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,7 +29,7 @@ class LocalSgdEngine:
     statistics, of which rank 0's are saved.
     """
 
-    def __init__(self, inner: DdpEngine, network: nn.Module, config: CommunicationConfig, world: World) -> None:
+    def __init__(self, inner: Engine, network: nn.Module, config: CommunicationConfig, world: World) -> None:
         self._inner, self._world, self._config = inner, world, config
         self._sent_as = DTYPES[config.compression]
         self._parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vgg_ddp.augment.geometry import Geometry
 from vgg_ddp.augment.philox import DeviceSlice
+from vgg_ddp.augment.pixels import on_device
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data import nvidia_dali
 from vgg_ddp.data.order import Slice
@@ -54,6 +56,16 @@ class Batch:
         for first in range(0, size * count, size):
             rows = slice(first, first + size)
             yield Batch(self.images[rows], self.labels[rows], self.slice.cut(first, size))
+
+    def at(self, rows: Tensor) -> Batch:
+        """The images at these rows, int64 [m] on the device, each with the place in the order that it has."""
+        piece = self.slice
+        if isinstance(piece, Slice):
+            epoch = torch.full((), piece.epoch, device=rows.device)
+            piece = DeviceSlice(epoch, rows + piece.start, on_device(rows, piece.samples)[rows])
+        else:
+            piece = DeviceSlice(piece.epoch, piece.position[rows], piece.samples[rows])
+        return Batch(self.images[rows], self.labels[rows], piece)
 
 
 class Loader(Protocol):

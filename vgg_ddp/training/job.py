@@ -22,7 +22,7 @@ from vgg_ddp.optim.averaging import Average
 from vgg_ddp.randomness import torch_seed
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
-from vgg_ddp.training import answers, cuda_graph, fitting, whitening
+from vgg_ddp.training import answers, cuda_graph, fitting, hardest_images, whitening
 from vgg_ddp.training.initial_weights import InitialWeights, initial_weights
 from vgg_ddp.training.parts import (
     Data,
@@ -44,6 +44,7 @@ class Job:
     data: Data
     preprocess: Preprocess
     appearance: Appearance
+    chosen: hardest_images.EveryImage
     engine: engines.Engine
     saver: Saver
     average: Average
@@ -110,6 +111,7 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
         data=data,
         preprocess=build_preprocess(config, dataset, world.device),
         appearance=build_appearance(config, dataset, world.device),
+        chosen=hardest_images.build(config, engine.whole_network, world),
         engine=engine,
         saver=Saver(run.checkpoints, config.checkpoint, world),
         average=averaging.build(engine.whole_network, config.ema, config.lookahead, total_steps),
