@@ -2,11 +2,13 @@
 
     python -m benchmarks.time_to_accuracy CONFIG [CONFIG ...] --target 0.6 [--seeds 3] [--json FILE] [key=value ...]
     python -m benchmarks.time_to_accuracy CONFIG --target 0.6 --leave-out model.whiten=false --leave-out optimizer.name=sgd
+    python -m benchmarks.time_to_accuracy --runs DIR --target 0.6 [--json FILE]
 
 Each seed of each recipe is one `vgg-ddp train CONFIG key=value ... seed=SEED`, run from nothing, one after the other; weights,
 order, augmentation and which images are held out follow from the seed. Of several recipes each is trained with the first seed,
 then each with the second, so that what else the machine does falls on all alike. `--leave-out` adds a recipe that is the first
-one with a word more: an ablation.
+one with a word more: an ablation. `--runs` trains nothing: it reads finished runs, each in DIR/RECIPE/seed-SEED, where
+`--keep DIR` leaves them.
 
 The target is met by the first validation of at least that accuracy: on the share of the training set that `data.validation`
 holds out, which is never trained on. The test set is not looked at for it.
@@ -161,14 +163,22 @@ def train(recipe: Recipe, seed: int, directory: Path) -> tuple[Path, float]:
     return run, time.perf_counter() - begun
 
 
-def read(recipe: str, run: Path, target: float, command_seconds: float) -> Row:
-    """The row of a finished run; "seconds", "epochs" and "pflop" are None where the target was not reached."""
+def read(recipe: str, run: Path, target: float, command_seconds: float | None) -> Row:
+    """The row of a finished run; "seconds", "epochs" and "pflop" are None where the target was not reached.
+
+    "curve" has seconds, epoch, accuracy and PFLOP of each validation.
+    """
     config = load(run / "config.yaml")
     metrics = read_metrics(run / "metrics.jsonl")
     summary = msgspec.json.decode((run / "summary.json").read_bytes())
     evaluation = msgspec.json.decode((run / "evaluation" / "summary.json").read_bytes())
     first = reached(metrics, target)
     last = validations(metrics)[-1:]
+
+    def cost(row: Row) -> float:
+        steps_per_epoch = round(row["step"] / row["epoch"])
+        return pflop(config, len(evaluation["per_class"]), row["step"], steps_per_epoch)
+
     row: Row = {
         "recipe": recipe,
         "seed": config.seed,
@@ -181,21 +191,19 @@ def read(recipe: str, run: Path, target: float, command_seconds: float) -> Row:
         "test_accuracy": evaluation["accuracy"],
         "train_seconds": summary["train_seconds"],
         "command_seconds": command_seconds,
-        "curve": [[row["seconds"], row["epoch"], row["accuracy"]] for row in validations(metrics)],
+        "curve": [[row["seconds"], row["epoch"], row["accuracy"], cost(row)] for row in validations(metrics)],
     }
     if first is not None:
-        steps_per_epoch = round(first["step"] / first["epoch"])
-        row["seconds"], row["epochs"] = first["seconds"], first["epoch"]
+        row["seconds"], row["epochs"], row["pflop"] = first["seconds"], first["epoch"], cost(first)
         row["accuracy_then"] = first["accuracy"]
-        row["pflop"] = pflop(config, len(evaluation["per_class"]), first["step"], steps_per_epoch)
     return row
 
 
-def over_seeds(runs: Sequence[Row], machine_speed: list[float], called: str = "") -> list[Row]:
+def over_seeds(runs: Sequence[Row], machine_speed: list[float] | None, called: str = "") -> list[Row]:
     """A row for each of seconds, epochs and PFLOP: mean, its 95 % interval and standard deviation, if every seed got there.
 
     Args:
-        machine_speed: the reference's rate before each of `runs`.
+        machine_speed: the reference's rate before each of `runs`; None: not known.
         called: of the recipe, before the rows' names.
     """
     if any(run["seconds"] is None for run in runs):
@@ -226,15 +234,16 @@ def spread(values: Sequence[float]) -> Row:
 def table(runs: Sequence[Row], target: float) -> list[Row]:
     """A row for each recipe: how many seeds reached the target, and the accuracies at the end against the first recipe's.
 
-    The difference is paired: that of the means over the seeds, with its 95 % interval.
+    The difference is paired: that of the means over the seeds that both have, with its 95 % interval; None if there are none.
     """
     by_recipe: dict[str, list[Row]] = {}
     for run in runs:
         by_recipe.setdefault(run["recipe"], []).append(run)
-    first = [run["final_validation_accuracy"] for run in next(iter(by_recipe.values()))]
+    first = {run["seed"]: run["final_validation_accuracy"] for run in next(iter(by_recipe.values()))}
     rows = []
     for name, own in by_recipe.items():
-        accuracies = [run["final_validation_accuracy"] for run in own]
+        accuracies = {run["seed"]: run["final_validation_accuracy"] for run in own}
+        differences = [accuracy - first[seed] for seed, accuracy in accuracies.items() if seed in first]
         got_there = sum(run["seconds"] is not None for run in own)
         rows.append(
             {
@@ -243,8 +252,8 @@ def table(runs: Sequence[Row], target: float) -> list[Row]:
                 "reached": got_there,
                 "share_over_target": [got_there / len(own), *(wilson(got_there, len(own)) or ())],
                 "target": target,
-                "final_validation_accuracy": spread(accuracies),
-                "against_first": spread([ours - theirs for ours, theirs in zip(accuracies, first, strict=True)]),
+                "final_validation_accuracy": spread([*accuracies.values()]),
+                "against_first": spread(differences) if differences else None,
                 "train_seconds": spread([run["train_seconds"] for run in own]),
             }
         )
@@ -252,31 +261,62 @@ def table(runs: Sequence[Row], target: float) -> list[Row]:
 
 
 def draw(runs: Sequence[Row], target: float, path: Path) -> None:
-    """Accuracy against seconds, a line for each seed, a colour for each recipe if there are several."""
-    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    """Accuracy against seconds, and against PFLOP: a line for each seed, a colour for each recipe if there are several."""
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
     names = list(dict.fromkeys(run["recipe"] for run in runs))
-    for run in runs:
-        several = len(names) > 1
-        label = run["recipe"] if several else f"seed {run['seed']}"
-        color = f"C{names.index(run['recipe'])}" if several else None
-        known = label in axes.get_legend_handles_labels()[1]
-        curve = [p[0] for p in run["curve"]], [p[2] for p in run["curve"]]
-        axes.plot(*curve, marker="o", label=None if known else label, color=color)
-        if run["seconds"] is not None:
-            axes.axvline(run["seconds"], color="#999999", linewidth=0.8)
-    axes.axhline(target, color="black", linestyle="--", linewidth=0.8)
-    axes.set_xlabel("seconds of training, with validations and checkpoints, without start")
-    axes.set_ylabel("accuracy on held-out images")
-    axes.legend()
+    for axes, column, figure_of, label in (
+        (panels[0], 0, "seconds", "seconds of training, with validations and checkpoints, without start"),
+        (panels[1], 3, "pflop", "PFLOP of the images trained on, and of Muon's updates"),
+    ):
+        for run in runs:
+            name = run["recipe"] if len(names) > 1 else f"seed {run['seed']}"
+            known = name in axes.get_legend_handles_labels()[1]
+            color = f"C{names.index(run['recipe'])}" if len(names) > 1 else None
+            curve = [point[column] for point in run["curve"]], [point[2] for point in run["curve"]]
+            axes.plot(*curve, marker="o", markersize=3, linewidth=1, label=None if known else name, color=color)
+            if run[figure_of] is not None:
+                axes.axvline(run[figure_of], color="#999999", linewidth=0.5)
+        axes.axhline(target, color="black", linestyle="--", linewidth=0.8)
+        axes.set_xlabel(label)
+    panels[0].set_ylabel("accuracy on held-out images")
+    panels[1].legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def measure(options: Namespace) -> dict[str, Any]:
-    """Train each recipe once for each seed; the contents of the file.
+    """Train each recipe once for each seed, or read finished runs; the contents of the file.
 
     Raises:
-        UserError: a training that fails, or that holds no images out.
+        UserError: a training that fails, or that holds no images out; no finished runs.
+    """
+    if options.runs is not None:
+        configs, runs, speed = finished(options)
+    else:
+        configs, runs, speed = trained(options)
+    rows = []
+    for name in configs:
+        of_recipe = [number for number, run in enumerate(runs) if run["recipe"] == name]
+        called = "" if len(configs) == 1 else f"{name}: "
+        speeds = [speed[number] for number in of_recipe] if speed else None
+        rows += over_seeds([runs[number] for number in of_recipe], speeds, called)
+    return {
+        "target": options.target,
+        "target_rule": "first validation on held-out training images of at least this accuracy",
+        "timing_rule": "from the built training to the end of that validation; in: data wait, steps, validations, "
+        "checkpoints; out: start, data preparation, building, final evaluation, report",
+        "configs": msgspec.to_builtins(configs),
+        "recipes": table(runs, options.target),
+        "runs": runs,
+        "rows": rows,
+    }
+
+
+def trained(options: Namespace) -> tuple[dict[str, Config], list[Row], list[float]]:
+    """Of each recipe its configuration, by name; the runs' rows; the reference's rate before each run.
+
+    Raises:
+        UserError: see `measure`.
     """
     tried = recipes(options.words, options.leave_out)
     configs = {recipe.name: load(recipe.config, recipe.words) for recipe in tried}
@@ -293,21 +333,27 @@ def measure(options: Namespace) -> dict[str, Any]:
                 run, seconds = train(recipe, seed, options.keep or Path(place))
                 runs.append(read(recipe.name, run, options.target, seconds))
                 print(_line(runs[-1]) if len(tried) == 1 else f"{recipe.name}, {_line(runs[-1])}", flush=True)
-    rows = []
-    for recipe in tried:
-        of_recipe = [number for number, run in enumerate(runs) if run["recipe"] == recipe.name]
-        called = "" if len(tried) == 1 else f"{recipe.name}: "
-        rows += over_seeds([runs[number] for number in of_recipe], [speed[number] for number in of_recipe], called)
-    return {
-        "target": options.target,
-        "target_rule": "first validation on held-out training images of at least this accuracy",
-        "timing_rule": "from the built training to the end of that validation; in: data wait, steps, validations, "
-        "checkpoints; out: start, data preparation, building, final evaluation, report",
-        "configs": msgspec.to_builtins(configs),
-        "recipes": table(runs, options.target),
-        "runs": runs,
-        "rows": rows,
-    }
+    return configs, runs, speed
+
+
+def finished(options: Namespace) -> tuple[dict[str, Config], list[Row], list[float]]:
+    """What `trained` gives, of the finished runs in `options.runs`; the machine's speed is not known.
+
+    Raises:
+        UserError: there are none.
+    """
+    if options.words or options.leave_out:
+        raise UserError("--runs reads finished runs as they are: name no configuration and no key=value beside it")
+    found = sorted(path.parents[1] for path in options.runs.glob("*/seed-*/evaluation/summary.json"))
+    if not found:
+        raise UserError(f"{options.runs} holds no finished run RECIPE/seed-SEED; --keep leaves them so")
+    configs, runs = {}, []
+    for run in found:
+        name = run.parent.name
+        configs.setdefault(name, load(run / "config.yaml"))
+        runs.append(read(name, run, options.target, None))
+        print(f"{name}, {_line(runs[-1])}")
+    return configs, runs, []
 
 
 def _line(run: Row) -> str:
@@ -342,10 +388,11 @@ def show(contents: dict[str, Any]) -> None:
 def _ablation_line(row: Row) -> str:
     accuracy, against = row["final_validation_accuracy"], row["against_first"]
     deviation = "" if accuracy["standard_deviation"] is None else f"{accuracy['standard_deviation']:.2%}"
-    ends = against["mean_interval"]
+    ends = None if against is None else against["mean_interval"]
     interval = "" if ends is None else f" ({ends[0]:+.2%} to {ends[1]:+.2%})"
+    difference = "" if against is None else f"{against['mean']:+.2%}"
     return (
-        f"{row['recipe']:<44} {accuracy['mean']:>8.2%} {deviation:>10} {against['mean']:>+8.2%}{interval:<21} "
+        f"{row['recipe']:<44} {accuracy['mean']:>8.2%} {deviation:>10} {difference:>8}{interval:<21} "
         f"{row['train_seconds']['mean']:>8.1f}"
     )
 
@@ -354,7 +401,7 @@ def main() -> None:
     """Train, print and keep the rows."""
     parser = command.parser("time_to_accuracy", __doc__)
     parser.add_argument(
-        "words", nargs="+", metavar="CONFIG|key=value", help="configurations, and changes to all of them"
+        "words", nargs="*", metavar="CONFIG|key=value", help="configurations, and changes to all of them"
     )
     parser.add_argument(
         "--leave-out",
@@ -365,6 +412,9 @@ def main() -> None:
     )
     parser.add_argument("--target", type=float, required=True, help="accuracy on held-out images, 0 to 1")
     parser.add_argument("--seeds", type=int, default=3, help="trainings, with seeds 0, 1, ... (default: 3)")
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="read the finished runs in this directory, train nothing"
+    )
     parser.add_argument("--keep", type=Path, help="keep the runs in this directory (default: they are deleted)")
     options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)

@@ -94,8 +94,8 @@ def test_the_table_pairs_seeds_and_counts_those_over_the_target() -> None:
     whole, without = [0.90, 0.92, 0.91], [0.88, 0.91, 0.905]
     runs = [
         {"recipe": name, "seconds": 5.0 if accuracy >= 0.9 else None, "final_validation_accuracy": accuracy}
-        | {"train_seconds": 9.0}
-        for pair in zip(whole, without)
+        | {"train_seconds": 9.0, "seed": seed}
+        for seed, pair in enumerate(zip(whole, without))
         for name, accuracy in zip(("all", "with ema=0"), pair)
     ]
     first, second = time_to_accuracy.table(runs, 0.9)
@@ -104,6 +104,8 @@ def test_the_table_pairs_seeds_and_counts_those_over_the_target() -> None:
     interval = stats.ttest_rel(without, whole).confidence_interval()
     assert second["against_first"]["mean_interval"] == pytest.approx([interval.low, interval.high])
     assert first["against_first"]["mean"] == 0
+    _, third = time_to_accuracy.table([*runs[:3], {**runs[0], "recipe": "other", "seed": 7}], 0.9)[-2:]
+    assert third["against_first"] is None
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -115,7 +117,8 @@ def test_two_seeds_on_digits(tmp_path: Path) -> None:
     keys = ["data.source=digits", f"data.directory={tmp_path}/datasets", "data.image_size=16", "data.train_sizes=[]"]
     keys += ["epochs=1", "min_steps=2", "min_steps_per_epoch=1", "batch=128", "data.validation=0.1"]
     keys += ["nproc=1", "threads=1", "analysis.budget=none"]
-    done = run("configs/quickstart.yaml", *keys, "--target", "0.05", "--seeds", "2", "--json", str(file))
+    kept = ["--keep", str(tmp_path / "runs")]
+    done = run("configs/quickstart.yaml", *keys, "--target", "0.05", "--seeds", "2", "--json", str(file), *kept)
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())
     assert {"machine", "command", "rows", "target", "target_rule", "timing_rule", "configs"} <= set(found)
@@ -126,10 +129,16 @@ def test_two_seeds_on_digits(tmp_path: Path) -> None:
     for trained in found["runs"]:
         assert 0 < trained["seconds"] < trained["command_seconds"]
         assert trained["seconds"] <= trained["train_seconds"] + 0.1
-        assert len(trained["curve"]) == 1
+        assert trained["curve"] == [[trained["seconds"], 1.0, trained["accuracy_then"], trained["pflop"]]]
     assert epochs["least"] >= 1
     assert pflop["least"] > 0
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    again = tmp_path / "again.json"
+    done = run("--runs", str(tmp_path / "runs"), "--target", "0.05", "--json", str(again))
+    assert done.returncode == 0, done.stderr
+    read = json.loads(again.read_text())
+    assert read["runs"] == [{**trained, "recipe": "quickstart", "command_seconds": None} for trained in found["runs"]]
+    assert read["rows"][0]["mean"] == seconds["mean"]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +146,8 @@ def test_two_seeds_on_digits(tmp_path: Path) -> None:
     [
         (["configs/none.yaml", "--target", "0.5"], "configs/none.yaml does not exist"),
         (["configs/quickstart.yaml", "data.validation=0", "--target", "0.5"], "data.validation=0 holds no images out"),
+        (["--runs", "configs", "--target", "0.5"], "configs holds no finished run"),
+        (["--runs", "configs", "configs/quickstart.yaml", "--target", "0.5"], "name no configuration"),
         (["configs/quickstart.yaml", "netwrk=vgg11", "--target", "0.5"], "netwrk"),
     ],
 )

@@ -55,40 +55,28 @@ def finished(cluster: Cluster, job: str) -> bool:
 
 
 @pytest.mark.host
-def test_a_preempted_job_is_queued_again_and_ends_with_the_same_weights(
-    cluster: Cluster, config: Path, undisturbed: Path
-) -> None:
-    run = cluster.folder / "run"
-    job = submit(cluster, config, run, "--partition", "low")
-    wait_until(lambda: steps_logged(run) >= 3 or finished(cluster, job))
-    urgent = cluster.run("sbatch", "--parsable", "-p", "high", "-N2", "-o", "urgent.log", "--wrap", "srun hostname")
-    wait_until(lambda: finished(cluster, urgent.strip()))
-    wait_until(lambda: finished(cluster, job))
-    state = cluster.state(job)
-    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), logs(cluster)
-    for node in (0, 1):
-        assert (cluster.folder / "logs" / f"vgg_ddp-{job}-node{node}.log").is_file()
-    text = logs(cluster)
-    assert "stopped on request, a checkpoint is saved" in text
-    assert "continuing at step" in text
-    assert_same_weights(run, undisturbed)
-
-
-@pytest.mark.host
-def test_a_job_whose_node_fails_is_queued_again_and_goes_on_from_its_checkpoint(
+def test_a_job_that_is_preempted_and_then_loses_a_node_ends_with_the_same_weights(
     cluster: Cluster, config: Path, undisturbed: Path
 ) -> None:
     """The second node dies with all its processes, and comes back later."""
-    run = cluster.folder / "failed"
+    run = cluster.folder / "run"
     job = submit(cluster, config, run, "--partition", "low", "checkpoint.every_steps=2")
     wait_until(lambda: steps_logged(run) >= 3 or finished(cluster, job))
+    urgent = cluster.run("sbatch", "--parsable", "-p", "high", "-N2", "-o", "urgent.log", "--wrap", "srun hostname")
+    wait_until(lambda: finished(cluster, urgent.strip()))
+    assert cluster.state(job)["Restarts"] == "1", logs(cluster)
+    assert "stopped on request, a checkpoint is saved" in logs(cluster)
+    preempted_at = steps_logged(run)
+    wait_until(lambda: steps_logged(run) >= preempted_at + 3 or finished(cluster, job))
     cluster.kill_node("n2")
-    wait_until(lambda: cluster.state(job).get("Restarts") == "1" or finished(cluster, job))
+    wait_until(lambda: cluster.state(job).get("Restarts") == "2" or finished(cluster, job))
     cluster.start_node("n2")
     wait_until(lambda: finished(cluster, job))
     state = cluster.state(job)
-    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), logs(cluster)
-    assert "continuing at step" in logs(cluster)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "2"), logs(cluster)
+    for node in (0, 1):
+        assert (cluster.folder / "logs" / f"vgg_ddp-{job}-node{node}.log").is_file()
+    assert logs(cluster).count("continuing at step") == 2
     assert_same_weights(run, undisturbed)
 
 
