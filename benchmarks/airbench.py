@@ -121,10 +121,10 @@ class Muon:
             weight.add_((polar.T if tall else polar).reshape(weight.shape).to(weight.dtype), alpha=-rate)
 
 
-def crops(images: Tensor, moved: int, flip: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image mirrored where `flip` is true, and moved by up to `moved` pixels; the edges are reflected."""
+def crops(images: Tensor, moved: int, flip: Tensor, generator: torch.Generator, edges: str = "reflect") -> Tensor:
+    """Each image mirrored where `flip` is true, and moved by up to `moved` pixels; `edges`: how torch pads them."""
     images = torch.where(flip[:, None, None, None], images.flip(3), images)
-    padded = functional.pad(images, [moved] * 4, mode="reflect")
+    padded = functional.pad(images, [moved] * 4, mode=edges)
     places = torch.randint(2 * moved + 1, (2, len(images)), generator=generator, device=images.device)
     steps = torch.arange(SIDE, device=images.device)
     rows, columns = (place[:, None] + steps for place in places)

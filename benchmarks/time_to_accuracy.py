@@ -347,7 +347,8 @@ def finished(options: Namespace) -> tuple[dict[str, Config], list[Row], list[flo
     found = sorted(path.parents[1] for path in options.runs.glob("*/seed-*/evaluation/summary.json"))
     if not found:
         raise UserError(f"{options.runs} holds no finished run RECIPE/seed-SEED; --keep leaves them so")
-    configs, runs = {}, []
+    configs: dict[str, Config] = {}
+    runs = []
     for run in found:
         name = run.parent.name
         configs.setdefault(name, load(run / "config.yaml"))
