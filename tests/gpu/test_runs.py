@@ -42,12 +42,15 @@ def test_continued_to_the_same_bits(
     assert_undisturbed(train("stopped", *words, "resume=auto"), whole)
 
 
+@pytest.mark.parametrize("more", ["", "optimizer.sharpness_radius=0.1", "loss.hardest=0.5"])
 def test_a_graph_takes_the_steps_of_eager_to_the_same_bits(
-    whole: Path, train: Train, words: tuple[str, ...], device: torch.device
+    more: str, whole: Path, train: Train, words: tuple[str, ...], device: torch.device
 ) -> None:
     if device.type == "cpu":
         pytest.skip("a CPU has no graphs")
-    assert_undisturbed(train("graph", *words, "compile=graph"), whole)
+    name, words = more.partition("=")[0], (*words, more) if more else words
+    eager = train(f"eager{name}", *words) if more else whole
+    assert_undisturbed(train(f"graph{name}", *words, "compile=graph"), eager)
 
 
 def weights(run: Path) -> dict[str, Tensor]:
