@@ -49,10 +49,11 @@ def test_the_map_and_the_classes_hold_each_image_once() -> None:
     random = np.random.default_rng(0)
     answers = np.stack([random.normal(0, 1, (5, 200)), random.random((5, 200))], axis=1).astype(np.float32)
     answers[:, :, ::10] = np.nan  # held out
+    answers[4, :, 1] = np.nan  # not in the last epoch
     labels = random.integers(0, 3, 200)
     found = describe(dynamics(answers), labels, ["a", "b", "c"])
     assert found is not None
-    assert (found["trained_on"], found["epochs"]) == (180, 5)
+    assert (found["trained_on"], found["epochs"], found["fewest_epochs"]) == (180, 5, 4)
     assert np.sum(found["map"]) == 180 and np.shape(found["map"]) == (BINS, BINS)
     for key in ("trained_on", "never_right", "always_right", "forgotten"):
         assert sum(row[key] for row in found["per_class"]) == found[key]

@@ -12,7 +12,9 @@ import pytest
 from tests.support.pages import Page, assert_sound, page_of, section
 from tests.support.runs import CLASSES, change_json, make_run
 from vgg_ddp.analysis import course
+from vgg_ddp.config import load
 from vgg_ddp.report import charts
+from vgg_ddp.report.sections import curves
 from vgg_ddp.run.metrics_log import read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
@@ -112,6 +114,13 @@ def test_the_curves_say_why_training_and_validation_are_not_measured_alike(tmp_p
     )
     loss, accuracy = section(page_of(run), "training").all("figcaption")[:2]
     assert said in loss.text and said.replace("label smoothing and ", "") in accuracy.text
+    hardest = load(
+        REPOSITORY / "configs/vgg11_short.yaml", ["loss.hardest=0.25", "data.train_sizes=[]", "augment.cutout=8"]
+    )
+    assert curves.unlike_sentence(hardest, of_loss=False) == (
+        "Not measured alike: training with augmentation, on the 25.0\N{NO-BREAK SPACE}% of each batch with the "
+        "largest loss, while the weights change; validation without."
+    )
 
 
 def test_the_norm_of_the_gradient_is_drawn_where_it_was_logged(tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def describe(found: Dynamics | None, labels: Counts, classes: list[str]) -> dict
     Args:
         labels: of the whole split, by sample.
 
-    Returns: counts of images `never_right`, `always_right` and `forgotten` at least once, of those `trained_on`, in `epochs`;
+    Returns: counts of images `never_right`, `always_right` and `forgotten` at least once, of those `trained_on`, in `epochs` at
+    most and `fewest_epochs` at least;
     `map`: images by [confidence, variability] in `BINS` equal steps to 1 and to 0.5; `per_class`: the same counts by class;
     `lowest_margin` and `most_forgotten`: samples with their label, the epochs they were in and right in, how often forgotten,
     margin and confidence.
@@ -98,6 +99,7 @@ def describe(found: Dynamics | None, labels: Counts, classes: list[str]) -> dict
     by_forgetting = np.lexsort((found.margin, -found.forgotten))
     return {
         "epochs": int(found.epochs.max()),
+        "fewest_epochs": int(found.epochs.min()),
         **_counted(found, np.ones(len(label), dtype=np.bool_)),
         "map": counts.astype(np.int64).tolist(),
         "per_class": [{"name": name, **_counted(found, label == k)} for k, name in enumerate(classes)],

@@ -103,7 +103,7 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
         "map": image_map.values(evaluation),
         "calibration": calibration.values(evaluation, trained_with),
         "abstention": abstention.values(evaluation),
-        "dynamics": dynamics.values(evaluation, shown),
+        "dynamics": dynamics.values(evaluation, shown, trained_with),
         "data": data.values(evaluation, shown),
         "warnings": evaluation.summary["warnings"],
         "notes": [words.shown(str(note)) for note in environment.get("fallbacks", [])],

@@ -103,7 +103,9 @@ def unlike_sentence(recipe: Config, of_loss: bool) -> str:
     }
     changed = [what for what, there in changes.items() if there]
     sizes = [f"{size}" for size in dict.fromkeys(recipe.data.train_sizes)]
+    hardest = recipe.loss.hardest
+    chosen = f"on the {words.percent(hardest)} of each batch with the largest loss" if hardest < 1 else ""
     at = f"on images of {words.listed([*sizes, str(recipe.data.image_size)])} pixels" if sizes else ""
-    how = ", ".join(part for part in (f"with {words.listed(changed)}" if changed else "", at) if part)
+    how = ", ".join(part for part in (f"with {words.listed(changed)}" if changed else "", chosen, at) if part)
     size = f" at {recipe.data.image_size} pixels" if sizes else ""
     return f"Not measured alike: training {how}, while the weights change; validation{size} without." if how else ""

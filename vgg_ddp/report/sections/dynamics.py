@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vgg_ddp.config import Config
 from vgg_ddp.report import charts, words
 from vgg_ddp.report.kept_pictures import Pictures
 from vgg_ddp.report.reading import Evaluation
@@ -14,14 +15,14 @@ UNKNOWN = (
 )
 
 
-def values(evaluation: Evaluation, pictures: Pictures | None) -> dict[str, Any]:
+def values(evaluation: Evaluation, pictures: Pictures | None, recipe: Config | None = None) -> dict[str, Any]:
     """The sentences, the map, the table by class and the pictures; sentences alone where nothing is known."""
     found = evaluation.summary.get("training_dynamics")
     if found is None:
         return {"words": UNKNOWN, "svg": None}
     caption = f"The {words.number(found['trained_on'])} training images of {evaluation.dataset}: darker where more are"
     return {
-        "words": sentence(found),
+        "words": sentence(found, recipe),
         "caption": caption,
         "svg": charts.density(
             caption, found["map"], "variability: deviation over the epochs", "confidence in the label", (0.5, 1.0)
@@ -33,17 +34,26 @@ def values(evaluation: Evaluation, pictures: Pictures | None) -> dict[str, Any]:
     }
 
 
-def sentence(found: dict[str, Any]) -> str:
-    """How many images were always, never, and sometimes right."""
-    images, epochs = found["trained_on"], found["epochs"]
+def sentence(found: dict[str, Any], recipe: Config | None = None) -> str:
+    """How many images were always, never, and sometimes right; `recipe`: what the run was trained with."""
+    images, most = found["trained_on"], found["epochs"]
+    fewest = found.get("fewest_epochs", most)
+    of = f" of {most}" if fewest == most else f" that had them, {fewest} to {most} for each"
+
+    hardest = 1.0 if recipe is None else recipe.loss.hardest
+    only = (
+        f" An epoch has an image where it was among the {words.percent(hardest)} of its batch with the largest loss."
+        if hardest < 1
+        else ""
+    )
 
     def part(name: str) -> str:
         return f"{words.number(found[name])} ({words.percent(found[name] / images)})"
 
     return (
-        f"Of {words.number(images)} training images, {part('always_right')} were named correctly in every epoch of {epochs}, "
+        f"Of {words.number(images)} training images, {part('always_right')} were named correctly in every epoch{of}, "
         f"{part('never_right')} in none, and {part('forgotten')} were forgotten at least once: right in one epoch and "
-        "wrong in the next. These are the answers of the training itself, to the images as it cropped and changed them."
+        f"wrong in the next.{only} These are the answers of the training itself, to the images as it cropped and changed them."
     )
 
 
