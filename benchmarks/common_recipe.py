@@ -24,17 +24,16 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.airbench import Images, crops, load
+from benchmarks.airbench import SIDE, Images, crops, load
 from benchmarks.measurement import command
 from benchmarks.measurement.device_speed import wait_for
+from benchmarks.time_to_accuracy import flop_of_network
 from vgg_ddp.distributed.world import device_of
 from vgg_ddp.errors import UserError
 
 RATE, MOMENTUM, DECAY, BATCH, MOVED = 0.1, 0.9, 5e-4, 128, 4
 HELD_OUT, LOOKED_AT = 5000, 1000  # images held out; in a forward pass of them
-SIDE = 32
 
 
 def network_of(name: str, classes: int) -> nn.Module:
@@ -52,10 +51,8 @@ def network_of(name: str, classes: int) -> nn.Module:
 def pflop_of_image(name: str, classes: int) -> float:
     """Of forward and backward, counted without memory."""
     with torch.device("meta"):
-        network, images = network_of(name, classes), torch.empty(2, 3, SIDE, SIDE)
-    with FlopCounterMode(display=False) as counter:
-        network(images).sum().backward()
-    return counter.get_total_flops() / 2 / 1e15
+        network = network_of(name, classes)
+    return flop_of_network(network, SIDE) / 1e15
 
 
 @dataclass(frozen=True)

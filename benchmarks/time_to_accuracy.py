@@ -31,8 +31,9 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ import matplotlib
 import msgspec
 import torch
 from scipy import stats
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measurement import baseline, command, rounds
@@ -96,13 +98,22 @@ def validations(metrics: Sequence[Row]) -> list[Row]:
 
 def pflop(config: Config, classes: int, step: int, steps_per_epoch: int) -> float:
     """The PFLOP of the first `step` steps, each epoch at its own size."""
-    flops, of_size = step * flop_of_update(config, classes), dict[int, float]()
-    for epoch, first in enumerate(range(0, step, steps_per_epoch)):
-        sizes = config.data.train_sizes
-        size = sizes[epoch] if epoch < len(sizes) else config.data.image_size
-        of_size.setdefault(size, flop_of_image_in_step(config, classes, size))
-        flops += min(steps_per_epoch, step - first) * config.batch * of_size[size]
-    return flops / 1e15
+    return pflop_of_steps(config, classes, steps_per_epoch)(step)
+
+
+def pflop_of_steps(config: Config, classes: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """`pflop` by steps; of each size of images, and of an update, they are counted once."""
+    of_image = cache(partial(flop_of_image_in_step, config, classes))
+    of_update, sizes = flop_of_update(config, classes), config.data.train_sizes
+
+    def of_steps(step: int) -> float:
+        flops = step * of_update
+        for epoch, first in enumerate(range(0, step, steps_per_epoch)):
+            size = sizes[epoch] if epoch < len(sizes) else config.data.image_size
+            flops += min(steps_per_epoch, step - first) * config.batch * of_image(size)
+        return flops / 1e15
+
+    return of_steps
 
 
 def flop_of_image_in_step(config: Config, classes: int, size: int) -> float:
@@ -117,6 +128,11 @@ def flop_of_image_in_step(config: Config, classes: int, size: int) -> float:
 def flop_of_image(config: Config, classes: int, size: int, backward: bool = True) -> float:
     """Of forward and backward for one image, or of forward, counted in those of two, without memory."""
     network = empty_network(config, classes, torch.device("cuda"))  # whose convolutions are torch's; it is nowhere
+    return flop_of_network(network, size, backward)
+
+
+def flop_of_network(network: nn.Module, size: int, backward: bool = True) -> float:
+    """The same of a network on the meta device."""
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
         logits = network(torch.empty(2, 3, size, size))
         if backward:
@@ -172,13 +188,10 @@ def read(recipe: str, run: Path, target: float, command_seconds: float | None) -
     metrics = read_metrics(run / "metrics.jsonl")
     summary = msgspec.json.decode((run / "summary.json").read_bytes())
     evaluation = msgspec.json.decode((run / "evaluation" / "summary.json").read_bytes())
-    first = reached(metrics, target)
-    last = validations(metrics)[-1:]
-
-    def cost(row: Row) -> float:
-        steps_per_epoch = round(row["step"] / row["epoch"])
-        return pflop(config, len(evaluation["per_class"]), row["step"], steps_per_epoch)
-
+    first, looks = reached(metrics, target), validations(metrics)
+    last = looks[-1:]
+    steps_per_epoch = round(last[0]["step"] / last[0]["epoch"]) if last else 1
+    cost = pflop_of_steps(config, len(evaluation["per_class"]), steps_per_epoch)
     row: Row = {
         "recipe": recipe,
         "seed": config.seed,
@@ -191,10 +204,10 @@ def read(recipe: str, run: Path, target: float, command_seconds: float | None) -
         "test_accuracy": evaluation["accuracy"],
         "train_seconds": summary["train_seconds"],
         "command_seconds": command_seconds,
-        "curve": [[row["seconds"], row["epoch"], row["accuracy"], cost(row)] for row in validations(metrics)],
+        "curve": [[row["seconds"], row["epoch"], row["accuracy"], cost(row["step"])] for row in looks],
     }
     if first is not None:
-        row["seconds"], row["epochs"], row["pflop"] = first["seconds"], first["epoch"], cost(first)
+        row["seconds"], row["epochs"], row["pflop"] = first["seconds"], first["epoch"], cost(first["step"])
         row["accuracy_then"] = first["accuracy"]
     return row
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vgg_ddp.engines import Engine
+from vgg_ddp.model import batch_statistics
 
 SMALLEST = 1e-12  # added to the gradient's norm, which may be zero
 
@@ -41,7 +42,7 @@ class SharpnessAwareEngine:
     def step(self) -> None:
         """Take the gradient again at the moved weights, and the engine's step with it from where they were."""
         micro_batches, self._micro_batches = self._micro_batches, []
-        with self._moved(), _statistics_kept(self._network):
+        with self._moved(), batch_statistics.kept(self._network):
             for number, (images, labels) in enumerate(micro_batches, start=1):
                 loss, _ = self._inner.forward(images, labels, last=number == len(micro_batches))
                 self._inner.backward(loss)
@@ -63,14 +64,3 @@ class SharpnessAwareEngine:
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(trained, before)
-
-
-@contextlib.contextmanager
-def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    """After the context the running statistics of the batch norms are what they were before it."""
-    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, kept in before:
-            buffer.copy_(kept)

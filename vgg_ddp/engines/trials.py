@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World
+from vgg_ddp.model import batch_statistics
 from vgg_ddp.randomness import torch_seed
 
 Trial = Callable[[nn.Module], None]
@@ -66,20 +67,18 @@ def quickest(
     Returns:
         The choice; every candidate's seconds; and why a candidate was passed over, by name.
     """
-    buffers = [buffer.clone() for buffer in network.buffers()]
     seconds = torch.full((len(candidates),), math.inf, dtype=torch.float64)
     problems: dict[str, str] = {}
-    for number, (name, build) in enumerate(candidates.items()):
-        found = _median_seconds(build, trial, world, _recorded if name in recorded else _as_it_is)
-        if isinstance(found, float):
-            seconds[number] = found
-        elif name in may_fail:
-            problems[name] = next(iter(str(found).splitlines()), type(found).__name__)
-        else:
-            raise found
-        gc.collect()  # a candidate's hooks end with it
-    for buffer, before in zip(network.buffers(), buffers, strict=True):
-        buffer.copy_(before)
+    with batch_statistics.kept(network):
+        for number, (name, build) in enumerate(candidates.items()):
+            found = _median_seconds(build, trial, world, _recorded if name in recorded else _as_it_is)
+            if isinstance(found, float):
+                seconds[number] = found
+            elif name in may_fail:
+                problems[name] = next(iter(str(found).splitlines()), type(found).__name__)
+            else:
+                raise found
+            gc.collect()  # a candidate's hooks end with it
     means = (world.sum(seconds) / world.size).tolist()
     best = min(zip(means, candidates, strict=True), key=lambda pair: pair[0])[1]
     return best, dict(zip(candidates, means, strict=True)), problems

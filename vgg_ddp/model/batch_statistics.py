@@ -25,19 +25,29 @@ def measured(network: nn.Module, batches: Iterable[Tensor], autocast: torch.auto
         batches: float [n, 3, side, side]; the statistics are the mean over the batches.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    kept = [({name: buffer.clone() for name, buffer in norm.named_buffers()}, norm.momentum) for norm in norms]
+    momenta = [norm.momentum for norm in norms]
     network.train()
+    with kept(network):
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean of all batches, each counting the same
+            with torch.no_grad(), autocast:
+                for images in batches:
+                    if len(images) > 1:  # a last one by itself, of which a layer of one pixel has no variance
+                        network(images)
+            yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+
+@contextlib.contextmanager
+def kept(network: nn.Module) -> Iterator[None]:
+    """After the context the network's buffers, which are its batch norms' running statistics, are what they were before it."""
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean of all batches, each counting the same
-        with torch.no_grad(), autocast:
-            for images in batches:
-                if len(images) > 1:  # a last one by itself, of which a layer of one pixel has no variance
-                    network(images)
         yield
     finally:
-        for norm, (buffers, momentum) in zip(norms, kept, strict=True):
-            norm.momentum = momentum
-            for name, buffer in norm.named_buffers():
-                buffer.copy_(buffers[name])
+        for buffer, values in before:
+            buffer.copy_(values)
