@@ -16,7 +16,6 @@ from scipy.stats import binomtest, fisher_exact
 from sklearn.calibration import calibration_curve
 from sklearn.datasets import load_sample_images
 from sklearn.metrics import adjusted_rand_score, confusion_matrix, log_loss
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from tests.analysis.test_predictions import any_predictions, names
 from tests.support.pictures import smooth
@@ -285,6 +284,8 @@ def test_groups_count_images_within_and_across(predictions: Predictions) -> None
 @pytest.mark.parametrize("classes", [2, 10, 100])
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
 def test_calibration_error_is_torchmetrics_s(classes: int, sharpness: float) -> None:
+    from torchmetrics.functional.classification import multiclass_calibration_error  # takes two seconds
+
     predictions = predictions_like(2000, classes, sharpness)
     found = calibration.describe(predictions, None, "none")
     probabilities = torch.from_numpy(np.exp(predictions.log_probabilities))

@@ -112,10 +112,10 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return program("benchmarks.time_to_accuracy", *words, folder=ROOT)
 
 
-def test_two_seeds_on_digits(tmp_path: Path) -> None:
+def test_two_seeds(few_digits: Path, tmp_path: Path) -> None:
     file = tmp_path / "found.json"
-    keys = ["data.source=digits", f"data.directory={tmp_path}/datasets", "data.image_size=16", "data.train_sizes=[]"]
-    keys += ["epochs=1", "min_steps=2", "min_steps_per_epoch=1", "batch=128", "data.validation=0.1"]
+    keys = [f"data.source={few_digits}", "data.image_size=16", "data.train_sizes=[]", "network=vgg_tiny"]
+    keys += ["epochs=1", "min_steps=2", "min_steps_per_epoch=1", "batch=64", "data.validation=0.1"]
     keys += ["nproc=1", "threads=1", "analysis.budget=none"]
     kept = ["--keep", str(tmp_path / "runs")]
     done = run("configs/quickstart.yaml", *keys, "--target", "0.05", "--seeds", "2", "--json", str(file), *kept)

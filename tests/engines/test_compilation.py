@@ -13,9 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-import torch._inductor.config
 from torch import Tensor, nn
-from torch._dynamo.backends.debugging import aot_eager
 
 from tests.support.rank_processes import CPU, Ranks
 from vgg_ddp import engines
@@ -62,7 +60,9 @@ def losses(network: nn.Module, train: nn.Module) -> list[float]:
 @pytest.fixture(autouse=True)
 def without_a_pool_of_compiling_processes() -> Iterator[None]:
     """Each of which would import torch first."""
-    with torch._inductor.config.patch(compile_threads=1):
+    from torch._inductor import config as inductor
+
+    with inductor.patch(compile_threads=1):
         yield
 
 
@@ -138,6 +138,8 @@ def test_without_a_compiler_auto_is_eager_and_says_so(tmp_path: Path, monkeypatc
 
 def choose_and_step(output: Path) -> int:
     """As a rank: let `compile=auto` choose under local SGD, and take two steps under DDP, compiled and eager."""
+    from torch._dynamo.backends.debugging import aot_eager  # is there already where ranks are forked
+
     graphs: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:

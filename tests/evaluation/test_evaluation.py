@@ -20,7 +20,6 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
     top_k_accuracy_score,
 )
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 import vgg_ddp
 from tests.support.rank_processes import Ranks, start
@@ -36,6 +35,8 @@ from vgg_ddp.run import checkpoint
 
 def torchmetrics_error(arrays: dict[str, np.ndarray[Any, Any]]) -> float:
     """The calibration error of predictions, 15 bins."""
+    from torchmetrics.functional.classification import multiclass_calibration_error  # takes two seconds
+
     probabilities = torch.from_numpy(arrays["probabilities"]).clamp(max=1 - 1e-6)
     return float(
         multiclass_calibration_error(probabilities, torch.from_numpy(arrays["label"]), 10, n_bins=15, norm="l1")

@@ -51,6 +51,7 @@ _context.set_forkserver_preload(
         "matplotlib.pyplot",
         "torchvision",
         "deepspeed.runtime.engine",
+        "deepspeed.runtime.zero.muon.muon_optimizer",  # which its engine imports, and with it torch's compiler
         "scipy.cluster.hierarchy",
         "scipy.stats",
         "sklearn.metrics",
