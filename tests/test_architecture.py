@@ -113,9 +113,14 @@ def test_training_imports_no_report_tracker_or_benchmark_and_asks_for_no_gpu() -
 
 def test_the_page_on_architecture_has_a_line_for_each_file() -> None:
     """Except for `__init__` and `__main__`, most of which only name what a package is."""
-    lines = re.findall(r"^\| `([a-z_/]+\.py)` \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
-    named = {line.rsplit("/", 1)[-1] for line in lines}
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    parts = re.split(r"^\*\*`([a-z_/]+/)`\*\*", page, flags=re.MULTILINE)[1:]
+    named = [
+        folder + file
+        for folder, text in zip(parts[::2], parts[1::2])
+        for file in re.findall(r"^\| `([a-z_/]+\.py)` \|", text, re.MULTILINE)
+    ]
     folders = [ROOT / "vgg_ddp", ROOT / "launch", ROOT / "benchmarks"]
-    files = {path.name for folder in folders for path in folder.rglob("*.py")}
-    assert named <= files
-    assert {name for name in files - named if not name.startswith("__")} == set()
+    files = {path.relative_to(ROOT).as_posix() for folder in folders for path in folder.rglob("*.py")}
+    assert len(named) == len(set(named)) and set(named) <= files
+    assert {file for file in files - set(named) if not Path(file).name.startswith("__")} == set()
