@@ -30,9 +30,7 @@ def _run(arguments: Sequence[str] | None, prog: str) -> int:
     except UserError as error:
         print(f"launch: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except (
-        Signalled
-    ) as signalled:  # before any rank has started: then vgg_ddp.distributed.supervisor handles the signals
+    except Signalled as signalled:  # before a rank has started here: after that a launcher passes the signal on
         print(f"launch: {signalled}; nothing to save", file=sys.stderr)
         return signalled.exit_code
 

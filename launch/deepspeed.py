@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from vgg_ddp import config as configuration
 from vgg_ddp.config import Config
-from vgg_ddp.errors import UserError
+from vgg_ddp.errors import Signalled, UserError
 
 from . import network
 from .launcher import Launcher
@@ -47,7 +49,39 @@ def start(options: argparse.Namespace, config: Config) -> int:
         raise UserError("deepspeed is not installed; pip install 'vgg_ddp[deepspeed]', or use the launcher torchrun")
     program = str(Path(sys.executable).parent / "deepspeed")
     os.environ.update(variables)
-    return subprocess.run([program, *command[1:]]).returncode
+    return _run([program, *command[1:]], by_ssh=plan.nodes > 1 and options.node_rank is None)
+
+
+def _run(command: list[str], by_ssh: bool) -> int:
+    """DeepSpeed's launcher, to its end; its exit code is that of a rank.
+
+    A stop signal goes to the ranks, which save and end: the launcher, which a signal ends at once, would leave them running.
+
+    Raises:
+        Signalled: before there were ranks, or where they are on other hosts, which the launcher then tells to end.
+    """
+    process = subprocess.Popen(command, start_new_session=True)  # out of reach of a Ctrl-C, which this process hands on
+    try:
+        return process.wait()
+    except Signalled as signalled:
+        ranks = [] if by_ssh else [rank for agent in _children(process.pid) for rank in _children(agent)]
+        if not ranks:
+            os.kill(process.pid, signal.SIGTERM) if by_ssh else os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            raise
+        print(f"launch: {signalled}; the ranks save", file=sys.stderr, flush=True)
+        for rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGTERM)
+        return process.wait()
+
+
+def _children(process: int) -> list[int]:
+    """Those that its main thread has started."""
+    try:
+        return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def deepspeed_arguments(plan: Plan, options: argparse.Namespace) -> list[str]:
