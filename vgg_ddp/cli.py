@@ -363,7 +363,9 @@ def _table(options: argparse.Namespace) -> int:
     from vgg_ddp.report import error_table
     from vgg_ddp.run.console import table
 
-    rows = error_table.rows(options.targets)
+    rows, elsewhere = error_table.rows(options.targets)
+    if elsewhere:
+        print(f"left out: {elsewhere} evaluations on other data than the run's own", file=sys.stderr)
     if options.format == "text":
         table(error_table.TITLE, error_table.ON_SCREEN, rows)
     else:

@@ -160,7 +160,7 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
         run.write_json(
             target / "predictions.json", {"of": str(folder.resolve()), "images": rows, "unreadable": unreadable}
         )
-        replace_file(target / "predictions.csv", _csv(rows, dataset.classes).encode())
+        replace_file(target / "predictions.csv", _csv(rows, dataset.classes).encode(errors="backslashreplace"))
     views, how = network.views
     page = write_image_answers(
         answers,

@@ -78,11 +78,19 @@ def test_the_quiz_says_at_which_size_it_shows_its_pictures(tmp_path: Path) -> No
     assert "You see them at 80 pixels, the network at 224." in section(page_of(run), "quiz").text
 
 
-def test_of_many_images_the_page_carries_mistakes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_images_half_are_evenly_chosen_and_mistakes_come_first_in_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vgg_ddp.report.kept_pictures.MOST_IMAGES", 200)
     run = make_run(tmp_path / "run")
     data = json.loads(page_of(run).all("script", id="page-data")[0].text_raw)
-    assert len(data["index"]) == 200
-    assert set(np.flatnonzero(run.prediction != run.label)) < set(data["index"])
+    index, even = np.array(data["index"]), np.linspace(0, len(run.label) - 1, 100).astype(int)
+    wrong = run.prediction != run.label
+    assert len(index) == 200
+    assert set(even) < set(index) and set(np.flatnonzero(wrong)) < set(index)
+    assert set(index[data["wall"]]) == set(even)
+    assert wrong[index].mean() > 1.4 * wrong.mean()
+    asked = {place for pair in data["quiz"] for place in pair["images"]}
+    assert asked and asked <= set(data["wall"])
     monkeypatch.setattr("vgg_ddp.report.kept_pictures.MOST_PIXELS", 50 * 64)
     assert len(json.loads(page_of(run).all("script", id="page-data")[0].text_raw)["index"]) == 50

@@ -204,6 +204,7 @@ def test_degenerate_runs(tmp_path: Path, name: str, said: str) -> None:
     page = page_of(run)
     assert_sound(page)
     assert said in section(page, "story").text
+    assert ("in two answers" in section(page, "story").text) == (name not in ("two classes", "one class"))
     if name == "all right":
         assert "There is none to show." in section(page, "pictures").text
         assert "No image was missed" in section(page, "worst").text

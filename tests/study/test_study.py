@@ -22,6 +22,7 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.validation import held_out
 from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.errors import EXIT_STOPPED, UserError
+from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.metrics_log import read_metrics
 from vgg_ddp.study import command, learning_rate, running
 from vgg_ddp.study.definition import Definition
@@ -92,6 +93,19 @@ def study(runs: Path, recipe: Path) -> Path:
     path = study_file(runs, recipe, GRID)
     assert command.run(path, ["min_steps=2"], runs / "study", Warm) == 0
     return runs / "study"
+
+
+def test_the_objective_is_that_of_the_checkpoint_that_is_evaluated(tmp_path: Path) -> None:
+    """The best as the run has chosen it, which needs a gain of `stop.min_delta`; else the last."""
+    run, definition = RunDirectory(tmp_path), Definition(base="base.yaml", grid={"batch": ["16", "32"]})
+    rows = [
+        {"step": step, "split": "validation", "scope": "epoch", "accuracy": accuracy, "loss": 1 - accuracy}
+        for step, accuracy in ((1, 0.5), (2, 0.7), (3, 0.705), (4, 0.6))
+    ]
+    for checkpoint, best, expected in (("best", 0.7, 0.7), ("best", None, 0.705), ("last", 0.7, 0.6)):
+        run.config.write_text(f"network: vgg11\nevaluate: {{checkpoint: {checkpoint}}}\n")
+        run.summary.write_text(json.dumps({"best_validation_accuracy": best}))
+        assert running.objective(run, rows, definition) == expected
 
 
 def summary(study: Path) -> dict[str, Any]:

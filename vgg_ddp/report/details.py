@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vgg_ddp.analysis.budget import spread
 from vgg_ddp.analysis.confusions import most_confused_pairs
 from vgg_ddp.config import Config
 from vgg_ddp.report import thumbnails
-from vgg_ddp.report.kept_pictures import Pictures, carried
+from vgg_ddp.report.kept_pictures import Pictures, carried, evenly_chosen
 from vgg_ddp.report.reading import Evaluation
 
 TOP = 5  # answers told of each image
+WALL_IMAGES = 160
 QUIZ_PAIRS = 6
 QUIZ_IMAGES = 60  # of each pair, to draw questions from
 
@@ -29,6 +31,7 @@ def describe(
     else:
         names, side, drawn = pictures.kept.names, pictures.kept.side, pictures.kept.sheets
         chosen = np.searchsorted(evaluation.sample_index, pictures.kept.index)
+    even = evenly_chosen(len(evaluation.label), chosen)
     probabilities = np.nan_to_num(evaluation.probabilities)[chosen]
     top = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
     data = {
@@ -47,7 +50,8 @@ def describe(
         "side": side,
         "seen": recipe.data.image_size if recipe else 0,
         "sheet": thumbnails.SHEET,
-        "quiz": _quiz(evaluation, chosen) if drawn else [],
+        "wall": even[spread(len(even), WALL_IMAGES)].tolist(),
+        "quiz": _quiz(evaluation, chosen, even) if drawn else [],
     }
     return data, drawn
 
@@ -62,10 +66,11 @@ def _near(evaluation: Evaluation, chosen: NDArray[np.int64]) -> dict[str, list[i
     return {str(sample): labels for sample, labels in near if sample in carried_samples}
 
 
-def _quiz(evaluation: Evaluation, chosen: NDArray[np.int64]) -> list[dict[str, Any]]:
+def _quiz(evaluation: Evaluation, chosen: NDArray[np.int64], even: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Questions "is it this or that?" of the most confused pairs, and how sure the network is that it is the first.
 
-    The network is asked the same question as the person, so it weighs the two classes against each other alone.
+    The network is asked the same question as the person, so it weighs the two classes against each other alone. Asked are
+    images at the places `even` of those that are carried, so that mistakes are as frequent as they are.
     """
     pairs = []
     for first, second in most_confused_pairs(evaluation.confusion, QUIZ_PAIRS):
@@ -75,7 +80,7 @@ def _quiz(evaluation: Evaluation, chosen: NDArray[np.int64]) -> list[dict[str, A
         right = (share_of_first >= 0.5) == (evaluation.label == first)
         random = np.random.default_rng(0)
         asked = [
-            random.permutation(np.flatnonzero(evaluation.label[chosen] == k))[: QUIZ_IMAGES // 2]
+            random.permutation(even[evaluation.label[chosen[even]] == k])[: QUIZ_IMAGES // 2]
             for k in (first, second)
         ]
         if not all(map(len, asked)):

@@ -27,22 +27,33 @@ NAMES = {
 OWN = "own"  # images are not resized, and differ in size
 
 
-def rows(targets: list[Path]) -> list[list[str]]:
-    """A row for RUN/evaluation of each run, or folder of several networks' answers, and for each of RUN/evaluations.
+def rows(targets: list[Path]) -> tuple[list[list[str]], int]:
+    """A row for RUN/evaluation of each run, or folder of several networks' answers, and for each of RUN/evaluations on the same
+    data; how many evaluations on other data there were.
 
     Raises:
         UserError: a folder has no evaluation, or a damaged one.
     """
-    found = []
+    found, elsewhere = [], 0
     for target in targets:
         run = RunDirectory(target)
         others = sorted(path.parent for path in run.evaluations.glob("*/evaluation"))
         summaries = [read_json(folder / "evaluation" / "summary.json") for folder in (target, *others)]
-        of_target = [_row(run, summary) for summary in summaries if summary is not None]
+        known = [summary for summary in summaries if summary is not None]
+        own = _trained_on(run) or (known[0]["dataset"] if known else None)
+        of_target = [_row(run, summary) for summary in known if summary["dataset"] == own]
         if not of_target:
-            raise UserError(f"{target} has no evaluation; run: vgg-ddp evaluate {target}")
+            which = " on its own data" if known else ""
+            raise UserError(f"{target} has no evaluation{which}; run: vgg-ddp evaluate {target}")
         found += of_target
-    return found
+        elsewhere += len(known) - len(of_target)
+    return found, elsewhere
+
+
+def _trained_on(run: RunDirectory) -> str | None:
+    """The name of the run's data set; None where it is not known, as of several networks."""
+    dataset = of_run.held(run)
+    return dataset.name if dataset else None
 
 
 def _row(run: RunDirectory, summary: dict[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from vgg_ddp.report import thumbnails, words
 from vgg_ddp.report.reading import Evaluation
 from vgg_ddp.run.files import replace_file
 
-MOST_IMAGES = 10_000  # that a page carries; of more, mistakes first
+MOST_IMAGES = 10_000  # that a page carries; of more, half are evenly chosen, then mistakes come first
 MOST_PIXELS = 200_000_000  # to decode for them: 4,000 images of 224 x 224, some ten seconds on one core
 FILE = "pictures.json"
 
@@ -98,17 +98,33 @@ def of_run(evaluation: Evaluation, folder: Path) -> Pictures | None:
 
 
 def carried(evaluation: Evaluation, split: Split | None) -> NDArray[np.int64]:
-    """Positions of the images that a page carries: all, or mistakes first and then right answers, evenly spread."""
+    """Positions of the images that a page carries: all, or half of them evenly chosen, then mistakes, then right answers."""
     count, most = len(evaluation.label), MOST_IMAGES
     if split is not None:
         pixels = float(split.shapes(evaluation.sample_index).prod(axis=1).mean())
         most = max(1, min(most, int(MOST_PIXELS / pixels)))
     if count <= most:
         return np.arange(count)
-    wrong = np.flatnonzero(evaluation.prediction != evaluation.label)
-    right = np.flatnonzero(evaluation.prediction == evaluation.label)
-    wrong = wrong[spread(len(wrong), most)]
-    return np.sort(np.concatenate([wrong, right[spread(len(right), most - len(wrong))]]))
+    even = _evenly(count, most)
+    others = np.setdiff1d(np.arange(count), even)
+    is_right = evaluation.prediction[others] == evaluation.label[others]
+    wrong, right = others[~is_right], others[is_right]
+    wrong = wrong[spread(len(wrong), most - len(even))]
+    right = right[spread(len(right), most - len(even) - len(wrong))]
+    return np.sort(np.concatenate([even, wrong, right]))
+
+
+def evenly_chosen(count: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places in `positions`, which `carried` has chosen of `count`, of the images that were chosen whatever their answers:
+    among these, mistakes are as frequent as among all. None of pictures that were kept before there were such.
+    """
+    even = np.arange(count) if len(positions) == count else _evenly(count, len(positions))
+    places = np.flatnonzero(np.isin(positions, even))
+    return places if len(places) == len(even) else places[:0]
+
+
+def _evenly(count: int, most: int) -> NDArray[np.int64]:
+    return spread(count, max(1, most // 2))
 
 
 def _checkpoint(summary: dict[str, Any]) -> str:

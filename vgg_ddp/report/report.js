@@ -367,18 +367,18 @@
 
   // The wall at the top.
 
-  if (pictured) {
+  if (pictured && data.wall.length) {
     const wall = find("#wall");
     const canvas = find("canvas", wall);
     const columns = 20;
-    const rows = Math.min(8, Math.ceil(data.label.length / columns));
+    const count = data.wall.length;
+    const rows = Math.ceil(count / columns);
     const side = 40;
     const gap = 3;
     canvas.width = columns * (side + gap) - gap;
     canvas.height = rows * (side + gap) - gap;
     wall.hidden = false;
-    const count = Math.min(columns * rows, data.label.length);
-    const chosen = [...Array(count).keys()].map((n) => Math.floor(((n * 7919) % count) * (data.label.length / count)));
+    const chosen = data.wall.map((_, n) => data.wall[(n * 7919) % count]);
     const paint = async () => {
       const context = canvas.getContext("2d");
       const orange = getComputedStyle(root).getPropertyValue("--orange");

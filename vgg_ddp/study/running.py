@@ -23,6 +23,7 @@ from vgg_ddp.errors import EXIT_OK, EXIT_STOPPED, STOP_SIGNALS, UserError, print
 from vgg_ddp.run import outcome
 from vgg_ddp.run.console import say
 from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.files import read_json
 from vgg_ddp.run.metrics_log import Row, last_written, read_metrics, read_rows
 from vgg_ddp.study.definition import Cell, Definition
 from vgg_ddp.study.trials import Attempt, Ending, Trials
@@ -191,10 +192,11 @@ def objective(run: RunDirectory, rows: list[Row], definition: Definition) -> flo
     found = validations(rows)
     if not found:
         return None
+    chosen = found[-1]
     if load(run.config).evaluate.checkpoint == "best":
-        chosen = max(found, key=lambda row: row["accuracy"] or 0.0)
-    else:
-        chosen = found[-1]
+        best = (read_json(run.summary) or {}).get("best_validation_accuracy")  # which `stop.min_delta` has a say in
+        highest = max(found, key=lambda row: row["accuracy"] or 0.0)
+        chosen = next((row for row in found if row["accuracy"] == best), highest)
     value = chosen[definition.objective]
     return None if value is None else float(value)
 

@@ -88,13 +88,14 @@ def _cards(evaluation: Evaluation, ending: course.Ending | None) -> list[dict[st
                 "link_words": "The groups.",
             }
         )
-    cards.append(
-        {
-            "question": "How wrong is it, when it is wrong?",
-            "answer": f"{words.percent(summary['top_k_accuracy'].get('2', summary['accuracy']))} in two answers",
-            "words": continuum_sentence(_top_k(evaluation), confusion, evaluation.groups),
-        }
-    )
+    if "2" in summary["top_k_accuracy"]:  # not of two classes: one of two answers is always right
+        cards.append(
+            {
+                "question": "How wrong is it, when it is wrong?",
+                "answer": f"{words.percent(summary['top_k_accuracy']['2'])} in two answers",
+                "words": continuum_sentence(_top_k(evaluation), confusion, evaluation.groups),
+            }
+        )
     neighbour = summary["data"]["nearest_neighbour"]
     cards.append(
         {
