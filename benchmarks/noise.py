@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").splitlines()[0])
     parser.set_defaults(prog=prog, threads=cores.usable())
     parser.add_argument("--runs", type=int, default=21, help="runs of the benchmark, 4 or more (default: 21)")
-    parser.add_argument("--json", type=Path, help="write the rows to this file, and a picture beside it")
+    parser.add_argument("--json", type=command.result_file, help="write the rows to this file, and a picture beside it")
     parser.add_argument(
         "--between-runs", type=float, default=baseline.BETWEEN_RUNS, help="see the benchmarks (default: %(default)s)"
     )

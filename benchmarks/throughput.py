@@ -127,6 +127,7 @@ class Step:
     """The step of the training loop, timed by phase.
 
     Attributes:
+        is_graph, first_steps: see `TrainingStep`.
         phases_apart: whether the phases are those of further steps, in which the host waits after each: where it runs ahead
             of the device, as on a GPU.
     """
@@ -135,6 +136,7 @@ class Step:
         self, cell: Cell, world: World, batches: Batches, joules: Callable[[], float] = lambda: math.nan
     ) -> None:
         self._training = TrainingStep(cell.config(world), world)
+        self.is_graph, self.first_steps = self._training.is_graph, self._training.first_steps
         self.layers = layers(self._training.network, cell.image_size)
         self._precision, self._batches, self._device, self._joules = cell.precision, batches, world.device, joules
         self.phases_apart = world.device.type == "cuda"
@@ -301,7 +303,7 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
         cell, step = steps[name]
         timing = step.run(options.steps)
         energy[name].append(timing.joules / (cell.batch * options.steps))
-        if world.size > 1:
+        if world.size > 1 and not step.is_graph:
             without = step.run(options.steps, reduce=False).seconds
             timing.phases["communication"] = max(0.0, (timing.seconds - without) / options.steps)
         phases[name].append(timing.phases)
@@ -312,7 +314,9 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
         for cell in {(c.network, c.image_size, c.batch): c for c in cells}.values():
             plain = PlainStep(cell, world)
             name = f"plain {cell.network} {cell.image_size}px {cell.batch} fp32"
-            sides[name] = lambda cell=cell, plain=plain: cell.batch * options.steps / plain.run(options.steps)  # type: ignore[misc]
+            sides[name] = lambda cell=cell, plain=plain: (  # type: ignore[misc]
+                cell.batch * world.size * options.steps / plain.run(options.steps)
+            )
     products = {p: matrix_product(world.device, p) for p in dict.fromkeys(cell.precision for cell in cells)}
     copied = copy(world.device)
     predictions = predict(steps, products, copied)
@@ -345,7 +349,7 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
             if len(cells) == 1:
                 row["peak_memory_bytes"] = peak_bytes(world)
         elif name.startswith("plain"):
-            row = {"name": name, **rounds.summary(values, reference=speed)}
+            row = {"name": name, "world_size": world.size, **rounds.summary(values, reference=speed)}
         else:
             unit = "bytes_per_second" if name == "copy" else "flop_per_second"
             row = {"name": name, **rounds.summary(values, unit, speed)}
@@ -384,7 +388,7 @@ def build_steps(
             name = cell.name + suffix
             try:
                 step = Step(cell, world, batches, joules)
-                step.run(1)
+                step.run(step.first_steps)
                 steps[name] = cell, step
             except (UserError, torch.OutOfMemoryError) as error:
                 if world.size > 1:
@@ -487,7 +491,9 @@ def main() -> None:
     parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave out the plain fp32 loop")
     parser.add_argument("--steps", type=int, default=2, help="steps in a round (default: 2)")
     parser.add_argument("--profile", type=Path, help="write a trace of the first cell to this folder")
-    parser.add_argument("--roofline", type=Path, help="draw the first cell's layers under the measured peaks")
+    parser.add_argument(
+        "--roofline", type=command.result_file, help="draw the first cell's layers under the measured peaks"
+    )
     options = parser.parse_args()
     options.compile = [COMPILE[name] for name in options.compile]
     options.fused = [both[name] for name in options.fused]

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -36,9 +36,25 @@ def parser(name: str, description: str | None, threads: int | None = None) -> Ar
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
     if threads is None:
         parser.add_argument("--threads", type=int, default=cores.usable(), help="CPU threads (default: all cores)")
-    parser.add_argument("--json", type=Path, help="write the rows to this file, and pictures beside it")
+    parser.add_argument("--json", type=result_file, help="write the rows to this file, and pictures beside it")
     baseline.add_options(parser)
     return parser
+
+
+def result_file(text: str) -> Path:
+    """The type of an option that names a file to write: it can be written, in a folder that is made, before hours of measuring.
+
+    Raises:
+        ArgumentTypeError: it cannot.
+    """
+    path = Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentTypeError(f"{text} cannot be written: {error.strerror}") from None
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ArgumentTypeError(f"{text} cannot be written: it is a folder, or write-protected")
+    return path
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -12,6 +12,7 @@ from vgg_ddp import engines
 from vgg_ddp.config import Config
 from vgg_ddp.data.order import Slice
 from vgg_ddp.distributed.world import World
+from vgg_ddp.engines.trials import BEFORE_RECORDING
 from vgg_ddp.loaders import Batch
 from vgg_ddp.model.preprocess import Preprocess
 from vgg_ddp.optim import precision
@@ -24,6 +25,10 @@ PHASES = ("forward", "backward", "update")
 class TrainingStep:
     """The network and the engine of `config`, and the preprocessing before them.
 
+    Attributes:
+        is_graph: whether steps are a recorded CUDA graph, which always reduces.
+        first_steps: those that are slower than all others: of a graph, the eager ones and the one that is recorded.
+
     Raises:
         UserError: they cannot be had here, or cannot be recorded as a graph.
     """
@@ -35,7 +40,9 @@ class TrainingStep:
         self.engine = engines.build(config, self.network, world)
         config = cuda_graph.settled(config, self.engine)
         self._preprocess = Preprocess([128.0] * 3, [64.0] * 3, config.channels_last).to(world.device)
-        self._graph = cuda_graph.recorded(self._whole, config, world) if config.compile == "graph" else None
+        self.is_graph = config.compile == "graph"
+        self.first_steps = BEFORE_RECORDING + 1 if self.is_graph else 1
+        self._graph = cuda_graph.recorded(self._whole, config, world) if self.is_graph else None
 
     def run(
         self, images: Tensor, labels: Tensor, reduce: bool = True, after_phase: Callable[[], None] = lambda: None

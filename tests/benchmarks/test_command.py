@@ -1,0 +1,22 @@
+"""What every benchmark has as a command."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+import pytest
+
+from benchmarks.measurement import command
+
+
+def test_a_result_s_folder_is_made_before_anything_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "today" / "rows.json"
+    assert command.result_file(str(path)) == path and path.parent.is_dir()
+
+
+def test_a_result_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "rows.json"):
+        with pytest.raises(ArgumentTypeError, match="cannot be written: "):
+            command.result_file(str(path))
