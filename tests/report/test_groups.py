@@ -59,7 +59,7 @@ def test_all_groups_together_are_held_against_chance(tmp_path: Path) -> None:
     together = summary["groups_together"]
     said = (
         f"{100 * share:.1f} % of the {of_groups.sum()} test images of these groups are taken for a class of their own group; "
-        f"{100 * together['within_by_chance']:.1f} % would be if the wrong answers had nothing to do with the groups "
+        f"{100 * together['within_by_chance']:.1f} % would be expected if the wrong answers had nothing to do with the groups "
         f"(p {together['p_value']:.2g})."
     )
     assert plain(matrices.kind_sentence(summary)) == said

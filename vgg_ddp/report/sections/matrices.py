@@ -123,7 +123,7 @@ def kind_sentence(summary: dict[str, Any]) -> str:
     return (
         f"{words.percent(together['within_accuracy'])} of the {words.images_of(together['images'], summary['split'])} of "
         f"these groups are taken for a class of their own group; {words.percent(together['within_by_chance'])} would be "
-        f"if the wrong answers had nothing to do with the groups (p {words.p_value(together['p_value'])})."
+        f"expected if the wrong answers had nothing to do with the groups (p {words.p_value(together['p_value'])})."
     )
 
 
