@@ -602,6 +602,10 @@ def test_words_win_over_the_file_and_later_words_over_earlier(config_file: Path)
         (["augment.strong_epochs=[3, 2]", "augment.cutout=4"], ["augment.strong_epochs must rise"]),
         (["loss.hardest_size=16"], ["loss.hardest_size", "loss.hardest below 1"]),
         (["loss.hardest_size=32", "loss.hardest=0.5"], ["loss.hardest_size", "less than data.image_size"]),
+        (
+            ["loss.hardest_size=32", "loss.hardest=0.5", "model.head=paper", "data.image_size=64"],
+            ["loss.hardest_size", "model.head=compact"],
+        ),
         (["loss.hardest=0.5", "engine=deepspeed"], ["loss.hardest", "engine=deepspeed"]),
         (["loss.hardest=0.5", "augment.cutmix=1"], ["loss.hardest", "augment.cutmix"]),
         (["loss.hardest=0.5", "augment.mixup=1"], ["loss.hardest", "augment.mixup"]),

@@ -49,3 +49,18 @@ def test_split_head_is_validated_saved_whole_and_continued_by_one_rank(train: Tr
     assert json.loads((resumed / "summary.json").read_text())["world_size"] == 1
     for folder in (run, whole):
         shutil.rmtree(folder)
+
+
+def test_outer_steps_begin_in_a_run_that_one_rank_has_stopped_between_two(
+    train: Train, launch: Launch, runs: Path
+) -> None:
+    """One rank takes none. Two go on from its fourth step, and save and end with the outer steps after the sixth and ninth."""
+    words = (*DILOCO, "min_steps=9")
+    run = runs / "alone first"
+    stop(launch(run.name, *words, pause=step(4)))
+    assert state(run)["step"] == 4
+    train(run.name, *words, "checkpoint.every_steps=3", "checkpoint.keep=9", "resume=auto", size=2)
+    saved = sorted(int(folder.name.removeprefix("step-")) for folder in (run / "checkpoints").glob("step-*"))
+    assert saved == [4, 6, 9]
+    assert state(run)["engine"]["outer_steps"] == 9
+    shutil.rmtree(run)

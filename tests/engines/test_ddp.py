@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import torch
 
@@ -49,3 +50,15 @@ def test_fp16_goes_on_with_its_loss_scale() -> None:
         for engine in (first, second):
             take_step(engine, 1.0)
         assert all(torch.equal(tensor, second.weights()[name]) for name, tensor in first.weights().items())
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("before", ["fp32", "bf16"])
+def test_fp16_goes_on_from_another_precision_which_has_no_loss_scale(before: str) -> None:
+    with joined(devices=CPU) as world:
+        network = vgg("A", True, "compact", 10, 16)
+        first = engines.build(msgspec.structs.replace(CONFIG, precision=before), network, world)
+        take_step(first, 1.0)
+        second = engines.build(CONFIG, network, world)
+        second.load_state(*first.state())
+        assert second.state()[1]["scaler"]["scale"] == 65536

@@ -188,6 +188,24 @@ def test_fp16_skips_a_step_that_overflows_on_every_rank_and_halves_the_scale(sta
     assert 0 < size < 0.02  # the learning rate times a norm that is clipped to 1, with Nesterov momentum
 
 
+def load_without_scale(stage: int) -> int:
+    """As a rank: fp16 goes on from a state of another precision, which has no loss scale."""
+    config = Config(network="vgg11", precision="fp16", engine="deepspeed", deepspeed=DeepSpeedConfig(stage=stage))  # type: ignore[arg-type]
+    with joined(devices=CPU) as world:
+        engine = engines.build(config, vgg("A", True, "compact", 10, 16), world)
+        values = engine.state()[1]
+        assert values["scaler"]["scale"] == 65536
+        engine.load_state({}, {**values, "scaler": {}})
+        assert engine.state()[1] == values
+    return 0
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_fp16_goes_on_from_another_precision_which_has_no_loss_scale(stage: int, runs: Path) -> None:
+    ranks = Ranks(load_without_scale, (stage,), 1, runs / f"without scale {stage} output")
+    assert ranks.wait() == [0], ranks.stderr
+
+
 def test_starts_under_the_deepspeed_launcher(ddp: Path, recipe: Path, runs: Path) -> None:
     """Without a C++ compiler, and where nothing can be written at home."""
     run, programs = runs / "launcher", str(Path(sys.executable).parent)

@@ -71,11 +71,45 @@ def test_little_memory_makes_more_micro_batches_and_a_continued_run_keeps_them(t
     assert less.accumulation in (2, 3, 4)
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
-    run.config.write_text(dump(msgspec.structs.replace(less, accumulation=8)))
+    write(run, msgspec.structs.replace(less, accumulation=8), ranks=1)
     assert fit(CONFIG, run.path, GIBIBYTE)[0].accumulation == 8
     assert (
         fit(msgspec.structs.replace(CONFIG, batch=12), run.path, GIBIBYTE)[0].accumulation == 1
     )  # 12 is not 8 times n
+
+
+def write(run: RunDirectory, config: Config, ranks: int) -> None:
+    """What a run on so many ranks leaves."""
+    run.config.write_text(dump(config))
+    run.write_json(run.environment, {"world_size": ranks})
+
+
+FITTED = msgspec.structs.replace(CONFIG, batch=12, accumulation=4)
+
+
+@pytest.mark.parametrize(
+    ("before", "ranks", "words"),
+    [
+        (FITTED, 4, {}),  # whose local batch was a quarter
+        (msgspec.structs.replace(FITTED, fit_memory=False), 1, {}),  # and memory was not enough
+        (FITTED, 1, {"augment": AugmentConfig(mixup=0.2)}),  # 3 images are no pairs
+        (FITTED, 1, {"accumulation": 6}),  # more are asked for
+    ],
+    ids=["other ranks", "not fitted", "pairs", "more asked for"],
+)
+def test_a_continued_run_is_fitted_again_where_its_number_is_none_for_it(
+    before: Config, ranks: int, words: dict[str, Any], tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path)
+    write(run, before, ranks)
+    config, found = fit(msgspec.structs.replace(FITTED, **{"accumulation": 1, **words}), run.path, 2 * GIBIBYTE)
+    assert config.accumulation == found["chosen"] == words.get("accumulation", 1)
+
+
+def test_no_micro_batch_is_tried_of_which_batch_norm_has_no_variance(tmp_path: Path) -> None:
+    small = msgspec.structs.replace(CONFIG, batch=4, data=DataConfig(image_size=16))
+    with pytest.raises(UserError, match=r"a step of 2 images needs more than"):
+        fit(small, tmp_path, 1.0)
 
 
 def test_mixing_keeps_its_pairs(tmp_path: Path) -> None:

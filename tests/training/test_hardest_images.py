@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.rank_processes import Launch, Train, step
-from tests.support.run_folders import assert_same_bits, stop
+from tests.support.run_folders import assert_same_bits, metrics, stop, without_seconds
 from vgg_ddp.augment.philox import DeviceSlice
 from vgg_ddp.config import Config
 from vgg_ddp.config.optimizer import LossConfig
@@ -118,3 +118,19 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(
 ) -> None:
     stop(launch("stopped", *WORDS, "loss.hardest=0.5", pause=step(3)))
     assert_same_bits(train("stopped", *WORDS, "loss.hardest=0.5", "resume=auto"), hardest, "model")
+
+
+@pytest.mark.parametrize(("every", "after"), [(1, 11), (3, 7)], ids=["together", "local SGD"])
+def test_so_do_two_ranks_with_batch_norm(every: int, after: int, launch: Launch, train: Train, runs: Path) -> None:
+    """Whose statistics, by which they choose, are each rank's own; a checkpoint has those of rank 0.
+
+    The ranks' last batches, of which they are for the most part, differ by enough after some steps at a high rate.
+    """
+    words = ("loss.hardest=0.5", "model.norm_momentum=0.9", "optimizer.learning_rate=0.05", "augment.flip=false")
+    words += ("min_steps=14", f"communication.synchronise_every={every}")
+    name = f"normed {every}"
+    whole = train(name, *words, size=2)
+    stop(launch(f"{name} stopped", *words, size=2, pause=step(after)))
+    resumed = train(f"{name} stopped", *words, "resume=auto", size=2)
+    assert_same_bits(resumed, whole, "model")
+    assert without_seconds(metrics(resumed)) == without_seconds(metrics(whole))

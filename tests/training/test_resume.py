@@ -141,6 +141,18 @@ def test_what_a_continued_run_changes_is_said_and_recorded(stopped: Path, launch
     assert changes[-1] in (run / "report" / "index.html").read_text()
 
 
+def test_an_end_before_the_step_that_is_continued_ends_that_epoch(stopped: Path, train: Train, runs: Path) -> None:
+    """It is validated, saved and evaluated, without a step more."""
+    run = runs / "ended sooner"
+    shutil.copytree(stopped, run)
+    train(run.name, *TWO_EPOCHS, "min_steps=4", "profile=1", "resume=auto")
+    assert [state(run)[key] for key in ("step", "epoch", "step_in_epoch")] == [6, 1, 0]
+    rows = [(row["split"], row["step"]) for row in metrics(run) if row["scope"] == "epoch"]
+    assert rows == [("train", 6), ("validation", 6)]
+    assert json.loads((run / "summary.json").read_text())["steps"] == 6
+    assert (run / "evaluation" / "summary.json").is_file() and (run / "report" / "index.html").is_file()
+
+
 def test_dropout_goes_on_as_if_nothing_had_been(launch: Launch, train: Train, runs: Path) -> None:
     words = ("model.head=paper", "data.image_size=32", "batch=4", "min_steps=6")
     expected = train("dropout", *words)

@@ -17,6 +17,7 @@ from tests.support.run_folders import state
 from vgg_ddp.config import Config
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.config.model import ModelConfig
+from vgg_ddp.config.optimizer import LossConfig
 from vgg_ddp.distributed import world
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 from vgg_ddp.report import error_table
@@ -148,6 +149,10 @@ def test_one_image_at_a_time_is_refused_where_it_has_no_variance() -> None:
     for config, ranks in ((Config(batch=1, data=small), 1), (Config(batch=4, accumulation=2, data=small), 2)):
         with pytest.raises(UserError, match="one image at a time"):
             config.local_batch(ranks)
+    half = Config(batch=16, data=small, loss=LossConfig(hardest=0.5))  # one of two is trained on
+    assert half.local_batch(4) == 4
+    with pytest.raises(UserError, match=r"batch=16 with loss\.hardest=0\.5 is one image at a time"):
+        half.local_batch(8)
     assert Config(batch=1).local_batch(1) == 1
     assert Config(batch=2, data=small, model=ModelConfig(sync_batch_norm=True)).local_batch(2) == 1
     assert Config(batch=1, data=small, model=ModelConfig(batch_norm=False)).local_batch(1) == 1

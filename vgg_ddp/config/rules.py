@@ -75,6 +75,8 @@ def _check_second_passes(config: Config) -> None:
     size, largest = config.loss.hardest_size, config.data.image_size
     if size is not None and size >= largest:
         raise ValueError(f"loss.hardest_size ({size}) must be less than data.image_size ({largest}), to save time")
+    if size is not None and config.model.head == "paper":
+        raise ValueError("loss.hardest_size needs model.head=compact: the paper's head is built for one size")
     without = {
         f"engine={config.engine}": config.engine != "ddp",
         "communication.split_head": config.communication.split_head != "none",

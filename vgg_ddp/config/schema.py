@@ -7,6 +7,7 @@ so a wrong configuration is refused at once.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -194,10 +195,12 @@ class Config(Group, frozen=True):
         smallest = min([self.data.image_size, *self.data.train_sizes])
         one_pixel = smallest < 32 or self.model.pool_before_norm  # is what the last batch norm gets of an image
         alone = world_size == 1 or not self.model.sync_batch_norm
-        if local_batch == self.accumulation and self.model.batch_norm and one_pixel and alone:
+        trained_on = math.ceil(self.loss.hardest * (local_batch // self.accumulation))  # of each micro-batch
+        if trained_on == 1 and self.model.batch_norm and one_pixel and alone:
+            hardest = f" with loss.hardest={self.loss.hardest}" if self.loss.hardest < 1 else ""
             raise UserError(
-                f"batch={self.batch} is one image at a time for each of {world_size} ranks, and batch normalisation has no "
-                "variance of one image below 32 pixels, or pooled: use a larger batch, data.image_size=32 without "
+                f"batch={self.batch}{hardest} is one image at a time for each of {world_size} ranks, and batch normalisation "
+                "has no variance of one image below 32 pixels, or pooled: use a larger batch, data.image_size=32 without "
                 "model.pool_before_norm, or model.batch_norm=false"
             )
         if self.augment.mixes and (local_batch // self.accumulation) % 2:

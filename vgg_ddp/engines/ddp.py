@@ -106,7 +106,8 @@ class DdpEngine:
                 self.optimizer.state[parameter][kind] = _placed(self._head.shard(name, value), parameter)
         optimizers.load_group_values(self.optimizer, values)
         self._gradients.load_state(values)
-        self._scaler.load_state_dict(values["scaler"])
+        if values.get("scaler"):  # empty where the checkpoint was saved in another precision
+            self._scaler.load_state_dict(values["scaler"])
 
 
 def _head(config: Config, network: nn.Module, world: World) -> WholeHead:

@@ -125,7 +125,7 @@ class DeepSpeedEngine:
         else:
             self._partition.load_optimizer_tensors(known)
         optimizers.load_group_values(self.optimizer, values)
-        if self._scaling is not None:
+        if self._scaling is not None and values.get("scaler"):  # empty where another precision saved it
             self._scaling.load_state_dict(values["scaler"])
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vgg_ddp.config.communication import CommunicationConfig
 from vgg_ddp.distributed.world import World
 from vgg_ddp.engines import Engine, rank_state
+from vgg_ddp.model import batch_statistics
 
 MOMENTUM = "outer_momentum"
 DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,12 +26,12 @@ DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class LocalSgdEngine:
     """Outer steps around an engine that does not reduce gradients. See `vgg_ddp.engines.Engine`.
 
-    Between two outer steps the ranks' parameters differ. Optimizer state is each rank's own throughout. So are batch
-    statistics, of which rank 0's are saved.
+    Between two outer steps the ranks' parameters and batch statistics differ; after one, statistics are rank 0's, as saved.
+    Optimizer state is each rank's own throughout.
     """
 
     def __init__(self, inner: Engine, network: nn.Module, config: CommunicationConfig, world: World) -> None:
-        self._inner, self._world, self._config = inner, world, config
+        self._inner, self._network, self._world, self._config = inner, network, world, config
         self._sent_as = DTYPES[config.compression]
         self._parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self._common = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
@@ -64,6 +65,7 @@ class LocalSgdEngine:
             common = self._common[name]
             common.sub_(self._direction(name, change.to(common.dtype)), alpha=self._config.outer_learning_rate)
             self._parameters[name].copy_(common)
+        batch_statistics.take_rank_zero(self._network)
 
     def _direction(self, name: str, change: Tensor) -> Tensor:
         """The mean change with Nesterov momentum, as in torch's SGD."""

@@ -21,11 +21,12 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         """Float [n, channels, height, width], normalised. All ranks together, in training mode."""
         if not self.training:
             return super().forward(images)
-        assert self.num_batches_tracked is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        return _Normalise.apply(
-            images, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps
-        )
+        momentum = self.momentum
+        if momentum is None:  # the mean of all batches; the host waits for their number
+            momentum = 1.0 / float(self.num_batches_tracked)
+        return _Normalise.apply(images, self.weight, self.bias, self.running_mean, self.running_var, momentum, self.eps)
 
 
 class _Normalise(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Batch-norm statistics measured at the size of the images that are evaluated.
+"""Batch-norm statistics measured at the size of the images that are evaluated, put back, and taken from rank 0.
 
 A network that has seen small images so far (`data.train_sizes`) keeps running statistics of those. At another size its
 activations have others, and it is right about as often as chance, whatever it has learned (Touvron et al., "Fixing the
@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 IMAGES = 2048  # to measure on, at most
@@ -51,3 +52,14 @@ def kept(network: nn.Module) -> Iterator[None]:
     finally:
         for buffer, values in before:
             buffer.copy_(values)
+
+
+@torch.no_grad()
+def take_rank_zero(network: nn.Module) -> None:
+    """Give every rank the running statistics of rank 0, in one message on the device. All ranks together."""
+    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]  # the rest counts batches, alike
+    if buffers:
+        values = torch.cat([buffer.flatten() for buffer in buffers])
+        dist.broadcast(values, 0)
+        for buffer, value in zip(buffers, values.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(value.view_as(buffer))

@@ -21,6 +21,7 @@ from vgg_ddp.distributed.world import World
 from vgg_ddp.engines.ddp import DdpEngine
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.files import read_json
 
 SMALLEST = 8  # images of the first try; the next larger size that divides the local batch, where 8 does not
 
@@ -30,7 +31,7 @@ def fitted(
 ) -> tuple[Config, dict[str, Any]]:
     """The configuration with as many micro-batches as fit, and what was measured. All ranks together.
 
-    A run that is continued keeps the number that it began with, where that divides the local batch: the same bits.
+    A run that is continued on as many ranks keeps the number that it was fitted to, where that may be had: the same bits.
 
     Args:
         network: builds a network for the trials.
@@ -41,14 +42,13 @@ def fitted(
     if not config.fit_memory:
         return config, {}
     local_batch = config.local_batch(world.size)
-    with world.together():
-        stored = load(run.config, []).accumulation if world.is_main and run.config.exists() else 0
-    stored = int(world.broadcast(str(stored).encode()))
-    if stored and local_batch % stored == 0:
-        return msgspec.structs.replace(config, accumulation=stored), {}
-    even = 2 if config.augment.mixes else 1
     largest = local_batch // config.accumulation
-    sizes = [n for n in range(1, largest + 1) if local_batch % n == 0 and n % even == 0]
+    sizes = [n for n in range(1, largest + 1) if local_batch % n == 0 and _may_be(config, local_batch // n, world)]
+    with world.together():
+        stored = _stored(run, world) if world.is_main else 0
+    stored = int(world.broadcast(str(stored).encode()))
+    if stored in [local_batch // n for n in sizes]:
+        return msgspec.structs.replace(config, accumulation=stored), {}
     limit = memory.used_bytes(world.device) + config.memory_share * memory.available_bytes(world)
     fits, peaks = _tries(_Step(config, network(), largest, world), sizes, limit)
     gc.collect()
@@ -66,6 +66,24 @@ def fitted(
         "limit_bytes": limit,
         "bytes": peaks,
     }
+
+
+def _stored(run: RunDirectory, world: World) -> int:
+    """The micro-batches that this run was fitted to on as many ranks as now; 0 if it was not."""
+    if not run.config.exists():
+        return 0
+    before = load(run.config, [])
+    same_ranks = (read_json(run.environment) or {}).get("world_size") == world.size
+    return before.accumulation if before.fit_memory and same_ranks else 0
+
+
+def _may_be(config: Config, accumulation: int, world: World) -> bool:
+    """Whether a rank can take its local batch in so many micro-batches, by the rules of the configuration."""
+    try:
+        msgspec.structs.replace(config, accumulation=accumulation).local_batch(world.size)
+    except UserError:
+        return False
+    return True
 
 
 def _tries(step: _Step, sizes: list[int], limit: float) -> tuple[int, dict[str, int]]:

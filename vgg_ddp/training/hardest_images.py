@@ -18,6 +18,7 @@ from torch.nn import functional
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import World
 from vgg_ddp.loaders import Batch
+from vgg_ddp.model import batch_statistics
 from vgg_ddp.optim.precision import autocast
 
 Inputs = Callable[[Batch, int | None], tuple[Tensor, Tensor]]  # `vgg_ddp.training.job.Job.inputs`
@@ -39,18 +40,23 @@ class HardestImages(EveryImage):
         share: of the images of a micro-batch, rounded up.
         size: side of the images that are looked at, pixels, where they are larger; None: as they are trained on.
         network: whose loss it is: in evaluation mode, so that no statistics change, and without label smoothing.
+        by_rank_zero: whether every rank takes the running statistics of rank 0 first. They are each rank's own otherwise, and
+            a training that is continued from a checkpoint, which has those of rank 0, would choose other images.
     """
 
     share: float
     size: int | None
     network: nn.Module
     arithmetic: torch.autocast
+    by_rank_zero: bool
 
     @torch.no_grad()
     def of(self, batch: Batch, inputs: Inputs, side: int | None) -> Batch:
         """The hardest images of a micro-batch, in the batch's order; nothing here waits for the device."""
         sides = [size for size in (side, self.size) if size is not None]
         images, labels = inputs(batch, min(sides) if sides else None)
+        if self.by_rank_zero:
+            batch_statistics.take_rank_zero(self.network)
         self.network.eval()
         with self.arithmetic:
             losses = functional.cross_entropy(self.network(images).float(), labels, reduction="none")
@@ -68,4 +74,7 @@ def build(config: Config, whole_network: Callable[[], nn.Module], world: World) 
     loss = config.loss
     if loss.hardest == 1:
         return EveryImage()
-    return HardestImages(loss.hardest, loss.hardest_size, whole_network(), autocast(config.precision, world.device))
+    # Local SGD saves after outer steps alone, with which its engine does the same.
+    apart = world.size > 1 and not config.model.sync_batch_norm and config.communication.synchronise_every == 1
+    arithmetic = autocast(config.precision, world.device)
+    return HardestImages(loss.hardest, loss.hardest_size, whole_network(), arithmetic, by_rank_zero=apart)

@@ -58,9 +58,12 @@ class Job:
         return state.stopped or (state.step >= self.total_steps and not state.step_in_epoch)
 
     def batches(self, state: State) -> Iterator[Batch]:
-        """This rank's batches of the epoch at hand, from the state's position to the epoch's or the training's end."""
+        """This rank's batches of the epoch at hand, from the state's position to the epoch's or the training's end.
+
+        None are left where the training was stopped in an epoch, and is continued with an end before that.
+        """
         slices = self.data.order.slices(state.epoch, self.world.rank, self.world.size, state.step_in_epoch)
-        return self.data.train_loader.stream(islice(slices, self.total_steps - state.step))
+        return self.data.train_loader.stream(islice(slices, max(0, self.total_steps - state.step)))
 
     def inputs(self, batch: Batch, side: int | None) -> tuple[Tensor, Tensor]:
         """What the network takes, [n, 3, side, side], and its targets: labels, or float [n, classes] of mixed images.

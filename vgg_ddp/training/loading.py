@@ -43,7 +43,9 @@ def _loaded(job: Job, contents: checkpoint.Files) -> State:
         return State(identity=continuing.identity(job.config, job.data.dataset))
     state = checkpoint.state(contents)
     job.engine.load_weights(checkpoint.tensors(contents, "model.safetensors"))
-    job.engine.load_state(checkpoint.tensors(contents, "optimizer.safetensors"), state.engine)
+    # An engine that takes no outer steps does not count them; local SGD that goes on from it keeps to the training's steps.
+    values = {**state.engine, "outer_steps": state.step}
+    job.engine.load_state(checkpoint.tensors(contents, "optimizer.safetensors"), values)
     if job.config.ema:
         job.average.network.load_state_dict(checkpoint.tensors(contents, "ema.safetensors"))
     return state

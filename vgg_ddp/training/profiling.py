@@ -35,11 +35,11 @@ def _nvtx(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def traced(steps: int, left: int, file: Path) -> Iterator[Callable[[], object]]:
-    """Traces `steps` of the `left` steps of a training into `file` (Chrome's format); 0 is off.
+    """Traces `steps` of the `left` steps of a training into `file` (Chrome's format); 0 is off, and so is none left.
 
     Gives what is to be called after every step. A training that ends early leaves the trace until then.
     """
-    if not steps:
+    if not steps or left <= 0:
         yield lambda: None
         return
 
