@@ -106,11 +106,27 @@ def test_what_is_remembered_is_told_from_what_is_learned(tmp_path: Path) -> None
     summary, accuracy = run.path / "evaluation/summary.json", accuracy_score(run.label, run.prediction)
     change_json(summary, training_images={"images": 2000, "accuracy": 0.95})
     said = section(page_of(run), "story").text
-    assert "With its final weights it names 95.0 % of 2,000 training images, without augmentation, and " in said
+    assert "With the evaluated weights it names 95.0 % of 2,000 training images, without augmentation, and " in said
     assert f"{100 * accuracy:.1f} % of 400 test images: {100 * (0.95 - accuracy):+.2f} points" in said
     assert "it overfits by that much. Even of its training images it misses some" in said
     change_json(summary, training_images={"images": 2000, "accuracy": accuracy + 0.01})
-    assert "no sign of overfitting" in section(page_of(run), "story").text
+    assert "no more than chance: no sign of overfitting" in section(page_of(run), "story").text
+    change_json(summary, training_images={"images": 2000, "accuracy": accuracy - 0.2})
+    assert "It knows new images better than those it was trained on" in section(page_of(run), "story").text
+
+
+def test_of_the_best_checkpoint_the_page_does_not_advise_to_take_it() -> None:
+    ending = course.Ending(0.5, 10.0, 0.6, 7.5, 0.7, 4.0, 0.05, 0.5)
+    assert "evaluate.checkpoint=best takes the network of that epoch" in story.ending_sentence(ending, of_best=False)
+    assert story.ending_sentence(ending, of_best=True).endswith("This page is of the network of that epoch.")
+
+
+def test_half_mistakes_are_of_all_images_whatever_the_groups_leave_out() -> None:
+    """100 images of each of four classes, of which two make a group; of 11 mistakes 2 stay in it."""
+    confusion = np.array([[98, 2, 0, 0], [0, 100, 0, 0], [0, 0, 95, 5], [0, 0, 4, 96]])
+    groups = {"round": {"within": 200, "correct": 198, "images": 200}}
+    said = story.continuum_sentence({"1": 389 / 400}, confusion, groups).replace(words.NBSP, " ")
+    assert "Of its 11 mistakes 18 % keep the kind" in said and said.endswith("they make the accuracy 97.5 %.")
 
 
 def test_a_training_that_went_astray_says_so_first(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def make_run(
     write_json(path / "summary.json", {**speed, **size})
     versions = {"python": "3.11.2", "torch": "2.14.1"}
     machine = {"versions": versions, "devices": ["two cores"], "commit": None, "command": "vgg-ddp train x.yaml"}
-    data_set = {"data": dataset.name, "data_sha256": dataset.sha256}
+    data_set = {"data": dataset_name, "data_sha256": dataset.sha256}
     write_json(path / "environment.json", {**machine, **data_set, "world_size": 1, "fallbacks": []})
     (path / "config.yaml").write_text("network: vgg16\nbatch: 256\n")
     return Run(path, dataset, predictions)

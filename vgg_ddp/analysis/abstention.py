@@ -113,5 +113,5 @@ def sets(predictions: Predictions, validation: Predictions) -> dict[str, Any]:
         "one_name": float((sizes == 1).mean()),
         "no_name": float((sizes == 0).mean()),
         "class_coverage": [float(c / n) if n else None for c, n in zip(of_class, images)],
-        "worse": standing.of_counts(of_class, images).worst,
+        "worse": sorted(standing.of_counts(of_class, images).unlike("worse"), key=lambda k: of_class[k] / images[k]),
     }

@@ -37,12 +37,13 @@ class MeanDifference:
 
     Attributes:
         difference: mean of the second less that of the first; `interval`: Welch's, at 95 %.
-        p_value: of Welch's t test: how often seeds alone would bring a difference as large.
+        p_value: of Welch's t test: how often seeds alone would bring a difference as large. None, and no interval, where the
+            figures differ between the recipes and on neither side: a few equal shares do not show that seeds change nothing.
     """
 
     difference: float
-    interval: tuple[float, float]
-    p_value: float
+    interval: tuple[float, float] | None
+    p_value: float | None
 
 
 def compare_recipes(first: NDArray[np.float64], second: NDArray[np.float64]) -> MeanDifference:
@@ -53,8 +54,9 @@ def compare_recipes(first: NDArray[np.float64], second: NDArray[np.float64]) -> 
     difference = float(second.mean() - first.mean())
     variances = [side.var(ddof=1) / len(side) for side in (first, second)]
     error = float(np.sqrt(sum(variances)))
-    if error < NO_ERROR:  # nothing varies, so that there is nothing to test
-        return MeanDifference(difference, (difference, difference), 1.0 if abs(difference) < NO_ERROR else 0.0)
+    if error < NO_ERROR:
+        same = abs(difference) < NO_ERROR
+        return MeanDifference(difference, (difference, difference) if same else None, 1.0 if same else None)
     freedom = error**4 / sum(variance**2 / (len(side) - 1) for variance, side in zip(variances, (first, second)))
     from scipy.stats import t  # slow to import
 

@@ -12,13 +12,11 @@ from vgg_ddp.analysis.budget import spread
 from vgg_ddp.analysis.confusions import most_confused_pairs
 from vgg_ddp.config import Config
 from vgg_ddp.report import thumbnails
-from vgg_ddp.report.kept_pictures import Pictures, carried, evenly_chosen
+from vgg_ddp.report.kept_pictures import QUIZ_PAIRS, Carried, Pictures, carried, of_kept
 from vgg_ddp.report.reading import Evaluation
 
 TOP = 5  # answers told of each image
 WALL_IMAGES = 160
-QUIZ_PAIRS = 6
-QUIZ_IMAGES = 60  # of each pair, to draw questions from
 
 
 def describe(
@@ -27,11 +25,11 @@ def describe(
     """The data of the page's script, and the sheets of thumbnails; no sheets where there are no pictures."""
     if pictures is None:
         names, side, drawn = list[str](), 0, list[str]()
-        chosen = carried(evaluation, None)
+        carries = carried(evaluation, None)
     else:
         names, side, drawn = pictures.kept.names, pictures.kept.side, pictures.kept.sheets
-        chosen = np.searchsorted(evaluation.sample_index, pictures.kept.index)
-    even = evenly_chosen(len(evaluation.label), chosen)
+        carries = of_kept(evaluation, pictures.kept)
+    chosen = carries.positions
     probabilities = np.nan_to_num(evaluation.probabilities)[chosen]
     top = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
     data = {
@@ -43,15 +41,15 @@ def describe(
         "index": evaluation.sample_index[chosen].tolist(),
         "label": evaluation.label[chosen].tolist(),
         "top": _packed(top.astype(np.uint16)),
-        "probability": _packed(np.round(np.take_along_axis(probabilities, top, axis=1) * 65535).astype(np.uint16)),
+        "probability": _packed(_steps(np.take_along_axis(probabilities, top, axis=1))),
         "tops": top.shape[1],
         "near": _near(evaluation, chosen),
         "names": names,
         "side": side,
         "seen": recipe.data.image_size if recipe else 0,
         "sheet": thumbnails.SHEET,
-        "wall": even[spread(len(even), WALL_IMAGES)].tolist(),
-        "quiz": _quiz(evaluation, chosen, even) if drawn else [],
+        "wall": np.searchsorted(chosen, carries.even[spread(len(carries.even), WALL_IMAGES)]).tolist(),
+        "quiz": _quiz(evaluation, carries) if drawn else [],
     }
     return data, drawn
 
@@ -66,11 +64,10 @@ def _near(evaluation: Evaluation, chosen: NDArray[np.int64]) -> dict[str, list[i
     return {str(sample): labels for sample, labels in near if sample in carried_samples}
 
 
-def _quiz(evaluation: Evaluation, chosen: NDArray[np.int64], even: NDArray[np.int64]) -> list[dict[str, Any]]:
+def _quiz(evaluation: Evaluation, carries: Carried) -> list[dict[str, Any]]:
     """Questions "is it this or that?" of the most confused pairs, and how sure the network is that it is the first.
 
-    The network is asked the same question as the person, so it weighs the two classes against each other alone. Asked are
-    images at the places `even` of those that are carried, so that mistakes are as frequent as they are.
+    The network is asked the same question as the person, so it weighs the two classes against each other alone.
     """
     pairs = []
     for first, second in most_confused_pairs(evaluation.confusion, QUIZ_PAIRS):
@@ -78,20 +75,16 @@ def _quiz(evaluation: Evaluation, chosen: NDArray[np.int64], even: NDArray[np.in
         share_of_first = share[:, 0] / np.maximum(share.sum(axis=1), 1e-30)
         of_pair = np.isin(evaluation.label, (first, second))
         right = (share_of_first >= 0.5) == (evaluation.label == first)
-        random = np.random.default_rng(0)
-        asked = [
-            random.permutation(even[evaluation.label[chosen[even]] == k])[: QUIZ_IMAGES // 2]
-            for k in (first, second)
-        ]
-        if not all(map(len, asked)):
+        label = evaluation.label[carries.asked]
+        images = carries.asked[np.isin(label, (first, second))]
+        if not {first, second} <= set(label.tolist()):
             continue
-        images = np.sort(np.concatenate(asked))
         pairs.append(
             {
                 "first": first,
                 "second": second,
-                "images": images.tolist(),
-                "share": [round(float(value), 4) for value in share_of_first[chosen[images]]],
+                "images": np.searchsorted(carries.positions, images).tolist(),
+                "share": [round(float(value), 7) for value in share_of_first[images]],
                 "accuracy": float(right[of_pair].mean()),
                 "of": int(of_pair.sum()),
             }
@@ -99,10 +92,25 @@ def _quiz(evaluation: Evaluation, chosen: NDArray[np.int64], even: NDArray[np.in
     return pairs
 
 
+def quiz_lacks(evaluation: Evaluation, pictures: Pictures | None) -> str:
+    """Why there is no quiz, where there is none."""
+    if pictures is None:
+        return "the pictures cannot be shown"
+    if not most_confused_pairs(evaluation.confusion, 1):
+        return "no two classes are confused"
+    return "too few pictures of the classes that are confused are kept"
+
+
 def _sparse(confusion: NDArray[np.int64]) -> list[int]:
     """The cells that are not zero, as row, column, count after one another."""
     rows, columns = np.nonzero(confusion)
     return np.stack([rows, columns, confusion[rows, columns]], axis=1).ravel().tolist()
+
+
+def _steps(shares: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
+    """Shares in steps of 1/65535; only none at all is 0, and only all of them 65535."""
+    rounded = np.round(shares.astype(np.float64) * 65535)
+    return np.where((shares > 0) & (shares < 1), np.clip(rounded, 1, 65534), rounded).astype(np.uint16)
 
 
 def _packed(values: NDArray[np.uint16]) -> str:

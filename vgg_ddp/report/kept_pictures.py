@@ -6,6 +6,7 @@ of single pictures, most of at most 64 pixels, the others of at most 256.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg_ddp.analysis.budget import spread
+from vgg_ddp.analysis.confusions import most_confused_pairs
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.splits import Split
 from vgg_ddp.report import thumbnails, words
 from vgg_ddp.report.reading import Evaluation
 from vgg_ddp.run.files import replace_file
 
-MOST_IMAGES = 10_000  # that a page carries; of more, half are evenly chosen, then mistakes come first
+MOST_IMAGES = 10_000  # that a page carries
 MOST_PIXELS = 200_000_000  # to decode for them: 4,000 images of 224 x 224, some ten seconds on one core
+QUIZ_PAIRS = 6
+QUIZ_IMAGES = 30  # of each class, to draw questions from
 FILE = "pictures.json"
 
 
@@ -44,6 +48,7 @@ class Kept(msgspec.Struct, frozen=True):
         side: pixels of a thumbnail.
         sheets: the thumbnails, in base64 (see `thumbnails.sheets`).
         single: pictures by their split and sample.
+        even, asked: of those samples, those of `Carried`.
     """
 
     checkpoint_sha256: str
@@ -52,6 +57,8 @@ class Kept(msgspec.Struct, frozen=True):
     side: int
     sheets: list[str]
     single: dict[str, Picture] = {}
+    even: list[int] = []
+    asked: list[int] = []
 
 
 class Pictures:
@@ -79,12 +86,16 @@ class Pictures:
 def of_dataset(evaluation: Evaluation, dataset: Dataset) -> Pictures:
     """The pictures of an evaluation, its thumbnails drawn."""
     split = dataset.split(evaluation.summary["split"])
-    samples = evaluation.sample_index[carried(evaluation, split)]
+    chosen = carried(evaluation, split)
+    samples, even, asked = (evaluation.sample_index[k] for k in (chosen.positions, chosen.even, chosen.asked))
     side = thumbnails.side_of(len(samples), int(split.shapes(samples).min(axis=1).max()))
     squares = [thumbnails.square(split.decode(int(sample)), side) for sample in samples]
     names = [words.shortened(split.key(int(sample))) for sample in samples]
     sheets = thumbnails.sheets(squares, side)
-    return Pictures(Kept(_checkpoint(evaluation.summary), samples.tolist(), names, side, sheets), dataset)
+    kept = Kept(
+        _checkpoint(evaluation.summary), samples.tolist(), names, side, sheets, {}, even.tolist(), asked.tolist()
+    )
+    return Pictures(kept, dataset)
 
 
 def of_run(evaluation: Evaluation, folder: Path) -> Pictures | None:
@@ -97,34 +108,56 @@ def of_run(evaluation: Evaluation, folder: Path) -> Pictures | None:
     return Pictures(kept, None) if np.all(of_this) else None
 
 
-def carried(evaluation: Evaluation, split: Split | None) -> NDArray[np.int64]:
-    """Positions of the images that a page carries: all, or half of them evenly chosen, then mistakes, then right answers."""
+@dataclass(frozen=True)
+class Carried:
+    """Positions of the images that a page carries, and of some of them: all rising.
+
+    Attributes:
+        positions: all of them.
+        even: chosen evenly and whatever was answered, so that among them mistakes are as frequent as among all.
+        asked: of the classes that the quiz is about, whatever was answered.
+    """
+
+    positions: NDArray[np.int64]
+    even: NDArray[np.int64]
+    asked: NDArray[np.int64]
+
+
+def carried(evaluation: Evaluation, split: Split | None) -> Carried:
+    """All images; or half of them evenly chosen, those for the quiz, then mistakes, then right answers."""
     count, most = len(evaluation.label), MOST_IMAGES
     if split is not None:
         pixels = float(split.shapes(evaluation.sample_index).prod(axis=1).mean())
         most = max(1, min(most, int(MOST_PIXELS / pixels)))
     if count <= most:
-        return np.arange(count)
-    even = _evenly(count, most)
-    others = np.setdiff1d(np.arange(count), even)
+        return _all(evaluation)
+    even, asked = spread(count, max(1, most // 2)), _asked(evaluation, max(1, most // 48))
+    chosen = np.union1d(even, asked)
+    others = np.setdiff1d(np.arange(count), chosen)
     is_right = evaluation.prediction[others] == evaluation.label[others]
-    wrong, right = others[~is_right], others[is_right]
-    wrong = wrong[spread(len(wrong), most - len(even))]
-    right = right[spread(len(right), most - len(even) - len(wrong))]
-    return np.sort(np.concatenate([even, wrong, right]))
+    for left in (others[~is_right], others[is_right]):
+        chosen = np.union1d(chosen, left[spread(len(left), max(0, most - len(chosen)))])
+    return Carried(chosen, even, asked)
 
 
-def evenly_chosen(count: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Places in `positions`, which `carried` has chosen of `count`, of the images that were chosen whatever their answers:
-    among these, mistakes are as frequent as among all. None of pictures that were kept before there were such.
-    """
-    even = np.arange(count) if len(positions) == count else _evenly(count, len(positions))
-    places = np.flatnonzero(np.isin(positions, even))
-    return places if len(places) == len(even) else places[:0]
+def of_kept(evaluation: Evaluation, kept: Kept) -> Carried:
+    """What a run's kept pictures are of. Those of many images that an earlier version kept tell neither `even` nor `asked`."""
+    if len(kept.index) == len(evaluation.label):
+        return _all(evaluation)
+    return Carried(*(np.searchsorted(evaluation.sample_index, found) for found in (kept.index, kept.even, kept.asked)))
 
 
-def _evenly(count: int, most: int) -> NDArray[np.int64]:
-    return spread(count, max(1, most // 2))
+def _all(evaluation: Evaluation) -> Carried:
+    positions = np.arange(len(evaluation.label))
+    return Carried(positions, positions, _asked(evaluation, QUIZ_IMAGES))
+
+
+def _asked(evaluation: Evaluation, most: int) -> NDArray[np.int64]:
+    """At most `most`, and `QUIZ_IMAGES`, of each class of the most confused pairs, drawn at random."""
+    random = np.random.default_rng(0)
+    classes = sorted({k for pair in most_confused_pairs(evaluation.confusion, QUIZ_PAIRS) for k in pair})
+    drawn = [random.permutation(np.flatnonzero(evaluation.label == k))[: min(most, QUIZ_IMAGES)] for k in classes]
+    return np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *drawn]))
 
 
 def _checkpoint(summary: dict[str, Any]) -> str:

@@ -80,20 +80,23 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
     metrics = last_written(log.rows)
     environment = read_json(run / "environment.json") or {}
     trained = read_json(run / "summary.json") or {}
-    trained_with = recipe(run)
+    trained_with, trained_on = recipe(run), words.shown(str(environment.get("data", evaluation.dataset)))
+    held_out = validation_images(directory, evaluation, trained_with)
     kept_in = (evaluated or run) / "evaluation"
     shown = kept_pictures.of_dataset(evaluation, dataset) if dataset else kept_pictures.of_run(evaluation, kept_in)
     described, sheets = details.describe(evaluation, shown, trained_with)
     values = {
-        **story.values(evaluation, course.ending(metrics, validation_images(evaluation, trained_with))),
+        **story.values(evaluation, course.ending(metrics, held_out), trained_with),
+        "trained_on": trained_on,
         "account": account,
-        "curves_drawn": curves.curves(metrics, evaluation.dataset, trained_with),
+        "curves_drawn": curves.curves(metrics, trained_on, trained_with),
         "validated": any(row["split"] == "validation" for row in metrics),
         "unreadable_lines": log.cut_off,
         **pictures.values(evaluation, shown),
-        **per_class.values(evaluation, metrics, trained_with),
+        **per_class.values(evaluation, metrics, held_out),
         **matrices.of_classes(evaluation),
         "quiz": bool(described["quiz"]),
+        "quiz_lacks": details.quiz_lacks(evaluation, shown),
         "quiz_pictures": details.quiz_pictures_sentence(described["side"], described["seen"]),
         **matrices.of_groups(evaluation),
         "neighbours": neighbours.values(evaluation, shown),

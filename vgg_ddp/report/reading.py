@@ -12,9 +12,12 @@ import numpy as np
 from vgg_ddp.analysis.confusions import Counts, most_missed
 from vgg_ddp.analysis.standing import Standing, of_classes
 from vgg_ddp.config import Config, load
+from vgg_ddp.data import of_run
+from vgg_ddp.data.validation import count_held_out
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import stored
 from vgg_ddp.report import words
+from vgg_ddp.run.directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,17 @@ def _shown_group(group: dict[str, Any]) -> dict[str, Any]:
     return {**group, "classes": [words.shown(name) for name in group["classes"]], "taken_for": taken_for}
 
 
-def validation_images(evaluation: Evaluation, recipe: Config | None) -> int:
-    """On how many images the training was validated; 0 where that is not known, or on none."""
+def validation_images(run: RunDirectory, evaluation: Evaluation, recipe: Config | None) -> int:
+    """On how many images a training was validated; 0 where that is not known, or on none.
+
+    Of a run of an earlier version, which holds no record of its data, from what was counted at its evaluation.
+    """
+    if recipe is None:
+        return 0
+    if (trained_on := of_run.held(run)) is not None:
+        return count_held_out(trained_on.record, recipe.data)
     counts = evaluation.summary["data"]["class_counts"]
     if "validation" in counts:
         return int(sum(counts["validation"]))
-    share = recipe.data.validation if recipe else 0.0
-    return sum(round(count * share) for count in counts.get("train", []))
+    used = [round(recipe.data.train_share * count) for count in counts.get("train", [])]
+    return sum(round(recipe.data.validation * count) for count in used)

@@ -81,13 +81,17 @@ def _verdict(sides: tuple[list[Run], list[Run]], found: MeanDifference, accuraci
         f"({words.span((float(of_side.min()), float(of_side.max())))})"
         for side, of_side in zip(sides, accuracies)
     ]
-    chance = found.p_value >= CHANCE
+    if found.p_value is None:
+        answer, test = "It cannot be told", "; seeds make no difference here on either side, so more seeds are needed"
+    else:
+        chance = found.p_value >= CHANCE
+        answer = "No more than chance" if chance else "Yes" if found.difference > 0 else "No, it is worse"
+        test = f", 95{words.NBSP}% interval over seeds {interval(found)} (Welch's t test, p {words.p_value(found.p_value)})"
     return {
         "question": f"Is the recipe of {sides[1][0].name} better than that of {sides[0][0].name}?",
-        "answer": "No more than chance" if chance else "Yes" if found.difference > 0 else "No, it is worse",
+        "answer": answer,
         "words": (
-            f"{'; '.join(said)}. The means differ by {words.points(found.difference)} points, 95{words.NBSP}% interval over "
-            f"seeds {interval(found)} (Welch's t test, p {words.p_value(found.p_value)}), on the same "
+            f"{'; '.join(said)}. The means differ by {words.points(found.difference)} points{test}, on the same "
             f"{words.images_of(sides[0][0].evaluation.summary['images'], sides[0][0].evaluation.split)}."
         ),
     }
@@ -106,18 +110,19 @@ def _classes(sides: tuple[list[Run], list[Run]]) -> list[dict[str, str]]:
     ]
     classes = sides[0][0].evaluation.classes
     shown = [k for k in range(len(classes)) if not np.isnan(shares[0][0, k])]
-    found = [compare_recipes(shares[0][:, k], shares[1][:, k]) for k in shown]
+    found = {k: compare_recipes(shares[0][:, k], shares[1][:, k]) for k in shown}
+    tested = {k: one.p_value for k, one in found.items() if one.p_value is not None}
     from scipy.stats import false_discovery_control  # slow to import
 
-    corrected = false_discovery_control([one.p_value for one in found]).tolist()
+    corrected = dict(zip(tested, false_discovery_control(list(tested.values())).tolist())) if tested else {}
     return [
         {
             "name": classes[k],
             "first": words.percent(float(shares[0][:, k].mean())),
             "second": words.percent(float(shares[1][:, k].mean())),
             "difference": words.points(one.difference),
-            "p_value": words.p_value(p_value),
-            "style": "" if p_value >= CHANCE else "better" if one.difference > 0 else "worse",
+            "p_value": words.p_value(corrected[k]) if k in corrected else words.DASH,
+            "style": "" if corrected.get(k, 1.0) >= CHANCE else "better" if one.difference > 0 else "worse",
         }
-        for k, one, p_value in zip(shown, found, corrected)
+        for k, one in found.items()
     ]

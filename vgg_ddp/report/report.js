@@ -13,7 +13,7 @@
   };
   const percent = (share, digits = 0) => {
     let text = (100 * share).toFixed(digits);
-    while (share > 0 && share < 1 && digits < 4 && (+text === 0 || +text === 100)) text = (100 * share).toFixed(++digits);
+    while (share > 0 && share < 1 && digits < 6 && (+text === 0 || +text === 100)) text = (100 * share).toFixed(++digits);
     return `${+text === 0 || +text === 100 ? +text : text}\u00a0%`;
   };
   const plural = (count, word) => `${count.toLocaleString("en-GB")} ${word}${count === 1 ? "" : "s"}`;
@@ -270,6 +270,11 @@
   const probability = unpack(data.probability);
   const answerOf = (k) => top[k * data.tops];
   const confidenceOf = (k) => probability[k * data.tops] / 65535;
+  // The last steps to 0 and 1, which the page rounds all but these to.
+  const sure = (k, place, digits) => {
+    const value = probability[k * data.tops + place];
+    return value === 1 ? "under 0.01\u00a0%" : value === 65534 ? "over 99.99\u00a0%" : percent(value / 65535, digits);
+  };
   const sheetSources = all("script.sheet");
   const pictured = sheetSources.length > 0;
   const perSheet = data.sheet * data.sheet;
@@ -305,7 +310,7 @@
   const called = (k) => (data.names[k] ? data.names[k] : `image ${data.index[k]}`);
   const spoken = (k) =>
     `${data.split} image ${data.index[k]} of ${data.dataset}: ${data.classes[data.label[k]]}, taken for ` +
-    `${data.classes[answerOf(k)]} with ${percent(confidenceOf(k))}`;
+    `${data.classes[answerOf(k)]} with ${sure(k, 0)}`;
 
   // The labels of the nearest training images, each once, the most frequent first.
   const likeness = (labels) => {
@@ -322,7 +327,7 @@
       const [row, bar] = [make("li"), make("i")];
       bar.style.setProperty("--w", `${100 * share}%`);
       bar.style.setProperty("--c", name === data.label[k] ? "var(--blue)" : "var(--orange)");
-      row.append(make("span", data.classes[name]), make("b", percent(share, 1)), bar);
+      row.append(make("span", data.classes[name]), make("b", sure(k, place, 1)), bar);
       answers.push(row);
     }
     return {
@@ -356,7 +361,7 @@
       draw(canvas.getContext("2d"), k, 0, 0, data.side);
       button.append(canvas);
     }
-    button.append(make("b", percent(confidenceOf(k))));
+    button.append(make("b", sure(k, 0)));
     if (!pictured) button.append(` ${called(k)}`);
     button.title = called(k);
     button.tabIndex = -1;

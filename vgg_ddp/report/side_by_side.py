@@ -234,7 +234,8 @@ def _difference(found: Difference | None) -> dict[str, str]:
 
 
 def interval(found: Difference | MeanDifference) -> str:
-    """The ends of an interval of a difference, in points."""
+    """The ends of the interval of a difference that has one, in points."""
+    assert found.interval is not None
     return f"{words.points(found.interval[0])} to {words.points(found.interval[1])}"
 
 

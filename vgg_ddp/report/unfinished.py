@@ -91,7 +91,7 @@ def _cards(metrics: list[Row], left: str) -> list[dict[str, str]]:
     if steps:
         last = steps[-1]
         loss = "not a number" if last.get("loss") is None else words.number(last["loss"], 3)
-        here = f"On the images of step {last['step']:,}, as they were augmented."
+        here = f"In the mean of the steps up to {last['step']:,}, on images as they were augmented."
         cards += [
             {"question": "Training loss", "answer": loss, "words": here},
             {"question": "Images/s", "answer": words.number(last.get("images_per_second")), "words": ""},

@@ -8,6 +8,7 @@ from typing import Any
 from vgg_ddp.report import charts, words
 from vgg_ddp.report.reading import Evaluation
 
+MOST_MISSED = 3  # classes in a sentence
 ENOUGH = 0.5  # of the images: the sentence is of the highest sureness at which it still answers so many
 
 
@@ -53,7 +54,7 @@ def slider(curve: dict[str, list[float]], sureness: float) -> dict[str, Any] | N
     return {
         "first": first,
         "last": len(points) - 1,
-        "points": json.dumps([[round(value, 4) for value in point] for point in points]),
+        "points": json.dumps([[round(value, 7) for value in point] for point in points]),
     }
 
 
@@ -76,6 +77,8 @@ def sets_sentence(abstention: dict[str, Any], classes: list[str]) -> str:
         return f"How many names it takes to have the right one among them is not known: {abstention['sets_from']}."
     promised = words.percent(sets["promised"], 0)
     missed = [f"{words.quoted(classes[k])} {words.percent(sets['class_coverage'][k])}" for k in sets["worse"]]
+    if len(missed) > MOST_MISSED:
+        missed[MOST_MISSED:] = [f"{len(missed) - MOST_MISSED} more"]
     less = f" Less often than the others, by more than chance: {words.listed(missed)}." if missed else ""
     return (
         f"It may also name several classes: all with a probability of {words.percent(sets['least_probability'])} or more, "

@@ -8,17 +8,18 @@ import numpy as np
 
 from vgg_ddp.analysis.confusions import Counts, cumulative, recall, taken_for
 from vgg_ddp.analysis.standing import Standing
-from vgg_ddp.config import Config
 from vgg_ddp.report import words
-from vgg_ddp.report.reading import Evaluation, validation_images
+from vgg_ddp.report.reading import Evaluation
 from vgg_ddp.report.sections import curves
 
 STANDS = {"better": "better", "worse": "worse", "too few images": "too few"}  # than the others together
 MOST_ANSWERS = 10  # rows of what the worst class is taken for
 
 
-def values(evaluation: Evaluation, metrics: list[dict[str, Any]], recipe: Config | None) -> dict[str, Any]:
-    """The table of all classes, by accuracy; their curves; and what the worst or most missed class is taken for."""
+def values(evaluation: Evaluation, metrics: list[dict[str, Any]], held_out: int) -> dict[str, Any]:
+    """The table of all classes, by accuracy; their curves, from `held_out` images; and what the worst or most missed class is
+    taken for.
+    """
     classes, confusion = evaluation.classes, evaluation.confusion
     totals, accuracy = confusion.sum(axis=1), recall(confusion)
     ranked = np.argsort(-np.nan_to_num(accuracy, nan=-1.0), kind="stable").tolist()
@@ -45,7 +46,7 @@ def values(evaluation: Evaluation, metrics: list[dict[str, Any]], recipe: Config
     return {
         "per_class": rows,
         "has_kinds": bool(evaluation.groups),
-        "class_curves": curves.classes_over_epochs(metrics, classes, ended_worst, _validated(evaluation, recipe)),
+        "class_curves": curves.classes_over_epochs(metrics, classes, ended_worst, _validated(evaluation, held_out)),
         **_worst(evaluation),
     }
 
@@ -64,13 +65,13 @@ def _kind(evaluation: Evaluation, k: int) -> dict[str, str]:
     return {"kind": words.DASH, "kind_words": ""}
 
 
-def _validated(evaluation: Evaluation, recipe: Config | None) -> str:
-    """On how many images the training was validated, and how many that is of a class."""
-    images = validation_images(evaluation, recipe)
+def _validated(evaluation: Evaluation, images: int) -> str:
+    """On how many images the training was validated, and where classes are even, how many that is of a class."""
     if not images:
         return "validation images"
     each = max(1, round(images / len(evaluation.classes)))
-    return f"{words.images_of(images, 'validation')}, about {words.number(each)} of each class"
+    of_class = "" if evaluation.summary["uneven"] else f", about {words.number(each)} of each class"
+    return f"{words.images_of(images, 'validation')}{of_class}"
 
 
 def _worst(evaluation: Evaluation) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vgg_ddp.analysis import course
 from vgg_ddp.analysis.confusions import Counts, leading, recall, taken_for
 from vgg_ddp.analysis.standing import FEWEST, Standing
+from vgg_ddp.config import Config
 from vgg_ddp.report import words
 from vgg_ddp.report.reading import Evaluation
 from vgg_ddp.report.sections.calibration import calibration_sentence
@@ -23,7 +24,7 @@ RATE_AT_ITS_END = 0.1  # of the highest
 NEARLY_ALL = 0.98  # of the training images: there is no more to learn from them
 
 
-def values(evaluation: Evaluation, ending: course.Ending | None) -> dict[str, Any]:
+def values(evaluation: Evaluation, ending: course.Ending | None, recipe: Config | None) -> dict[str, Any]:
     """The title, the story, and a card for each question; `ending`: of the training, where it is known."""
     classes, confusion, summary = evaluation.classes, evaluation.confusion, evaluation.summary
     accuracy = words.percent(summary["accuracy"])
@@ -43,7 +44,7 @@ def values(evaluation: Evaluation, ending: course.Ending | None) -> dict[str, An
             {"first": k, "share": share, "accuracy": words.percent(share)} for k, share in _top_k(evaluation).items()
         ],
         "story": " ".join(sentence for sentence in story if sentence),
-        "cards": _cards(evaluation, ending),
+        "cards": _cards(evaluation, ending, recipe is not None and recipe.evaluate.checkpoint == "best"),
     }
 
 
@@ -52,7 +53,7 @@ def _top_k(evaluation: Evaluation) -> dict[str, float]:
     return {"1": evaluation.summary["accuracy"], **evaluation.summary["top_k_accuracy"]}
 
 
-def _cards(evaluation: Evaluation, ending: course.Ending | None) -> list[dict[str, Any]]:
+def _cards(evaluation: Evaluation, ending: course.Ending | None, of_best: bool) -> list[dict[str, Any]]:
     """The questions to ask of any classifier, each with its answer in a word and in a sentence."""
     classes, confusion, summary = evaluation.classes, evaluation.confusion, evaluation.summary
     worst = evaluation.looked_at
@@ -109,7 +110,7 @@ def _cards(evaluation: Evaluation, ending: course.Ending | None) -> list[dict[st
             {
                 "question": "Did the training go well?",
                 "answer": "no" if summary["warnings"] else ENDED[ending.verdict],
-                "words": summary["warnings"][0] if summary["warnings"] else ending_sentence(ending),
+                "words": summary["warnings"][0] if summary["warnings"] else ending_sentence(ending, of_best),
                 "link": "training",
                 "link_words": "The curves.",
             }
@@ -169,9 +170,10 @@ def _extremes_card(evaluation: Evaluation) -> dict[str, Any]:
         return f"{words.quoted(classes[k])} {words.percent(float(accuracy[k]))}"
 
     ends = [said(found[0]) for found in (standing.best, standing.worst) if found]
-    also = [said(k) for k in sorted(standing.unlike("worse"), key=lambda k: accuracy[k]) if k not in standing.worst[:1]]
+    others = [k for k in sorted(standing.unlike("worse"), key=lambda k: accuracy[k]) if k not in standing.worst[:1]]
+    also = [said(k) for k in others]
     more = [*also[:3], f"{len(also) - 3} more"] if len(also) > 3 else also
-    tied = len(standing.worst) > 1
+    tied = set(others) <= set(standing.worst)
     why = (
         f"Also worse than the others: {words.listed(more)}{', too close to be told apart' if tied else ''}."
         if also
@@ -248,14 +250,16 @@ def continuum_sentence(top_k: dict[str, float], confusion: Counts, groups: dict[
     near = [f"{words.percent(top_k[k])} among its first {counts[k]}" for k in counts if k in top_k]
     said = f"The right class is its first answer for {words.percent(top_k['1'])} of the images"
     said += f", and {' and '.join(near)}." if near else "."
-    within, correct = (sum(group[key] for group in groups.values()) for key in ("within", "correct"))
-    mistakes = sum(group["images"] for group in groups.values()) - correct
+    kept = sum(
+        group["within"] - group["correct"] for group in groups.values()
+    )  # a class of no group has no kind to keep
+    total, right = int(confusion.sum()), int(np.trace(confusion))
+    mistakes = total - right
     if not groups or not mistakes:
         return said
-    kept = within - correct
     return (
         f"{said} Of its {words.number(mistakes)} mistakes {words.percent(kept / mistakes, 0)} keep the kind: counted as "
-        f"half a mistake each, they make the accuracy {words.percent((correct + kept / 2) / (correct + mistakes))}."
+        f"half a mistake each, they make the accuracy {words.percent((right + kept / 2) / total)}."
     )
 
 
@@ -276,14 +280,16 @@ def baselines_sentence(confusion: Counts, neighbour: dict[str, int]) -> str:
     )
 
 
-def ending_sentence(ending: course.Ending) -> str:
-    """Whether the validation accuracy still rose at the end of the training, had levelled off, or had fallen."""
+def ending_sentence(ending: course.Ending, of_best: bool) -> str:
+    """Whether the validation accuracy still rose at the end of the training, had levelled off, or had fallen; `of_best`: the
+    page is of the best checkpoint already.
+    """
     last = f"{words.percent(ending.last)} after epoch {_epoch(ending.last_epoch)}"
     if ending.verdict == "fallen":
+        taken = "This page is of" if of_best else "evaluate.checkpoint=best takes"
         return (
             f"The validation accuracy was best, {words.percent(ending.best)}, after epoch "
-            f"{_epoch(ending.best_epoch)}, and is {last}: less by more than chance. evaluate.checkpoint=best takes "
-            "the network of that epoch."
+            f"{_epoch(ending.best_epoch)}, and is {last}: less by more than chance. {taken} the network of that epoch."
         )
     before = f"{words.percent(ending.before)} after epoch {_epoch(ending.before_epoch)}"
     if ending.verdict == "level":
@@ -304,10 +310,12 @@ def memory_sentence(remembered: dict[str, Any], test_accuracy: float, test_image
     gap = seen - test_accuracy
     noise = 1.96 * math.sqrt(seen * (1 - seen) / images + test_accuracy * (1 - test_accuracy) / test_images)
     said = (
-        f"With its final weights it names {words.percent(seen)} of {words.images_of(images, 'training')}, without "
+        f"With the evaluated weights it names {words.percent(seen)} of {words.images_of(images, 'training')}, without "
         f"augmentation, and {words.percent(test_accuracy)} of {words.images_of(test_images, 'test')}: {words.points(gap)} "
         f"points (95{words.NBSP}% interval {words.points(gap - noise)} to {words.points(gap + noise)})."
     )
+    if gap + noise < 0:
+        return f"{said} It knows new images better than those it was trained on, as these are labelled: no sign of overfitting."
     if gap - noise <= 0:
         return f"{said} That is no more than chance: no sign of overfitting."
     more = " Even of its training images it misses some: it may learn more yet." if seen < NEARLY_ALL else ""
