@@ -118,6 +118,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
         dataset = Dataset(resolved.dataset, read_record(directory.data))
         if world.local_rank == 0:
             dataset.verify(at_most=QUICKLY_READ)
+    preflight.must_be_the_same_data(dataset, world)
     if world.is_main and resolved.choices:
         say("\n".join(resolved.choices))
     trackers = resolved.trackers if world.is_main else {}

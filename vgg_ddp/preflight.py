@@ -7,6 +7,7 @@ Where ranks are started by others (torchrun, DeepSpeed's launcher), rank 0 check
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -122,10 +123,21 @@ def on_ranks(arguments: list[str], world: World, check: Callable[[str, list[str]
     resolved = msgspec.json.decode(world.broadcast(found), type=ResolvedRun)
     with world.together():  # hosts that do not share a disk prepare the data set each for itself
         if world.local_rank == 0 and not world.is_main:
-            from vgg_ddp.data.ensure import ensure
+            from vgg_ddp.data.ensure import ensure_at
 
-            ensure(resolved.config.data, lambda text: None)
+            ensure_at(Path(resolved.dataset), resolved.config.data, bool(resolved.fallbacks), lambda text: None)
     return resolved
+
+
+def must_be_the_same_data(dataset: Dataset, world: World) -> None:
+    """Raises a `UserError` on every rank where a host has other data than rank 0's in the same place. All ranks together."""
+    of_rank_zero = world.broadcast(dataset.sha256.encode()).decode()
+    with world.together():
+        if dataset.sha256 != of_rank_zero:
+            raise UserError(
+                f"{dataset.directory} on {socket.gethostname()} (rank {world.rank}) has other data than on rank 0's host: "
+                "their hashes differ; copy the folder from there, or remove it here and prepare it from the same files"
+            )
 
 
 def _path_and_overrides(arguments: list[str]) -> tuple[str, list[str]]:
@@ -180,7 +192,7 @@ def _check(
     from vgg_ddp.data.dataset import Dataset
     from vgg_ddp.data.other_classes import listed
     from vgg_ddp.data.record import read_record
-    from vgg_ddp.data.settling import settle
+    from vgg_ddp.data.settling import check_test_images, settle
     from vgg_ddp.data.validation import check_validation
     from vgg_ddp.evaluation import attributes
 
@@ -191,6 +203,7 @@ def _check(
     config, choices = settle(config, dataset) if dataset.has_images else (config, [])
     if trained is None:
         check_validation(config, dataset)
+        check_test_images(config, dataset)  # now, not after hours of training
     if dataset.has_images:
         attributes.check(config.analysis, dataset)
     counts = dataset.record.splits["test"].class_counts

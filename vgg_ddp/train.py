@@ -142,6 +142,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
             dataset = Dataset(resolved.dataset)
             if world.local_rank == 0:
                 dataset.verify(at_most=QUICKLY_READ)
+        preflight.must_be_the_same_data(dataset, world)
         with world.together():
             job = build_job(config, dataset, directory, world)
             config = job.config

@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests.support.earlier_data import without_checksums
 from tests.support.pictures import encode, jpegs, noise, write_folder
+from vgg_ddp import preflight
 from vgg_ddp.data.dataset import QUICKLY_READ, Dataset
 from vgg_ddp.data.inspection import inspect
 from vgg_ddp.data.prepare import prepare
@@ -74,6 +75,32 @@ def test_any_flipped_bit_is_found_before_training(storage: str, prepared: dict[s
                 Dataset(dataset).verify(at_most=QUICKLY_READ)
         path.write_bytes(data)
     assert Dataset(dataset).verify(at_most=QUICKLY_READ)
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("storage", ["raw", "original"])
+def test_a_flipped_bit_in_an_index_or_a_header_is_one_line_before_any_rank_starts(
+    storage: str, prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    """The splits are opened, to fit sizes to them, before hashes are compared."""
+    dataset, rng = prepared[storage], random.Random(storage)
+    (tmp_path / "recipe.yaml").write_text(f"data: {{source: {dataset}, validation: 0}}")
+    names = {"raw": ["images.npy", "labels.npy"], "original": ["index.npz"]}[storage]
+    refused = 0
+    for path in [dataset / f"{split}.{name}" for split in ("train", "test") for name in names]:
+        data = path.read_bytes()
+        header = len(data) if storage == "original" else 128
+        for place in rng.sample(range(header), min(header, 300)):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :])
+            try:
+                preflight.check_training(str(tmp_path / "recipe.yaml"), [f"run.dir={tmp_path}/run"])
+            except UserError as error:
+                refused += 1
+                assert str(error) == f"{path} is not what was prepared (sha256 differs); prepare it again"
+            with pytest.raises(UserError, match="sha256 differs"):
+                Dataset(dataset).verify(at_most=QUICKLY_READ)
+        path.write_bytes(data)
+    assert refused > 100
 
 
 def json_of(data: bytes) -> Any:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.pictures import jpegs, write_folder
+from tests.support.pictures import encode, jpegs, noise, write_folder
+from vgg_ddp import preflight
 from vgg_ddp.config import Config
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.data import DataConfig
@@ -20,7 +21,9 @@ from vgg_ddp.data.order import stratified_split
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.settling import settle, settle_batch, settle_sizes
 from vgg_ddp.data.validation import held_out
+from vgg_ddp.errors import UserError
 
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 SPLITS = {"train": 8, "val": 3, "test": 2}  # images of each class
 
 
@@ -104,6 +107,75 @@ def test_a_rate_that_is_for_one_batch_is_scaled_for_another(batch: int, images: 
 
 def test_a_batch_that_was_asked_for_stays() -> None:
     assert settle_batch(Config(batch=256), 300) == (Config(batch=256), [])
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "settled"), [(512, 32, 64), (512, 1, 16), (96, 32, 96), (48, 16, 48)]
+)
+def test_a_batch_is_halved_only_while_micro_batches_are_whole_and_of_several_images(
+    batch: int, accumulation: int, settled: int
+) -> None:
+    config = Config(batch=batch, accumulation=accumulation, min_steps_per_epoch=40)
+    assert settle_batch(config, 100)[0].batch == settled
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    place = tmp_path_factory.mktemp("photos")
+    files = jpegs({f"{split}/{label}": 8 for split in ("train", "test") for label in "ab"}, (70, 90))
+    return prepare(str(write_folder(place / "source", files)), place / "dataset", lambda line: None, place)
+
+
+BROKEN = {  # rules that the size of photos, 64 pixels, breaks, and not that of small images
+    "data.resize=48": r"data\.resize \(48\) is smaller than data\.image_size \(64\)",
+    "evaluate.scales=[32,48]": r"evaluate\.scales \(32\) is smaller than data\.image_size \(64\)",
+    "augment.scale_jitter=[40,80]": r"augment\.scale_jitter starts below data\.image_size \(64\)",
+}
+
+
+@pytest.mark.parametrize("word", BROKEN)
+def test_a_key_that_does_not_fit_the_size_of_photos_is_one_line(word: str, photos: Dataset, tmp_path: Path) -> None:
+    words = [f"data.source={photos.directory}", f"run.dir={tmp_path}/run", word]
+    said = rf"{BROKEN[word]}; sizes were fitted to the data set \(data\.image_size=64: .*data\.photo_size=null$"
+    with pytest.raises(UserError, match=said):
+        preflight.check_training(str(QUICKSTART), [*words, "data.photo_size=64"])
+    assert preflight.check_training(str(QUICKSTART), [*words, "data.photo_size=null"]).config.data.image_size == 24
+
+
+def set_of(sizes: dict[str, tuple[int, int]], folder: Path) -> Dataset:
+    """Two images of each class in each split: of 36 x 36 pixels, and of the split's own height and width."""
+    files = {}
+    for split, size in sizes.items():
+        for number, (height, width) in enumerate([(36, 36), size] * 2):
+            files[f"{split}/{'ab'[number // 2]}/{number % 2}.png"] = encode(noise(height, width, number), "PNG")
+    return prepare(str(write_folder(folder / "source", files)), folder / "dataset", lambda line: None, folder)
+
+
+def test_a_test_image_that_cannot_be_shown_is_told_before_the_training(tmp_path: Path) -> None:
+    dataset = set_of({"train": (36, 36), "test": (40, 20)}, tmp_path)
+    (tmp_path / "recipe.yaml").write_text(f"data: {{source: {dataset.directory}, image_size: 32, validation: 0}}")
+    recipe, words = str(tmp_path / "recipe.yaml"), [f"run.dir={tmp_path}/run"]
+    small = (
+        r"^test/a/1\.png is 20 x 40 pixels, smaller than data\.image_size \(32\); set data\.resize=32 to enlarge it$"
+    )
+    with pytest.raises(UserError, match=small):
+        preflight.check_training(recipe, words)
+    enlarged = preflight.check_training(recipe, [*words, "data.resize=32"])
+    assert enlarged.config.data.resize == 32
+    with pytest.raises(UserError, match="loader=resident keeps images of one size, and those of test differ"):
+        preflight.check_training(recipe, [*words, "data.resize=32", "loader=resident"])
+
+
+def test_it_is_said_that_only_the_middle_of_test_images_is_seen(tmp_path: Path) -> None:
+    dataset = set_of({"train": (36, 36), "test": (200, 300)}, tmp_path)
+    config, (line,) = settle(Config(), dataset)
+    assert config.data.resize is None
+    assert line.startswith(
+        "data.resize=null: of 2 of 4 test images, of 36 to 200 pixels, the network sees only the middle"
+    )
+    assert settle(Config(data=DataConfig(resize=32)), dataset)[1] == []
+    both = set_of({"train": (200, 300), "test": (200, 300)}, tmp_path / "both")
+    assert settle(Config(data=DataConfig(resize=None)), both)[1] == []  # crops, as was asked for
 
 
 def test_a_set_s_own_validation_images_take_the_place_of_a_share(tmp_path: Path) -> None:

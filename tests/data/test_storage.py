@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,23 @@ def test_jpeg_storage_keeps_jpeg_files_and_encodes_the_rest(tmp_path: Path) -> N
     assert dataset.record.encoding is not None
     assert dataset.record.encoding["images"] == 1
     assert (dataset.record.encoding["quality"], dataset.record.encoding["chroma"]) == (70, "4:2:0")
+
+
+def test_jpeg_storage_goes_by_what_a_file_is_not_by_its_name(tmp_path: Path) -> None:
+    """ImageNet's files end in .JPEG, and some of them are PNG files."""
+    files = {f"{name[:-4]}.JPEG": data for name, data in jpegs(COUNTS).items()}
+    files["train/dog/z.jpg"] = encode(smooth(32, 32, 50), "PNG")
+    source = write_folder(tmp_path / "source", files)
+    for kind, rewritten in (("jpeg", {"train/dog/z.jpg"}), ("original", set[str]())):
+        dataset = made(source, tmp_path / kind, Storage(kind))  # type: ignore[arg-type]
+        split = dataset.split("train")
+        assert isinstance(split, EncodedSplit)
+        stored = {split.key(i): split.encoded(i).tobytes() for i in range(len(split))}
+        assert {key for key, data in stored.items() if data != files[key]} == rewritten
+        assert (dataset.record.encoding or {"images": 0})["images"] == len(rewritten)
+        with tarfile.open(dataset.directory / "train-00000.tar") as shard:
+            suffixes = [name.split(".")[-1] for name in shard.getnames() if not name.endswith(".cls")]
+        assert sorted(set(suffixes)) == ["jpeg", "jpg" if rewritten else "png"]
 
 
 @pytest.mark.seconds

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from tests.support.layouts import LAYOUTS, Layout, parquet_sets
+from tests.support.layouts import (
+    CLASSES,
+    LAYOUTS,
+    PICTURES,
+    Layout,
+    folder,
+    parquet,
+    parquet_sets,
+    samples,
+    tar,
+    tar_bytes,
+)
 from tests.support.odd_pictures import KINDS, SIDE, UNREADABLE, Kind
 from tests.support.pictures import write_folder
 from vgg_ddp.augment.geometry import evaluation_geometry
@@ -113,6 +124,64 @@ def test_parquet_gives_its_images_under_their_classes(tmp_path: Path) -> None:
     for name, layout in parquet_sets():
         (tmp_path / name).mkdir()
         check(layout, tmp_path / name)
+
+
+MORE_NAMES = "\n".join([*CLASSES, "dog", "eel"]).encode()
+BOTH = {f"{split}.tar": tar_bytes(samples(str)) for split in ("train", "test")}
+# What is said of the first class, of which there are images to test on alone.
+NOT_TRAINED = "class 'ant' has no training images, only 2 of test; add some, take the class away"
+UNEVEN_SPLITS = {
+    "train.tar": tar_bytes({n: d for n, d in samples(str).items() if n[0] != "0"}),
+    "test.tar": BOTH["test.tar"],
+}
+CLASSES_IN_USE = {
+    "numbers from 1": Layout(
+        tar(samples(lambda label: str(label + 1), count=10)),
+        {"train": 24, "test": 6},
+        "classes left out, because no image is of them: 1, such as '0'",
+        classes=("1", "2", "3"),
+    ),
+    "more names than classes": Layout(
+        folder(BOTH | {"classnames.txt": MORE_NAMES}),
+        {"train": 6, "test": 6},
+        "classes left out, because no image is of them: 2, such as 'dog'",
+    ),
+    "a class to test on alone": Layout(folder(UNEVEN_SPLITS | {"classnames.txt": MORE_NAMES}), remark=NOT_TRAINED),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES_IN_USE)
+def test_classes_are_those_that_images_are_of(name: str, tmp_path: Path) -> None:
+    check(CLASSES_IN_USE[name], tmp_path)
+
+
+def test_parquet_of_some_classes_has_no_others(tmp_path: Path) -> None:
+    """As `datasets` filters a set: the names of all classes stay in the file."""
+    files = pytest.importorskip("pyarrow.parquet")
+    source = write_folder(tmp_path / "set", parquet("set.parquet", count=10))
+    table = files.read_table(source / "set.parquet")
+    files.write_table(table.filter(table.column("label").to_numpy() != 1), source / "set.parquet")
+    lines: list[str] = []
+    dataset = prepare(str(source), tmp_path / "dataset", lines.append, tmp_path)
+    assert (dataset.classes, dataset.record.splits["train"].class_counts) == (["ant", "cow"], [8, 8])
+    assert any("no image is of them: 1, such as 'bee'" in line for line in lines)
+    split = dataset.split("train")
+    assert [int(split.decode(i)[0, 0, 0]) for i in range(len(split))] == [160 * label for label in split.labels]
+
+
+def test_parquet_may_have_lists_beside_and_rows_without_an_image(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    files = pytest.importorskip("pyarrow.parquet")
+    images = [{"bytes": PICTURES[k % 3], "path": None} for k in range(30)]
+    boxes = [[0.5, 1.0]] * 30
+    columns = {"boxes": boxes, "image": [None, *images[1:]], "label": [k % 3 for k in range(30)]}
+    (tmp_path / "set").mkdir()
+    files.write_table(pyarrow.table(columns), tmp_path / "set" / "train.parquet")
+    source = str(tmp_path / "set")
+    with pytest.raises(UserError, match="image train/00000000 cannot be read: the file is empty; repair or remove it"):
+        prepare(source, tmp_path / "dataset", print, tmp_path)
+    dataset = prepare(source, tmp_path / "dataset", print, tmp_path, policy=Policy(unreadable="drop"))
+    assert sum(split.count for split in dataset.record.splits.values()) == 29
 
 
 def check(layout: Layout, folder: Path) -> None:

@@ -17,6 +17,7 @@ from vgg_ddp.config.data import DataConfig
 from vgg_ddp.distributed.world import World, device_of
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders.choice import shortage_for_workers, workers_left_out
+from vgg_ddp.run.metrics_log import read_metrics
 
 pytestmark = pytest.mark.processes
 
@@ -97,6 +98,21 @@ def test_from_another_directory(place: Path) -> None:
     done = vgg_ddp("report", "../runs/a", folder=here)
     assert (done.returncode, done.stdout) == (0, "../runs/a/report/index.html\n"), done.stderr
     assert list(here.iterdir()) == []
+
+
+def test_a_checkpoint_is_evaluated_from_beside_it_and_by_a_link(place: Path) -> None:
+    """With what its own run has logged, and no run that the link lies in."""
+    checkpoints = place / "runs/a/checkpoints"
+    name = (checkpoints / "latest").read_text()
+    before = json.loads((place / "runs/a/evaluation/summary.json").read_text())
+    (place / "links/here").mkdir(parents=True)
+    (place / "links/here/chosen").symlink_to(checkpoints / name)
+    diverged = [row | {"loss": None} for row in read_metrics(place / "runs/a/metrics.jsonl")]
+    (place / "links/metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in diverged))
+    for target, folder in ((name, checkpoints), ("links/here/chosen", place)):
+        done = vgg_ddp("evaluate", target, folder=folder)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((place / "runs/a/evaluation/summary.json").read_text()) == before
 
 
 def test_without_the_data_set(place: Path) -> None:

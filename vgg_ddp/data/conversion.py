@@ -20,7 +20,7 @@ from vgg_ddp.data.inspection import Inspection, inspect
 from vgg_ddp.data.moments import Moments
 from vgg_ddp.data.record import DatasetRecord, FileRecord, SplitRecord
 from vgg_ddp.data.shards import ShardWriter
-from vgg_ddp.data.sources.source import Image, Pixels, PixelSource, Source
+from vgg_ddp.data.sources.source import FileSource, Image, Pixels, PixelSource, Source
 from vgg_ddp.data.splits import CHECKSUMS, checksums
 from vgg_ddp.data.storage import Difference, Storage
 from vgg_ddp.errors import UserError
@@ -187,7 +187,9 @@ class Conversion:
             return image, inspection
         if image.split == "train":
             self._moments.add(inspection.pixels)
-        kept = self._storage.kind == "original" or (self._storage.kind == "jpeg" and inspection.suffix == "jpg")
+        # By what the file is, not what it is called: ImageNet's end in .JPEG, and some PNG files in .jpg.
+        plain_jpeg = inspection.file.startswith(b"\xff\xd8")
+        kept = self._storage.kind == "original" or (self._storage.kind == "jpeg" and plain_jpeg)
         if self._storage.kind == "raw" or (kept and image.pixels is None):
             return image, inspection
         data, suffix = self._storage.encode(inspection.pixels)
@@ -195,9 +197,10 @@ class Conversion:
         return image, dataclasses.replace(inspection, file=data, suffix=suffix)
 
     def _must_have_images(self, split: str, labels: Sequence[int]) -> None:
-        """Raises a `UserError` if leaving images out left a split, or a class of the training split, empty."""
+        """Raises a `UserError` if leaving images out left a split, or a class of files in the training split, empty."""
         counts = np.bincount(np.array(labels, dtype=np.int64), minlength=len(self._source.classes))
-        if not counts.any() or (split == "train" and not counts.all()):
+        every_class = split == "train" and isinstance(self._source, FileSource)
+        if not counts.any() or (every_class and not counts.all()):
             empty = self._source.classes[int(counts.argmin())]
             raise UserError(
                 f"{self._source.path}: no image of {split}/{empty} can be read; repair them or remove the class"

@@ -66,15 +66,29 @@ class Dataset:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
-        """The split called `name`: the same object each time, so that its decoded pixels can be cached by it."""
+        """The split called `name`: the same object each time, so that its decoded pixels can be cached by it.
+
+        Raises:
+            UserError: naming a file of it that differs from its hash, where it cannot be opened.
+        """
         if name not in self._splits:
-            shards = sorted(file.name for file in self.record.splits[name].files if file.name.endswith(".tar"))
-            raw = self.record.storage == "raw"
-            large = sum(file.bytes for file in self._files()) > QUICKLY_READ
-            split = RawSplit(self.directory, name, large) if raw else EncodedSplit(self.directory, name, shards)
-            split.labels = self._labels[split.labels]
-            self._splits[name] = split
+            try:
+                self._splits[name] = self._opened(name)
+            except Exception:  # whatever zipfile, zlib and numpy raise of an index or a header with a flipped bit
+                self._compare(self.record.splits[name].files)
+                raise
         return self._splits[name]
+
+    def _opened(self, name: str) -> Split:
+        files, count = self.record.splits[name].files, self.record.splits[name].count
+        shards = sorted(file.name for file in files if file.name.endswith(".tar"))
+        raw = self.record.storage == "raw"
+        large = sum(file.bytes for file in self._files()) > QUICKLY_READ
+        split = RawSplit(self.directory, name, large) if raw else EncodedSplit(self.directory, name, shards)
+        if len(split) != count or (isinstance(split, RawSplit) and len(split.images) != count):
+            raise ValueError(f"the split {name} has {len(split)} samples where dataset.json says {count}")
+        split.labels = self._labels[split.labels]
+        return split
 
     def verify(self, at_most: int | None = None) -> int:
         """Check every file against its hash; the number of files checked.
@@ -89,12 +103,16 @@ class Dataset:
         files = self._files()
         if at_most is not None and sum(file.bytes for file in files) > at_most:
             files = [file for file in files if not file.name.endswith((".tar", ".images.npy"))]
+        self._compare(files)
+        return len(files)
+
+    def _compare(self, files: list[FileRecord]) -> None:
+        """Raises a `UserError` for the first of the files that differs from its hash."""
         for file in files:
             if file_sha256(self.directory / file.name) != file.sha256:
                 raise UserError(
                     f"{self.directory / file.name} is not what was prepared (sha256 differs); prepare it again"
                 )
-        return len(files)
 
     def _files(self) -> list[FileRecord]:
         return [file for split in self.record.splits.values() for file in split.files]

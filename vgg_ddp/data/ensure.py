@@ -35,23 +35,48 @@ def ensure(config: DataConfig, report: Callable[[str], None]) -> tuple[Path, lis
         return _ensure(config.fallback, config, report), [note]
 
 
+def ensure_at(target: Path, config: DataConfig, fallback: bool, report: Callable[[str], None]) -> None:
+    """The same on a host that shares no disk with the first: into `target`, the folder that it has there.
+
+    By its own files' times this host would give the folder another name.
+
+    Args:
+        fallback: whether the first host took `data.fallback`.
+
+    Raises:
+        UserError: the source cannot be had or is not what it should be.
+    """
+    source = config.fallback if fallback else config.source
+    if Path(source) != target:  # else the source is a prepared data set, which is opened or missed later
+        _prepare_once(source, target, config, report)
+
+
 def _ensure(source: str, config: DataConfig, report: Callable[[str], None]) -> Path:
     path, directory = Path(source), Path(config.directory)
     if source not in BUILT_IN_SOURCES and (path / "dataset.json").is_file():
         return path
-    policy = Policy(config.unreadable, config.unusual, config.test_share, config.split_seed)
-    target = directory / (source if source in BUILT_IN_SOURCES else _folder_name(path, policy))
+    target = directory / (source if source in BUILT_IN_SOURCES else _folder_name(path, _policy(config)))
+    _prepare_once(source, target, config, report)
+    return target
+
+
+def _prepare_once(source: str, target: Path, config: DataConfig, report: Callable[[str], None]) -> None:
+    """Prepare `target` where it is not there; of several processes one does, and the others wait."""
     if (target / "dataset.json").is_file():
-        return target
+        return
+    directory, downloads = target.parent, Path(config.directory) / "downloads"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         waiting = f"waiting for another process that prepares {target}"
         with locked(directory / f".{target.name}.lock", waiting, report):
             if not (target / "dataset.json").is_file():
-                prepare(source, target, report, directory / "downloads", Storage(), policy)
+                prepare(source, target, report, downloads, Storage(), _policy(config))
     except OSError as error:
         raise UserError(f"data.directory {directory} cannot be written: {error.strerror}; set data.directory") from None
-    return target
+
+
+def _policy(config: DataConfig) -> Policy:
+    return Policy(config.unreadable, config.unusual, config.test_share, config.split_seed)
 
 
 def _folder_name(path: Path, policy: Policy) -> str:

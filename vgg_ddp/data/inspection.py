@@ -42,7 +42,7 @@ class Inspection:
         unreadable: why it cannot be read; empty if it can.
         unusual: what is unusual about an image that can be read; it is converted to 8-bit RGB.
         file: what to store of it, which every decoder decodes to `pixels`: its own bytes if they are plain.
-        suffix: of that file, without the dot.
+        suffix: of that file, without the dot: the one that it came with where that is one of its format.
     """
 
     pixels: NDArray[np.uint8] | None
@@ -61,7 +61,7 @@ def inspect(key: str, data: bytes) -> Inspection:
         surplus = _surplus(data) if decoded.kind == "JPEG" and decoded.mode in ("RGB", "L") else False
         file, suffix = plain(data, decoded, damaged=surplus)
         own = PurePosixPath(key).suffix.lower()
-        suffix = own[1:] if file is data and own in SUFFIXES else suffix
+        suffix = own[1:] if file is data and own in FORMATS[decoded.kind] else suffix
     except Exception as error:  # whatever a decoder raises of a broken file
         return Inspection(None, str(error).strip() or type(error).__name__)
     unusual = _remarks(key, decoded)

@@ -13,7 +13,7 @@ from vgg_ddp.data.conversion import Conversion, Policy
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.record import encoded
 from vgg_ddp.data.sources import find_source
-from vgg_ddp.data.sources.splitting import with_test_split
+from vgg_ddp.data.sources.splitting import must_train_every_class, with_test_split
 from vgg_ddp.data.storage import Storage
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.files import NOT_HERE, report_no_locks
@@ -35,6 +35,7 @@ def prepare(
     if target.exists():
         raise UserError(f"{target} exists already; remove it, or prepare into another directory with --out")
     opened = with_test_split(find_source(source, downloads, report), policy.test_share, policy.split_seed)
+    must_train_every_class(opened)
     try:
         with _claimed(target.parent / f".{target.name}.partial", target, report) as aside:
             record = Conversion(opened, storage, policy, aside, report).write()

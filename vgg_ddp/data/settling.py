@@ -5,7 +5,9 @@ And those that must fit it.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
@@ -29,7 +31,7 @@ def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
     """The configuration with values in place of what it leaves to the data set, and what was chosen, a line each.
 
     Raises:
-        UserError: `analysis.groups` names what is no class of the data set.
+        UserError: `analysis.groups` names what is no class of the data set, or what was chosen does not go with other keys.
     """
     check_groups(config.analysis.groups, dataset)
     data, choices = settle_sizes(config.data, dataset.split("train"))
@@ -47,14 +49,9 @@ def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
             choices.append(
                 "data.normalisation=imagenet: what torchvision's weights were trained with; =data for weights of other images"
             )
-    test = dataset.split("test")
-    shorter = test.shapes(np.arange(len(test))).min(axis=1)
-    if small := int((shorter < max(config.evaluate.scales, default=0)).sum()):
-        choices.append(
-            f"evaluate.scales={max(config.evaluate.scales)}: {small} of {len(test)} test images, of {_range(shorter)} pixels, "
-            "are enlarged to it, which shows no more of them"
-        )
-    config = msgspec.structs.replace(config, data=data, augment=augment, loss=settle_loss(config.loss, dataset))
+    choices += _seen_of_test_images(data, config.evaluate.scales, dataset)
+    with _obeying_rules(choices):
+        config = msgspec.structs.replace(config, data=data, augment=augment, loss=settle_loss(config.loss, dataset))
     own = dataset.record.splits.get("validation")
     images = round(dataset.record.splits["train"].count * config.data.train_share)
     if own is None:
@@ -65,6 +62,64 @@ def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
         )
     config, more = settle_batch(config, images)
     return config, choices + more
+
+
+@contextlib.contextmanager
+def _obeying_rules(choices: list[str]) -> Iterator[None]:
+    """Turns a rule between keys, broken by `choices` and not by what was typed, into a `UserError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(
+            f"{error}; sizes were fitted to the data set ({'; '.join(choices)}): change the key that does not fit, or keep "
+            "data.image_size as it is with data.photo_size=null"
+        ) from None
+
+
+def check_test_images(config: Config, dataset: Dataset) -> None:
+    """Raises a `UserError` where the evaluation that ends a training could not show the network every test image."""
+    test, size = dataset.split("test"), config.data.image_size
+    shapes = test.shapes(np.arange(len(test)))
+    small = np.flatnonzero(shapes.min(axis=1) < size)
+    if config.data.shorter_side is None and len(small):
+        raise too_small(test.key(int(small[0])), shapes[small[0]], size)
+    if config.loader == "resident" and test.uniform_shape is None:
+        raise not_of_one_size(test)
+
+
+def too_small(key: str, shape: np.ndarray, size: int) -> UserError:
+    """What to say of an image, of which `shape` is height and width, where the network sees `size` x `size` pixels."""
+    return UserError(
+        f"{key} is {shape[1]} x {shape[0]} pixels, smaller than data.image_size ({size}); set data.resize={size} to enlarge it"
+    )
+
+
+def not_of_one_size(split: Split) -> UserError:
+    """What the resident loader says of images that differ in size."""
+    return UserError(f"loader=resident keeps images of one size, and those of {split.name} differ; set loader=dali")
+
+
+def _seen_of_test_images(config: DataConfig, scales: list[int], dataset: Dataset) -> list[str]:
+    """What to say of test images that are smaller than a scale they are shown at, or of which only the middle is seen."""
+    trained_on, tested_on = (_shorter_sides(dataset.split(name)) for name in ("train", "test"))
+    said = []
+    if small := int((tested_on < max(scales, default=0)).sum()):
+        said.append(
+            f"evaluate.scales={max(scales)}: {small} of {len(tested_on)} test images, of {_range(tested_on)} pixels, "
+            "are enlarged to it, which shows no more of them"
+        )
+    size = config.image_size
+    cut = int((tested_on > MUCH_LARGER * max(size, trained_on.max())).sum())
+    if config.shorter_side is None and cut:
+        said.append(
+            f"data.resize=null: of {cut} of {len(tested_on)} test images, of {_range(tested_on)} pixels, the network sees only "
+            f"the middle {size} x {size}; training images are smaller; data.resize={size} shows it nearly all of them"
+        )
+    return said
+
+
+def _shorter_sides(split: Split) -> np.ndarray:
+    return split.shapes(np.arange(len(split))).min(axis=1)
 
 
 def check_groups(groups: dict[str, list[str]], dataset: Dataset) -> None:
@@ -93,7 +148,10 @@ def settle_batch(config: Config, trained_on: int) -> tuple[Config, list[str]]:
     large minibatch SGD", 2017, section 2.1).
     """
     batch = config.batch
-    while trained_on < batch * config.min_steps_per_epoch and batch % 2 == 0 and batch // 2 >= SMALLEST_BATCH:
+    smallest = max(SMALLEST_BATCH, 2 * config.accumulation)  # one image alone has no variance for batch norm
+    while trained_on < batch * config.min_steps_per_epoch and batch // 2 >= smallest:
+        if batch % (2 * config.accumulation):  # half of it would not divide into micro-batches
+            break
         batch //= 2
     rate = config.optimizer.learning_rate * batch / (config.optimizer.rate_batch or config.batch)
     choices = []
@@ -113,8 +171,7 @@ def settle_sizes(config: DataConfig, split: Split) -> tuple[DataConfig, list[str
     Images that are much larger than the network's input are shown to it whole, resized, not in crops of themselves; images
     that are smaller are enlarged.
     """
-    shapes = split.shapes(np.arange(len(split)))
-    shorter = shapes.min(axis=1)
+    shorter = _shorter_sides(split)
     choices = []
     size = config.image_size
     if config.photo_size is not None:
@@ -124,7 +181,8 @@ def settle_sizes(config: DataConfig, split: Split) -> tuple[DataConfig, list[str
         grown = [
             side * size // config.image_size for side in config.train_sizes
         ]  # by as much: a step up costs accuracy
-        config = msgspec.structs.replace(config, image_size=size, train_sizes=grown, photo_size=None)
+        with _obeying_rules(choices):
+            config = msgspec.structs.replace(config, image_size=size, train_sizes=grown, photo_size=None)
     if config.resize != "auto":
         return config, choices
     resize = None

@@ -112,7 +112,7 @@ class EncodedSplit:
 
     def __init__(self, directory: Path, name: str, shards: list[str]) -> None:
         self.name = name
-        with np.load(directory / f"{name}.index.npz") as index:
+        with (directory / f"{name}.index.npz").open("rb") as packed, np.load(packed) as index:
             self.labels: NDArray[np.int64] = index["label"]
             self._shard, self._offset, self._size = index["shard"], index["offset"], index["size"]
             self._shapes = np.stack([index["height"], index["width"]], axis=1)

@@ -12,6 +12,7 @@ import numpy as np
 from vgg_ddp.augment.geometry import Geometry, resized_shapes
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data import nvidia_dali
+from vgg_ddp.data.settling import too_small
 from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split
 from vgg_ddp.distributed.memory import total_bytes
 from vgg_ddp.distributed.world import World
@@ -112,8 +113,4 @@ def check_sizes(split: Split, geometry: Geometry) -> None:
     shapes = resized_shapes(split.shapes(np.arange(len(split))), shorter)
     small = np.flatnonzero(shapes.min(axis=1) < geometry.size)
     if len(small):
-        height, width = shapes[small[0]]
-        raise UserError(
-            f"{split.key(int(small[0]))} is {width} x {height} pixels, smaller than data.image_size ({geometry.size}); "
-            f"set data.resize={geometry.size} to enlarge it"
-        )
+        raise too_small(split.key(int(small[0])), shapes[small[0]], geometry.size)

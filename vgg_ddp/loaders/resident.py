@@ -25,9 +25,9 @@ from vgg_ddp.augment.pixels import crop, finish, on_device, resample_batch, rota
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data import nvidia_dali
 from vgg_ddp.data.order import Slice
+from vgg_ddp.data.settling import not_of_one_size
 from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split
 from vgg_ddp.distributed.world import World
-from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch, Loader
 
 AT_A_TIME = 2**20  # bytes of pixels that a thread decodes, or one image
@@ -42,9 +42,7 @@ class ResidentLoader(Loader):
 
     def __init__(self, split: Split, geometry: Geometry, config: DataConfig, world: World) -> None:
         if split.uniform_shape is None:
-            raise UserError(
-                f"loader=resident keeps images of one size, and those of {split.name} differ; set loader=dali"
-            )
+            raise not_of_one_size(split)
         self._split, self._geometry, self._world = split, geometry, world
         self._sharded = config.residency == "sharded" and world.size > 1
         self._pixels = resident_pixels(split, config, world, self._sharded)

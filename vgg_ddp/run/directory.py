@@ -123,13 +123,15 @@ class RunDirectory:
 
 
 def find_run(target: Path) -> tuple[RunDirectory, Path | None]:
-    """The run that `target` (a run directory, or a checkpoint in one) belongs to, and the checkpoint if it is one.
+    """The run that `target` (a run directory, or a checkpoint in one) belongs to, and the checkpoint if it is one, its path
+    absolute and without links.
 
     Raises:
         UserError: it is neither.
     """
     if (target / "manifest.json").is_file():
-        run, folder = RunDirectory(target.resolve().parents[1]), target
+        folder = target.resolve()  # in its own run, wherever the path, or a link to it, begins
+        run = RunDirectory(folder.parent.parent)
     else:
         run, folder = RunDirectory(target), None
     if not run.config.is_file():

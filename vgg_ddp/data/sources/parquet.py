@@ -10,7 +10,7 @@ from typing import Any
 from vgg_ddp.data.sources.class_folders import groups_of, stem
 from vgg_ddp.data.sources.containers import Container, Folder
 from vgg_ddp.data.sources.source import FileSource
-from vgg_ddp.data.sources.splitting import must_be_several, split_in
+from vgg_ddp.data.sources.splitting import must_be_several, only_used, split_in
 from vgg_ddp.errors import UserError
 
 LABELS = ("label", "labels", "fine_label", "class")  # columns of classes, the one that is wanted first
@@ -47,24 +47,29 @@ def find(container: Container) -> FileSource | None:
         raise UserError(f"{container.path} has images without a class; take their files away")
     order = range(len(known)) if known else sorted(values)
     number = {value: i for i, value in enumerate(order)}
-    classes = known or [str(value) for value in order]
+    unknown = sorted(values - number.keys())
+    if unknown:
+        raise UserError(f"{container.path}: class {unknown[0]!r} is not among the {len(number)} names of its classes")
+    classes, among_used, unused = only_used(known or [str(value) for value in order], {number[v] for v in values})
     must_be_several(classes, container.path)
     return FileSource(
         stem(container),
         classes,
         groups_of(classes),
-        {key: (split, number[value]) for key, (split, value) in keys.items()},
+        {key: (split, among_used[number[value]]) for key, (split, value) in keys.items()},
         lambda: _files(container.folder, columns),
         container.origin,
         str(container.path),
-        tuple(container.remarks),
+        (*container.remarks, *unused),
     )
 
 
 def _columns(schema: Any, path: Path) -> tuple[str, str, list[str] | None]:
     """The column of images, that of classes, and the names of those if the file has them."""
     described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    images = [f.name for f in schema if f.type.num_fields and "bytes" in {inner.name for inner in f.type.fields}]
+    from pyarrow.types import is_struct
+
+    images = [f.name for f in schema if is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
     named = [name for name in schema.names if (described.get(name) or {}).get("_type") == "ClassLabel"]
     labels = [name for name in LABELS if name in schema.names] or named
     if not images or not labels:
@@ -84,5 +89,5 @@ def _files(folder: Path, columns: dict[str, str]) -> Iterator[tuple[str, bytes]]
         with parquet.ParquetFile(folder / name) as file:
             for batch in file.iter_batches(AT_ONCE, columns=[column]):
                 for image in batch.column(0).to_pylist():
-                    yield _key(name, row), image["bytes"] or b""
+                    yield _key(name, row), (image or {}).get("bytes") or b""  # without them it is unreadable
                     row += 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 
 from vgg_ddp.data.order import stratified_split
-from vgg_ddp.data.sources.source import Pixels, PixelSource, Source
+from vgg_ddp.data.sources.source import SPLITS, Pixels, PixelSource, Source
 from vgg_ddp.errors import UserError
 
 # What people call the folder or the file of a split; in capitals too.
@@ -83,3 +84,25 @@ def must_be_several(classes: list[str], path: object) -> None:
     """Raises a `UserError` where there are fewer than two classes."""
     if len(classes) < 2:
         raise UserError(f"{path} has a single class, {classes[0]!r}; there is nothing to tell apart")
+
+
+def only_used(classes: list[str], used: set[int]) -> tuple[list[str], dict[int, int], list[str]]:
+    """The classes that some image is of, their numbers by those that they had, and what to say of the others."""
+    unused = [name for number, name in enumerate(classes) if number not in used]
+    numbers = {old: new for new, old in enumerate(sorted(used))}
+    said = [f"classes left out, because no image is of them: {len(unused)}, such as {unused[0]!r}"] if unused else []
+    return [classes[old] for old in numbers], numbers, said
+
+
+def must_train_every_class(source: Source) -> None:
+    """Raises a `UserError` where a class of files has images of other splits alone."""
+    if isinstance(source, PixelSource):
+        return
+    counts = Counter(source.keys.values())
+    for label, name in enumerate(source.classes):
+        if not counts["train", label]:
+            others = ", ".join(f"{count} of {split}" for split in SPLITS if (count := counts[split, label]))
+            raise UserError(
+                f"{source.path}: class {name!r} has no training images, only {others}; add some, take the class away, or "
+                "lower data.test_share where that drew them"
+            )

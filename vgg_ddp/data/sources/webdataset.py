@@ -10,7 +10,7 @@ from vgg_ddp.data.decoding import SUFFIXES
 from vgg_ddp.data.sources.class_folders import groups_of, stem
 from vgg_ddp.data.sources.containers import Container, Folder, Tar
 from vgg_ddp.data.sources.source import FileSource
-from vgg_ddp.data.sources.splitting import must_be_several, split_in
+from vgg_ddp.data.sources.splitting import must_be_several, only_used, split_in
 from vgg_ddp.errors import UserError
 
 CLASS_NAMES = ("classnames.txt", "classes.txt", "labels.txt")  # one a line, by number
@@ -47,11 +47,12 @@ def find(container: Container) -> FileSource | None:
     names = _class_names(container) or (
         [str(i) for i in range(1 + max(map(int, values)))] if numbered else sorted(values)
     )
-    must_be_several(names, container.path)
     number = {str(i) if numbered else name: i for i, name in enumerate(names)}
     unknown = sorted(values - number.keys())
     if unknown:
         raise UserError(f"{container.path}: class {unknown[0]!r} is not among the {len(names)} names of its classes")
+    names, among_used, unused = only_used(names, {number[value] for value in values})
+    must_be_several(names, container.path)
 
     def files() -> Iterator[tuple[str, bytes]]:
         for shard, tar in shards.items():
@@ -62,11 +63,11 @@ def find(container: Container) -> FileSource | None:
         stem(container),
         names,
         groups_of(names),
-        {key: (split, number[text]) for key, (split, text) in texts.items()},
+        {key: (split, among_used[number[text]]) for key, (split, text) in texts.items()},
         files,
         container.origin,
         str(container.path),
-        tuple(container.remarks),
+        (*container.remarks, *unused),
     )
 
 

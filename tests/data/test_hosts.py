@@ -1,0 +1,73 @@
+"""Hosts that share no disk: each prepares the data set for itself, in the same place, and other data are noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.support.pictures import jpegs, write_folder
+from tests.support.rank_processes import Ranks
+from vgg_ddp import evaluate, preflight, train
+from vgg_ddp.data.prepare import prepare
+
+pytestmark = pytest.mark.processes
+
+COUNTS = {f"{split}/{label}": count for split, count in (("train", 16), ("test", 2)) for label in "ab"}
+
+
+def train_on_own_host(places: list[Path], words: list[str]) -> int:
+    """A rank of several hosts, as torchrun starts them: each has one rank, and its own folder to work in."""
+    os.chdir(places[int(os.environ["RANK"])])
+    os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return train.main(words)
+
+
+def evaluate_with_own_data(run: Path, datasets: list[Path]) -> int:
+    """A rank of several that the launcher starts, of which each finds other data."""
+    resolved = preflight.check_evaluation(str(run), [])
+    own = msgspec.structs.replace(resolved, dataset=str(datasets[int(os.environ["RANK"])]))
+    return evaluate.main([own.argument()])
+
+
+def words(recipe: Path, run: Path) -> list[str]:
+    return [str(recipe), f"run.dir={run}", "data.source=images", "data.directory=datasets", "min_steps=1"]
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> list[Path]:
+    """What two hosts work in, with the same pictures as files of different times."""
+    found = [tmp_path / "one", tmp_path / "two"]
+    for place in found:
+        write_folder(place / "images", jpegs(COUNTS))
+    os.utime(found[1] / "images/train", (1, 1))
+    return found
+
+
+@pytest.mark.seconds
+def test_each_host_prepares_its_own_files_in_the_same_place(places: list[Path], recipe: Path, tmp_path: Path) -> None:
+    ranks = Ranks(train_on_own_host, (places, words(recipe, tmp_path / "run")), 2, tmp_path / "ranks")
+    assert ranks.wait() == [0, 0], ranks.stderr
+    (one,), (two,) = ([path.name for path in (place / "datasets").glob("images-*")] for place in places)
+    assert one == two
+    assert json.loads((tmp_path / "run/evaluation/summary.json").read_text())["world_size"] == 2
+    (places[0] / "images/test/a/000.jpg").unlink()
+    other = prepare(str(places[0] / "images"), tmp_path / "other", lambda line: None, tmp_path).directory
+    ranks = Ranks(
+        evaluate_with_own_data, (tmp_path / "run", [places[0] / "datasets" / one, other]), 2, tmp_path / "ranks"
+    )
+    assert ranks.wait() == [2, 2], ranks.stderr
+    assert f"{other} on " in ranks.stderr and "has other data than on rank 0's host" in ranks.stderr
+
+
+@pytest.mark.seconds
+def test_a_host_with_other_data_is_named_before_a_step(places: list[Path], recipe: Path, tmp_path: Path) -> None:
+    (places[1] / "images/train/a/000.jpg").write_bytes((places[1] / "images/train/b/000.jpg").read_bytes())
+    ranks = Ranks(train_on_own_host, (places, words(recipe, tmp_path / "run")), 2, tmp_path / "ranks")
+    assert ranks.wait() == [2, 2], ranks.stderr
+    (line,) = ranks.stderr.splitlines()
+    assert line.startswith("vgg-ddp: datasets/images-") and "(rank 1) has other data than on rank 0's host" in line
+    assert not (tmp_path / "run").exists()
