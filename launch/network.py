@@ -37,16 +37,36 @@ def parse_endpoint(text: str) -> tuple[str, int]:
     return host, int(port or DEFAULT_PORT)
 
 
-def resolve(host: str) -> str:
-    """The IPv4 address of a host.
+def resolve(host: str, asked: str | None = None) -> str:
+    """The IPv4 address of a host by which others reach it.
+
+    Debian calls a host 127.0.1.1 in its own /etc/hosts. There it is the address of the interface `asked` for, or of the one
+    that leads outwards.
 
     Raises:
-        UserError: nobody knows the name.
+        UserError: nobody knows the name, or here it is an address that no other host can reach.
     """
     try:
-        return socket.gethostbyname(host)
+        address = socket.gethostbyname(host)
     except OSError as error:
         raise UserError(f"--rdzv-endpoint: host {host} cannot be found ({error.strerror}); give its address") from None
+    if not address.startswith("127.") or host == "localhost" or host.startswith("127."):
+        return address
+    outwards = interfaces().get(asked, address) if asked else _outwards()
+    if not outwards:
+        raise UserError(f"--rdzv-endpoint: {host} is {address} here, which no other host can reach; give its address")
+    return outwards
+
+
+def _outwards() -> str:
+    """The address of the interface of the default route; empty without one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", DEFAULT_PORT))  # an address of nobody (RFC 5737); this sends nothing
+        except OSError:
+            return ""
+        address: str = probe.getsockname()[0]
+        return address
 
 
 def is_here(address: str) -> bool:

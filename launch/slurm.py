@@ -86,7 +86,10 @@ def start(options: argparse.Namespace, config: Config) -> int:
         return 0
     if shutil.which("sbatch") is None:
         raise UserError("sbatch is not installed on this host; --dry-run prints the script")
-    Path(options.logs).mkdir(parents=True, exist_ok=True)  # without it Slurm would end the job with no message
+    try:
+        Path(options.logs).mkdir(parents=True, exist_ok=True)  # without it Slurm would end the job with no message
+    except OSError as error:
+        raise UserError(f"--logs {options.logs} cannot be made: {error.strerror}; choose another folder") from None
     done = subprocess.run(["sbatch"], input=text, text=True, capture_output=True)
     if done.returncode:
         raise UserError(f"sbatch refused the job: {done.stderr}")
@@ -119,14 +122,14 @@ def _directives(plan: Plan, options: argparse.Namespace) -> list[str]:
         "mem": options.memory,
     }
     return [
-        f"--job-name={options.name}",
+        f"--job-name={shlex.quote(options.name)}",
         f"--nodes={plan.nodes}",
         "--ntasks-per-node=1",
-        *(f"--{name}={value}" for name, value in chosen.items() if value is not None),
+        *(f"--{name}={shlex.quote(str(value))}" for name, value in chosen.items() if value is not None),
         f"--signal=USR1@{options.save_before}",
         "--requeue",
         "--open-mode=append",
-        f"--output={options.logs}/%x-%j.log",
+        f"--output={shlex.quote(f'{options.logs}/%x-%j.log')}",
         *options.sbatch,
     ]
 

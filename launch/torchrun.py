@@ -66,7 +66,7 @@ def _rendezvous(options: argparse.Namespace) -> tuple[str, str | None, str]:
         return f"127.0.0.1:{network.DEFAULT_PORT}", None, ""
     host, port = network.parse_endpoint(options.rdzv_endpoint)
     try:
-        interface, address = network.choose(options.interface, network.resolve(host))
+        interface, address = network.choose(options.interface, network.resolve(host, options.interface))
     except UserError:
         if not options.dry_run or options.interface is not None:
             raise
@@ -97,7 +97,8 @@ def _run(options: argparse.Namespace, plan: Plan, endpoint: str, interface: str 
             place = rendezvous.of_one_host()
         else:
             host, port = network.parse_endpoint(endpoint)
-            place = hosts.meet(host, port, address, interface, plan.nodes, options.rdzv_id, options.timeout)
+            there = network.resolve(host, options.interface)
+            place = hosts.meet(there, port, address, interface, plan.nodes, options.rdzv_id, options.timeout)
         code = supervisor.run(task, plan.ranks_per_node, place, server, options.grace)
     sys.stdout.flush()
     sys.stderr.flush()

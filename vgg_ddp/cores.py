@@ -33,19 +33,29 @@ def openmp_threads() -> int | None:
     return int(asked) if asked.isdigit() and int(asked) > by_torchrun else None
 
 
-def _quotas(root: Path) -> Iterator[float]:
-    """The CPU quotas of this process's control groups and of those above them, in cores (cgroups v1 and v2).
+def control_groups(root: Path, mounts: dict[str, str]) -> Iterator[Path]:
+    """The folders of this process's control groups and of those above them (cgroups v1 and v2).
 
     In a container the groups may be named as the host knows them; what is mounted is then the container's own.
+
+    Args:
+        root: where /proc and /sys are.
+        mounts: where in /sys/fs/cgroup controllers are mounted, by their names in /proc/self/cgroup; "" is v2's.
     """
     with contextlib.suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, name = line.split(":", 2)
-            mounts = {"": "", "cpu": "cpu", "cpu,cpuacct": "cpu,cpuacct", "cpuacct,cpu": "cpu,cpuacct"}
             if controllers in mounts:
                 group = PurePosixPath(name.lstrip("/"))
                 for folder in (group, *group.parents):
-                    yield from _quota(root / "sys/fs/cgroup" / mounts[controllers] / folder)
+                    yield root / "sys/fs/cgroup" / mounts[controllers] / folder
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The CPU quotas of this process's control groups and of those above them, in cores."""
+    mounts = {"": "", "cpu": "cpu", "cpu,cpuacct": "cpu,cpuacct", "cpuacct,cpu": "cpu,cpuacct"}
+    for folder in control_groups(root, mounts):
+        yield from _quota(folder)
 
 
 def _quota(folder: Path) -> Iterator[float]:

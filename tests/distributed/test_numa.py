@@ -57,8 +57,17 @@ class Properties:
     pci_domain_id, pci_bus_id, pci_device_id = 0, 17, 0
 
 
-def bound_beside_gpu(world: World, root: Path) -> list[int]:
-    torch.cuda.get_device_properties = lambda device: Properties  # type: ignore[assignment, return-value]
+class OtherProperties(Properties):
+    pci_bus_id = 16
+
+
+def bound_beside_gpu(world: World, root: Path, on_one_node: bool = False) -> list[int]:
+    """With a first GPU on the second node, and others there too or on the first one."""
+
+    def properties(device: torch.device) -> type[Properties]:
+        return Properties if on_one_node or device.index == 0 else OtherProperties
+
+    torch.cuda.get_device_properties = properties  # type: ignore[assignment]
     return bound(world, root)
 
 
@@ -67,6 +76,7 @@ def test_a_gpu_s_rank_is_bound_beside_it_by_its_address(two_nodes: Path) -> None
     first = replace(RANK, device=torch.device("cuda", 0), local_size=2)
     assert apart(bound_beside_gpu, first, two_nodes) == ALLOWED[1::2]
     assert apart(bound_beside_gpu, first, two_nodes / "no such bus") == ALLOWED
+    assert apart(bound_beside_gpu, first, two_nodes, True) == ALLOWED  # two ranks have no room on one node
 
 
 def test_a_bound_rank_still_has_its_share_of_the_host_s_cores() -> None:

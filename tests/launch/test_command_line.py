@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch import network
 from launch.registry import LAUNCHERS
 from tests.launch.conftest import ENVIRONMENT, launch
-from vgg_ddp.errors import EXIT_USER_ERROR
+from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 
 pytestmark = pytest.mark.processes
 
@@ -116,3 +117,22 @@ def test_deepspeed_s_dry_run_and_what_it_lacks(config: Path, tmp_path: Path) -> 
         missing = launch("deepspeed", str(config), "--nproc", "1")
         assert (missing.returncode, len(missing.stderr.splitlines())) == (EXIT_USER_ERROR, 1)
         assert "deepspeed is not installed" in missing.stderr
+
+
+def test_a_host_that_calls_itself_loopback_is_reached_by_its_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Debian's /etc/hosts has it: 127.0.1.1 and the host's name."""
+    monkeypatch.setattr(network.socket, "gethostbyname", lambda host: "127.0.1.1")
+    monkeypatch.setattr(network, "interfaces", lambda: {"lo": "127.0.0.1", "eth7": "10.0.0.7"})
+    assert network.resolve("node1", "eth7") == "10.0.0.7"
+    assert network.resolve("localhost") == "127.0.1.1"
+    monkeypatch.setattr(network, "_outwards", lambda: "10.0.0.7")
+    assert network.resolve("node1") == "10.0.0.7"
+    monkeypatch.setattr(network, "_outwards", lambda: "")
+    with pytest.raises(UserError, match=r"node1 is 127\.0\.1\.1 here, which no other host can reach; give its address"):
+        network.resolve("node1")
+
+
+def test_slurm_s_directives_are_quoted(config: Path) -> None:
+    done = launch("slurm", str(config), "--nproc", "1", "--name", "my job", "--logs", "my logs", "--dry-run")
+    assert "#SBATCH --job-name='my job'\n" in done.stdout
+    assert "#SBATCH --output='my logs/%x-%j.log'\n" in done.stdout

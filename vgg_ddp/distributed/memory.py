@@ -6,10 +6,12 @@ import contextlib
 import ctypes
 import os
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from vgg_ddp.cores import control_groups
 from vgg_ddp.distributed.world import World
 
 
@@ -78,29 +80,47 @@ def peak_bytes(world: World) -> int:
     return max((int(text) for text in world.gather(str(peak).encode())), default=peak)
 
 
-def total_bytes(world: World) -> int:
-    """Bytes of this rank's GPU or its part of it; without one, those of the host (or control group) by local ranks."""
+def total_bytes(world: World, root: Path = Path("/")) -> int:
+    """Bytes of this rank's GPU or its part of it; without one, those of the host (or control group) by local ranks.
+
+    Args:
+        root: where /proc and /sys are.
+    """
     if world.device.type == "cuda":
         return torch.cuda.get_device_properties(world.device).total_memory // world.ranks_per_gpu
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
-            total = min(total, int(limit.read_text()))
-    return total // world.local_size
+    return min([_of_host(root, "MemTotal"), *(limit for limit, _ in _limits(root))]) // world.local_size
 
 
-def available_bytes(world: World) -> int:
-    """Bytes that this rank can still allocate: of what is free on its GPU, or else on the host, its part."""
+def available_bytes(world: World, root: Path = Path("/")) -> int:
+    """Bytes that this rank can still allocate: of what is free on its GPU, or else on the host, its part.
+
+    Args:
+        root: where /proc and /sys are.
+    """
     if world.device.type == "cuda":
         free = torch.cuda.mem_get_info(world.device)[0] // world.ranks_per_gpu
         return free + torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
-            folder = Path("/sys/fs/cgroup")
-            free = min(free, int((folder / limit).read_text()) - int((folder / used).read_text()))
+    free = min([_of_host(root, "MemAvailable"), *(limit - used for limit, used in _limits(root))])
     return max(0, free // world.local_size)
+
+
+def _of_host(root: Path, name: str) -> int:
+    lines = (root / "proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def _limits(root: Path) -> Iterator[tuple[int, int]]:
+    """The memory limit of each control group of this process that has one, and what is used of it, in bytes.
+
+    Cached files are not counted as used: the kernel drops them where memory is asked for.
+    """
+    for folder in control_groups(root, {"": "", "memory": "memory"}):
+        for limit, used, prefix in (
+            ("memory.max", "memory.current", ""),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+        ):
+            with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+                most, now = (int((folder / name).read_text()) for name in (limit, used))
+                counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                cached = sum(int(counts.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+                yield most, now - cached

@@ -19,15 +19,24 @@ def bind(world: World, root: Path = Path("/")) -> None:
     Args:
         root: where /sys is.
     """
-    near = _near_gpu(world.device, root) if world.device.type == "cuda" else _node_in_turn(world, root)
+    near, sharing = _near_gpu(world, root) if world.device.type == "cuda" else _node_in_turn(world, root)
     near &= os.sched_getaffinity(0)
-    if len(near) >= world.share_of_cores():
+    if len(near) * world.local_size >= sharing * world.host_cores:
         for thread in Path("/proc/self/task").iterdir():
             with contextlib.suppress(OSError):  # it has ended, or a container does not allow it
                 os.sched_setaffinity(int(thread.name), near)
 
 
-def _near_gpu(device: torch.device, root: Path) -> set[int]:
+def _near_gpu(world: World, root: Path) -> tuple[set[int], int]:
+    """The cores beside this rank's GPU, and how many local ranks have theirs among them."""
+    import torch
+
+    gpus = [torch.device("cuda", rank // world.ranks_per_gpu) for rank in range(world.local_size)]
+    near = _beside(world.device, root)
+    return near, sum(bool(near & _beside(gpu, root)) for gpu in gpus)
+
+
+def _beside(device: torch.device, root: Path) -> set[int]:
     """By the GPU's address: CUDA's numbers follow CUDA_VISIBLE_DEVICES and another order than the bus."""
     import torch
 
@@ -39,10 +48,12 @@ def _near_gpu(device: torch.device, root: Path) -> set[int]:
         return set()
 
 
-def _node_in_turn(world: World, root: Path) -> set[int]:
-    """Local ranks take the nodes in turn, where each gets as many of them."""
+def _node_in_turn(world: World, root: Path) -> tuple[set[int], int]:
+    """A node's cores, and how many local ranks take it: in turn, where each node gets as many of them."""
     found = nodes(root)
-    return found[world.local_rank % len(found)] if len(found) > 1 and world.local_size % len(found) == 0 else set()
+    if len(found) < 2 or world.local_size % len(found):
+        return set(), 1
+    return found[world.local_rank % len(found)], world.local_size // len(found)
 
 
 def nodes(root: Path = Path("/")) -> list[set[int]]:

@@ -88,9 +88,11 @@ class FollowerProcess:
         self._name, self._run = assignment.tracker, run
         self._log = position_file(run.path, self._name).with_suffix(".log")
         self._log.parent.mkdir(exist_ok=True)
+        # With this process's path: python -m would look into the current directory first, whatever lies there.
+        program = f"import sys; sys.path[:] = {sys.path!r}; from vgg_ddp.trackers.follower import run; run()"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vgg_ddp.trackers.follower", msgspec.json.encode(assignment).decode()],
+                [sys.executable, "-c", program, msgspec.json.encode(assignment).decode()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

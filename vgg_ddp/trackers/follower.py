@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 from filelock import FileLock
@@ -168,7 +168,8 @@ class NewRows:
         return said
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The process: `main` with its arguments."""
     code = main(sys.argv[1:])
     sys.stderr.flush()
     os._exit(code)  # everything is sent; what a library does at exit may wait for a network that is not there
