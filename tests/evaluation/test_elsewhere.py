@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -113,6 +114,15 @@ def test_a_checkpoint_is_evaluated_from_beside_it_and_by_a_link(place: Path) -> 
         done = vgg_ddp("evaluate", target, folder=folder)
         assert done.returncode == 0, done.stderr
         assert json.loads((place / "runs/a/evaluation/summary.json").read_text()) == before
+
+
+def test_a_picture_s_name_need_not_be_utf_8(place: Path) -> None:
+    """As archives of old leave it."""
+    (place / "old").mkdir()
+    (place / "old" / os.fsdecode(b"caf\xe9.png")).write_bytes((place / "images/test/cat/0.png").read_bytes())
+    done = vgg_ddp("evaluate", "runs/a", "--images", "old", "--out", "old answers", folder=place)
+    assert done.returncode == 0, done.stderr
+    assert "caf\\udce9.png" in (place / "old answers/predictions.csv").read_text()
 
 
 def test_without_the_data_set(place: Path) -> None:
