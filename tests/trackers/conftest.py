@@ -83,4 +83,6 @@ def start_with(runs: Path, recipe: Path) -> Start:
 
 def _main(module: str, environment: dict[str, str], arguments: list[str]) -> int:
     os.environ.update(environment)
+    # As in a process that is not forked.
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     return int(importlib.import_module(module).main(arguments))
