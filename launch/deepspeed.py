@@ -20,6 +20,7 @@ from .launcher import Launcher
 from .plan import Plan, environment, ranks_here, show
 
 ENGINE = "engine=deepspeed"
+GRACE = 30.0  # seconds, as DeepSpeed's launcher gives the ranks itself
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--node-rank", type=int, metavar="K", help="without ssh: this is host K of the hostfile, from 0"
     )
     parser.add_argument("--interface", metavar="NAME", help="network interface (default: found by the ranks)")
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=GRACE,
+        metavar="SECONDS",
+        help=f"that ranks here have to save and end after Ctrl-C, SIGTERM or SIGHUP (default {GRACE:g})",
+    )
 
 
 def start(options: argparse.Namespace, config: Config) -> int:
@@ -49,31 +57,48 @@ def start(options: argparse.Namespace, config: Config) -> int:
         raise UserError("deepspeed is not installed; pip install 'vgg_ddp[deepspeed]', or use the launcher torchrun")
     program = str(Path(sys.executable).parent / "deepspeed")
     os.environ.update(variables)
-    return _run([program, *command[1:]], by_ssh=plan.nodes > 1 and options.node_rank is None)
+    return _run([program, *command[1:]], plan.nodes > 1 and options.node_rank is None, options.grace)
 
 
-def _run(command: list[str], by_ssh: bool) -> int:
+def _run(command: list[str], by_ssh: bool, grace: float) -> int:
     """DeepSpeed's launcher, to its end; its exit code is that of a rank.
 
     A stop signal goes to the ranks, which save and end: the launcher, which a signal ends at once, would leave them running.
+    After `grace` seconds, or at a second Ctrl-C, all are killed.
 
     Raises:
         Signalled: before there were ranks, or where they are on other hosts, which the launcher then tells to end.
     """
-    process = subprocess.Popen(command, start_new_session=True)  # out of reach of a Ctrl-C, which this process hands on
+    process = None
     try:
+        process = subprocess.Popen(command, start_new_session=True)  # out of reach of a Ctrl-C, which is handed on
         return process.wait()
     except Signalled as signalled:
-        ranks = [] if by_ssh else [rank for agent in _children(process.pid) for rank in _children(agent)]
+        if process is None:
+            raise
+        group = process.pid
+
+        def kill(number: int, frame: object) -> None:
+            os.killpg(group, signal.SIGKILL)
+            os._exit(128 + number)
+
+        signal.signal(signal.SIGINT, kill)
+        ranks = [] if by_ssh else [rank for agent in _children(group) for rank in _children(agent)]
         if not ranks:
-            os.kill(process.pid, signal.SIGTERM) if by_ssh else os.killpg(process.pid, signal.SIGTERM)
+            os.kill(group, signal.SIGTERM) if by_ssh else os.killpg(group, signal.SIGTERM)
             process.wait()
             raise
-        print(f"launch: {signalled}; the ranks save", file=sys.stderr, flush=True)
+        print(f"launch: {signalled}; the ranks are asked to save", file=sys.stderr, flush=True)
         for rank in ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rank, signal.SIGTERM)
-        return process.wait()
+        try:
+            return process.wait(grace)
+        except subprocess.TimeoutExpired:
+            os.killpg(group, signal.SIGKILL)
+            process.wait()
+            print(f"launch: the ranks had not ended after {grace:g} s and were killed", file=sys.stderr)
+            return signalled.exit_code
 
 
 def _children(process: int) -> list[int]:

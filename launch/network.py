@@ -50,10 +50,14 @@ def resolve(host: str, asked: str | None = None) -> str:
         address = socket.gethostbyname(host)
     except OSError as error:
         raise UserError(f"--rdzv-endpoint: host {host} cannot be found ({error.strerror}); give its address") from None
-    if not address.startswith("127.") or host == "localhost" or host.startswith("127."):
+    if not address.startswith("127.") or host.startswith(("127.", "localhost")):
         return address
-    outwards = interfaces().get(asked, address) if asked else _outwards()
-    if not outwards:
+    if asked:
+        return interfaces().get(asked, address)
+    others = [own for own in interfaces().values() if not own.startswith("127.")]
+    if len(others) <= 1:
+        return others[0] if others else address  # without another interface no other host is meant
+    if not (outwards := _outwards()):
         raise UserError(f"--rdzv-endpoint: {host} is {address} here, which no other host can reach; give its address")
     return outwards
 

@@ -365,7 +365,7 @@ def _table(options: argparse.Namespace) -> int:
 
     rows, elsewhere = error_table.rows(options.targets)
     if elsewhere:
-        print(f"left out: {elsewhere} evaluations on other data than the run's own", file=sys.stderr)
+        print(f"left out, as of other data than the run's own: {elsewhere}", file=sys.stderr)
     if options.format == "text":
         table(error_table.TITLE, error_table.ON_SCREEN, rows)
     else:

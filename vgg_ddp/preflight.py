@@ -131,12 +131,13 @@ def on_ranks(arguments: list[str], world: World, check: Callable[[str, list[str]
 
 def must_be_the_same_data(dataset: Dataset, world: World) -> None:
     """Raises a `UserError` on every rank where a host has other data than rank 0's in the same place. All ranks together."""
-    of_rank_zero = world.broadcast(dataset.sha256.encode()).decode()
+    first, sha256 = world.broadcast(f"{socket.gethostname()} {dataset.sha256}".encode()).decode().split()
     with world.together():
-        if dataset.sha256 != of_rank_zero:
+        if dataset.sha256 != sha256:
             raise UserError(
-                f"{dataset.directory} on {socket.gethostname()} (rank {world.rank}) has other data than on rank 0's host: "
-                "their hashes differ; copy the folder from there, or remove it here and prepare it from the same files"
+                f"{dataset.directory} on {socket.gethostname()} (rank {world.rank}) has other data than on {first} (rank 0): "
+                f"their hashes differ; copy the folder from {first}, or remove it here and prepare it from the same files with "
+                "the same versions"
             )
 
 

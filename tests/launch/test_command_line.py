@@ -125,8 +125,12 @@ def test_a_host_that_calls_itself_loopback_is_reached_by_its_interface(monkeypat
     monkeypatch.setattr(network, "interfaces", lambda: {"lo": "127.0.0.1", "eth7": "10.0.0.7"})
     assert network.resolve("node1", "eth7") == "10.0.0.7"
     assert network.resolve("localhost") == "127.0.1.1"
-    monkeypatch.setattr(network, "_outwards", lambda: "10.0.0.7")
     assert network.resolve("node1") == "10.0.0.7"
+    monkeypatch.setattr(network, "interfaces", lambda: {"lo": "127.0.0.1"})
+    assert network.resolve("node1") == "127.0.1.1"  # a rehearsal on one machine
+    monkeypatch.setattr(network, "interfaces", lambda: {"lo": "127.0.0.1", "eth7": "10.0.0.7", "eth8": "10.0.1.7"})
+    monkeypatch.setattr(network, "_outwards", lambda: "10.0.1.7")
+    assert network.resolve("node1") == "10.0.1.7"
     monkeypatch.setattr(network, "_outwards", lambda: "")
     with pytest.raises(UserError, match=r"node1 is 127\.0\.1\.1 here, which no other host can reach; give its address"):
         network.resolve("node1")

@@ -53,7 +53,12 @@ class OptimizerConfig(Group, frozen=True):
         0.001
     )
     weight_decay: Annotated[
-        float, key("weight decay: added to the gradient (sgd, adam, lars), or apart from it (adamw, lamb)", ge=0)
+        float,
+        key(
+            "weight decay: added to the gradient (sgd, adam, lars), or apart from it (adamw, lamb, and muon's convolutions, of "
+            "which muon_fixed_norm leaves it out)",
+            ge=0,
+        ),
     ] = 5e-4
     decay_biases_and_norms: Annotated[bool, key("decay biases and normalisation weights too")] = False
     sharpness_radius: Annotated[

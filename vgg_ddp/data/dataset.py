@@ -75,7 +75,8 @@ class Dataset:
             try:
                 self._splits[name] = self._opened(name)
             except Exception:  # whatever zipfile, zlib and numpy raise of an index or a header with a flipped bit
-                self._compare(self.record.splits[name].files)
+                files = self.record.splits[name].files
+                self._compare([file for file in files if not file.name.endswith(".tar") and file.bytes <= QUICKLY_READ])
                 raise
         return self._splits[name]
 

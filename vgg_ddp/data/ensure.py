@@ -47,7 +47,9 @@ def ensure_at(target: Path, config: DataConfig, fallback: bool, report: Callable
         UserError: the source cannot be had or is not what it should be.
     """
     source = config.fallback if fallback else config.source
-    if Path(source) != target:  # else the source is a prepared data set, which is opened or missed later
+    prepared_already = Path(source) == target  # a prepared data set, which is opened or missed later
+    of_another = target.name in BUILT_IN_SOURCES and target.name != source  # a run that took the fallback is evaluated
+    if not prepared_already and not of_another:
         _prepare_once(source, target, config, report)
 
 

@@ -113,7 +113,7 @@ def _seen_of_test_images(config: DataConfig, scales: list[int], dataset: Dataset
     if config.shorter_side is None and cut:
         said.append(
             f"data.resize=null: of {cut} of {len(tested_on)} test images, of {_range(tested_on)} pixels, the network sees only "
-            f"the middle {size} x {size}; training images are smaller; data.resize={size} shows it nearly all of them"
+            f"the middle {size} x {size}, where those of its training split are smaller; data.resize={size} shows nearly all"
         )
     return said
 

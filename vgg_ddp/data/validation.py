@@ -43,12 +43,12 @@ def held_out(dataset: Dataset, config: DataConfig, seed: int) -> tuple[NDArray[n
     return used[train], HeldOut("train", used[validation])
 
 
-def count_held_out(record: DatasetRecord, config: DataConfig) -> int:
-    """How many images `held_out` holds out, whatever the seed."""
+def count_held_out(record: DatasetRecord, config: DataConfig) -> list[int]:
+    """How many images of each class `held_out` holds out, whatever the seed."""
     if config.validation and "validation" in record.splits:
-        return record.splits["validation"].count
+        return record.splits["validation"].class_counts
     used = [round(config.train_share * count) for count in record.splits["train"].class_counts]  # as `stratified_split`
-    return sum(round(config.validation * count) for count in used)
+    return [round(config.validation * count) for count in used]
 
 
 def check_validation(config: Config, dataset: Dataset) -> None:

@@ -21,7 +21,7 @@ def bind(world: World, root: Path = Path("/")) -> None:
     """
     near, sharing = _near_gpu(world, root) if world.device.type == "cuda" else _node_in_turn(world, root)
     near &= os.sched_getaffinity(0)
-    if len(near) * world.local_size >= sharing * world.host_cores:
+    if near and len(near) >= sharing * (world.host_cores // world.local_size):
         for thread in Path("/proc/self/task").iterdir():
             with contextlib.suppress(OSError):  # it has ended, or a container does not allow it
                 os.sched_setaffinity(int(thread.name), near)

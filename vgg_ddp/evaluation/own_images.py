@@ -31,7 +31,7 @@ from vgg_ddp.evaluation.image_files import find_images
 from vgg_ddp.evaluation.protocols import Asked, Protocol
 from vgg_ddp.optim import precision
 from vgg_ddp.run import checkpoint
-from vgg_ddp.training import loading, parts
+from vgg_ddp.training import loading, parts, shrunk_images
 
 WAITING = 64  # whole photographs in memory at once, at most
 MOST_TRAINING_IMAGES = 2_000  # among which the nearest are looked for, evenly spread,
@@ -109,6 +109,7 @@ class OwnImages:
         load = partial(loading.load_weights, contents, weights)
         self._network = parts.build_network(config, len(known.classes), world.device, load).eval()
         self._preprocess = parts.build_preprocess(config, known, world.device)
+        shrunk_images.take_statistics(self._network, self._preprocess, config, known, self._state, world)
         protocol = Protocol.of(config)
         scales = tuple(scale or protocol.image_size for scale in protocol.scales)
         self._protocol = replace(protocol, scales=scales)

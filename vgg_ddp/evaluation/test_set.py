@@ -28,7 +28,7 @@ from vgg_ddp.run import checkpoint, training_answers
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.files import replace_file
 from vgg_ddp.run.metrics_log import last_written, read_metrics
-from vgg_ddp.training import loading, parts
+from vgg_ddp.training import loading, parts, shrunk_images
 
 
 def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, world: World) -> dict[str, Any] | None:
@@ -55,6 +55,7 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
         load = partial(loading.load_weights, contents, folder)
         network = parts.build_network(config, len(dataset.classes), world.device, load)
     preprocess = parts.build_preprocess(config, dataset, world.device)
+    shrunk_images.take_statistics(network, preprocess, config, dataset, checkpoint.state(contents), world)
     protocol = Protocol.of(config)
 
     def answers(images: HeldOut) -> Answered | None:

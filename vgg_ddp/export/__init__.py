@@ -20,14 +20,14 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.normalisation import normalisation
 from vgg_ddp.data.order import evaluation_slices
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import ALONE, World
 from vgg_ddp.errors import UserError
 from vgg_ddp.export.card import write_card
 from vgg_ddp.export.formats import FORMATS, Classifier, Contents, logits
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.directory import chosen_checkpoint, find_run
 from vgg_ddp.run.files import sync_directory
-from vgg_ddp.training import loading, parts
+from vgg_ddp.training import loading, parts, shrunk_images
 
 IMAGES_TO_CHECK = 1000
 TOLERANCE = 1e-4  # of the largest logit, at least 1
@@ -63,7 +63,9 @@ def export(target: Path, format_name: str, out: Path | None, overrides: list[str
     device = torch.device("cpu")
     config = msgspec.structs.replace(config, channels_last=False, loader="torch")
     network = parts.build_network(config, len(dataset.classes), device, partial(loading.load_weights, files, folder))
-    classifier = Classifier(parts.build_preprocess(config, dataset, device), network).eval()
+    preprocess = parts.build_preprocess(config, dataset, device)
+    shrunk_images.take_statistics(network, preprocess, config, dataset, checkpoint.state(files), ALONE)
+    classifier = Classifier(preprocess, network).eval()
     form = FORMATS[format_name]
     mean, std = normalisation(config.data, dataset.record)
     contents = Contents(

@@ -28,7 +28,7 @@ from vgg_ddp.export.formats import Classifier
 from vgg_ddp.model import VGG, initialize
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint, find_run
-from vgg_ddp.training import loading, parts, whitening
+from vgg_ddp.training import loading, parts, shrunk_images, whitening
 from vgg_ddp.training.initial_weights import InitialWeights
 
 
@@ -65,7 +65,8 @@ def build_network(config: Config, dataset: Dataset) -> VGG:
 
 
 def training_batches(config: Config, dataset: Dataset, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an epoch in their order, augmented and normalised: what a training of one rank feeds its network.
+    """The batches of an epoch in their order, augmented and normalised: what a training of one rank feeds its network,
+    in the size of that epoch (`data.train_sizes`); `loss.hardest` is for its loop.
 
     Returns:
         Images, float [n, 3, size, size], and targets: labels, int64 [n], or shares of classes, float [n, classes], of mixed
@@ -77,9 +78,11 @@ def training_batches(config: Config, dataset: Dataset, epoch: int = 0) -> Iterat
     data = parts.build_data(config, dataset, ALONE)
     appearance = parts.build_appearance(config, dataset, ALONE.device)
     preprocess = parts.build_preprocess(config, dataset, ALONE.device)
+    sizes = config.data.train_sizes
+    side = sizes[epoch] if epoch < len(sizes) else None
     for batch in data.train_loader.stream(data.order.slices(epoch)):
         pixels, targets = appearance(batch.images, batch.labels, batch.slice)
-        yield preprocess.normalise(pixels), targets
+        yield preprocess.normalise(pixels, side), targets
 
 
 def evaluation_batches(config: Config, dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
@@ -109,9 +112,14 @@ def load_network(target: str | Path) -> Classifier:
     config = load(run.config)
     folder = folder or chosen_checkpoint(run, config.evaluate.checkpoint)
     dataset = of_run.held(run) or of_run.find(run) or Dataset(preflight.prepare_data(config)[0])
-    load_weights = partial(loading.load_weights, checkpoint.read(folder), folder)
+    files = checkpoint.read(folder)
+    load_weights = partial(loading.load_weights, files, folder)
     network = parts.build_network(config, len(dataset.classes), ALONE.device, load_weights)
-    return Classifier(parts.build_preprocess(config, dataset, ALONE.device), network).eval()
+    preprocess = parts.build_preprocess(config, dataset, ALONE.device)
+    shrunk_images.take_statistics(
+        network, preprocess, config, of_run.find(run) or dataset, checkpoint.state(files), ALONE
+    )
+    return Classifier(preprocess, network).eval()
 
 
 def run_training(path: str | Path, *changes: str) -> Path:

@@ -86,7 +86,7 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
     shown = kept_pictures.of_dataset(evaluation, dataset) if dataset else kept_pictures.of_run(evaluation, kept_in)
     described, sheets = details.describe(evaluation, shown, trained_with)
     values = {
-        **story.values(evaluation, course.ending(metrics, held_out), trained_with),
+        **story.values(evaluation, course.ending(metrics, sum(held_out)), trained_with),
         "trained_on": trained_on,
         "account": account,
         "curves_drawn": curves.curves(metrics, trained_on, trained_with),

@@ -83,17 +83,17 @@ def _shown_group(group: dict[str, Any]) -> dict[str, Any]:
     return {**group, "classes": [words.shown(name) for name in group["classes"]], "taken_for": taken_for}
 
 
-def validation_images(run: RunDirectory, evaluation: Evaluation, recipe: Config | None) -> int:
-    """On how many images a training was validated; 0 where that is not known, or on none.
+def validation_images(run: RunDirectory, evaluation: Evaluation, recipe: Config | None) -> list[int]:
+    """On how many images of each class a training was validated; empty where that is not known.
 
     Of a run of an earlier version, which holds no record of its data, from what was counted at its evaluation.
     """
     if recipe is None:
-        return 0
+        return []
     if (trained_on := of_run.held(run)) is not None:
         return count_held_out(trained_on.record, recipe.data)
     counts = evaluation.summary["data"]["class_counts"]
     if "validation" in counts:
-        return int(sum(counts["validation"]))
+        return list(counts["validation"])
     used = [round(recipe.data.train_share * count) for count in counts.get("train", [])]
-    return sum(round(recipe.data.validation * count) for count in used)
+    return [round(recipe.data.validation * count) for count in used]

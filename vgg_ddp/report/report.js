@@ -273,7 +273,7 @@
   // The last steps to 0 and 1, which the page rounds all but these to.
   const sure = (k, place, digits) => {
     const value = probability[k * data.tops + place];
-    return value === 1 ? "under 0.01\u00a0%" : value === 65534 ? "over 99.99\u00a0%" : percent(value / 65535, digits);
+    return value === 1 ? "<0.01\u00a0%" : value === 65534 ? ">99.99\u00a0%" : percent(value / 65535, digits);
   };
   const sheetSources = all("script.sheet");
   const pictured = sheetSources.length > 0;

@@ -122,7 +122,7 @@ def _figures(folder: Path, one: Found) -> CellFigures:
         config = load(run.config)
         images = None if steps is None else steps * config.batch
         record = read_record(run.data)
-        held_out = None if record is None else count_held_out(record, config.data)
+        held_out = None if record is None else sum(count_held_out(record, config.data))
     evaluated: dict[str, Any] = {}
     with contextlib.suppress(UserError):
         evaluated = read_json(run.evaluation / "summary.json") or {}

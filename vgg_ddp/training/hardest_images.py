@@ -40,6 +40,7 @@ class HardestImages(EveryImage):
         share: of the images of a micro-batch, rounded up.
         size: side of the images that are looked at, pixels, where they are larger; None: as they are trained on.
         network: whose loss it is: in evaluation mode, so that no statistics change, and without label smoothing.
+        class_weights: of the loss, float [classes]; None weighs all the same.
         by_rank_zero: whether every rank takes the running statistics of rank 0 first. They are each rank's own otherwise, and
             a training that is continued from a checkpoint, which has those of rank 0, would choose other images.
     """
@@ -47,6 +48,7 @@ class HardestImages(EveryImage):
     share: float
     size: int | None
     network: nn.Module
+    class_weights: Tensor | None
     arithmetic: torch.autocast
     by_rank_zero: bool
 
@@ -59,7 +61,8 @@ class HardestImages(EveryImage):
             batch_statistics.take_rank_zero(self.network)
         self.network.eval()
         with self.arithmetic:
-            losses = functional.cross_entropy(self.network(images).float(), labels, reduction="none")
+            logits = self.network(images).float()
+            losses = functional.cross_entropy(logits, labels, self.class_weights, reduction="none")
         self.network.train()
         hardest = losses.topk(math.ceil(self.share * len(batch)), sorted=False).indices
         return batch.at(hardest.sort().values)
@@ -76,5 +79,6 @@ def build(config: Config, whole_network: Callable[[], nn.Module], world: World) 
         return EveryImage()
     # Local SGD saves after outer steps alone, with which its engine does the same.
     apart = world.size > 1 and not config.model.sync_batch_norm and config.communication.synchronise_every == 1
+    weights = torch.tensor(loss.class_weights, device=world.device) if isinstance(loss.class_weights, list) else None
     arithmetic = autocast(config.precision, world.device)
-    return HardestImages(loss.hardest, loss.hardest_size, whole_network(), arithmetic, by_rank_zero=apart)
+    return HardestImages(loss.hardest, loss.hardest_size, whole_network(), weights, arithmetic, by_rank_zero=apart)

@@ -59,7 +59,9 @@ def test_a_cell_shows_exactly_its_images(large: Run, visit: Any) -> None:
         assert sorted(shown) == expected.tolist()
         sure = large.predictions.probabilities.max(axis=1)[shown]
         assert (np.diff(sure) <= 1e-4).all()
-        told = page.eval_on_selector_all("#cell-images button b", "all => all.map(b => parseFloat(b.textContent))")
+        told = page.eval_on_selector_all(
+            "#cell-images button b", "all => all.map(b => parseFloat(b.textContent.replace(/[<>]/, '')))"
+        )
         assert told == pytest.approx((100 * sure).tolist(), abs=0.51)
         page.wait_for_function(
             "document.querySelector('#cell-images canvas').getContext('2d').getImageData(4, 4, 1, 1).data[3]"
@@ -73,7 +75,9 @@ def test_a_picture_opens_with_the_network_s_answers(small: Run, visit: Any) -> N
     image = shown_images(page)[0]
     page.click("#cell-images button >> nth=0")
     names = page.eval_on_selector_all("#image-answers span", "all => all.map(s => s.textContent)")
-    shares = page.eval_on_selector_all("#image-answers b", "all => all.map(b => parseFloat(b.textContent))")
+    shares = page.eval_on_selector_all(
+        "#image-answers b", "all => all.map(b => parseFloat(b.textContent.replace(/[<>]/, '')))"
+    )
     probabilities = small.predictions.probabilities[image]
     order = np.argsort(-probabilities, kind="stable")[:5]
     assert names == [CLASSES[k] for k in order]

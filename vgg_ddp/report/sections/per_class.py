@@ -13,12 +13,13 @@ from vgg_ddp.report.reading import Evaluation
 from vgg_ddp.report.sections import curves
 
 STANDS = {"better": "better", "worse": "worse", "too few images": "too few"}  # than the others together
+EVEN = 0.2  # counts of classes that differ by no more, relatively, are about the same
 MOST_ANSWERS = 10  # rows of what the worst class is taken for
 
 
-def values(evaluation: Evaluation, metrics: list[dict[str, Any]], held_out: int) -> dict[str, Any]:
-    """The table of all classes, by accuracy; their curves, from `held_out` images; and what the worst or most missed class is
-    taken for.
+def values(evaluation: Evaluation, metrics: list[dict[str, Any]], held_out: list[int]) -> dict[str, Any]:
+    """The table of all classes, by accuracy; their curves, from `held_out` images of each; and what the worst or most missed
+    class is taken for.
     """
     classes, confusion = evaluation.classes, evaluation.confusion
     totals, accuracy = confusion.sum(axis=1), recall(confusion)
@@ -46,7 +47,7 @@ def values(evaluation: Evaluation, metrics: list[dict[str, Any]], held_out: int)
     return {
         "per_class": rows,
         "has_kinds": bool(evaluation.groups),
-        "class_curves": curves.classes_over_epochs(metrics, classes, ended_worst, _validated(evaluation, held_out)),
+        "class_curves": curves.classes_over_epochs(metrics, classes, ended_worst, _validated(held_out)),
         **_worst(evaluation),
     }
 
@@ -65,13 +66,13 @@ def _kind(evaluation: Evaluation, k: int) -> dict[str, str]:
     return {"kind": words.DASH, "kind_words": ""}
 
 
-def _validated(evaluation: Evaluation, images: int) -> str:
-    """On how many images the training was validated, and where classes are even, how many that is of a class."""
-    if not images:
+def _validated(held_out: list[int]) -> str:
+    """On how many images the training was validated, and where these are nearly even, how many of a class."""
+    if not sum(held_out):
         return "validation images"
-    each = max(1, round(images / len(evaluation.classes)))
-    of_class = "" if evaluation.summary["uneven"] else f", about {words.number(each)} of each class"
-    return f"{words.images_of(images, 'validation')}{of_class}"
+    even = max(held_out) - min(held_out) <= max(2, EVEN * max(held_out))
+    of_class = f", about {words.number(max(1, round(sum(held_out) / len(held_out))))} of each class" if even else ""
+    return f"{words.images_of(sum(held_out), 'validation')}{of_class}"
 
 
 def _worst(evaluation: Evaluation) -> dict[str, Any]:
