@@ -33,7 +33,7 @@ from vgg_ddp.export import export
 from vgg_ddp.model import VGG, initialize, vgg
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.trained_weights import find_weights
-from vgg_ddp.training.initial_weights import InitialWeights, initial_weights, take
+from vgg_ddp.training.initial_weights import InitialWeights, differences, initial_weights, take
 from vgg_ddp.training.parts import build_network, build_preprocess, empty_network
 
 Weights = dict[str, Tensor]
@@ -328,3 +328,14 @@ def test_without_trained_weights_a_network_is_drawn_from_the_seed(tmp_path: Path
     initialize(expected, "kaiming", 5)
     assert (begin.choices, begin.record) == ([], None)
     assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in started(config, 3, begin).items())
+
+
+def test_what_the_weights_run_computes_otherwise_is_said(tmp_path: Path) -> None:
+    model = "{activation: gelu, logit_scale: 0.11}"
+    (tmp_path / "config.yaml").write_text(f"network: vgg11\nmodel: {model}\ndata: {{normalisation: imagenet}}\n")
+    assert differences(tmp_path, Config(network="vgg11")) == [
+        "model.activation=relu, where the initial weights had gelu",
+        "model.logit_scale=1.0, where the initial weights had 0.11",
+        "data.normalisation=data, where the initial weights had imagenet",
+    ]
+    assert differences(tmp_path / "a file", Config(network="vgg11")) == []

@@ -91,7 +91,7 @@ def _read(config: Config, num_classes: int, run: RunDirectory) -> bytes:
     place = find_weights(name)
     weights, sha256 = read_checkpoint(place) if place.is_dir() else read_file(place)
     taken, what = take(weights, place, empty_network(config, num_classes, torch.device("cpu")), config)
-    choices = [f"initial weights: {what}, from {place} (sha256 {sha256[:12]})", *_other_normalisation(place, config)]
+    choices = [f"initial weights: {what}, from {place} (sha256 {sha256[:12]})", *differences(place, config)]
     return _packed(taken, choices, {"path": str(place.resolve()), "sha256": sha256, "taken": sorted(taken)})
 
 
@@ -100,14 +100,19 @@ def _packed(taken: Weights, choices: list[str], record: dict[str, Any] | None) -
     return checkpoint.pack({"weights": safetensors.torch.save(taken), **texts})
 
 
-def _other_normalisation(place: Path, config: Config) -> list[str]:
-    """A line where the run that a checkpoint lies in normalises its images otherwise."""
+def differences(place: Path, config: Config) -> list[str]:
+    """A line for each key by which the run that a checkpoint lies in computes otherwise with the same weights."""
     try:
-        theirs = load(find_run(place)[0].config).data.normalisation
+        theirs = load(find_run(place)[0].config)
     except UserError:  # a file, or a checkpoint that was copied out of its run
         return []
-    same = (theirs == "imagenet") == (config.data.normalisation == "imagenet")
-    return [] if same else [f"data.normalisation={config.data.normalisation}, where the initial weights had {theirs}"]
+    values = {f"model.{name}": (ours, theirs.model.variant[name]) for name, ours in config.model.variant.items()}
+    normalisations = config.data.normalisation, theirs.data.normalisation
+    if "imagenet" in normalisations:  # the others are by each data set's own values
+        values["data.normalisation"] = normalisations
+    return [
+        f"{key}={ours}, where the initial weights had {other}" for key, (ours, other) in values.items() if ours != other
+    ]
 
 
 def read_checkpoint(folder: Path) -> tuple[Weights, str]:
