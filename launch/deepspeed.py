@@ -64,7 +64,7 @@ def _run(command: list[str], by_ssh: bool, grace: float) -> int:
     """DeepSpeed's launcher, to its end; its exit code is that of a rank.
 
     A stop signal goes to the ranks, which save and end: the launcher, which a signal ends at once, would leave them running.
-    After `grace` seconds, or at a second Ctrl-C, all are killed.
+    After `grace` seconds, or at a second Ctrl-C, all that run here are killed.
 
     Raises:
         Signalled: before there were ranks, or where they are on other hosts, which the launcher then tells to end.
@@ -86,7 +86,8 @@ def _run(command: list[str], by_ssh: bool, grace: float) -> int:
         ranks = [] if by_ssh else [rank for agent in _children(group) for rank in _children(agent)]
         if not ranks:
             os.kill(group, signal.SIGTERM) if by_ssh else os.killpg(group, signal.SIGTERM)
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(grace)
             raise
         print(f"launch: {signalled}; the ranks are asked to save", file=sys.stderr, flush=True)
         for rank in ranks:

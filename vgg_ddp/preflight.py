@@ -193,7 +193,7 @@ def _check(
     from vgg_ddp.data.dataset import Dataset
     from vgg_ddp.data.other_classes import listed
     from vgg_ddp.data.record import read_record
-    from vgg_ddp.data.settling import check_test_images, settle
+    from vgg_ddp.data.settling import check_test_images, check_train_sizes, settle
     from vgg_ddp.data.validation import check_validation
     from vgg_ddp.evaluation import attributes
 
@@ -204,6 +204,7 @@ def _check(
     config, choices = settle(config, dataset) if dataset.has_images else (config, [])
     if trained is None:
         check_validation(config, dataset)
+        check_train_sizes(config.data)
         check_test_images(config, dataset)  # now, not after hours of training
     if dataset.has_images:
         attributes.check(config.analysis, dataset)

@@ -336,6 +336,6 @@ def test_what_the_weights_run_computes_otherwise_is_said(tmp_path: Path) -> None
     assert differences(tmp_path, Config(network="vgg11")) == [
         "model.activation=relu, where the initial weights had gelu",
         "model.logit_scale=1.0, where the initial weights had 0.11",
-        "data.normalisation=data, where the initial weights had imagenet",
+        "data.normalisation=auto, where the initial weights had imagenet",
     ]
     assert differences(tmp_path / "a file", Config(network="vgg11")) == []

@@ -18,11 +18,6 @@ def check_between_groups(config: Config) -> None:
         raise ValueError(f"model.head=paper needs images of 32 pixels or more, not {smallest}; use model.head=compact")
     if config.model.head == "paper" and set(config.data.train_sizes) - {config.data.image_size}:
         raise ValueError("data.train_sizes needs model.head=compact: the paper's head is built for one size")
-    if (largest := max(config.data.train_sizes, default=0)) > config.data.image_size:
-        raise ValueError(
-            f"data.train_sizes ({largest}) would enlarge images of data.image_size={config.data.image_size}: give smaller "
-            "sizes, or data.train_sizes=[]"
-        )
     if config.augment.crop_padding >= config.data.image_size:
         raise ValueError(
             f"augment.crop_padding ({config.augment.crop_padding}) must be less than data.image_size ({config.data.image_size})"

@@ -76,6 +76,15 @@ def _obeying_rules(choices: list[str]) -> Iterator[None]:
         ) from None
 
 
+def check_train_sizes(config: DataConfig) -> None:
+    """Raises a `UserError` where a training would enlarge its images."""
+    if (largest := max(config.train_sizes, default=0)) > config.image_size:
+        raise UserError(
+            f"data.train_sizes ({largest}) would enlarge images of data.image_size={config.image_size}: give smaller sizes, or "
+            "data.train_sizes=[]"
+        )
+
+
 def check_test_images(config: Config, dataset: Dataset) -> None:
     """Raises a `UserError` where the evaluation that ends a training could not show the network every test image."""
     test, size = dataset.split("test"), config.data.image_size

@@ -109,7 +109,7 @@ class OwnImages:
         load = partial(loading.load_weights, contents, weights)
         self._network = parts.build_network(config, len(known.classes), world.device, load).eval()
         self._preprocess = parts.build_preprocess(config, known, world.device)
-        shrunk_images.take_statistics(self._network, self._preprocess, config, known, self._state, world)
+        shrunk_images.take_statistics(self._network, config, weights, self._state, world)
         protocol = Protocol.of(config)
         scales = tuple(scale or protocol.image_size for scale in protocol.scales)
         self._protocol = replace(protocol, scales=scales)

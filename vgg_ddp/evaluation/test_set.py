@@ -55,7 +55,7 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
         load = partial(loading.load_weights, contents, folder)
         network = parts.build_network(config, len(dataset.classes), world.device, load)
     preprocess = parts.build_preprocess(config, dataset, world.device)
-    shrunk_images.take_statistics(network, preprocess, config, dataset, checkpoint.state(contents), world)
+    shrunk_images.take_statistics(network, config, folder, checkpoint.state(contents), world)
     protocol = Protocol.of(config)
 
     def answers(images: HeldOut) -> Answered | None:

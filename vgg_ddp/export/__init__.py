@@ -64,7 +64,7 @@ def export(target: Path, format_name: str, out: Path | None, overrides: list[str
     config = msgspec.structs.replace(config, channels_last=False, loader="torch")
     network = parts.build_network(config, len(dataset.classes), device, partial(loading.load_weights, files, folder))
     preprocess = parts.build_preprocess(config, dataset, device)
-    shrunk_images.take_statistics(network, preprocess, config, dataset, checkpoint.state(files), ALONE)
+    shrunk_images.take_statistics(network, config, folder, checkpoint.state(files), ALONE)
     classifier = Classifier(preprocess, network).eval()
     form = FORMATS[format_name]
     mean, std = normalisation(config.data, dataset.record)

@@ -116,9 +116,7 @@ def load_network(target: str | Path) -> Classifier:
     load_weights = partial(loading.load_weights, files, folder)
     network = parts.build_network(config, len(dataset.classes), ALONE.device, load_weights)
     preprocess = parts.build_preprocess(config, dataset, ALONE.device)
-    shrunk_images.take_statistics(
-        network, preprocess, config, of_run.find(run) or dataset, checkpoint.state(files), ALONE
-    )
+    shrunk_images.take_statistics(network, config, folder, checkpoint.state(files), ALONE)
     return Classifier(preprocess, network).eval()
 
 

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from vgg_ddp.config import Config
+from vgg_ddp.data import of_run
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import evaluation_slices
 from vgg_ddp.data.validation import held_out
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import ALONE, World
 from vgg_ddp.loaders import Loader
 from vgg_ddp.model import VGG, batch_statistics
 from vgg_ddp.model.preprocess import Preprocess
 from vgg_ddp.optim import precision
 from vgg_ddp.run.checkpoint import State
+from vgg_ddp.run.console import say
+from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.training.job import Job
-from vgg_ddp.training.parts import evaluation_loader
+from vgg_ddp.training.parts import build_preprocess, evaluation_loader
 
 
 @contextlib.contextmanager
@@ -39,21 +45,38 @@ def statistics_at_evaluated_size(job: Job, network: nn.Module, epoch: int) -> It
         yield
 
 
-def take_statistics(
-    network: VGG, preprocess: Preprocess, config: Config, dataset: Dataset, state: State, world: World
-) -> None:
-    """Give the network of a checkpoint that was saved after shrunk images the statistics of images as they are evaluated.
+def take_statistics(network: VGG, config: Config, folder: Path, state: State, world: World) -> None:
+    """Give a network whose images were shrunk last the statistics of images as they are evaluated. All ranks together.
 
-    A checkpoint has those that a training goes on with. Where the images that it was trained on are gone, it keeps them. All
-    ranks together.
+    Its checkpoint has those that a training goes on with. Rank 0 measures on images that it was trained on, whatever is to be
+    evaluated; where they are gone, it says so, and the network keeps its own.
+
+    Args:
+        folder, state: of its checkpoint.
     """
     last = state.epoch if state.step_in_epoch else state.epoch - 1
-    trained_on = state.identity.get("dataset") == dataset.sha256 and dataset.has_images
-    if last < 0 or not _are_of_shrunk_images(config, last) or not trained_on:
+    if last < 0 or not _are_of_shrunk_images(config, last) or not config.model.batch_norm:
         return
     with world.together():
-        loader = evaluation_loader(config, dataset, "train", world)
-    with _measured(network, preprocess, loader, held_out(dataset, config.data, config.seed)[0], config, world):
+        if world.is_main:
+            dataset = of_run.find(RunDirectory(folder.parent.parent))
+            if dataset is None or dataset.sha256 != state.identity.get("dataset"):
+                say(
+                    f"{folder.name} was saved when images were shrunk (data.train_sizes), and its training images are gone: "
+                    "its batch-norm statistics are of small images, which costs accuracy"
+                )
+            else:
+                _take(network, msgspec.structs.replace(config, loader="torch"), dataset, world)
+    if world.size > 1:
+        batch_statistics.take_rank_zero(network)
+
+
+def _take(network: VGG, config: Config, dataset: Dataset, world: World) -> None:
+    alone = replace(ALONE, device=world.device)
+    preprocess = build_preprocess(config, dataset, world.device)
+    loader = evaluation_loader(config, dataset, "train", alone)
+    samples, _ = held_out(dataset, config.data, config.seed)
+    with _measured(network, preprocess, loader, samples, config, world):
         found = [buffer.clone() for buffer in network.buffers()]
     for buffer, values in zip(network.buffers(), found, strict=True):
         buffer.copy_(values)
@@ -75,5 +98,10 @@ def _measured(
 ) -> contextlib.AbstractContextManager[None]:
     samples = samples[:: -(-len(samples) // batch_statistics.IMAGES)]
     slices = evaluation_slices(samples, max(2, min(batch_statistics.BATCH, config.evaluate.batch)))
-    images = (preprocess(batch.images) for batch in loader.stream(slices))
-    return batch_statistics.measured(network, images, precision.autocast(config.precision, world.device))
+
+    def images() -> Iterator[Tensor]:
+        for batch in loader.stream(slices):
+            world.activity.go_on()
+            yield preprocess(batch.images)
+
+    return batch_statistics.measured(network, images(), precision.autocast(config.precision, world.device))
