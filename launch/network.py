@@ -64,11 +64,16 @@ def resolve(host: str, asked: str | None = None) -> str:
 
 def _outwards() -> str:
     """The address of the interface of the default route; empty without one."""
+    try:
+        return _towards("192.0.2.1")  # an address of nobody (RFC 5737)
+    except OSError:
+        return ""
+
+
+def _towards(endpoint: str) -> str:
+    """The address of the interface that leads to an address; an OSError where none does."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", DEFAULT_PORT))  # an address of nobody (RFC 5737); this sends nothing
-        except OSError:
-            return ""
+        probe.connect((endpoint, DEFAULT_PORT))  # sends nothing: it asks the kernel for its route
         address: str = probe.getsockname()[0]
         return address
 
@@ -99,14 +104,12 @@ def choose(asked: str | None, endpoint: str) -> tuple[str, str]:
         if here[asked].startswith("127.") and not endpoint.startswith("127."):
             raise UserError(f"--interface {asked} leads to no other host; there are: {listed}")
         return asked, here[asked]
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((endpoint, DEFAULT_PORT))  # sends nothing: it asks the kernel for its route
-        except OSError as error:
-            raise UserError(
-                f"no interface of {socket.gethostname()} leads to {endpoint} ({error.strerror}); there are: {listed}"
-            ) from None
-        address = probe.getsockname()[0]
+    try:
+        address = _towards(endpoint)
+    except OSError as error:
+        raise UserError(
+            f"no interface of {socket.gethostname()} leads to {endpoint} ({error.strerror}); there are: {listed}"
+        ) from None
     name = next((name for name, own in here.items() if own == address), None)
     if name is None:
         raise UserError(f"no interface has the address {address} that leads to {endpoint}; say --interface NAME")
