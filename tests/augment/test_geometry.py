@@ -18,6 +18,7 @@ from scipy import stats
 from torchvision.transforms.v2 import functional as torchvision
 
 from tests.support.pictures import noise, smooth
+from vgg_ddp.augment import pixels
 from vgg_ddp.augment.geometry import Geometry, Placement, evaluation_geometry, resized_shapes, training_geometry
 from vgg_ddp.augment.pixels import finish, resample, resample_batch, rotate, take
 from vgg_ddp.config.augment import AugmentConfig
@@ -259,6 +260,19 @@ def test_scaling_a_box_is_the_same_with_pillow_and_in_batches(box: list[float], 
     batch = resample_batch(torch.from_numpy(images), np.array([1, 0]), boxes, size).numpy()
     for i, image in enumerate(images[::-1]):
         assert np.abs(batch[i].astype(int) - resample(image, boxes[i], (size, size))).max() <= 1
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 5])
+def test_scaling_few_at_a_time_gives_the_same_bits(at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.from_numpy(np.stack([noise(48, 40, seed) for seed in range(3)]))
+    which, boxes = np.arange(len(BOXES)) % 3, np.array(BOXES, dtype=np.float64)
+    whole, counts = resample_batch(images, which, boxes, 32), []
+    monkeypatch.setattr(pixels, "AT_A_TIME", at_a_time * 4 * 48 * 40 * 3 + 1)
+    real = pixels._resampled
+    monkeypatch.setattr(pixels, "_resampled", lambda i, w, *rest: (counts.append(len(w)), real(i, w, *rest))[1])
+    assert torch.equal(resample_batch(images, which, boxes, 32), whole)
+    assert max(counts) == at_a_time
+    assert sum(counts) == len(boxes)
 
 
 def test_a_whole_image_scaled_is_torchvisions_but_for_its_edge() -> None:

@@ -1,13 +1,17 @@
-"""Archives that are no archives of images: refused in one line, before their headers have taken minutes."""
+"""Archives and folders that are none of images: refused in one line, before they have taken minutes; what a tar has twice."""
 
 from __future__ import annotations
 
+import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from vgg_ddp.config.data import DataConfig
+from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.sources import containers
 from vgg_ddp.errors import UserError
 
@@ -41,3 +45,39 @@ def test_more_empty_files_than_any_set_of_images_has(
     assert len(read(make(tmp_path / "few", 50)).names) == 50  # type: ignore[operator]
     with pytest.raises(UserError, match="many holds more than 50 empty files; pack it again without them"):
         read(make(tmp_path / "many", 51))  # type: ignore[operator]
+
+
+def test_of_a_member_that_is_there_twice_the_last_counts(tmp_path: Path) -> None:
+    """As `tar -u` writes an archive: each file that has changed once more, behind the others."""
+    files = [("a.png", b"old"), ("b.png", b"b"), ("./a.png", b"new")]
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        for name, data in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    tar = containers.Tar(tmp_path / "set.tar")
+    assert tar.names == ["a.png", "b.png"]
+    assert list(tar.read(tar.names)) == [("b.png", b"b"), ("a.png", b"new")]
+
+
+def test_a_folder_that_cannot_be_read_is_one_line_in_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.scandir
+
+    def scandir(path: Path) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    (tmp_path / "set" / "closed").mkdir(parents=True)
+    monkeypatch.setattr(containers.os, "scandir", scandir)  # root, which may run this, can read all
+    config = DataConfig(source=str(tmp_path / "set"), directory=str(tmp_path / "datasets"))
+    with pytest.raises(UserError, match=r"set/closed cannot be read: Permission denied$"):
+        ensure(config, print)
+
+
+def test_everything_is_no_source_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers.os, "scandir", None)  # it is not walked
+    with pytest.raises(UserError, match=r"data\.source: / is no file or folder of images"):
+        ensure(DataConfig(source="/", directory=str(tmp_path / "datasets")), print)

@@ -49,16 +49,16 @@ def places(tmp_path: Path) -> list[Path]:
 
 @pytest.mark.seconds
 def test_each_host_prepares_its_own_files_in_the_same_place(places: list[Path], recipe: Path, tmp_path: Path) -> None:
-    ranks = Ranks(train_on_own_host, (places, words(recipe, tmp_path / "run")), 2, tmp_path / "ranks")
+    ranks = Ranks(train_on_own_host, (places, words(recipe, Path("run"))), 2, tmp_path / "ranks")
     assert ranks.wait() == [0, 0], ranks.stderr
+    assert not (places[1] / "run").exists()
+    run = places[0] / "run"
     (one,), (two,) = ([path.name for path in (place / "datasets").glob("images-*")] for place in places)
     assert one == two
-    assert json.loads((tmp_path / "run/evaluation/summary.json").read_text())["world_size"] == 2
+    assert json.loads((run / "evaluation/summary.json").read_text())["world_size"] == 2
     (places[0] / "images/test/a/000.jpg").unlink()
     other = prepare(str(places[0] / "images"), tmp_path / "other", lambda line: None, tmp_path).directory
-    ranks = Ranks(
-        evaluate_with_own_data, (tmp_path / "run", [places[0] / "datasets" / one, other]), 2, tmp_path / "ranks"
-    )
+    ranks = Ranks(evaluate_with_own_data, (run, [places[0] / "datasets" / one, other]), 2, tmp_path / "ranks")
     assert ranks.wait() == [2, 2], ranks.stderr
     assert f"{other} on " in ranks.stderr and " (rank 0): their hashes differ; copy the folder" in ranks.stderr
 

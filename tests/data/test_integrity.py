@@ -168,6 +168,25 @@ def test_of_a_large_raw_set_each_sample_is_checked_as_it_is_read(
         file.write_bytes(data)
 
 
+def test_a_damaged_header_of_a_large_raw_set_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = made(write_folder(tmp_path / "source", jpegs(COUNTS)), tmp_path / "dataset", "raw").directory
+    monkeypatch.setattr("vgg_ddp.data.dataset.QUICKLY_READ", 1000)
+    file = directory / "train.images.npy"
+    data = file.read_bytes()
+    for damaged in (data.replace(b"'shape': (11,", b"'shape': (91,"), data.replace(b"NUMPY", b"NUMPX")):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"train.images.npy cannot be opened \(.*; see 'vgg-ddp verify'"):
+            Dataset(directory).split("train")
+
+
+def test_other_data_that_is_trained_on_a_class_which_the_network_does_not_know(tmp_path: Path) -> None:
+    of_two = {"train/cat": 2, "train/dog": 2, "test/cat": 1, "test/dog": 1}
+    trained = made(write_folder(tmp_path / "two", jpegs(of_two)), tmp_path / "a").record
+    other = made(write_folder(tmp_path / "more", jpegs(of_two | {"train/eel": 1})), tmp_path / "b").directory
+    with pytest.raises(UserError, match="more has training images of eel, which the network does not know"):
+        Dataset(other, trained)
+
+
 def test_the_identity_of_a_dataset_is_that_of_its_bytes(tmp_path: Path) -> None:
     files = jpegs(COUNTS)
     one = made(write_folder(tmp_path / "one", files), tmp_path / "a")

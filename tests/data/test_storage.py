@@ -171,6 +171,8 @@ UNUSUAL = {
     "grey.jpg": (encode(smooth(32, 32, 4)[..., 0]), "is greyscale"),
     "alpha.png": (rgba(), "has an alpha channel"),
     "sixteen.png": (png16(np.arange(1024, dtype=np.uint16).reshape(32, 32)), "has 16 bits"),
+    "sixteen of colour.png": (png16(np.arange(3072, dtype=np.uint16).reshape(32, 32, 3)), "has 16 bits"),
+    "clear.png": (encode(smooth(32, 32, 6), "PNG", transparency=(1, 2, 3)), "has a transparent colour"),
     "palette.png": (encode(Image.fromarray(smooth(32, 32, 5)).quantize(16), "PNG"), "has a palette"),
     "pixel.png": (encode(noise(1, 1, 6), "PNG"), "is only 1 x 1 pixels"),
     "huge.png": (encode(np.zeros((4000, 5001, 3), dtype=np.uint8), "PNG"), "is 20 megapixels large"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -128,16 +129,22 @@ def cifar_like(count: int) -> dict[str, bytes]:
     return npz("cifar.npz", x_train=images, y_train=np.arange(count), x_test=images, y_test=np.arange(count))
 
 
-def parquet(*names: str, labelled: bool = True, count: int = 4) -> dict[str, bytes]:
-    """As `datasets` writes them: the names of the classes are in the file's metadata."""
+def parquet(
+    *names: str, labelled: bool = True, count: int = 4, classes: tuple[str, ...] = CLASSES, lists: bool = False
+) -> dict[str, bytes]:
+    """As `datasets` writes them: the names of the classes are in the file's metadata. `lists`: several for each image."""
     import pyarrow
     from pyarrow import parquet as files
 
-    labels = [label for label in range(len(CLASSES)) for _ in range(count)]
-    columns: dict[str, Any] = {"img": [{"bytes": PICTURES[label], "path": None} for label in labels]}
-    features: dict[str, Any] = {"img": {"_type": "Image"}}
+    labels = [label for label in range(len(classes)) for _ in range(count)]
+    pictures = [PICTURES[CLASSES.index(classes[label])] for label in labels]
+    columns: dict[str, Any] = {"img": [{"bytes": picture, "path": None} for picture in pictures]}
+    columns["boxes"] = [[0.5]] * len(pictures)
+    features: dict[str, Any] = {"img": {"_type": "Image"}, "boxes": [{"_type": "Value"}]}
     if labelled:
-        columns["label"], features["label"] = labels, {"names": CLASSES, "_type": "ClassLabel"}
+        columns["label"], features["label"] = labels, {"names": classes, "_type": "ClassLabel"}
+    if lists:
+        columns["label"] = [[label] for label in labels]
     table = pyarrow.table(columns).replace_schema_metadata(
         {"huggingface": json.dumps({"info": {"features": features}})}
     )
@@ -159,6 +166,16 @@ def samples(text: Callable[[int], str], suffix: str = "cls", count: int = 2) -> 
 def tar_bytes(files: Mapping[str, bytes]) -> bytes:
     with tempfile.TemporaryDirectory() as place:
         return write_tar(Path(place) / "x.tar", files).read_bytes()
+
+
+def linked_tar() -> bytes:
+    """A tar with a link in it, which is no tar of samples."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        member = tarfile.TarInfo("latest")
+        member.type, member.linkname = tarfile.SYMTYPE, "src"
+        archive.addfile(member)
+    return data.getvalue()
 
 
 def kaggle(**more: bytes) -> dict[str, bytes]:
@@ -186,6 +203,18 @@ def folders() -> Iterator[tuple[str, Layout]]:
         "train, valid and test",
         Layout(folder(splits("train", "valid", "test")), {"train": 6, "validation": 6, "test": 6}),
     )
+    yield "train, dev and eval", Layout(folder(splits("train", "dev", "eval")), both | {"validation": 6})
+    yield "in a folder called dev", Layout(folder(below("dev/pets", plain)), both)
+    yield (
+        "splits inside of classes",
+        Layout(
+            folder(pictures({}) | {f"{c}/{s}/1.png": PICTURES[0] for c in CLASSES for s in ("train", "test")}),
+            remark="has test and train inside of its classes; an image folder is train/CLASS/*",
+        ),
+    )
+    beside = npz("features.npz", features=np.zeros(3)) | {"code.tar": linked_tar(), "half.parquet": b"PAR1"}
+    left = "files left out, because they are not images in a class folder: 3"
+    yield "files of other sets beside", Layout(folder(plain | beside), both, left)
     yield "in capitals", Layout(folder(splits("Train", "VAL", "Test")), {"train": 6, "validation": 6, "test": 6})
     yield "training and testing", Layout(folder(splits("training", "testing")), both)
     yield "classes alone", Layout(folder(FLAT), SHARED, "6 of 30 images are set apart for it (data.test_share=0.2")
@@ -406,6 +435,22 @@ def known_sets() -> Iterator[tuple[str, Layout]]:
         for split in ("train", "val")
     }
     yield "a WebDataset with json", Layout(folder(objects), counts, "there is no test split", True, numbers)
+    inside = below("train", samples(str)) | below("test", samples(str))
+    yield "a WebDataset with splits inside", Layout(tar(inside), {"train": 6, "test": 6}, classes=numbers)
+    called = {"train/00.png": PICTURES[2], "train/00.cls": b"2"}
+    alone = {"train.tar": tar_bytes(samples(str)), "test.tar": tar_bytes(samples(str) | called)}
+    yield "a WebDataset with a class called train", Layout(folder(alone), {"train": 6, "test": 7}, classes=numbers)
+    padded = samples(lambda label: f"{label:03d}", count=10)
+    yield "a WebDataset of padded numbers", Layout(tar(padded), SHARED, classes=numbers)
+    partly = samples(str, count=10) | {"logo.png": PICTURES[0], "0000.seg.png": PICTURES[1]}
+    said = "images left out, because they have no class, or another image of their sample has: 2, such as set.tar/"
+    yield "a WebDataset with images without a class", Layout(tar(partly), SHARED, said, classes=numbers)
+    two = samples(str) | {"0000.jpg": PICTURES[0]}
+    yield "a WebDataset with two images in one", Layout(tar(two), remark="are two images in one sample; take one of")
+    some = {f"{name}.tar": tar_bytes(samples(str)) for name in ("train", "more", "dev", "eval")}
+    said = "files taken as train, because their names say no split: 6, such as more.tar/"
+    three = {"train": 12, "validation": 6, "test": 6}
+    yield "a WebDataset with a name of no split", Layout(folder(some), three, said, classes=numbers)
     sidecars = splits("train", "test") | {"train/ant/00.json": b'{"boxes": []}'}
     yield "a tar with json of other use", Layout(tar(sidecars), counts, "not images in a class folder: 1")
 
@@ -418,12 +463,36 @@ def parquet_sets() -> Iterator[tuple[str, Layout]]:
     blobs = {f"blobs/{i}": data for i, data in enumerate(files.values())}
     links = {f"snapshots/abc/{name}": f"../../../blobs/{i}" for i, name in enumerate(files)}
     yield "Hugging Face's cache", Layout(folder(blobs, links=links), counts)
+    links |= {name.replace("abc", "def"): target for name, target in links.items()}
+    several = "holds several sets: snapshots/abc/, snapshots/def/; give one of them"
+    yield "Hugging Face's cache of two revisions", Layout(folder(blobs, links=links), remark=several)
+    fewer = parquet("test.parquet", classes=("ant", "cow"))
+    yield "other numbers of classes", Layout(folder(parquet("train.parquet") | fewer), {"train": 12, "test": 8})
+    numbered = parquet("train.parquet", labelled=False, lists=True)
+    yield "lists of classes", Layout(folder(numbered), remark="has images with several classes, such as [0]; each must")
+    mixed = folder(parquet("a/dev-0.parquet", "b/train-0.parquet", "c/part-0.parquet", "d/eval-0.parquet"))
+    said = "files taken as train, because their names say no split: 1, such as c/part-0.parquet"
+    yield "a file of no split", Layout(mixed, {"train": 24, "validation": 12, "test": 12}, said)
+    forms = folder(parquet("a/train-0.parquet", "b/train-0.parquet", "a/test-0.parquet"))
+    said = "the files of train lie in 2 folders, such as a and b, and are taken together"
+    yield "two forms of one set", Layout(forms, {"train": 24, "test": 12}, said)
+    both = parquet("train.parquet") | {"half.parquet": b"PAR1", "assets/1.png": PICTURES[0], "more/1.png": PICTURES[0]}
+    yield (
+        "half a Parquet file beside a whole one",
+        Layout(folder(both), remark="half.parquet is not a whole Parquet file"),
+    )
+    table = parquet("features.parquet", labelled=False)
+    left = "files left out, because they are not images in a class folder: 1"
+    yield (
+        "Parquet beside an image folder",
+        Layout(folder(splits("train", "test") | table), {"train": 6, "test": 6}, left),
+    )
     one = parquet("set.parquet", count=10)
     yield "one Parquet file", Layout(folder(one, inside="set.parquet"), SHARED, "there is no test split")
     bare = parquet("a.parquet", labelled=False)
     yield (
         "Parquet without classes",
-        Layout(folder(bare), remark="has the columns img, and not one of images"),
+        Layout(folder(bare), remark="has the columns img, boxes, and not one of images"),
     )
     yield (
         "half a Parquet file",

@@ -19,6 +19,8 @@ from torch import Tensor
 from vgg_ddp.augment.geometry import Geometry, Placement, resized_shapes
 from vgg_ddp.augment.philox import DeviceSlice
 
+AT_A_TIME = 2**28  # bytes of float pixels that are scaled at a time, or one image
+
 
 def finish(windows: Tensor, placement: Placement) -> Tensor:
     """Reflect, mirror and turn a batch of squares, uint8 [n, size, size, 3], on their device."""
@@ -144,7 +146,7 @@ def resized(image: NDArray[np.uint8], shorter: int | None) -> NDArray[np.uint8]:
 
 
 def resample_batch(images: Tensor, which: NDArray[np.int64], box: NDArray[np.float64], size: int) -> Tensor:
-    """`resample` for n images of one shape.
+    """`resample` for n images of one shape, so many at a time that their sources as float take `AT_A_TIME` bytes at most.
 
     Args:
         images: uint8 [count, height, width, 3].
@@ -154,21 +156,40 @@ def resample_batch(images: Tensor, which: NDArray[np.int64], box: NDArray[np.flo
     Returns:
         uint8 [n, size, size, 3].
     """
+    margins = [_margin(box[:, axis], box[:, axis + 2], size) for axis in (0, 1)]  # of all, so that each sum is the same
+    many = max(1, AT_A_TIME // (4 * math.prod(images.shape[1:])))
+    scaled = images.new_empty((len(which), size, size, images.shape[3]))
+    for start in range(0, len(which), many):
+        part = slice(start, start + many)
+        scaled[part] = _resampled(images, which[part], box[part], size, margins)
+    return scaled
+
+
+def _resampled(
+    images: Tensor, which: NDArray[np.int64], box: NDArray[np.float64], size: int, margins: list[int]
+) -> Tensor:
+    """See `resample_batch`. `margins`: of the rows and of the columns, see `_margin`."""
     _, height, width, channels = images.shape
     picked = images.index_select(0, on_device(images, which)).float().view(len(which), height, width * channels)
-    rows = on_device(images, _weights(box[:, 0], box[:, 2], size, height))
-    columns = on_device(images, _weights(box[:, 1], box[:, 3], size, width))
+    rows = on_device(images, _weights(box[:, 0], box[:, 2], size, height, margins[0]))
+    columns = on_device(images, _weights(box[:, 1], box[:, 3], size, width, margins[1]))
     lines = torch.bmm(rows, picked).view(-1, size, width, channels)
     scaled = torch.einsum("nswc,ntw->nstc", lines, columns)
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _weights(low: NDArray[np.float64], high: NDArray[np.float64], size: int, length: int) -> NDArray[np.float32]:
+def _margin(low: NDArray[np.float64], high: NDArray[np.float64], size: int) -> int:
+    """How many pixels outside of an image the filter reaches to, at most."""
+    return math.ceil(float(np.maximum((high - low) / size, 1.0).max(initial=1.0))) + 1
+
+
+def _weights(
+    low: NDArray[np.float64], high: NDArray[np.float64], size: int, length: int, margin: int
+) -> NDArray[np.float32]:
     """How much each source pixel weighs in each output pixel along one axis, [n, size, length]."""
     scale = (high - low) / size
     reach = np.maximum(scale, 1.0)[:, None, None]
     centre = low[:, None] + (np.arange(size) + 0.5) * scale[:, None] - 0.5
-    margin = math.ceil(float(reach.max())) + 1
     positions = np.arange(-margin, length + margin)
     weights = np.maximum(0.0, 1 - np.abs(positions - centre[:, :, None]) / reach)
     weights /= weights.sum(axis=2, keepdims=True)

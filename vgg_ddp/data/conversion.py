@@ -25,7 +25,7 @@ from vgg_ddp.data.splits import CHECKSUMS, checksums
 from vgg_ddp.data.storage import Difference, Storage
 from vgg_ddp.errors import UserError
 
-PREPARATION = "2"  # counts the ways in which sources were made into datasets: what is prepared anew when it changes
+PREPARATION = "3"  # counts the ways in which sources were made into datasets: what is prepared anew when it changes
 LISTED = 50  # remarks on images that are printed; all of them are in dataset.json
 UNEVEN = 1.5  # times as many images in the largest class as in the smallest are reported
 

@@ -25,7 +25,7 @@ class Dataset:
         copy: the name of a copy of dataset.json in `directory`, where the images themselves are not.
 
     Raises:
-        UserError: no dataset in the directory, a file of it missing or of the wrong size, or test images of a class that the
+        UserError: no dataset in the directory, a file of it missing or of the wrong size, or images of a class that the
             network does not know.
     """
 
@@ -74,9 +74,16 @@ class Dataset:
         if name not in self._splits:
             try:
                 self._splits[name] = self._opened(name)
-            except Exception:  # whatever zipfile, zlib and numpy raise of an index or a header with a flipped bit
-                files = self.record.splits[name].files
-                self._compare([file for file in files if not file.name.endswith(".tar") and file.bytes <= QUICKLY_READ])
+            except (
+                Exception
+            ) as error:  # whatever zipfile, zlib and numpy raise of a flipped bit in an index or a header
+                files = [file for file in self.record.splits[name].files if not file.name.endswith(".tar")]
+                self._compare([file for file in files if file.bytes <= QUICKLY_READ])
+                large = [file.name for file in files if file.bytes > QUICKLY_READ]
+                if large and isinstance(error, ValueError | TypeError | OverflowError | OSError | EOFError):
+                    raise UserError(
+                        f"{self.directory / large[0]} cannot be opened ({error}); see 'vgg-ddp verify', or prepare it again"
+                    ) from None
                 raise
         return self._splits[name]
 

@@ -10,7 +10,7 @@ from vgg_ddp.config.data import DataConfig
 from vgg_ddp.config.schema import BUILT_IN_SOURCES
 from vgg_ddp.data.conversion import PREPARATION, Policy
 from vgg_ddp.data.prepare import prepare
-from vgg_ddp.data.sources import Unavailable, missing
+from vgg_ddp.data.sources import Unavailable, must_be_there
 from vgg_ddp.data.sources.containers import listing
 from vgg_ddp.data.storage import Storage
 from vgg_ddp.errors import UserError
@@ -83,8 +83,7 @@ def _policy(config: DataConfig) -> Policy:
 
 def _folder_name(path: Path, policy: Policy) -> str:
     """A name for the dataset made from what is at `path` now: another one once that, or the way of making it, has changed."""
-    if not path.exists():
-        raise missing(path)
+    must_be_there(path)
     found = listing(path) if path.is_dir() else None
     entries = [path, *(path / name for name in sorted(found.files + found.folders))] if found else [path]
     stats = [(str(entry.resolve()), entry.stat()) for entry in entries]

@@ -18,6 +18,7 @@ HUGE = 20e6  # pixels: an image of more is unusual
 # What libjpeg says of a file whose pixels end before its end mark: there is something else between, or they went wrong early.
 SURPLUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 FEW = 16  # bytes of anything that may stand there; more of them are padding or text, or what is left of damaged pixels
+DEEP = "has 16 bits"
 MODES = {
     "L": "is greyscale",
     "1": "is black and white",
@@ -27,9 +28,9 @@ MODES = {
     "LA": "is greyscale with an alpha channel, which is dropped",
     "PA": "has an alpha channel, which is dropped",
     "RGBA": "has an alpha channel, which is dropped",
-    "I": "has 16 bits",
-    "I;16": "has 16 bits",
-    "I;16B": "has 16 bits",
+    "I": DEEP,
+    "I;16": DEEP,
+    "I;16B": DEEP,
 }
 
 
@@ -65,6 +66,8 @@ def inspect(key: str, data: bytes) -> Inspection:
     except Exception as error:  # whatever a decoder raises of a broken file
         return Inspection(None, str(error).strip() or type(error).__name__)
     unusual = _remarks(key, decoded)
+    if decoded.kind == "PNG" and data[24] == 16 and DEEP not in unusual:  # Pillow's mode tells it of grey ones alone
+        unusual.insert(0, DEEP)
     if surplus:
         unusual.append("has surplus bytes before its end")
     return Inspection(decoded.pixels, "", unusual, file, suffix)
@@ -92,6 +95,8 @@ def _surplus(jpeg: bytes) -> bool:
 
 def _remarks(key: str, decoded: Decoded) -> list[str]:
     unusual = [MODES[decoded.mode]] if decoded.mode in MODES else []
+    if decoded.transparent and decoded.mode in ("RGB", "L"):
+        unusual.append("has a transparent colour, whose transparency is dropped")
     if decoded.frames > 1:
         unusual.append(f"is animated: the first of {decoded.frames} frames is taken")
     suffix = PurePosixPath(key).suffix.lower()

@@ -13,6 +13,7 @@ from vgg_ddp.errors import UserError
 if TYPE_CHECKING:
     from vgg_ddp.data.record import DatasetRecord
 
+WORDS = {"train": "training"}  # splits in a message
 MOST_NAMES = 20  # of classes in a message
 
 
@@ -20,16 +21,17 @@ def labels_by_name(record: DatasetRecord, classes: list[str]) -> NDArray[np.int6
     """For each class of a dataset its label among `classes`, the one of that name; -1 for a name that is not there.
 
     Raises:
-        UserError: the dataset has test images of such a class.
+        UserError: the dataset has images of such a class, in whichever split: the others are compared with the test images.
     """
     number = {name: i for i, name in enumerate(classes)}
-    counts = record.splits["test"].class_counts
-    unknown = [name for name, count in zip(record.classes, counts) if count and name not in number]
-    if unknown:
-        raise UserError(
-            f"{record.name} has test images of {listed(unknown)}, which the network does not know: it tells apart "
-            f"{listed(classes)}; the classes of {record.name} are {listed(record.classes)}"
-        )
+    for split in sorted(record.splits, key=lambda name: name != "test"):
+        counts = record.splits[split].class_counts
+        unknown = [name for name, count in zip(record.classes, counts) if count and name not in number]
+        if unknown:
+            raise UserError(
+                f"{record.name} has {WORDS.get(split, split)} images of {listed(unknown)}, which the network does not know: it "
+                f"tells apart {listed(classes)}; the classes of {record.name} are {listed(record.classes)}"
+            )
     return np.array([number.get(name, -1) for name in record.classes])
 
 

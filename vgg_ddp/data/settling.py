@@ -177,7 +177,7 @@ def settle_batch(config: Config, trained_on: int) -> tuple[Config, list[str]]:
 def settle_sizes(config: DataConfig, split: Split) -> tuple[DataConfig, list[str]]:
     """The configuration with numbers for `resize: auto` and `photo_size`, and what was chosen, a line each.
 
-    Images that are much larger than the network's input are shown to it whole, resized, not in crops of themselves; images
+    Images that are much larger than the network's input are resized, so that a crop shows most of their middle square; images
     that are smaller are enlarged.
     """
     shorter = _shorter_sides(split)

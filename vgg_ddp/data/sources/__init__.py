@@ -67,10 +67,18 @@ def find_source(source: str, downloads: Path, report: Callable[[str], None]) -> 
     raise Unavailable(problems[0])
 
 
-def missing(path: Path) -> UserError:
-    """What to say of a source that is not there."""
-    names = ", ".join(BUILT_IN_SOURCES)
-    return UserError(f"data.source: {path} does not exist; give {names}, an image folder, or an archive")
+def must_be_there(path: Path) -> None:
+    """Raises a `UserError` where no source can be at `path`: nothing is there, or what has no end, as the folder of all."""
+    try:
+        there, place = path.exists(), str(path.resolve())
+    except OSError as error:
+        raise UserError(f"data.source: {path} cannot be read: {error.strerror}") from None
+    if not there:
+        names = ", ".join(BUILT_IN_SOURCES)
+        raise UserError(f"data.source: {path} does not exist; give {names}, an image folder, or an archive")
+    endless = place in ("/", "/dev", "/proc", "/sys") or place.startswith(("/proc/", "/sys/"))
+    if endless or not (path.is_dir() or path.is_file()):
+        raise UserError(f"data.source: {path} is no file or folder of images")
 
 
 def open_source(path: Path) -> Source:
@@ -79,13 +87,7 @@ def open_source(path: Path) -> Source:
     Raises:
         UserError: nothing is there, or it is none of these.
     """
-    if not path.exists():
-        raise missing(path)
-    place = str(path.resolve())
-    if (
-        not (path.is_dir() or path.is_file()) or place in ("/", "/dev") or place.startswith(("/proc/", "/sys/"))
-    ):  # no end
-        raise UserError(f"data.source: {path} is no file or folder of images")
+    must_be_there(path)
     container = open_container(path)
     source = next((found for find in FORMATS if (found := find(container)) is not None), None)
     assert source is not None, "the last format raises"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg_ddp.data.sources.cifar import NAMES_CIFAR10, NAMES_CIFAR100
-from vgg_ddp.data.sources.class_folders import groups_of, stem
+from vgg_ddp.data.sources.class_folders import groups_of, has_class_folders, stem
 from vgg_ddp.data.sources.containers import Container, Folder
 from vgg_ddp.data.sources.source import SPLITS, Pixels, PixelSource
 from vgg_ddp.data.sources.splitting import must_be_several
@@ -22,6 +22,8 @@ LABELS = {"x_": "y_", "_images": "_labels"}  # what the array of labels has in i
 def find(container: Container) -> PixelSource | None:
     """The arrays of the one .npz file in `container`; None where there is none, or several.
 
+    None too where it holds other arrays and lies beside an image folder.
+
     Raises:
         UserError: it holds no images, or arrays that do not go together.
     """
@@ -33,6 +35,8 @@ def find(container: Container) -> PixelSource | None:
         # numpy leaves a file that it opened itself open where it turns out damaged
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             chosen = {split: next((key for key in KEYS[split] if key in arrays), None) for split in SPLITS}
+            if chosen["train"] is None and has_class_folders(container):
+                return None  # it only lies beside them
             if chosen["train"] is None:
                 raise UserError(f"{path} has the arrays {', '.join(arrays)}, and not x_train and y_train")
             splits = {s: _pixels(arrays[key], arrays[_label_key(key)]) for s, key in chosen.items() if key is not None}

@@ -74,6 +74,12 @@ def stem(container: Container) -> str:
     return name
 
 
+def has_class_folders(container: Container) -> bool:
+    """Whether images lie in folders, two at least, as those of classes do: a container of them is an image folder."""
+    folders = {PurePosixPath(name).parent for name in container.names if name.lower().endswith(SUFFIXES)}
+    return len(folders - {PurePosixPath()}) > 1
+
+
 def groups_of(classes: list[str]) -> dict[str, list[str]]:
     """The groups of classes that are CIFAR-10's; none of others."""
     return GROUPS_CIFAR10 if sorted(c for g in GROUPS_CIFAR10.values() for c in g) == sorted(classes) else {}
@@ -97,7 +103,8 @@ def _root(container: Container) -> tuple[str, dict[str, str]]:
             split = split_named(part)
             if split is not None:
                 found["".join(f"{outer}/" for outer in parts[:depth])][part] = split
-                break
+                if split == "train":  # another one may be called so by chance, as dev/ that wraps all
+                    break
     whole = {root: splits for root, splits in found.items() if "train" in splits.values()}
     if whole:
         depth = min(root.count("/") for root in whole)
@@ -121,4 +128,14 @@ def _root(container: Container) -> tuple[str, dict[str, str]]:
         root += f"{inner.pop()}/"
     if not inner or all(split_named(name) for name in inner):
         raise UserError(f"{container.path} has no images in train/CLASS/* or CLASS/*; {SHAPE}")
+    _must_not_be_split_inside(root, images, container)
     return root, {}
+
+
+def _must_not_be_split_inside(root: str, images: list[str], container: Container) -> None:
+    """Raises a `UserError` where the folders of classes have train/ and another split in them: CLASS/train/*."""
+    inside = [name.removeprefix(root).split("/")[1:-1] for name in images]
+    named = {folder: split_named(folder) for folder in sorted({folders[0] for folders in inside if folders})}
+    found = [folder for folder, split in named.items() if split is not None]
+    if "train" in named.values() and len({named[folder] for folder in found}) > 1:
+        raise UserError(f"{container.path} has {' and '.join(found)} inside of its classes; {SHAPE}")

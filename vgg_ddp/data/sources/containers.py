@@ -125,7 +125,18 @@ class Listing:
 
 
 def listing(top: Path) -> Listing:
-    """List a folder. Links to other folders are followed; one to a folder that it lies in itself would have no end."""
+    """List a folder. Links to other folders are followed; one to a folder that it lies in itself would have no end.
+
+    Raises:
+        UserError: it or a folder in it cannot be read.
+    """
+    try:
+        return _listing(top)
+    except OSError as error:
+        raise UserError(f"{error.filename or top} cannot be read: {error.strerror}") from None
+
+
+def _listing(top: Path) -> Listing:
     found = Listing()
     above = [_identity(folder.stat()) for folder in (top.resolve(), *top.resolve().parents)]
     waiting = [("", above)]
@@ -161,10 +172,7 @@ class Folder(Container):
 
     def __init__(self, path: Path, only: Path | None = None) -> None:
         self.folder = path
-        try:
-            found = Listing([only.name]) if only else listing(path)
-        except OSError as error:
-            raise UserError(f"{error.filename or path} cannot be read: {error.strerror}") from None
+        found = Listing([only.name]) if only else listing(path)
         self.lost = found.lost
         origin = packed_in(only) if only else {"kind": "folder", "path": str(path)}
         super().__init__(only or path, origin, found.files, found.folders)
@@ -187,10 +195,13 @@ class Folder(Container):
 
 
 class Tar(Container):
-    """See `Container`; plain or compressed. The whole is read once, to where a compressed file has its checksum."""
+    """See `Container`; plain or compressed. The whole is read once, to where a compressed file has its checksum.
+
+    Of files of one name the last counts, as where they are unpacked: `tar -u` and `tar -r` write another behind the first.
+    """
 
     def __init__(self, path: Path) -> None:
-        files: list[str] = []
+        files: dict[str, int] = {}  # where the last of each name begins
         folders: list[str] = []
         empty = 0
         with open_tar(path) as archive:
@@ -201,10 +212,14 @@ class Tar(Container):
                     continue
                 if member.issym() or member.islnk():
                     raise UserError(f"{path}: {name} is a link; pack it with tar --dereference --hard-dereference")
-                (folders if member.isdir() else files).append(name)
+                if member.isdir():
+                    folders.append(name)
+                else:
+                    files[name] = member.offset
             assert archive.fileobj is not None
             while archive.fileobj.read(1 << 20):
                 pass
+        self._begins = files
         super().__init__(path, packed_in(path), files, folders)
 
     def read(self, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
@@ -213,7 +228,7 @@ class Tar(Container):
         with open_tar(self.path) as archive:
             for member in archive:
                 name = str(PurePosixPath(member.name))
-                if name in names and member.isfile():
+                if name in names and member.isfile() and member.offset == self._begins[name]:
                     file = archive.extractfile(member)
                     assert file is not None, "a regular file"
                     yield name, file.read(_bearable(member.size, name, self.path))

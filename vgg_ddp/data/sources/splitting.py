@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -19,8 +20,11 @@ SPLIT_NAMES = {
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "dev": "validation",
     "test": "test",
     "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
 }
 
 
@@ -29,10 +33,30 @@ def split_named(name: str) -> str | None:
     return SPLIT_NAMES.get(name.lower())
 
 
-def split_in(path: str) -> str:
-    """The split that the path of a file of many images names ("plain_text/test-00000-of-00001.parquet"); else "train"."""
+def split_in(path: str) -> str | None:
+    """The split in the path of a file of many images ("plain_text/test-00000-of-00001.parquet"); None where it names none."""
     words = re.split(r"[^a-z]+", path.lower())
-    return next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "train")
+    return next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), None)
+
+
+def without_split(splits: Mapping[str, str | None]) -> list[str]:
+    """What to say of files that name no split, which are trained on, where others name one; nothing where all do or none.
+
+    Args:
+        splits: of each file by its path, as `split_in` gives it.
+    """
+    unnamed = sorted(path for path, split in splits.items() if split is None)
+    if not unnamed or len(unnamed) == len(splits):
+        return []
+    return [f"files taken as train, because their names say no split: {len(unnamed)}, such as {unnamed[0]}"]
+
+
+def must_be_one_revision(names: Iterable[str], path: object) -> None:
+    """Raises a `UserError` where files of several revisions of a set lie in Hugging Face's cache: each has every image."""
+    found = (re.match(r"(?:.*/)?snapshots/[^/]+/", name) for name in names)
+    revisions = sorted({match[0] for match in found if match})
+    if len(revisions) > 1:
+        raise UserError(f"{path} holds several sets: {', '.join(revisions)}; give one of them")
 
 
 def with_test_split(source: Source, share: float, seed: int) -> Source:
