@@ -174,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
         help="compare recipes: runs of one with several seeds, against runs of another with several seeds",
     )
     report.add_argument(
-        "--out", type=Path, help="where to write runs side by side; default: FIRST RUN/report/comparison.html"
+        "--out",
+        type=Path,
+        help="where to write runs side by side; default: FIRST RUN/report/comparison.html, with --against recipes.html there",
     )
     report.set_defaults(run=_report)
 
@@ -325,7 +327,7 @@ def _study(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from vgg_ddp.run.directory import find_run
+    from vgg_ddp.run.directory import RunDirectory, find_run
 
     first, *others = options.targets
     if options.out and not (others or options.against):
@@ -342,13 +344,14 @@ def _report(options: argparse.Namespace) -> int:
     from vgg_ddp.run import outcome
     from vgg_ddp.run.metrics_log import read_metrics
 
+    for target in (run, *map(RunDirectory, (*others, *(options.against or ())))):
+        account = outcome.account(target, read_metrics(target.metrics))
+        if account.state:
+            print(f"{target.path}: {account.words} {account.command}".rstrip())
     if options.against:
         out = options.out or first / "report" / "recipes.html"
         print(write_recipes(options.against, options.targets, out))
         return EXIT_OK
-    account = outcome.account(run, read_metrics(run.metrics))
-    if account.state:
-        print(f"{first}: {account.words} {account.command}".rstrip())
     dataset = of_run.find(run)
     if dataset is None and (run.evaluation / "summary.json").is_file():
         print(f"the images of {first} are gone: its pages have the pictures that it keeps of them, if any")
@@ -363,9 +366,9 @@ def _table(options: argparse.Namespace) -> int:
     from vgg_ddp.report import error_table
     from vgg_ddp.run.console import table
 
-    rows, elsewhere = error_table.rows(options.targets)
-    if elsewhere:
-        print(f"left out, as of other data than the run's own: {elsewhere}", file=sys.stderr)
+    rows, left_out = error_table.rows(options.targets)
+    for reason, evaluations in left_out.items():
+        print(f"left out, as {reason}: {evaluations}", file=sys.stderr)
     if options.format == "text":
         table(error_table.TITLE, error_table.ON_SCREEN, rows)
     else:

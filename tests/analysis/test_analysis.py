@@ -56,6 +56,24 @@ def test_wilson_is_scipy_s(one: int, other: int) -> None:
     assert ends == pytest.approx(tuple(binomtest(count, total).proportion_ci(0.95, method="wilson")), abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "ends"),
+    [
+        ((56, 70), (48, 80), (0.0524, 0.3339)),
+        ((9, 10), (3, 10), (0.1705, 0.8090)),
+        ((6, 7), (2, 7), (0.0582, 0.8062)),
+        ((5, 56), (0, 29), (-0.0381, 0.1926)),
+        ((0, 10), (0, 20), (-0.1611, 0.2775)),
+        ((10, 10), (0, 20), (0.6791, 1.0)),
+    ],
+)
+def test_the_interval_of_a_difference_is_newcombe_s(
+    first: tuple[int, int], second: tuple[int, int], ends: tuple[float, float]
+) -> None:
+    """The examples of his paper's table II."""
+    assert intervals.difference(first, second) == pytest.approx(ends, abs=6e-5)
+
+
 def test_the_interval_of_f1_covers_it_in_95_of_100_draws() -> None:
     """Of a class that is answered with chances known, drawn again and again."""
     random = np.random.default_rng(0)
@@ -502,6 +520,22 @@ def test_the_bootstrap_interval_is_that_of_resampled_images() -> None:
     change = second.astype(int) - first
     means = change[random.integers(0, 400, (20_000, 400))].mean(axis=1)
     assert found.interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.004)
+
+
+def test_what_was_never_seen_is_not_ruled_out() -> None:
+    """Of eight images that both name, or neither, up to a third may be lost; 400 say more. No verdict of McNemar's changes."""
+    for right in (np.ones(8, bool), np.zeros(8, bool)):
+        found = significance.compare(right, right)
+        assert found.interval == pytest.approx((-0.324, 0.324), abs=0.001) and found.p_value == 1.0
+    many = np.ones(400, bool)
+    assert significance.compare(many, many).interval == pytest.approx((-0.0095, 0.0095), abs=1e-4)
+    assert significance.compare(many, many, outside=0.001).interval[0] < -0.02
+    for images in (6, 100, 10_000):
+        for lost in (5, 6):
+            found = significance.compare(np.ones(images, bool), np.arange(images) >= lost)
+            assert found.p_value == pytest.approx(2 * 0.5**lost)
+            if images > 6:
+                assert (found.interval[1] < 0) == (found.p_value < significance.CHANCE)
 
 
 @pytest.mark.seconds

@@ -265,7 +265,16 @@ def stored(folder: Path) -> dict[str, Any]:
 
 def test_networks_that_answer_together_answer_with_the_mean_of_their_soft_max(run: Path, other: Path) -> None:
     before = (run / "evaluation/summary.json").read_bytes()
-    words = [run.name, other.name, "evaluate.scales=[]", "--protocol", "dense", "--out", "both"]
+    words = [
+        run.name,
+        other.name,
+        "evaluate.scales=[]",
+        "--protocol",
+        "dense",
+        "--out",
+        "both",
+        "analysis.budget=small",
+    ]
     done = vgg_ddp("evaluate", *words, folder=run.parent)
     assert done.returncode == 0, done.stderr
     assert "by the average of 2 networks" in done.stdout
@@ -278,6 +287,7 @@ def test_networks_that_answer_together_answer_with_the_mean_of_their_soft_max(ru
     assert np.array_equal(found["prediction"], found["probabilities"].argmax(axis=1))
     summary = json.loads((both / "evaluation/summary.json").read_text())
     assert summary["accuracy"] == (found["prediction"] == found["label"]).mean()
+    assert summary["why"]["budget"] == "small"
     assert [member["run"] for member in summary["members"]] == [run.name, other.name]
     assert [member["protocol"]["name"] for member in summary["members"]] == ["dense", "dense"]
     assert "vgg_tiny + vgg_tiny" in (both / "report/index.html").read_text()

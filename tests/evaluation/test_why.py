@@ -6,6 +6,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,7 +19,9 @@ from torchvision.models import vgg11
 import vgg_ddp
 from tests.support.rank_processes import CPU, Ranks, Train
 from tests.support.runs import make_dataset
-from vgg_ddp.config import load
+from vgg_ddp.analysis.predictions import Predictions
+from vgg_ddp.config import Config, load
+from vgg_ddp.config.analysis import AnalysisConfig
 from vgg_ddp.data.dataset import Dataset, file_sha256
 from vgg_ddp.data.order import evaluation_slices
 from vgg_ddp.data.record import FileRecord, SplitRecord, encoded
@@ -27,6 +30,7 @@ from vgg_ddp.distributed.world import ALONE, joined
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import attributes, features, occlusion
 from vgg_ddp.evaluation.changes import CHANGES
+from vgg_ddp.evaluation.why import Answered, Search
 from vgg_ddp.model import vgg
 
 
@@ -122,6 +126,17 @@ def test_features_are_those_that_the_last_layer_multiplies() -> None:
     expected = nn.functional.normalize(whole, dim=1)
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-3)
     assert not network.classifier[-1]._forward_pre_hooks
+
+
+def test_what_is_left_out_keeps_the_name_of_its_budget() -> None:
+    """Of images shown in several views no features are kept, whatever the budget."""
+    answers = Predictions(np.array([0, 1]), np.eye(2, dtype=np.float32), np.arange(2))
+    for budget, reason in (("full", "shown once"), ("none", "analysis.budget=none")):
+        config = Config(network="vgg11", analysis=AnalysisConfig(budget=budget))
+        nothing: Any = None
+        search = Search(config, nothing, nothing, nothing, ALONE, Answered(answers, None, np.arange(2)), {})
+        found = search.describe(None)
+        assert found["budget"] == budget and reason in found["left_out"][0] and found["map"] is None
 
 
 def plant_copies(few_digits: Path, target: Path) -> list[int]:

@@ -24,9 +24,21 @@ def test_evaluations_on_other_data_are_counted_and_left_out(tmp_path: Path) -> N
     write_summary(run, "cifar10", 0.9)
     write_summary(run / "evaluations" / "dense", "cifar10", 0.92, protocol={"name": "dense", "scales": [40]})
     write_summary(run / "evaluations" / "photos", "photos", 0.3)
-    rows, elsewhere = error_table.rows([run])
+    rows, left_out = error_table.rows([run])
     assert [(row[4], row[5]) for row in rows] == [("single", "10.00"), ("dense", "8.00")]
-    assert elsewhere == 1
+    assert left_out == {error_table.OTHER_DATA: 1}
+
+
+def test_evaluations_of_another_checkpoint_are_counted_and_left_out(tmp_path: Path) -> None:
+    """A run that was trained on keeps what its earlier weights answered."""
+    run = tmp_path / "run"
+    write_summary(run, "cifar10", 0.9, checkpoint_sha256="later")
+    write_summary(
+        run / "evaluations" / "dense", "cifar10", 0.8, checkpoint_sha256="earlier", protocol={"name": "dense"}
+    )
+    rows, left_out = error_table.rows([run])
+    assert [row[5] for row in rows] == ["10.00"]
+    assert left_out == {error_table.OTHER_CHECKPOINT: 1}
 
 
 def test_a_folder_without_an_evaluation_is_named(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def test_misses_sentence_reads_as_a_sentence() -> None:
     assert per_class.misses_sentence(classes, confusion, 0).replace(words.NBSP, " ") == (
         "When a cat is missed it is taken for a dog (52 %), a frog (19 %), a deer (15 %): together 86 % of its 79 misses."
     )
+    once = np.array([[9, 1], [0, 9]])
+    assert per_class.misses_sentence(classes, once, 0).endswith("it is always taken for a deer (1 miss).")
 
 
 def test_where_classes_are_uneven_the_means_over_classes_come_first(tmp_path: Path) -> None:

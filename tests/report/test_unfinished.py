@@ -135,6 +135,22 @@ def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
     assert "There are no curves yet." in section(page, "training").text
 
 
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [(20, "last validation"), (101, "last validation: the best 10 and the worst 10 of 100 classes")],
+)
+def test_of_many_classes_it_says_which_are_shown(classes: int, said: str, tmp_path: Path) -> None:
+    """The last of 101 has no images."""
+    accuracy = [None if k == 100 else k / 100 for k in range(classes)]
+    row = {"step": 4, "epoch": 1.0, "split": "validation", "scope": "epoch", "loss": 1.0, "accuracy": 0.5}
+    (tmp_path / "config.yaml").write_text("network: vgg11\n")
+    (tmp_path / "data.json").write_text(json.dumps({"classes": [f"c{k}" for k in range(classes)]}))
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({**row, "class_accuracy": accuracy}) + "\n")
+    shown = section(read(write_report(tmp_path, None)), "classes")
+    assert shown.all("figcaption")[0].text.endswith(said)
+    assert len(shown.table()) == 20
+
+
 @pytest.mark.parametrize("broken", ["outcome.json", "data.json", "environment.json", "metrics.jsonl"])
 def test_a_damaged_file_is_left_out(broken: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("network: [\n")

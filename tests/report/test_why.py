@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.support.pages import decoded, page_of, section
 from tests.support.runs import CLASSES, change_json, make_run
-from vgg_ddp.analysis import slices
+from vgg_ddp.analysis import reliance, slices
 from vgg_ddp.evaluation.changes import CHANGES
 from vgg_ddp.report import words
-from vgg_ddp.report.sections.reliance import MEANINGS
+from vgg_ddp.report.sections import neighbours
+from vgg_ddp.report.sections.reliance import MEANINGS, reliance_sentence
+from vgg_ddp.report.sections.slices import people_sentence
 
 
 def test_each_change_has_its_words() -> None:
@@ -90,3 +93,66 @@ def test_where_nothing_was_looked_for_the_page_says_so(tmp_path: Path) -> None:
     assert section(page, "neighbours").text.endswith("analysis.budget=none. It was not asked for.")
     for name in ("occlusion", "reliance", "map"):
         assert not section(page, name).all("figure")
+
+
+@pytest.mark.parametrize(
+    ("images", "accuracy", "spared"),
+    [(400, 1.0, True), (8, 1.0, False), (400, 0.0, False), (400, 0.1, False)],  # of ten classes
+)
+def test_nothing_is_lost_only_where_much_would_have_been_seen(images: int, accuracy: float, spared: bool) -> None:
+    right = np.arange(images) < accuracy * images
+    said = reliance_sentence(reliance.describe({"grey": right}, right, {}), "test", classes=10)
+    assert ("Little or nothing is lost without colour" in said) == spared
+
+
+@pytest.mark.parametrize(
+    ("mistakes", "said"),
+    [
+        (1, "Of the 5 nearest to the surest mistake, among "),
+        (9, "Of the 5 nearest to each of the 9 surest mistakes, among "),
+    ],
+)
+def test_the_surest_mistakes_are_counted(mistakes: int, said: str) -> None:
+    shares = {"wrong_answer": 0.8, "wrong_answer_interval": None, "wrong_answer_by_chance": 0.1, "true_label": 0.1}
+    assert said in neighbours.nearest_sentence({"mistakes": mistakes, "nearest": 5, **shares}, 2000)
+
+
+@pytest.mark.parametrize(
+    ("doubtful", "said"),
+    [
+        (
+            1,
+            "Of 2,000 of 5,000 training images, 1 has a label that the network and its nearest images contradict together",
+        ),
+        (
+            3,
+            "Of 2,000 of 5,000 training images, 3 have a label that the network and their nearest images contradict together",
+        ),
+    ],
+)
+def test_doubtful_training_labels_are_counted(doubtful: int, said: str) -> None:
+    found = neighbours.training_labels_sentence({"images": 2000, "of": 5000, "doubtful": doubtful})
+    assert found.startswith(said) and ("It is worth a look" in found) == (doubtful == 1)
+
+
+@pytest.mark.parametrize(
+    ("mistakes", "classes", "said"),
+    [
+        (
+            1,
+            3,
+            "The network's one wrong answer is given by 40.0 % of them, any other wrong answer to the same image by 10.0 %.",
+        ),
+        (
+            2,
+            3,
+            "The network's 2 wrong answers are given by 40.0 % of them, any other wrong answer to the same images by 10.0 %.",
+        ),
+        (2, 2, "The network's 2 wrong answers are given by 40.0 % of them."),
+    ],
+)
+def test_wrong_answers_of_people_are_held_against_others_where_there_are_any(
+    mistakes: int, classes: int, said: str
+) -> None:
+    found = {"file": "h.npy", "asked": 10, "people": 0.9, "mistakes": mistakes, "shared": 0.4, "shared_by_chance": 0.1}
+    assert people_sentence(found, classes).replace(words.NBSP, " ").endswith(said)

@@ -34,11 +34,20 @@ def test_named(name: str, said: str) -> None:
         (0.786, "78.6 %"),
         (0.99996, "99.996 %"),
         (0.0004, "0.04 %"),
+        (-5.5e-17, "0 %"),
         (None, "not recorded"),
     ],
 )
 def test_percent_rounds_to_all_or_none_only_where_true(share: float | None, said: str) -> None:
     assert words.percent(share).replace(words.NBSP, " ") == said
+
+
+@pytest.mark.parametrize(
+    ("count", "names", "said"),
+    [(1, ("miss", "misses"), "1 miss"), (1200, ("miss", "misses"), "1,200 misses"), (0, ("image",), "0 images")],
+)
+def test_counts_of_things_take_their_plural(count: int, names: tuple[str, ...], said: str) -> None:
+    assert words.counted(count, *names) == said
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,20 @@ def wilson(count: int, total: int) -> Interval | None:
     return 0.0 if count == 0 else centre - half, 1.0 if count == total else centre + half
 
 
+def difference(first: tuple[int, int], second: tuple[int, int]) -> Interval:
+    """Newcombe's interval of the first share less the second, each a count and its total of at least 1.
+
+    Newcombe 1998, "Interval estimation for the difference between independent proportions", Statistics in Medicine 17,
+    method 10: from both shares' Wilson intervals, so that shares of 0 or 1 have one with width too.
+    """
+    share, other = first[0] / first[1], second[0] / second[1]
+    ends, other_ends = wilson(*first), wilson(*second)
+    assert ends is not None and other_ends is not None
+    apart = share - other
+    low = apart - math.hypot(share - ends[0], other_ends[1] - other)
+    return low, apart + math.hypot(ends[1] - share, other - other_ends[0])
+
+
 def f1(true_positives: int, false_positives: int, false_negatives: int) -> Interval | None:
     """The interval of an F1 score; None where the class was neither shown nor answered.
 

@@ -64,7 +64,8 @@ def combine(runs: Sequence[ResolvedRun], dataset: Dataset, out: Path) -> dict[st
     groups = runs[0].config.analysis.groups
     predictions = average(members)
     reason = "the networks held out images for validation each for itself"
-    data = data_quality.describe(dataset, BUDGETS[runs[0].config.analysis.budget].compared_pixels)
+    budget = runs[0].config.analysis.budget
+    data = data_quality.describe(dataset, BUDGETS[budget].compared_pixels)
     checkpoints = [member.summary["checkpoint_sha256"] for member in members]
     summary = {
         "dataset": dataset.name,
@@ -90,7 +91,7 @@ def combine(runs: Sequence[ResolvedRun], dataset: Dataset, out: Path) -> dict[st
         "near_duplicates_accuracy": data_quality.accuracy_by_doubles(
             data["near_duplicates"], predictions.prediction == predictions.label, predictions.sample_index
         ),
-        "why": why.left_out("Looked for only in the answers of one network."),
+        "why": why.left_out("Looked for only in the answers of one network.", budget),
         "network": " + ".join(member.summary["network"] for member in members),
         "checkpoint_sha256": hashlib.sha256(" ".join(checkpoints).encode()).hexdigest(),
         "world_size": members[0].summary["world_size"],

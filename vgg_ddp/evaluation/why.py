@@ -53,9 +53,9 @@ class Answered:
         return Predictions(found.label[place], found.logits[place], found.sample_index[place])
 
 
-def left_out(reason: str) -> dict[str, Any]:
-    """What summary.json says of it where nothing was looked for."""
-    return {"budget": "none", "left_out": [reason], **NOTHING}
+def left_out(reason: str, budget: str) -> dict[str, Any]:
+    """What summary.json says of it where nothing was looked for, with the name of the budget that was asked for."""
+    return {"budget": budget, "left_out": [reason], **NOTHING}
 
 
 class Search:
@@ -89,13 +89,15 @@ class Search:
             trained: answers to images that the network was trained on; None where they are not known.
         """
         slices_of_test = self._slices()
-        if self._budget.name == "none":
-            return {**left_out("analysis.budget=none leaves out what takes time."), **slices_of_test}
+        budget = self._budget.name
+        if budget == "none":
+            return {**left_out("analysis.budget=none leaves out what takes time.", budget), **slices_of_test}
         if self._tested.features is None:
-            return {**left_out("Looked for only where each image is shown once, at its centre."), **slices_of_test}
+            reason = "Looked for only where each image is shown once, at its centre."
+            return {**left_out(reason, budget), **slices_of_test}
         self._network.eval()
         found = {
-            "budget": self._budget.name,
+            "budget": budget,
             **NOTHING,
             **slices_of_test,
             **self._neighbours(self._tested.features, trained),

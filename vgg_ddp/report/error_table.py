@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +28,34 @@ NAMES = {
 OWN = "own"  # images are not resized, and differ in size
 
 
-def rows(targets: list[Path]) -> tuple[list[list[str]], int]:
+OTHER_DATA = "of other data than the run's own"
+OTHER_CHECKPOINT = "of another checkpoint than RUN/evaluation"
+
+
+def rows(targets: list[Path]) -> tuple[list[list[str]], Counter[str]]:
     """A row for RUN/evaluation of each run, or folder of several networks' answers, and for each of RUN/evaluations on the same
-    data; how many evaluations on other data there were.
+    data and of the same checkpoint; how many other evaluations there were, by what they are of.
 
     Raises:
         UserError: a folder has no evaluation, or a damaged one.
     """
-    found, elsewhere = [], 0
+    found, left_out = [], Counter[str]()
     for target in targets:
         run = RunDirectory(target)
         others = sorted(path.parent for path in run.evaluations.glob("*/evaluation"))
         summaries = [read_json(folder / "evaluation" / "summary.json") for folder in (target, *others)]
         known = [summary for summary in summaries if summary is not None]
         own = _trained_on(run) or (known[0]["dataset"] if known else None)
-        of_target = [_row(run, summary) for summary in known if summary["dataset"] == own]
-        if not of_target:
+        on_own = [summary for summary in known if summary["dataset"] == own]
+        if not on_own:
             which = " on its own data" if known else ""
             raise UserError(f"{target} has no evaluation{which}; run: vgg-ddp evaluate {target}")
-        found += of_target
-        elsewhere += len(known) - len(of_target)
-    return found, elsewhere
+        checkpoint = on_own[0].get("checkpoint_sha256")
+        of_one = [summary for summary in on_own if summary.get("checkpoint_sha256") == checkpoint]
+        found += [_row(run, summary) for summary in of_one]
+        left_out[OTHER_DATA] += len(known) - len(on_own)
+        left_out[OTHER_CHECKPOINT] += len(on_own) - len(of_one)
+    return found, +left_out
 
 
 def _trained_on(run: RunDirectory) -> str | None:

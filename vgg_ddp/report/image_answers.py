@@ -15,6 +15,7 @@ from vgg_ddp.report.rendering import render
 
 MOST_IMAGES = 400  # on the page; predictions.json has all
 TOP = 3  # answers shown of each
+MOST_NAMED = 8  # different answers whose counts are told
 NEAREST_SIDE = 64  # pixels of a training image, at most
 
 SECTIONS = [("story", "In short"), ("images", "Images")]
@@ -112,10 +113,9 @@ def write_image_answers(
     labelled = [one for one in answers if one.label is not None]
     right = sum(classes[one.order[0]] == one.label for one in labelled)
     counts = np.bincount([one.order[0] for one in answers], minlength=len(classes))
-    said = [f"{names[k]} {words.number(int(counts[k]))}" for k in np.argsort(-counts, kind="stable")[:8] if counts[k]]
     story = [
         f"{network} has learned {len(classes)} classes from {words.shown(dataset)}, and answers with one of them whatever "
-        f"it is shown. Its answers to {words.number(len(answers))} images: {', '.join(said)}."
+        f"it is shown. Its answers to {words.counted(len(answers), 'image')}: {_counts_said(names, counts)}."
     ]
     if how:
         mean = f"Each answer is the mean over {views} views of the image"
@@ -140,6 +140,14 @@ def write_image_answers(
         "sections": SECTIONS,
     }
     return render("image_answers.html.j2", values, path)
+
+
+def _counts_said(names: list[str], counts: NDArray[np.int64]) -> str:
+    """How often each class was answered, the most frequent first; of many some, and how many more there are."""
+    ranked = [k for k in np.argsort(-counts, kind="stable") if counts[k]]
+    said = [f"{names[k]} {words.number(int(counts[k]))}" for k in ranked[:MOST_NAMED]]
+    more = len(ranked) - len(said)
+    return ", ".join(said) + (f" and {words.counted(more, 'more class', 'more classes')}" if more else "")
 
 
 def _shown(one: Answer, names: list[str], classes: list[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from vgg_ddp.analysis import course
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.report import details, kept_pictures, unfinished, words
-from vgg_ddp.report.reading import read_evaluation, recipe, validation_images
+from vgg_ddp.report.reading import of_best, read_evaluation, recipe, validation_images
 from vgg_ddp.report.rendering import embedded, render
 from vgg_ddp.report.sections import (
     abstention,
@@ -86,7 +86,12 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
     shown = kept_pictures.of_dataset(evaluation, dataset) if dataset else kept_pictures.of_run(evaluation, kept_in)
     described, sheets = details.describe(evaluation, shown, trained_with)
     values = {
-        **story.values(evaluation, course.ending(metrics, sum(held_out)), trained_with),
+        **story.values(
+            evaluation,
+            course.ending(metrics, sum(held_out)),
+            of_best=of_best(directory, evaluation, trained_with),
+            quiz=bool(described["quiz"]),
+        ),
         "trained_on": trained_on,
         "account": account,
         "curves_drawn": curves.curves(metrics, trained_on, trained_with),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from vgg_ddp.data.validation import count_held_out
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import stored
 from vgg_ddp.report import words
-from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.directory import RunDirectory, named
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,22 @@ def read_evaluation(run: Path) -> Evaluation:
 def _shown_group(group: dict[str, Any]) -> dict[str, Any]:
     taken_for = {words.shown(name): images for name, images in group["taken_for"].items()}
     return {**group, "classes": [words.shown(name) for name in group["classes"]], "taken_for": taken_for}
+
+
+def of_best(run: RunDirectory, evaluation: Evaluation, recipe: Config | None) -> bool:
+    """Whether an evaluation is of the best checkpoint of `run`, whatever its configuration says, which a word may have changed.
+
+    By the hashes of their manifests; where there is no best checkpoint, or no hash, by the configuration.
+    """
+    evaluated = evaluation.summary.get("checkpoint_sha256")
+    try:
+        best = named(run.checkpoints, "best")
+        manifest = None if best is None else (best / "manifest.json").read_bytes()
+    except (OSError, UserError):  # removed, or its pointer is damaged
+        manifest = None
+    if evaluated is None or manifest is None:
+        return recipe is not None and recipe.evaluate.checkpoint == "best"
+    return bool(evaluated == hashlib.sha256(manifest).hexdigest())
 
 
 def validation_images(run: RunDirectory, evaluation: Evaluation, recipe: Config | None) -> list[int]:

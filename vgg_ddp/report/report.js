@@ -64,11 +64,24 @@
   // The section that is being read, in the bar at the top.
 
   const links = new Map(all("nav a").map((link) => [link.getAttribute("href").slice(1), link]));
-  // On the way there, sections get their real height as they are passed.
+  // On the way there, sections get their real height as they are passed. Where nothing scrolls, or the reader turns to
+  // something else, there is no arrival: it would undo the reader's own next scroll.
+  let way = new AbortController();
   for (const [id, link] of links)
-    link.addEventListener("click", () => {
-      const arrive = () => find(`#${id}`).scrollIntoView({ behavior: "instant" });
-      addEventListener("scrollend", arrive, { once: true });
+    link.addEventListener("click", (event) => {
+      way.abort();
+      if (event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return; // opens elsewhere
+      const here = (way = new AbortController());
+      const leave = () => here.abort();
+      const arrive = () => {
+        leave();
+        find(`#${id}`).scrollIntoView({ behavior: "instant" });
+      };
+      addEventListener("scrollend", arrive, { signal: here.signal });
+      for (const sign of ["wheel", "touchstart", "keydown"])
+        addEventListener(sign, leave, { signal: here.signal, passive: true });
+      const still = setTimeout(leave, 1500); // a long way takes longer than this, but begins at once
+      addEventListener("scroll", () => clearTimeout(still), { signal: here.signal, passive: true });
     });
   const watcher = new IntersectionObserver(
     (entries) => {

@@ -50,6 +50,7 @@ def values(
     environment = _read(run.environment)
     classes = [words.shown(str(name)) for name in _read(run.data).get("classes", [])]
     dataset = words.shown(str(environment.get("data", "its data")))
+    ranked = _ranked(metrics, classes)
     return {
         "title": f"{words.shown(run.path.absolute().name)} on {dataset}: {account.state.lower() or 'finished'}",
         "dataset": dataset,
@@ -59,7 +60,8 @@ def values(
         "cards": _cards(metrics, left),
         "curves_drawn": curves.curves(metrics, dataset),
         "unreadable_lines": cut_off,
-        "per_class": _per_class(metrics, classes),
+        "per_class": _shown_classes(ranked),
+        "per_class_of": _which(ranked),
         "tiles": tiles,
         "notes": [words.shown(str(note)) for note in environment.get("fallbacks", [])],
         "config": figures.config_text(run.config),
@@ -102,13 +104,24 @@ def _cards(metrics: list[Row], left: str) -> list[dict[str, str]]:
     return cards
 
 
-def _per_class(metrics: list[Row], classes: list[str]) -> list[dict[str, Any]]:
-    """The accuracy of each class at the last validation, best first."""
+def _ranked(metrics: list[Row], classes: list[str]) -> list[tuple[float, str]]:
+    """The accuracy of each class with images at the last validation, best first."""
     found = [row["class_accuracy"] for row in metrics if row.get("class_accuracy")]
     if not found or len(found[-1]) != len(classes):
         return []
-    ranked = sorted(zip(found[-1], classes), key=lambda pair: -(pair[0] or 0.0))
-    ranked = [pair for pair in ranked if pair[0] is not None]
+    return sorted(
+        ((share, name) for share, name in zip(found[-1], classes) if share is not None), key=lambda pair: -pair[0]
+    )
+
+
+def _shown_classes(ranked: list[tuple[float, str]]) -> list[dict[str, Any]]:
+    """The rows of the table: all classes, or of many the best and the worst."""
     if len(ranked) > MOST_CLASSES:
         ranked = [*ranked[: MOST_CLASSES // 2], *ranked[-MOST_CLASSES // 2 :]]
     return [{"name": name, "share": share, "accuracy": words.percent(share)} for share, name in ranked]
+
+
+def _which(ranked: list[tuple[float, str]]) -> str:
+    """What the table of classes shows of them; empty where it shows all."""
+    half = MOST_CLASSES // 2
+    return f"the best {half} and the worst {half} of {len(ranked)} classes" if len(ranked) > MOST_CLASSES else ""

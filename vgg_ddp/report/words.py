@@ -49,7 +49,7 @@ def percent(share: float | None, digits: int = 1) -> str:
     while 0 < share < 1 and float(text) in (0, 100) and digits < 6:
         digits += 1
         text = f"{100 * share:.{digits}f}"
-    return f"{text}{NBSP}%" if float(text) not in (0, 100) else f"{float(text):.0f}{NBSP}%"
+    return f"{text}{NBSP}%" if float(text) not in (0, 100) else f"{float(text) + 0.0:.0f}{NBSP}%"  # + 0.0: no "-0"
 
 
 def measure(share: float | None) -> str:
@@ -86,7 +86,12 @@ def cell(share: float) -> str:
 
 def images_of(count: int, split: str) -> str:
     """A count of images of a split, e.g. "1 test image"."""
-    return f"{number(count)} {split} image{'' if count == 1 else 's'}"
+    return counted(count, f"{split} image")
+
+
+def counted(count: int, one: str, several: str = "") -> str:
+    """A count of things, e.g. "1 miss"; `several` is what more of them are called, where that is not `one` with an s."""
+    return f"{number(count)} {one if count == 1 else several or f'{one}s'}"
 
 
 def duration(seconds: float | None) -> str:

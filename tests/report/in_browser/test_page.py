@@ -246,6 +246,25 @@ def test_every_section_is_there(small: Run, visit: Any) -> None:
     assert page.is_visible("#wall canvas")
 
 
+def test_a_link_that_scrolls_nowhere_does_not_undo_the_reader_s_own_scroll(small: Run, visit: Any) -> None:
+    """Opened in another tab, or of the section where the reader is already."""
+    page = visit(page_of(small))
+    top = "Math.round(document.querySelector('#story').getBoundingClientRect().top)"
+    come = """place => new Promise(resolve => {
+      addEventListener("scrollend", () => setTimeout(() => resolve(scrollY), 300), { once: true });
+      scrollTo({ top: place, behavior: "instant" });
+    })"""
+    page.click('nav a[href="#data"]', modifiers=["Control"])
+    assert page.evaluate(come, 500) == 500
+    for _ in range(2):  # not by Playwright's own click, which scrolls to the link
+        page.eval_on_selector('nav a[href="#story"]', "link => link.click()")
+        page.wait_for_timeout(1000)
+    page.mouse.move(600, 500)
+    page.mouse.wheel(0, 400)
+    page.wait_for_timeout(1500)
+    assert page.evaluate(top) < -200
+
+
 def test_the_keyboard_alone_reaches_everything(small: Run, visit: Any) -> None:
     page = visit(page_of(small))
     wanted = page.evaluate(

@@ -71,12 +71,13 @@ def evenness_sentence(counts: dict[str, list[int]], classes: list[str]) -> str:
     found = counts.get("train") or next(iter(counts.values()))
     low, high = min(found), max(found)
     if low == high:
-        return f"Every class has {words.number(low)} training images."
+        return f"Every class has {words.images_of(low, 'training')}."
     few, many = words.named(classes[found.index(low)]), words.named(classes[found.index(high)])
     if low == 0:
-        return f"No training image shows {few}; {words.number(high)} show {many}."
+        return f"No training image shows {few}; {words.number(high)} {'shows' if high == 1 else 'show'} {many}."
     times = f"{high / low:.1f} times as many" if high / low >= 1.05 else "almost as many"
-    return f"Training images show {few} {words.number(low)} times and {many} {words.number(high)} times: {times}."
+    how_often = "once" if low == 1 else f"{words.number(low)} times"
+    return f"Training images show {few} {how_often} and {many} {words.number(high)} times: {times}."
 
 
 def doubtful_sentence(count: int, split: str) -> str:

@@ -108,12 +108,14 @@ def nearest_sentence(found: dict[str, Any], searched: int) -> str:
         return "There is no mistake to explain."
     interval = found["wrong_answer_interval"]
     ends = f" (95{words.NBSP}% interval {words.span(interval)})" if interval else ""
+    mistakes = found["mistakes"]
+    which = "the surest mistake" if mistakes == 1 else f"each of the {words.number(mistakes)} surest mistakes"
     wrong, chance = words.percent(found["wrong_answer"], 0), words.percent(found["wrong_answer_by_chance"], 0)
     said = (
         f"Near to an image are training images that the layer before the last describes alike. Of the "
-        f"{words.number(found['nearest'])} nearest to each of the {words.number(found['mistakes'])} surest mistakes, among "
-        f"{words.images_of(searched, 'training')}, {wrong} carry the network's wrong answer{ends}, where {chance} would by "
-        f"chance, and {words.percent(found['true_label'], 0)} the image's own label."
+        f"{words.number(found['nearest'])} nearest to {which}, among {words.images_of(searched, 'training')}, {wrong} carry "
+        f"the network's wrong answer{ends}, where {chance} would by chance, and {words.percent(found['true_label'], 0)} "
+        "the image's own label."
     )
     if interval and interval[0] > found["wrong_answer_by_chance"]:
         return f"{said} So the network has seen images like these under the name that it gives them."
@@ -124,11 +126,13 @@ def nearest_sentence(found: dict[str, Any], searched: int) -> str:
 
 def training_labels_sentence(training: dict[str, Any]) -> str:
     """How many labels of training images are doubtful, and how they were found."""
-    looked_at = f"{words.number(training['images'])} of {words.number(training['of'])} training images"
+    looked_at = f"{words.number(training['images'])} of {words.images_of(training['of'], 'training')}"
     if not training["doubtful"]:
         return f"Of {looked_at} none has a label that both the network and its nearest images contradict."
+    one = training["doubtful"] == 1
+    have, their, first = ("has", "its", "It is") if one else ("have", "their", "The first are")
     return (
-        f"Of {looked_at}, {words.number(training['doubtful'])} have a label that the network and their nearest images "
-        "contradict together (confident learning on the mean of both). The first are worth a look: ✓ marks neighbours "
-        "with the label in question, ✗ those with the network's answer."
+        f"Of {looked_at}, {words.number(training['doubtful'])} {have} a label that the network and {their} nearest images "
+        f"contradict together (confident learning on the mean of both). {first} worth a look: ✓ marks neighbours with the "
+        "label in question, ✗ those with the network's answer."
     )

@@ -128,7 +128,7 @@ def misses_sentence(classes: list[str], confusion: Counts, true: int) -> str:
     missed = words.named(classes[true])
     if len(answers) == 1:
         always = words.named(classes[answers[0][0]])
-        return f"When {missed} is missed it is always taken for {always} ({words.number(misses)} misses)."
+        return f"When {missed} is missed it is always taken for {always} ({words.counted(misses, 'miss', 'misses')})."
     first = [f"{words.named(classes[k])} ({words.percent(count / misses, 0)})" for k, count in answers[:3]]
     together = words.percent(sum(count for _, count in answers[:3]) / misses, 0) if len(answers) > 3 else "all"
     return (

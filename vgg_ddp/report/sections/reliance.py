@@ -39,7 +39,7 @@ def values(evaluation: Evaluation) -> dict[str, Any] | None:
     names = ["", *list(found["changes"])]
     rows = [found, *found["changes"].values()]
     return {
-        "words": reliance_sentence(found, evaluation.split),
+        "words": reliance_sentence(found, evaluation.split, len(evaluation.classes)),
         "rows": [
             {
                 "name": MEANINGS[name][0] if name else "as it is",
@@ -79,8 +79,10 @@ def _by_kind(found: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def reliance_sentence(found: dict[str, Any], split: str) -> str:
-    """On what the network relies most, and what it can do without."""
+def reliance_sentence(found: dict[str, Any], split: str, classes: int) -> str:
+    """On what the network relies most, and what it can do without; one that only guesses among so many `classes` has nothing
+    to lose.
+    """
     said = (
         f"On {words.images_of(found['images'], split)} it names {words.percent(found['accuracy'])} as they are. Where it names "
         "fewer of the same images once they are changed, it relies on what the change takes away."
@@ -92,7 +94,7 @@ def reliance_sentence(found: dict[str, Any], split: str) -> str:
     spared = [
         name
         for name, row in found["changes"].items()
-        if row["p_value"] >= CHANCE and row["difference_interval"][0] > -SPARED
+        if found["accuracy"] > 1 / classes and row["p_value"] >= CHANCE and row["difference_interval"][0] > -SPARED
     ]
 
     def described(names: list[str]) -> str:

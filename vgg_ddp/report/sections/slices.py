@@ -11,7 +11,10 @@ from vgg_ddp.report.reading import Evaluation
 def values(evaluation: Evaluation) -> dict[str, Any]:
     """A table for each attribute, and one by how far people agree; neither without the files of `analysis`."""
     why = evaluation.summary["why"]
-    return {"attributes": _attributes(why["by_attribute"]), "people": _people(why["by_agreement"])}
+    return {
+        "attributes": _attributes(why["by_attribute"]),
+        "people": _people(why["by_agreement"], len(evaluation.classes)),
+    }
 
 
 def _attributes(found: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -66,11 +69,11 @@ def attributes_sentence(found: dict[str, Any]) -> str:
     return f"{source} {' '.join(said) or 'On no value is it better or worse than on the others by more than chance.'}"
 
 
-def _people(found: dict[str, Any] | None) -> dict[str, Any] | None:
+def _people(found: dict[str, Any] | None, classes: int) -> dict[str, Any] | None:
     if found is None:
         return None
     return {
-        "words": people_sentence(found),
+        "words": people_sentence(found, classes),
         "rows": [
             {
                 "name": row["name"],
@@ -87,8 +90,10 @@ def _people(found: dict[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def people_sentence(found: dict[str, Any]) -> str:
-    """How often people give the label, and whether they share the network's mistakes."""
+def people_sentence(found: dict[str, Any], classes: int) -> str:
+    """How often people give the label, and whether they share the network's mistakes; of two `classes` there is no other
+    wrong answer to hold them against.
+    """
     if not found["asked"]:
         return f"{words.shown(found['file'])} has no labels of these images."
     said = (
@@ -97,8 +102,10 @@ def people_sentence(found: dict[str, Any]) -> str:
     )
     if not found["mistakes"]:
         return said
-    return (
-        f"{said} The network's {words.number(found['mistakes'])} wrong answers are given by "
-        f"{words.percent(found['shared'])} of them, any other wrong answer to the same images by "
-        f"{words.percent(found['shared_by_chance'])}."
-    )
+    one = found["mistakes"] == 1
+    answers = "one wrong answer is" if one else f"{words.number(found['mistakes'])} wrong answers are"
+    said += f" The network's {answers} given by {words.percent(found['shared'])} of them"
+    if classes <= 2:
+        return f"{said}."
+    same = "image" if one else "images"
+    return f"{said}, any other wrong answer to the same {same} by {words.percent(found['shared_by_chance'])}."

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vgg_ddp.analysis import course
+from vgg_ddp.analysis import course, intervals
 from vgg_ddp.analysis.confusions import Counts, leading, recall, taken_for
 from vgg_ddp.analysis.standing import FEWEST, Standing
-from vgg_ddp.config import Config
 from vgg_ddp.report import words
 from vgg_ddp.report.reading import Evaluation
 from vgg_ddp.report.sections.calibration import calibration_sentence
@@ -24,8 +22,14 @@ RATE_AT_ITS_END = 0.1  # of the highest
 NEARLY_ALL = 0.98  # of the training images: there is no more to learn from them
 
 
-def values(evaluation: Evaluation, ending: course.Ending | None, recipe: Config | None) -> dict[str, Any]:
-    """The title, the story, and a card for each question; `ending`: of the training, where it is known."""
+def values(evaluation: Evaluation, ending: course.Ending | None, *, of_best: bool, quiz: bool) -> dict[str, Any]:
+    """The title, the story, and a card for each question.
+
+    Args:
+        ending: of the training, where it is known.
+        of_best: whether the best checkpoint was evaluated.
+        quiz: whether the page has one.
+    """
     classes, confusion, summary = evaluation.classes, evaluation.confusion, evaluation.summary
     accuracy = words.percent(summary["accuracy"])
     story = [
@@ -44,7 +48,7 @@ def values(evaluation: Evaluation, ending: course.Ending | None, recipe: Config 
             {"first": k, "share": share, "accuracy": words.percent(share)} for k, share in _top_k(evaluation).items()
         ],
         "story": " ".join(sentence for sentence in story if sentence),
-        "cards": _cards(evaluation, ending, recipe is not None and recipe.evaluate.checkpoint == "best"),
+        "cards": _cards(evaluation, ending, of_best, quiz),
     }
 
 
@@ -53,7 +57,7 @@ def _top_k(evaluation: Evaluation) -> dict[str, float]:
     return {"1": evaluation.summary["accuracy"], **evaluation.summary["top_k_accuracy"]}
 
 
-def _cards(evaluation: Evaluation, ending: course.Ending | None, of_best: bool) -> list[dict[str, Any]]:
+def _cards(evaluation: Evaluation, ending: course.Ending | None, of_best: bool, quiz: bool) -> list[dict[str, Any]]:
     """The questions to ask of any classifier, each with its answer in a word and in a sentence."""
     classes, confusion, summary = evaluation.classes, evaluation.confusion, evaluation.summary
     worst = evaluation.looked_at
@@ -101,7 +105,7 @@ def _cards(evaluation: Evaluation, ending: course.Ending | None, of_best: bool) 
     cards.append(
         {
             "question": "Is it better than what needs no network?",
-            "answer": f"{words.percent(neighbour['correct'] / max(neighbour['images'], 1))} without one",
+            "answer": f"{words.percent(_without_network(confusion, neighbour))} without one",
             "words": baselines_sentence(confusion, neighbour),
         }
     )
@@ -149,7 +153,7 @@ def _cards(evaluation: Evaluation, ending: course.Ending | None, of_best: bool) 
             "link_words": "The data.",
         }
     )
-    if worst is not None:
+    if worst is not None and quiz:
         cards.append(
             {
                 "question": "Would a person have known?",
@@ -169,7 +173,7 @@ def _extremes_card(evaluation: Evaluation) -> dict[str, Any]:
     def said(k: int) -> str:
         return f"{words.quoted(classes[k])} {words.percent(float(accuracy[k]))}"
 
-    ends = [said(found[0]) for found in (standing.best, standing.worst) if found]
+    ends = [(end, said(found[0])) for end, found in (("best", standing.best), ("worst", standing.worst)) if found]
     others = [k for k in sorted(standing.unlike("worse"), key=lambda k: accuracy[k]) if k not in standing.worst[:1]]
     also = [said(k) for k in others]
     more = [*also[:3], f"{len(also) - 3} more"] if len(also) > 3 else also
@@ -181,7 +185,7 @@ def _extremes_card(evaluation: Evaluation) -> dict[str, Any]:
     )
     return {
         "question": "What is it best at, and what worst?",
-        "answer": "\n".join(ends) or "nothing stands out",
+        "answer": "\n".join(one if len(ends) == 2 else f"{end}: {one}" for end, one in ends) or "nothing stands out",
         "words": why if ends else extremes_sentence(classes, evaluation.confusion, standing),
         "link": "classes",
         "link_words": "Every class.",
@@ -257,10 +261,20 @@ def continuum_sentence(top_k: dict[str, float], confusion: Counts, groups: dict[
     mistakes = total - right
     if not groups or not mistakes:
         return said
+    better = words.percent((right + kept / 2) / total)
+    if mistakes == 1:
+        keeps = f"keeps the kind: counted as half a mistake, it makes the accuracy {better}"
+        return f"{said} Its one mistake {keeps if kept else 'does not keep the kind'}."
     return (
         f"{said} Of its {words.number(mistakes)} mistakes {words.percent(kept / mistakes, 0)} keep the kind: counted as "
-        f"half a mistake each, they make the accuracy {words.percent((right + kept / 2) / total)}."
+        f"half a mistake each, they make the accuracy {better}."
     )
+
+
+def _without_network(confusion: Counts, neighbour: dict[str, int]) -> float:
+    """The highest accuracy of what needs no network; guessing is never better than always the most frequent class."""
+    most = int(confusion.sum(axis=1).max(initial=0)) / max(int(confusion.sum()), 1)
+    return max(most, neighbour["correct"] / max(neighbour["images"], 1))
 
 
 def baselines_sentence(confusion: Counts, neighbour: dict[str, int]) -> str:
@@ -273,9 +287,11 @@ def baselines_sentence(confusion: Counts, neighbour: dict[str, int]) -> str:
     )
     if not neighbour["images"]:
         return f"{said}."
+    some = neighbour["images"] != images
+    on = f" on {words.number(neighbour['images'])} of {words.images_of(images, 'test')}" if some else ""
     return (
-        f"{said}, the answer of the most alike of {words.number(neighbour['training_images'])} training images (8 x 8 "
-        f"grey pixels) for {words.percent(neighbour['correct'] / neighbour['images'])}; the network for "
+        f"{said}, the answer of the most alike of {words.images_of(neighbour['training_images'], 'training')} (8 x 8 grey "
+        f"pixels) for {words.percent(neighbour['correct'] / neighbour['images'])}{on}; the network for "
         f"{words.percent(int(np.trace(confusion)) / images)} of the {words.images_of(images, 'test')}."
     )
 
@@ -308,15 +324,15 @@ def memory_sentence(remembered: dict[str, Any], test_accuracy: float, test_image
     """Whether it has learned or remembers: its accuracy on images that it was trained on, beside that on others."""
     seen, images = remembered["accuracy"], remembered["images"]
     gap = seen - test_accuracy
-    noise = 1.96 * math.sqrt(seen * (1 - seen) / images + test_accuracy * (1 - test_accuracy) / test_images)
+    low, high = intervals.difference((round(seen * images), images), (round(test_accuracy * test_images), test_images))
     said = (
         f"With the evaluated weights it names {words.percent(seen)} of {words.images_of(images, 'training')}, without "
         f"augmentation, and {words.percent(test_accuracy)} of {words.images_of(test_images, 'test')}: {words.points(gap)} "
-        f"points (95{words.NBSP}% interval {words.points(gap - noise)} to {words.points(gap + noise)})."
+        f"points (95{words.NBSP}% interval {words.points(low)} to {words.points(high)})."
     )
-    if gap + noise < 0:
+    if high < 0:
         return f"{said} It knows new images better than those it was trained on, as these are labelled: no sign of overfitting."
-    if gap - noise <= 0:
+    if low <= 0:
         return f"{said} That is no more than chance: no sign of overfitting."
     more = " Even of its training images it misses some: it may learn more yet." if seen < NEARLY_ALL else ""
     return f"{said} What it was trained on it knows better than what is new to it: it overfits by that much.{more}"
