@@ -64,7 +64,7 @@ setup(
         "safetensors>=0.5",
         "msgspec>=0.19",
         "PyYAML>=6",
-        "filelock>=3.13",
+        "filelock>=3.30",
         "rich>=13",
         "scikit-learn>=1.5",
         "scipy>=1.15",

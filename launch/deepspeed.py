@@ -6,14 +6,19 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from vgg_ddp import config as configuration
 from vgg_ddp.config import Config
-from vgg_ddp.errors import Signalled, UserError
+from vgg_ddp.errors import EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR, STOP_SIGNALS, Signalled, UserError
 
 from . import network
 from .launcher import Launcher
@@ -21,6 +26,10 @@ from .plan import Plan, environment, ranks_here, show
 
 ENGINE = "engine=deepspeed"
 GRACE = 30.0  # seconds, as DeepSpeed's launcher gives the ranks itself
+CODES = (EXIT_OK, EXIT_USER_ERROR, EXIT_STOPPED, *(128 + number for number in STOP_SIGNALS))  # of a command, besides 1
+NOT_PASSED_ON = (
+    "over ssh only PYTHON*, NCCL* and the like are passed on: put the rest, WANDB_API_KEY say, into ~/.deepspeed_env"
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -49,19 +58,71 @@ def start(options: argparse.Namespace, config: Config) -> int:
     interface = network.choose(options.interface, options.master_addr or "")[0] if options.interface else None
     variables = environment(plan.ranks_per_node, config, interface)
     command = ["deepspeed", *deepspeed_arguments(plan, options)]
+    by_ssh = _by_ssh(plan, options)
     if options.dry_run:
-        notes = ["over ssh only PYTHON*, NCCL* and the like are passed on: put the rest into ~/.deepspeed_env"]
-        show(plan, command, variables, notes if plan.nodes > 1 and options.node_rank is None else [])
+        show(plan, command, variables, [NOT_PASSED_ON] if by_ssh else [])
         return 0
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("deepspeed is not installed; pip install 'vgg_ddp[deepspeed]', or use the launcher torchrun")
-    program = str(Path(sys.executable).parent / "deepspeed")
+    if by_ssh and shutil.which("pdsh") is None:
+        raise UserError(
+            f"--nodes {plan.nodes} over ssh needs the program pdsh, which is not on PATH; install it, or start the same "
+            "command on each host with a --node-rank of its own"
+        )
+    program = Path(sys.executable).with_name("deepspeed")
+    start_it = [str(program)] if program.is_file() else [sys.executable, "-m", "deepspeed.launcher.runner"]
     os.environ.update(variables)
-    return _run([program, *command[1:]], plan.nodes > 1 and options.node_rank is None, options.grace)
+    with _exported(variables) if by_ssh else contextlib.nullcontext():
+        code = _run([*start_it, *command[1:]], by_ssh, options.grace)
+    return exit_code(code, Path(config.run.dir) if plan.nodes == 1 else None)
+
+
+def exit_code(code: int, run: Path | None) -> int:
+    """What a launch ends with: the exit code of DeepSpeed's launcher where a command may end with it, else 1.
+
+    A killed rank gives it 256 - n, one that lost another 76. If its own process on a host is killed, it ends with 0.
+
+    Args:
+        run: the run's folder, which says whether a 0 is true; None where it may lie on another host.
+    """
+    if code == EXIT_OK and run is not None and _cut_off(run):
+        print(f"launch: DeepSpeed's launcher ended, but not the training in {run}; was it killed?", file=sys.stderr)
+        return 1
+    return code if code in CODES else 1
+
+
+def _cut_off(folder: Path) -> bool:
+    """Whether the training in a run's folder has not come to any end."""
+    from vgg_ddp.run import outcome
+    from vgg_ddp.run.directory import RunDirectory
+    from vgg_ddp.run.metrics_log import read_metrics
+
+    run = RunDirectory(folder)
+    state = outcome.account(run, read_metrics(run.metrics)).state
+    return not run.config.is_file() or state in ("Running", "Interrupted")
+
+
+@contextlib.contextmanager
+def _exported(variables: dict[str, str]) -> Iterator[None]:
+    """Inside, DeepSpeed's launcher sets `variables` on the other hosts too.
+
+    It reads what to set from a file: from one of ours, in which the lines of the user's own come last, and so count.
+    """
+    name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+    lines = [f"{variable}={value}" for variable, value in variables.items()]
+    for path in (Path(os.path.expanduser("~"), name), Path(name)):  # where DeepSpeed looks
+        if path.is_file():
+            lines += [line for line in path.read_text().splitlines() if line.strip()]
+    with tempfile.NamedTemporaryFile("w", prefix="deepspeed_env_") as file:
+        file.writelines(f"{line}\n" for line in lines)
+        file.flush()
+        os.environ["DS_ENV_FILE"] = file.name
+        print(f"launch: {NOT_PASSED_ON}", file=sys.stderr, flush=True)
+        yield
 
 
 def _run(command: list[str], by_ssh: bool, grace: float) -> int:
-    """DeepSpeed's launcher, to its end; its exit code is that of a rank.
+    """DeepSpeed's launcher, to its end; its exit code.
 
     A stop signal goes to the ranks, which save and end: the launcher, which a signal ends at once, would leave them running.
     After `grace` seconds, or at a second Ctrl-C, all that run here are killed.
@@ -114,7 +175,7 @@ def deepspeed_arguments(plan: Plan, options: argparse.Namespace) -> list[str]:
     """The arguments of the command `deepspeed`.
 
     Raises:
-        UserError: many hosts without a hostfile, or a hostfile that is missing or too short.
+        UserError: many hosts without a hostfile, one that is missing, too short or unlike one, or no host of that rank.
     """
     arguments = []
     if plan.nodes > 1:
@@ -122,22 +183,47 @@ def deepspeed_arguments(plan: Plan, options: argparse.Namespace) -> list[str]:
     elif options.hostfile is not None:
         raise UserError("--hostfile is for many hosts; say --nodes N as well")
     arguments += [f"--num_gpus={plan.ranks_per_node}", f"--master_port={options.master_port}", "--no_local_rank"]
-    return [*arguments, "--module", *plan.training]
+    words = [remote_word(word) for word in plan.training] if _by_ssh(plan, options) else plan.training
+    return [*arguments, "--module", *words]
+
+
+def remote_word(word: str) -> str:
+    """A word of a command as DeepSpeed's launcher must be given it, so that a shell on another host reads the word itself.
+
+    The launcher puts double quotes around a word with a space, and a backslash before those inside, but does no more.
+    """
+    return re.sub(r"([\\$`])", r"\\\1", word) if " " in word else shlex.quote(word)
+
+
+def _by_ssh(plan: Plan, options: argparse.Namespace) -> bool:
+    return plan.nodes > 1 and options.node_rank is None
 
 
 def _hosts(plan: Plan, options: argparse.Namespace) -> list[str]:
     if options.hostfile is None:
         raise UserError(f"--nodes {plan.nodes} needs --hostfile FILE with a line 'HOST slots=N' for each host")
     try:
-        lines = Path(options.hostfile).read_text().splitlines()
+        lines = Path(options.hostfile).read_text(errors="replace").splitlines()
     except OSError as error:
         raise UserError(f"--hostfile {options.hostfile} cannot be read: {error.strerror}") from None
-    names = [line.split()[0] for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    names: list[str] = []
+    for line in (line.strip() for line in lines):
+        if not line or line.startswith("#"):
+            continue
+        if re.match(r"\S+\s+slots=\d", line) is None:
+            raise UserError(f"--hostfile {options.hostfile} has the line {line!r:.80}, which is not 'HOST slots=N'")
+        if (name := line.split()[0]) in names:
+            raise UserError(f"--hostfile {options.hostfile} lists {name} twice; give each host one line")
+        names.append(name)
     if len(names) < plan.nodes:
         raise UserError(f"--hostfile {options.hostfile} lists {len(names)} hosts, fewer than --nodes {plan.nodes}")
     arguments = [f"--hostfile={options.hostfile}", f"--num_nodes={plan.nodes}"]
     arguments += [f"--master_addr={options.master_addr or names[0]}"]
     if options.node_rank is not None:
+        if not 0 <= options.node_rank < plan.nodes:
+            raise UserError(
+                f"--node-rank {options.node_rank} is no host of --nodes {plan.nodes}: from 0 to {plan.nodes - 1}"
+            )
         arguments += ["--no_ssh", f"--node_rank={options.node_rank}"]
     return arguments
 

@@ -56,15 +56,10 @@ def meet(
     deadline = time.monotonic() + timeout
     served = _serve(host, port)
     store = PrefixStore(f"launch/{launch_id}", served or _join(host, port, deadline, timeout))
-    number = store.add("arrived", 1) - 1
-    if number >= nodes:
-        raise UserError(
-            f"{nodes} hosts are at {host}:{port} already; give each launch a port or an --rdzv-id of its own"
-        )
     with _listening(address) as own_port:
         here = Host(socket.gethostname(), address, own_port, interface, served is not None)
-        store.set(f"host/{number}", msgspec.json.encode(here).decode())
-        _wait_for(store, "arrived", nodes, deadline, f"arrived at {host}:{port} within {timeout:g} s")
+        with _arrived(store, here, nodes, f"{host}:{port}") as number:
+            _wait_for(store, "arrived", nodes, deadline, f"arrived at {host}:{port} within {timeout:g} s")
         hosts = [_read(store, other) for other in range(nodes)]
         for other in sorted({0, (number + 1) % nodes} - {number}):
             _reach(hosts[other], interface)
@@ -72,6 +67,28 @@ def meet(
         _wait_for(store, "reached", nodes, time.monotonic() + 3 * REACH_WITHIN, "reach the others; see their messages")
     order = sorted(range(nodes), key=lambda other: (not hosts[other].serves, other))
     return MeetingPlace(store, socket.gethostbyname(host), port, order.index(number), nodes)
+
+
+@contextlib.contextmanager
+def _arrived(store: PrefixStore, here: Host, nodes: int, endpoint: str) -> Iterator[int]:
+    """This host's number, the first that is free; free again if the context ends by an exception: a host that is stopped
+    while it waits for the others can be started again."""
+    from torch.distributed import DistError
+
+    said = msgspec.json.encode(here).decode()
+    for number in range(nodes):
+        if store.compare_set(f"host/{number}", "", said) == said.encode():
+            break
+    else:
+        raise UserError(f"{nodes} hosts are at {endpoint} already; give each launch a port or an --rdzv-id of its own")
+    store.add("arrived", 1)
+    try:
+        yield number
+    except BaseException:
+        with contextlib.suppress(DistError):  # the host that serves the store is gone
+            store.add("arrived", -1)  # first: never are more counted than there are
+            store.compare_set(f"host/{number}", said, "")
+        raise
 
 
 def _read(store: PrefixStore, number: int) -> Host:

@@ -79,10 +79,10 @@ def ranks_there(asked: int | None, config: Config) -> int:
 
 def environment(ranks_per_node: int, config: Config, interface: str | None) -> dict[str, str]:
     """The environment variables of the ranks, for a host with as many cores as this one."""
-    threads = config.threads
-    if threads == "auto":
-        threads = cores.openmp_threads() or max(1, cores.usable() // ranks_per_node)
-    return {"OMP_NUM_THREADS": str(threads), **interface_variables(interface)}
+    asked = cores.openmp_threads() if config.threads == "auto" else config.threads
+    threads = asked or max(1, cores.usable() // ranks_per_node)
+    own = {} if asked else {cores.OWN_THREADS: "1"}  # else the ranks would take it for a person's word, and keep it
+    return {"OMP_NUM_THREADS": str(threads), **own, **interface_variables(interface)}
 
 
 def interface_variables(interface: str | None) -> dict[str, str]:

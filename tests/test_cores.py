@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch import plan
 from vgg_ddp import cores, preflight
+from vgg_ddp.config import load
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.distributed.world import World
 from vgg_ddp.loaders.choice import with_cores
@@ -77,12 +79,13 @@ def test_a_process_in_such_a_group_counts_one_core(half_a_core: Path) -> None:
         ({"OMP_NUM_THREADS": "1"}, 1),
         ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"}, None),  # torchrun's own
         ({"OMP_NUM_THREADS": "3", "TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"}, 3),
+        ({"OMP_NUM_THREADS": "3", cores.OWN_THREADS: "1"}, None),  # our launchers' own
     ],
 )
 def test_openmp_s_variable_is_a_person_s_word(
     environment: dict[str, str], threads: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"):
+    for name in ("OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE", cores.OWN_THREADS):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -96,6 +99,24 @@ def test_and_is_the_threads_of_a_run_that_says_none(
     resolved = preflight.check_training(str(recipe), [f"run.dir={tmp_path}/run", "threads=auto"])
     assert (resolved.config.threads, resolved.choices[-1]) == (3, "threads: 3, as OMP_NUM_THREADS says")
     assert preflight.check_training(str(recipe), [f"run.dir={tmp_path}/run", "threads=2"]).config.threads == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "threads", "expected"),
+    [
+        (None, "auto", {"OMP_NUM_THREADS": "4", cores.OWN_THREADS: "1"}),
+        ("3", "auto", {"OMP_NUM_THREADS": "3"}),
+        ("3", 2, {"OMP_NUM_THREADS": "2"}),
+    ],
+)
+def test_a_launcher_s_own_choice_is_told_from_a_person_s(
+    asked: str | None, threads: int | str, expected: dict[str, str], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "usable", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert plan.environment(2, load(recipe, [f"threads={threads}"]), None) == expected
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+OWN_THREADS = "VGG_DDP_OWN_THREADS"  # in a rank's environment: OMP_NUM_THREADS is what our launcher came to
+
 
 def usable(root: Path = Path("/")) -> int:
     """Whole cores that this process may use, at least 1.
@@ -26,6 +28,8 @@ def openmp_threads() -> int | None:
 
     torchrun sets it to 1 for each of several ranks where it is not set: there a 1 is nobody's word.
     """
+    if OWN_THREADS in os.environ:
+        return None
     asked = (
         os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     )  # a list is one number for each nested level

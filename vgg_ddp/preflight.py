@@ -102,7 +102,7 @@ def devices(arguments: list[str], read: Callable[[str, list[str]], Config]) -> D
     Args:
         arguments, read: as of `on_ranks`, but reading alone.
     """
-    if (handed := ResolvedRun.of_argument(arguments[0])) is not None:
+    if (handed := _handed(arguments)) is not None:
         return Devices.of(handed.config)
     try:
         return Devices.of(read(*_path_and_overrides(arguments)))
@@ -116,7 +116,7 @@ def on_ranks(arguments: list[str], world: World, check: Callable[[str, list[str]
     Args:
         arguments: of the rank's module: the launcher's resolved run, or what `check` takes: a path and overrides.
     """
-    if (handed := ResolvedRun.of_argument(arguments[0])) is not None:
+    if (handed := _handed(arguments)) is not None:
         return handed
     with world.together():
         found = msgspec.json.encode(check(*_path_and_overrides(arguments))) if world.is_main else b""
@@ -141,9 +141,17 @@ def must_be_the_same_data(dataset: Dataset, world: World) -> None:
             )
 
 
+def _handed(arguments: list[str]) -> ResolvedRun | None:
+    return ResolvedRun.of_argument(arguments[0]) if arguments else None
+
+
 def _path_and_overrides(arguments: list[str]) -> tuple[str, list[str]]:
-    path, *overrides = (word for word in arguments if not word.startswith("--local_rank="))  # of deepspeed's launcher
-    return path, overrides
+    words = [word for word in arguments if not word.startswith("--local_rank=")]  # of deepspeed's launcher
+    if not words:
+        raise UserError(
+            "no CONFIG (or RUN, to evaluate) is given; add one after the module, e.g. configs/quickstart.yaml"
+        )
+    return words[0], words[1:]
 
 
 def prepare_data(config: Config) -> tuple[Path, list[str]]:

@@ -21,22 +21,38 @@ pytestmark = pytest.mark.processes
 REQUIRED = {"kubernetes": ["--image", "here/vgg:1"]}
 
 
+MISTAKES = {
+    "batsh=32": "unknown key 'batsh'; did you mean 'batch'?",
+    "--nproc 3 batch=32": "batch=32 does not divide over 3 ranks",
+    "--nodez 2": "unknown argument --nodez",
+    "--nodes 0": "argument --nodes: '0' is not a number from 1",
+}
+# Calls `main` with the words of each line of the input, and prints the exit code, the number of lines said, and these.
+EACH_LINE = """
+import contextlib, io, sys
+from launch.command_line import main
+
+for line in sys.stdin.read().splitlines():
+    sys.argv = ["launch", *line.split("\\t")]
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            code = main()
+        except SystemExit as ended:
+            code = ended.code
+    lines = said.getvalue().splitlines()
+    print(code, len(lines), *lines)
+assert "torch" not in sys.modules
+"""
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["batsh=32"], "unknown key 'batsh'; did you mean 'batch'?"),
-        (["--nproc", "3", "batch=32"], "batch=32 does not divide over 3 ranks"),
-        (["--nodez", "2"], "unknown argument --nodez"),
-        (["--nodes", "0"], "argument --nodes: '0' is not a number from 1"),
-    ],
-)
-def test_a_mistake_is_one_line_before_torch_is_imported(
-    launcher: str, options: list[str], message: str, config: Path
-) -> None:
-    done = launch_without_torch(launcher, str(config), *REQUIRED.get(launcher, []), *options)
-    assert done.returncode == EXIT_USER_ERROR
-    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+def test_a_mistake_is_one_line_before_torch_is_imported(launcher: str, config: Path) -> None:
+    given = ["\t".join([launcher, str(config), *REQUIRED.get(launcher, []), *words.split()]) for words in MISTAKES]
+    command = [sys.executable, "-c", EACH_LINE]
+    done = subprocess.run(command, input="\n".join(given), env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for said, message in zip(done.stdout.splitlines(), MISTAKES.values(), strict=True):
+        assert said.startswith(f"{EXIT_USER_ERROR} 1 ") and message in said
 
 
 def test_dry_run_imports_no_torch(config: Path) -> None:
@@ -117,6 +133,24 @@ def test_deepspeed_s_dry_run_and_what_it_lacks(config: Path, tmp_path: Path) -> 
         missing = launch("deepspeed", str(config), "--nproc", "1")
         assert (missing.returncode, len(missing.stderr.splitlines())) == (EXIT_USER_ERROR, 1)
         assert "deepspeed is not installed" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("hosts", "options", "message"),
+    [
+        ("one\ntwo slots=2\n", [], "has the line 'one', which is not 'HOST slots=N'"),
+        ("one slots=2\none slots=2\n", [], "lists one twice; give each host one line"),
+        ("one slots=2\ntwo slots=2\n", ["--node-rank", "5"], "--node-rank 5 is no host of --nodes 2: from 0 to 1"),
+    ],
+)
+def test_deepspeed_s_hosts_are_checked(
+    hosts: str, options: list[str], message: str, config: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "hosts").write_text(hosts)
+    two = ["--nodes", "2", "--nproc", "1", "--hostfile", str(tmp_path / "hosts")]
+    done = launch("deepspeed", str(config), *two, *options, "--dry-run")
+    assert (done.returncode, len(done.stderr.splitlines())) == (EXIT_USER_ERROR, 1)
+    assert message in done.stderr
 
 
 def test_a_host_that_calls_itself_loopback_is_reached_by_its_interface(monkeypatch: pytest.MonkeyPatch) -> None:

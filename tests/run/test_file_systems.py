@@ -46,10 +46,12 @@ def test_a_folder_that_cannot_be_flushed_is_none_of_ours() -> None:
     files.sync_directory(Path("/proc"))
 
 
-@pytest.fixture
-def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS], ids=errno.errorcode.get)
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS without its lock server, and as on Lustre that is mounted without them."""
+
     def no_lock(*arguments: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(request.param, os.strerror(request.param))
 
     monkeypatch.setattr(fcntl, "flock", no_lock)
 
@@ -58,7 +60,18 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_without_a_lock_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunDirectory(tmp_path / "run").claimed(new=True):
         assert (tmp_path / "run" / "checkpoints").is_dir()
-    assert "without locks" in capsys.readouterr().out
+        assert capsys.readouterr().out.count("without locks") == 1
+        with RunDirectory(tmp_path / "run").claimed(new=True):  # nothing is held, and so nothing is left by a kill
+            assert capsys.readouterr().out.count("without locks") == 1
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_nobody_waits(tmp_path: Path) -> None:
+    with (
+        files.locked(tmp_path / "lock", "waiting", pytest.fail),
+        files.locked(tmp_path / "lock", "waiting", pytest.fail),
+    ):
+        assert (tmp_path / "lock").read_bytes() == b""
 
 
 @pytest.mark.usefixtures("no_locks")
@@ -90,6 +103,7 @@ def test_a_wait_for_another_preparation_is_told_and_can_be_interrupted(tmp_path:
 def test_a_place_that_cannot_be_written_is_told_with_another(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     assert "--out FOLDER" in apart(_told_as_nobody, tmp_path / "run")
+    tmp_path.chmod(0o755)
     RunDirectory(tmp_path / "run").must_be_writable()
 
 

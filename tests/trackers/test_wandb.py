@@ -87,7 +87,10 @@ def test_each_ranks_own_figures_arrive(tracked: Path, records: list[dict[str, An
         for rank in (0, 1):
             assert history(records)[1][f"ranks/{name}/{rank}"] == pytest.approx(row["ranks"][name][rank])
     assert min(row["ranks"]["memory_bytes"]) > 50e6
-    assert sum(row["ranks"]["images_per_second"]) == pytest.approx(row["images_per_second"], rel=0.5)
+    assert min(row["ranks"]["images_per_second"]) > 0
+    assert (
+        2 * row["ranks"]["images_per_second"][0] >= row["images_per_second"]
+    )  # which counts the exchange of figures too
 
 
 def test_the_run_has_its_configuration_environment_and_code_version(
@@ -101,7 +104,8 @@ def test_the_run_has_its_configuration_environment_and_code_version(
     assert {key: config[key] for key in config if key not in ("_wandb", "environment")} == msgspec.to_builtins(
         load(tracked / "config.yaml")
     )
-    assert run["git"]["commit"] == environment["commit"].removesuffix("-changed")
+    if environment["commit"] is not None:  # else no checkout
+        assert run["git"]["commit"] == environment["commit"].removesuffix("-changed")
     known = json.loads((tracked / "checkpoints" / latest(tracked) / "state.json").read_text())["tracker_run_ids"]
     assert known == {"wandb": run["run_id"]}
 

@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from vgg_ddp.errors import Damaged, UserError
 from vgg_ddp.run.console import say
-from vgg_ddp.run.files import hold, replace_file
+from vgg_ddp.run.files import hold, lock_at, replace_file
 from vgg_ddp.run.metrics_log import read_metrics
 
 
 class RunDirectory:
-    """The paths of a run (see the README, "What you get")."""
+    """The paths of a run (see the README, "What you will see")."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -63,7 +63,7 @@ class RunDirectory:
         made = not self.path.exists()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.lock)
+            lock = lock_at(self.lock)
             hold(lock, 0, say)
         except Timeout:
             raise UserError(f"{self.path} is in use by another training; choose another run.dir") from None

@@ -19,6 +19,15 @@ from vgg_ddp.run.console import say
 NOT_HERE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # a file system has no such operation
 
 
+def lock_at(path: Path) -> FileLock:
+    """The lock file `path`, which nobody holds yet.
+
+    Where the file system has no locks, to acquire it is an OSError: filelock alone would sometimes (ENOSYS) take the file
+    itself for the lock, which stays for ever after a crash.
+    """
+    return FileLock(path, fallback_to_soft=False)
+
+
 def hold(lock: FileLock, seconds: float, report: Callable[[str], None]) -> None:
     """Acquire a lock. Where the file system has none that is reported, and nothing is held.
 
@@ -44,7 +53,7 @@ def locked(path: Path, waiting: str, report: Callable[[str], None]) -> Iterator[
 
     Where there are no locks it holds nothing: what is then written reports that, once.
     """
-    lock = FileLock(path)
+    lock = lock_at(path)
     try:
         hold(lock, 0, lambda _: None)
     except Timeout:

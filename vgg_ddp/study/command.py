@@ -10,13 +10,13 @@ from pathlib import Path
 
 import msgspec
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from vgg_ddp.config import Config, dump, load, with_absolute_path
 from vgg_ddp.errors import EXIT_OK, EXIT_STOPPED, Signalled, UserError
 from vgg_ddp.run.console import say
 from vgg_ddp.run.directory import RunDirectory
-from vgg_ddp.run.files import hold, replace_file
+from vgg_ddp.run.files import hold, lock_at, replace_file
 from vgg_ddp.study import definition as definitions
 from vgg_ddp.study import running
 from vgg_ddp.study.definition import Cell, Definition
@@ -107,7 +107,7 @@ def claimed(folder: Path, mark: str, instead: str = "wait for it, or choose anot
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / mark).is_file() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(f"{folder} holds something else than a study; choose another folder with --out FOLDER")
-        lock = FileLock(folder / ".lock")
+        lock = lock_at(folder / ".lock")
         hold(lock, 0, say)
     except Timeout:
         raise UserError(f"{folder} is in use by another study; {instead}") from None

@@ -19,7 +19,6 @@ import traceback
 from typing import Any, NoReturn
 
 import msgspec
-from filelock import FileLock
 
 from vgg_ddp.analysis import course
 from vgg_ddp.config import load
@@ -29,7 +28,7 @@ from vgg_ddp.errors import STOP_SIGNALS
 from vgg_ddp.evaluation.stored import read_evaluation
 from vgg_ddp.run import outcome as outcomes
 from vgg_ddp.run.directory import RunDirectory
-from vgg_ddp.run.files import hold, read_json, replace_file
+from vgg_ddp.run.files import hold, lock_at, read_json, replace_file
 from vgg_ddp.run.metrics_log import read_metrics, read_rows
 from vgg_ddp.trackers import TRACKERS, Assignment, Message, Outcome, Say, Tracker, named, position_file
 from vgg_ddp.trackers.media import Media
@@ -96,7 +95,7 @@ def follow(assignment: Assignment, say: Say) -> None:
     run = RunDirectory(assignment.run)
     dataset = Dataset(assignment.dataset, read_record(run.data))
     module = importlib.import_module(TRACKERS[assignment.tracker])
-    lock = FileLock(position_file(run.path, assignment.tracker).with_suffix(".lock"))
+    lock = lock_at(position_file(run.path, assignment.tracker).with_suffix(".lock"))
     hold(lock, 2 * SECONDS_AFTER_THE_TRAINING, print)  # one that follows a killed training may not be done yet
     try:
         rows = NewRows(run, assignment, dataset.classes)
@@ -111,7 +110,10 @@ def follow(assignment: Assignment, say: Say) -> None:
             tracker.evaluated(rows.step, Media(read_evaluation(run.path), dataset, run.report))
         if outcome == "failed":
             account = outcomes.account(run, read_metrics(run.metrics))
-            tracker.failed(account.state, account.words)
+            if account.state:
+                tracker.failed(account.state, account.words)
+            else:  # the training is done: what failed was another evaluation of it
+                outcome = "finished"
         tracker.finish(outcome, read_json(run.summary) or {})
     finally:
         lock.release()
