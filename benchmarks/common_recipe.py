@@ -33,6 +33,7 @@ from vgg_ddp.distributed.world import device_of
 from vgg_ddp.errors import UserError
 
 RATE, MOMENTUM, DECAY, BATCH, MOVED = 0.1, 0.9, 5e-4, 128, 4
+WARM_UP = 5  # steps, whose algorithms are being chosen: images/s do not count them
 HELD_OUT, LOOKED_AT = 5000, 1000  # images held out; in a forward pass of them
 
 
@@ -71,7 +72,10 @@ class Recipe:
 
 
 def train(images: Images, classes: int, recipe: Recipe) -> Iterator[dict[str, Any]]:
-    """After each epoch, and at the end: steps, seconds, images/s since the last, PFLOP and the accuracy on images held out."""
+    """After each epoch, and at the end: steps, seconds, images/s since the last, PFLOP and the accuracy on images held out.
+
+    The first steps are in the seconds, and not in the images/s.
+    """
     device = images.pixels.device
     torch.manual_seed(recipe.seed)
     generator = torch.Generator(device).manual_seed(recipe.seed)
@@ -83,9 +87,11 @@ def train(images: Images, classes: int, recipe: Recipe) -> Iterator[dict[str, An
     total = per_epoch * recipe.epochs
     last = min(total, recipe.steps or total)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+    warm = min(WARM_UP, per_epoch - 1, last - 1)
     cost, step, seconds = pflop_of_image(recipe.network, classes), 0, 0.0
     while step < last:
-        begun, first = time.perf_counter(), step
+        begun = since = time.perf_counter()
+        first = step
         order = trained[torch.randperm(len(trained), generator=generator, device=device)]
         for batch in order.split(BATCH)[: min(per_epoch, last - step)]:
             flip = torch.rand(BATCH, generator=generator, device=device) < 0.5
@@ -98,15 +104,19 @@ def train(images: Images, classes: int, recipe: Recipe) -> Iterator[dict[str, An
             optimizer.step()
             optimizer.zero_grad()
             step += 1
+            if step == warm:
+                wait_for(device)
+                since, first = time.perf_counter(), step
         wait_for(device)
-        seconds += (taken := time.perf_counter() - begun)
+        ended = time.perf_counter()
+        seconds += ended - begun
         with autocast:
             found = accuracy(network, images.pixels[held_out], images.labels[held_out])
         yield {
             "epoch": step / per_epoch,
             "steps": step,
             "seconds": seconds,
-            "images_per_second": (step - first) * BATCH / taken,
+            "images_per_second": (step - first) * BATCH / (ended - since),
             "pflop": step * BATCH * cost,
             "accuracy": found,
         }
@@ -130,7 +140,7 @@ def main() -> None:
     Raises:
         UserError: the images do not fit the networks, or there are too few.
     """
-    parser = command.parser("common_recipe", __doc__)
+    parser = command.parser("common_recipe", __doc__, in_rounds=False)
     parser.add_argument("--data", required=True, help="a data source, as data.source takes it")
     parser.add_argument("--directory", default="datasets", help="where prepared data sets are (default: datasets)")
     parser.add_argument("--network", choices=["resnet18", "vgg16"], default="resnet18", help="(default: resnet18)")

@@ -18,7 +18,7 @@ import msgspec
 
 from benchmarks.measurement import command, rounds
 from benchmarks.measurement.device_speed import chosen_precision
-from benchmarks.measurement.ranks import Group, PhaseSeconds, TrainingSteps
+from benchmarks.measurement.ranks import Group, PhaseSeconds, TrainingSteps, check_ranks
 from benchmarks.measurement.step import PHASES
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import device_of
@@ -27,7 +27,12 @@ DDP = "ddp"
 
 
 def measure(options: Namespace) -> list[dict[str, Any]]:
-    """A row for DDP and each of DeepSpeed's stages."""
+    """A row for DDP and each of DeepSpeed's stages.
+
+    Raises:
+        UserError: more ranks than GPUs, or a batch that the ranks do not divide.
+    """
+    check_ranks([options.ranks], options.batch)
     common = {
         "network": options.network,
         "batch": options.batch,
@@ -58,7 +63,7 @@ def measure(options: Namespace) -> list[dict[str, Any]]:
             "ranks": options.ranks,
             **rounds.summary(values),
             "to_ddp": statistics.median(own / ddp for own, ddp in zip(values, rates[DDP])),
-            "seconds": {phase: statistics.median(s[phase] for s in measured[name]) for phase in PHASES},
+            "seconds": {phase: statistics.median(s[phase] for s in measured[name][1:]) for phase in PHASES},
         }
         for name, values in rates.items()
     ]

@@ -138,19 +138,30 @@ def make_photos(folder: Path, number: int) -> Path:
 
 
 def prepared_sides(options: argparse.Namespace, place: Path) -> dict[str, tuple[dict[str, Any], Callable[[], Any]]]:
-    """What is measured, by name: the keys of its row, and how to build it."""
+    """What is measured, by name: the keys of its row, and how to build it.
+
+    Raises:
+        UserError: the data set has fewer images than a batch.
+    """
     silent: Callable[[str], None] = lambda line: None  # noqa: E731
     made = place / "made"
     raw = prepare(options.data, made / "raw", silent, made, Storage("raw")).split("train")
     files = prepare(options.data, made / "files", silent, made).split("train")
+    fewest = min(len(raw), len(files))
+    if fewest < options.batch:
+        raise UserError(
+            f"--data {options.data}: {fewest} training images are fewer than one batch of {options.batch}; set --batch to "
+            "that or less"
+        )
     sides: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {}
+    settings = {"batch": options.batch, "threads": options.threads}
 
     def add(name: str, split: Split, storage: str, augmentation: AugmentConfig, size: int) -> None:
-        about = {"loader": name, "storage": storage, "size": size, "batch": options.batch}
+        about = {"loader": name, "storage": storage, "size": size, **settings}
         sides[f"{name} {storage}"] = (about, lambda: Ours(name, split, augmentation, size, options))
 
     def add_torchvision(split: EncodedSplit, storage: str, transform: Any, size: int) -> None:
-        about = {"loader": "torchvision", "storage": storage, "size": size, "batch": options.batch}
+        about = {"loader": "torchvision", "storage": storage, "size": size, **settings}
         sides[f"torchvision {storage}"] = (about, lambda: Torchvision(split, [transform], options))
 
     assert raw.uniform_shape is not None

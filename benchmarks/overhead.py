@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.measurement import command, rounds
-from benchmarks.measurement.device_speed import reference, wait_for
+from benchmarks.measurement.device_speed import wait_for
 from vgg_ddp.config import Config, load
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.ensure import ensure
@@ -63,6 +63,26 @@ class Timed:
         return timed
 
 
+class WholeRecorder(Recorder):
+    """A recorder whose rows cost time too.
+
+    Attributes:
+        seconds: of all steps in rows so far, with the writing of those rows, which `State.step_seconds` leaves out.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.seconds = 0.0
+
+    def row(self) -> None:
+        """Write the steps since the last row, if there are any; see `Recorder.row`."""
+        state = self._state
+        in_steps, before = state.step_seconds, state.seconds
+        super().row()
+        if state.step_seconds > in_steps:  # otherwise no step was taken, and the seconds are a checkpoint's, say
+            self.seconds += state.seconds - before
+
+
 class Loop:
     """The training loop of a resolved configuration, some steps at a time."""
 
@@ -72,46 +92,48 @@ class Loop:
         job = build_job(config, dataset, run, world)
         self._engine = Timed(job.engine, world.device)
         self._job: Job = dataclasses.replace(job, engine=self._engine)
-        self._state = State(identity={})
+        self._state, self._step_seconds = State(identity={}), 0.0
         self._log = run.metrics
 
     def run(self, steps: int) -> dict[str, float]:
-        """Train so many more steps; seconds of a step in the engine's calls, in waiting for data, and in all."""
+        """Train so many more steps; seconds of a step in the engine's calls, in waiting for data, and in all, with the log."""
         state, job = self._state, dataclasses.replace(self._job, total_steps=self._state.step + steps)
         before = self._seconds()
         with MetricsLog(self._log) as log, TrainingProgress(job.total_steps, state.step, shown=False) as progress:
             steps_per_epoch = job.data.order.steps_per_epoch
-            recorder = Recorder(state, job.world, job.config.batch, steps_per_epoch, job.total_steps, log, progress)
+            recorder = WholeRecorder(
+                state, job.world, job.config.batch, steps_per_epoch, job.total_steps, log, progress
+            )
             with StopRequest(job.world, job.config.log.every_steps) as stop, job.saver:
                 train(job, state, recorder, stop)
+        self._step_seconds += recorder.seconds
         after = self._seconds()
         return {name: (after[name] - before[name]) / steps for name in after}
 
     def _seconds(self) -> dict[str, float]:
         """Of all steps so far."""
         calls = {f"engine.{name}": value for name, value in self._engine.seconds.items()}
-        return {"step": self._state.step_seconds, "data_wait": self._state.wait_seconds, **calls}
+        return {"step": self._step_seconds, "data_wait": self._state.wait_seconds, **calls}
 
 
 def measure(options: Namespace, config: Config, world: World) -> list[dict[str, Any]]:
     """One row: the share of the step outside the engine's calls, and the seconds of each."""
     dataset = Dataset(ensure(config.data, print)[0])
     config, _ = settle(config, dataset)
-    config, _ = precision.set_arithmetic(config, world.device)
-    machine_speed = reference(world.device)
-    seconds, speed = [], []
+    config, _ = precision.set_arithmetic(config, world.device, world.of_all)
+    seconds = []
     with tempfile.TemporaryDirectory() as place:
         loop = Loop(config, dataset, Path(place), world)
         loop.run(options.steps)
         for _ in range(options.rounds):
-            speed.append(machine_speed())
             seconds.append(loop.run(options.steps))
     shares = [1 - sum(s[f"engine.{name}"] for name in CALLS) / s["step"] for s in seconds]
     return [
         {
             "name": f"{config.network} {config.batch} {config.precision}",
-            **rounds.summary(shares, "overhead", speed, higher_is_better=False),
+            **rounds.summary(shares, "overhead", higher_is_better=False),
             "seconds": {name: statistics.median(s[name] for s in seconds) for name in seconds[0]},
+            "image_size": config.data.image_size,
             "loader": config.loader,
             "world_size": world.size,
         }

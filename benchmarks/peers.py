@@ -7,8 +7,8 @@ common CIFAR repositories. Each is set up as its documentation recommends for th
 which is as fast or faster for all of them; their network has torchvision's layers of the same VGG and one linear layer. All
 take the same batches from memory: theirs normalised already, ours as uint8. Each runs in a process of its own, and only one
 works at a time. All have the same settings of arithmetic (cudnn.benchmark, tf32), set and looked at again around every round,
-and none waits for the device between the steps of a round. A peer that is not installed is named and left out:
-`pip install 'vgg_ddp[peers]'`.
+and none waits for the device between the steps of a round. A peer that is not installed (`pip install 'vgg_ddp[peers]'`), or
+that cannot take a step here, is named and left out.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from benchmarks.measurement.device_speed import DTYPES, chosen_precision, refere
 from benchmarks.throughput import Cell, Step, cached, plain_network
 from vgg_ddp.distributed.memory import keep_freed_memory
 from vgg_ddp.distributed.world import World, device_of
+from vgg_ddp.errors import UserError
 
 LEARNING_RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
 OURS = "vgg_ddp"
@@ -261,16 +262,30 @@ def ours(cell: Cell) -> Seconds:
     return lambda steps: step.run(steps).seconds
 
 
-def work(name: str, cell: Cell, threads: int, connection: Connection) -> None:
-    """A side's process: builds it, then answers each number of steps with the seconds that they took."""
+def work(build: Callable[[Task], Seconds] | None, cell: Cell, threads: int, connection: Connection) -> None:
+    """A side's process: builds it, then answers each number of steps with the seconds that they took.
+
+    Args:
+        build: of a peer; None: ours.
+        connection: on it comes, before all answers, why the side cannot take a step here; an empty text: it can.
+    """
     warnings.filterwarnings("ignore")  # the peers' advice on logging, workers and the like
     torch.set_num_threads(threads)
-    with arithmetic(cell.precision):
-        run = ours(cell) if name == OURS else PEERS[name](task(cell))
-    while steps := connection.recv():
+    try:
         with arithmetic(cell.precision):
-            seconds = run(steps)
-        connection.send(seconds)
+            run = ours(cell) if build is None else build(task(cell))
+            run(1)
+    except Exception as error:  # whatever another package raises
+        if build is None and not isinstance(error, UserError | torch.OutOfMemoryError):
+            raise
+        connection.send((str(error).splitlines() or [type(error).__name__])[0])
+        return
+    connection.send("")
+    with contextlib.suppress(EOFError):  # the end, whichever way the benchmark comes to it
+        while steps := connection.recv():
+            with arithmetic(cell.precision):
+                seconds = run(steps)
+            connection.send(seconds)
 
 
 def task(cell: Cell) -> Task:
@@ -283,45 +298,71 @@ def task(cell: Cell) -> Task:
 
 @contextlib.contextmanager
 def side(name: str, cell: Cell, options: argparse.Namespace) -> Iterator[Callable[[], float]]:
-    """A process that measures one side; images per second at each call."""
+    """A process that measures one side; images per second at each call.
+
+    Raises:
+        UserError: the side cannot take a step here, or its process has ended.
+    """
     context = multiprocessing.get_context(
         "forkserver"
     )  # each from one process that has imported torch and done no more
     here, there = context.Pipe()
-    process = context.Process(target=work, args=(name, cell, options.threads, there))
+    process = context.Process(target=work, args=(PEERS.get(name), cell, options.threads, there))
     process.start()
     there.close()
 
+    def answer() -> Any:
+        try:
+            return here.recv()
+        except EOFError:
+            raise UserError(f"the process of {name} has ended, perhaps out of memory: try smaller --batches") from None
+
     def rate() -> float:
         here.send(options.steps)
-        return float(cell.batch * options.steps / here.recv())
+        return float(cell.batch * options.steps / answer())
 
     try:
+        reason = answer()
+        if reason:
+            raise UserError(reason)
         yield rate
-        here.send(0)
     finally:
+        here.close()  # which ends its process
         process.join(30)
         process.kill()
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for ours and each peer in each cell of the grid."""
+    """A row for ours and each peer in each cell of the grid.
+
+    Raises:
+        UserError: no side can be measured in any cell; why the first one cannot.
+    """
     versions = {OURS: vgg_ddp.__version__, **installed(options.peers)}
     rows: list[dict[str, Any]] = []
     precision = chosen_precision(options.precision, device_of(0))
     for network, batch in itertools.product(options.networks, options.batches):
         cell = Cell(network, options.image_size, batch, precision, "channels_last")
         with contextlib.ExitStack() as stack:
-            sides = {name: stack.enter_context(side(name, cell, options)) for name in versions}
+            sides, left_out = {}, {}
+            for name in versions:
+                try:
+                    sides[name] = stack.enter_context(side(name, cell, options))
+                except UserError as error:
+                    left_out[name] = str(error)
+                    print(f"{cell.name} {name} is left out: {error}", file=sys.stderr)
             sides[rounds.REFERENCE] = reference(device_of(0))
             rates = rounds.in_turns(sides, options.rounds)
-        speed = rates.pop(rounds.REFERENCE)
+        speed, begun = rates.pop(rounds.REFERENCE), len(rows)
         for name, values in rates.items():
             # The ratio is of rounds that were neighbours.
-            ratio = statistics.median(a / b for a, b in zip(rates[OURS], values))
+            ratio = statistics.median(a / b for a, b in zip(rates[OURS], values)) if OURS in rates else None
             about = {"name": f"{cell.name} {name}", "side": name, "version": versions[name], **vars(cell)}
             rows.append({**about, **rounds.summary(values, reference=speed), "ours_to_theirs": ratio})
-        show(rows[-len(versions) :])
+        show(rows[begun:])
+        rows += [{"name": f"{cell.name} {name}", "left_out": reason} for name, reason in left_out.items()]
+    if all("left_out" in row for row in rows):
+        raise UserError(f"{rows[0]['name']}: {rows[0]['left_out']}")
     return rows
 
 
@@ -329,9 +370,10 @@ def show(rows: list[dict[str, Any]]) -> None:
     """Print a line for each side of a cell."""
     for row in rows:
         span = f"{row['least']:.1f} to {row['most']:.1f}"
+        ratio = "" if row["ours_to_theirs"] is None else f"ours to theirs {row['ours_to_theirs']:.2f}"
         print(
             f"{row['name'].removesuffix(row['side']):<40} {row['side'] + ' ' + row['version']:<26} "
-            f"{row['images_per_second']:8.1f} images/s {span:>17}   ours to theirs {row['ours_to_theirs']:.2f}",
+            f"{row['images_per_second']:8.1f} images/s {span:>17}   {ratio}",
             flush=True,
         )
 

@@ -118,10 +118,11 @@ def main() -> None:
     if "predict" in options.parts:
         contents["predicted"] = predictions(options)
         show_predicted(contents["predicted"])
-    contents["verdicts"] = baseline.report(contents["rows"], options)
     command.write(options, **contents)
     if options.json:
         pictures.draw(contents, options.json)
+    if options.baseline:  # which may be of something else: what was measured is kept by then
+        command.write(options, **contents, verdicts=baseline.report(contents["rows"], options))
 
 
 if __name__ == "__main__":

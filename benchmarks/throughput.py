@@ -47,7 +47,7 @@ from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.order import Order
-from vgg_ddp.distributed.memory import keep_freed_memory, peak_bytes
+from vgg_ddp.distributed.memory import keep_freed_memory, peak_bytes, reset_peak
 from vgg_ddp.distributed.world import World, joined
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders.choice import choose
@@ -130,6 +130,7 @@ class Step:
         is_graph, first_steps: see `TrainingStep`.
         phases_apart: whether the phases are those of further steps, in which the host waits after each: where it runs ahead
             of the device, as on a GPU.
+        peak_bytes: the most memory that a rank uses for a step, where that was measured (`measure_peak`).
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class Step:
         self.layers = layers(self._training.network, cell.image_size)
         self._precision, self._batches, self._device, self._joules = cell.precision, batches, world.device, joules
         self.phases_apart = world.device.type == "cuda"
+        self.peak_bytes: int | None = None
 
     @property
     def flop_per_image(self) -> float:
@@ -156,6 +158,13 @@ class Step:
             if self.phases_apart:
                 phases = self._phases(steps, reduce, wait=True)
         return Timing(seconds, joules, phases)
+
+    def measure_peak(self, world: World) -> None:
+        """Note the peak of one more step, or of all so far where they are a graph. All ranks together."""
+        if not self.is_graph:  # whose memory was allocated as it was recorded: playing it again allocates none
+            reset_peak(world.device)
+            self.run(1)
+        self.peak_bytes = peak_bytes(world)
 
     def _phases(self, steps: int, reduce: bool, wait: bool) -> dict[str, float]:
         seconds = dict.fromkeys(("data_wait", *PHASES), 0.0)
@@ -269,13 +278,21 @@ def cached(cell: Cell, world: World) -> Batches:
 
 
 def loaded(cell: Cell, world: World, directory: Path, loader: str) -> Batches:
-    """Batches of a prepared data set by one of the loaders, epoch after epoch."""
+    """Batches of a prepared data set by one of the loaders, epoch after epoch.
+
+    Raises:
+        UserError: at the first batch, if the data set has fewer images.
+    """
     config = cell.config(world)
     split = Dataset(directory).split("train")
     choice = choose(loader, split, config.data, world)
     geometry = training_geometry(config.data, config.augment, 0)
     built = loaders.build(choice.name, split, geometry, config.data, world, cell.batch)
     order = Order(0, np.arange(len(split)), config.batch)
+    if not order.steps_per_epoch:
+        raise UserError(
+            f"{len(split)} training images are fewer than one batch of {config.batch}; set --batches to that or less"
+        )
     for epoch in itertools.count():
         for batch in built.stream(order.slices(epoch, world.rank, world.size)):
             yield batch.images, batch.labels
@@ -303,7 +320,7 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
         cell, step = steps[name]
         timing = step.run(options.steps)
         energy[name].append(timing.joules / (cell.batch * options.steps))
-        if world.size > 1 and not step.is_graph:
+        if world.size > 1 and not step.is_graph and cell.engine == "ddp":  # DeepSpeed has no step without a reduction
             without = step.run(options.steps, reduce=False).seconds
             timing.phases["communication"] = max(0.0, (timing.seconds - without) / options.steps)
         phases[name].append(timing.phases)
@@ -346,8 +363,8 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
                 row["joules_per_image"] = joules
             top = statistics.median(rates[f"matrix product {cell.precision}"])
             row["mfu"] = row["images_per_second"] / world.size * step.flop_per_image / top
-            if len(cells) == 1:
-                row["peak_memory_bytes"] = peak_bytes(world)
+            if step.peak_bytes is not None:
+                row["peak_memory_bytes"] = step.peak_bytes
         elif name.startswith("plain"):
             row = {"name": name, "world_size": world.size, **rounds.summary(values, reference=speed)}
         else:
@@ -389,6 +406,8 @@ def build_steps(
             try:
                 step = Step(cell, world, batches, joules)
                 step.run(step.first_steps)
+                if len(cells) == 1 and not steps:  # otherwise others lie in the same memory
+                    step.measure_peak(world)
                 steps[name] = cell, step
             except (UserError, torch.OutOfMemoryError) as error:
                 if world.size > 1:

@@ -212,6 +212,13 @@ def read(recipe: str, run: Path, target: float, command_seconds: float | None) -
     return row
 
 
+def failed(recipe: str, seed: int, reason: str) -> Row:
+    """The row of a run that did not end well: the target was not reached, and nothing is known at the end."""
+    unknown = ("seconds", "epochs", "pflop", "accuracy_then", "final_validation_accuracy", "test_accuracy")
+    figures = dict.fromkeys((*unknown, "train_seconds", "command_seconds"))
+    return {"recipe": recipe, "seed": seed, **figures, "curve": [], "failed": reason}
+
+
 def over_seeds(runs: Sequence[Row], machine_speed: list[float] | None, called: str = "") -> list[Row]:
     """A row for each of seconds, epochs and PFLOP: mean, its 95 % interval and standard deviation, if every seed got there.
 
@@ -237,10 +244,13 @@ def over_seeds(runs: Sequence[Row], machine_speed: list[float] | None, called: s
 
 
 def spread(values: Sequence[float]) -> Row:
-    """Mean, standard deviation, and the mean's 95 % interval by Student's t; None of a single value."""
-    mean, deviation = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
-    half = None if deviation is None else stats.t.ppf(0.975, len(values) - 1) * deviation / math.sqrt(len(values))
-    interval = None if half is None else [mean - half, mean + half]
+    """Mean, standard deviation, and the mean's 95 % interval by Student's t; None of too few values for it."""
+    mean = statistics.mean(values) if values else None
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    interval = None
+    if mean is not None and deviation is not None:
+        half = stats.t.ppf(0.975, len(values) - 1) * deviation / math.sqrt(len(values))
+        interval = [mean - half, mean + half]
     return {"mean": mean, "mean_interval": interval, "standard_deviation": deviation}
 
 
@@ -248,14 +258,21 @@ def table(runs: Sequence[Row], target: float) -> list[Row]:
     """A row for each recipe: how many seeds reached the target, and the accuracies at the end against the first recipe's.
 
     The difference is paired: that of the means over the seeds that both have, with its 95 % interval; None if there are none.
+    A run that failed, or that held no images out, has no accuracy at the end and is in no mean of them.
     """
     by_recipe: dict[str, list[Row]] = {}
     for run in runs:
         by_recipe.setdefault(run["recipe"], []).append(run)
-    first = {run["seed"]: run["final_validation_accuracy"] for run in next(iter(by_recipe.values()))}
+    accuracies_of = {
+        name: {
+            run["seed"]: run["final_validation_accuracy"] for run in own if run["final_validation_accuracy"] is not None
+        }
+        for name, own in by_recipe.items()
+    }
+    first = next(iter(accuracies_of.values()))
     rows = []
     for name, own in by_recipe.items():
-        accuracies = {run["seed"]: run["final_validation_accuracy"] for run in own}
+        accuracies = accuracies_of[name]
         differences = [accuracy - first[seed] for seed, accuracy in accuracies.items() if seed in first]
         got_there = sum(run["seconds"] is not None for run in own)
         rows.append(
@@ -267,7 +284,7 @@ def table(runs: Sequence[Row], target: float) -> list[Row]:
                 "target": target,
                 "final_validation_accuracy": spread([*accuracies.values()]),
                 "against_first": spread(differences) if differences else None,
-                "train_seconds": spread([run["train_seconds"] for run in own]),
+                "train_seconds": spread([run["train_seconds"] for run in own if run["train_seconds"] is not None]),
             }
         )
     return rows
@@ -301,7 +318,7 @@ def measure(options: Namespace) -> dict[str, Any]:
     """Train each recipe once for each seed, or read finished runs; the contents of the file.
 
     Raises:
-        UserError: a training that fails, or that holds no images out; no finished runs.
+        UserError: the first training fails, or one holds no images out; no finished runs.
     """
     if options.runs is not None:
         configs, runs, speed = finished(options)
@@ -312,7 +329,8 @@ def measure(options: Namespace) -> dict[str, Any]:
         of_recipe = [number for number, run in enumerate(runs) if run["recipe"] == name]
         called = "" if len(configs) == 1 else f"{name}: "
         speeds = [speed[number] for number in of_recipe] if speed else None
-        rows += over_seeds([runs[number] for number in of_recipe], speeds, called)
+        found = over_seeds([runs[number] for number in of_recipe], speeds, called)
+        rows += [{**row, "recipe": name, "target": options.target} for row in found]
     return {
         "target": options.target,
         "target_rule": "first validation on held-out training images of at least this accuracy",
@@ -327,6 +345,8 @@ def measure(options: Namespace) -> dict[str, Any]:
 
 def trained(options: Namespace) -> tuple[dict[str, Config], list[Row], list[float]]:
     """Of each recipe its configuration, by name; the runs' rows; the reference's rate before each run.
+
+    A training that fails after others have ended well is a row that did not reach the target: theirs are kept.
 
     Raises:
         UserError: see `measure`.
@@ -343,8 +363,13 @@ def trained(options: Namespace) -> tuple[dict[str, Config], list[Row], list[floa
         for seed in range(options.seeds):
             for recipe in tried:
                 speed.append(machine_speed())
-                run, seconds = train(recipe, seed, options.keep or Path(place))
-                runs.append(read(recipe.name, run, options.target, seconds))
+                try:
+                    run, seconds = train(recipe, seed, options.keep or Path(place))
+                    runs.append(read(recipe.name, run, options.target, seconds))
+                except UserError as error:
+                    if not runs:
+                        raise
+                    runs.append(failed(recipe.name, seed, str(error)))
                 print(_line(runs[-1]) if len(tried) == 1 else f"{recipe.name}, {_line(runs[-1])}", flush=True)
     return configs, runs, speed
 
@@ -371,12 +396,19 @@ def finished(options: Namespace) -> tuple[dict[str, Config], list[Row], list[flo
 
 
 def _line(run: Row) -> str:
+    if "failed" in run:
+        return f"seed {run['seed']}: not reached; {run['failed']}"
     if run["seconds"] is None:
-        return f"seed {run['seed']}: not reached; {run['final_validation_accuracy']:.2%} at the end"
+        return f"seed {run['seed']}: not reached; {_shown(run['final_validation_accuracy'], '.2%')} at the end"
     return (
         f"seed {run['seed']}: {run['seconds']:8.1f} s  {run['epochs']:6.2f} epochs  {run['pflop']:9.3f} PFLOP  "
         f"({run['accuracy_then']:.2%} then; {run['final_validation_accuracy']:.2%} at the end, test {run['test_accuracy']:.2%})"
     )
+
+
+def _shown(value: float | None, form: str) -> str:
+    """A figure, or a dash where it is not known."""
+    return "-" if value is None else f"{value:{form}}"
 
 
 def show(contents: dict[str, Any]) -> None:
@@ -406,14 +438,14 @@ def _ablation_line(row: Row) -> str:
     interval = "" if ends is None else f" ({ends[0]:+.2%} to {ends[1]:+.2%})"
     difference = "" if against is None else f"{against['mean']:+.2%}"
     return (
-        f"{row['recipe']:<44} {accuracy['mean']:>8.2%} {deviation:>10} {difference:>8}{interval:<21} "
-        f"{row['train_seconds']['mean']:>8.1f}"
+        f"{row['recipe']:<44} {_shown(accuracy['mean'], '.2%'):>8} {deviation:>10} {difference:>8}{interval:<21} "
+        f"{_shown(row['train_seconds']['mean'], '.1f'):>8}"
     )
 
 
 def main() -> None:
     """Train, print and keep the rows."""
-    parser = command.parser("time_to_accuracy", __doc__)
+    parser = command.parser("time_to_accuracy", __doc__, in_rounds=False)
     parser.add_argument(
         "words", nargs="*", metavar="CONFIG|key=value", help="configurations, and changes to all of them"
     )
@@ -434,10 +466,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     contents = measure(options)
     show(contents)
-    contents["verdicts"] = baseline.report(contents["rows"], options)
     command.write(options, **contents)
     if options.json:
         draw(contents["runs"], options.target, options.json.with_suffix(".png"))
+    if options.baseline:  # which may be of something else: what was measured is kept by then
+        command.write(options, **contents, verdicts=baseline.report(contents["rows"], options))
 
 
 if __name__ == "__main__":

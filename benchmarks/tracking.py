@@ -3,13 +3,15 @@
     python -m benchmarks.tracking [--steps 60] [--rounds 5] [--source digits] [--json FILE]
 
 W&B is sent to a local server that accepts connections and never answers. A round is one whole training of each side, in
-turns, so that whatever else the machine does falls on both; each writes a row of metrics every step. The first steps of a
-training do not count.
+turns, so that whatever else the machine does falls on both; each writes a row of metrics every step. A step's seconds are those
+between its row and the one before it, the writing of a row included. The first steps of a training do not count, nor do those
+with a validation or the end of an epoch between their rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import socket
 import statistics
@@ -61,8 +63,16 @@ def step_seconds(mode: str, folder: Path, options: argparse.Namespace, address: 
     train = [sys.executable, "-m", "vgg_ddp", "train", str(ROOT / "configs" / "vgg11_short.yaml"), *overrides]
     environment = {**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
     subprocess.run(train, env=environment, check=True, stdout=subprocess.DEVNULL)
-    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["scope"] == "steps"]
-    return [options.batch / row["images_per_second"] for row in rows[STEPS_OF_WARM_UP:]]
+    return between_rows(read_metrics(folder / "metrics.jsonl"))
+
+
+def between_rows(rows: list[dict[str, Any]]) -> list[float]:
+    """The seconds from row to row of steps that follow one another, without the first steps."""
+    return [
+        after["seconds"] - before["seconds"]
+        for before, after in itertools.pairwise(rows)
+        if before["scope"] == after["scope"] == "steps" and after["step"] > STEPS_OF_WARM_UP
+    ]
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:

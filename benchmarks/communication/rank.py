@@ -21,6 +21,7 @@ import torch
 from benchmarks.communication.choices import ALONE, CHOICES
 from benchmarks.measurement.step import TrainingStep, noise
 from vgg_ddp.config import Config
+from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.distributed.memory import keep_freed_memory
 from vgg_ddp.distributed.world import World, joined
 
@@ -40,7 +41,7 @@ def main(core: int, interface: str) -> None:
     keep_freed_memory()
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
-    with joined(timedelta(minutes=30)) as world:
+    with joined(timedelta(minutes=30), Devices(device="cpu")) as world:  # a core each, on machines with a GPU too
         for line in sys.stdin:
             order = json.loads(line)
             seen = measure(order, world if order["choice"] != ALONE else World(0, 1, 0, 1, world.device), interface)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.communication.choices import CHOICES
+from vgg_ddp.errors import UserError
 from vgg_ddp.run.metrics_log import read_metrics
 
 NETWORK, IMAGE_SIZE = "vgg11", 16
@@ -19,7 +20,11 @@ LOG_EVERY = 16  # steps of a training: their mean loss is compared with the one 
 
 
 def train(options: argparse.Namespace, cores: list[int]) -> list[dict[str, Any]]:
-    """A row for each choice and seed, from trainings of two ranks on this host."""
+    """A row for each choice and seed, from trainings of two ranks on this host.
+
+    Raises:
+        UserError: a training did not end well; its own last line says why.
+    """
     rows = []
     for seed in options.seeds:
         for name in options.choices:
@@ -29,8 +34,12 @@ def train(options: argparse.Namespace, cores: list[int]) -> list[dict[str, Any]]
                 run = Path(folder) / "run"
                 train = [sys.executable, "-m", "vgg_ddp", "train", *recipe(options), *communication(name, options)]
                 train += [f"run.dir={run}", f"seed={seed}"]
-                pinned = {"preexec_fn": lambda: os.sched_setaffinity(0, cores)}
-                subprocess.run(train, check=True, capture_output=True, **pinned)  # type: ignore[call-overload]
+                done = subprocess.run(
+                    train, capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, cores)
+                )
+                if done.returncode:
+                    last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+                    raise UserError(f"--train {options.train}, {name}: ended with {done.returncode}: {' '.join(last)}")
                 losses = [row for row in read_metrics(run / "metrics.jsonl") if row["scope"] == "steps"]
                 accuracy = json.loads((run / "evaluation/summary.json").read_text())["accuracy"]
             reached = [row["step"] for row in losses if row["loss"] < options.loss]
@@ -62,6 +71,7 @@ def recipe(options: argparse.Namespace) -> list[str]:
         f"data.source={options.train}",
         "data.train_sizes=[]",
         f"data.image_size={IMAGE_SIZE}",
+        "device=cpu",
         "nproc=2",
         "threads=1",
         "epochs=1e-9",

@@ -39,7 +39,7 @@ class Size:
             largest for compilation, the last for a profile.
         fused: what `model.fused` may be.
         compilations: what `compile` may be; "false" is measured beside each.
-        effort: options of every benchmark.
+        effort: options of every benchmark that measures in rounds; `threads` of those that train.
         loaded: images in a batch of a loader; `seconds` of a round of it.
         training: keys of the training to an accuracy, and the accuracy.
     """
@@ -50,6 +50,7 @@ class Size:
     fused: list[str]
     compilations: list[str]
     effort: list[str]
+    threads: list[str]
     steps: int
     photos: int
     loaded: int
@@ -67,6 +68,7 @@ FULL = Size(
     fused=["true", "false"],
     compilations=["true", "stages", "graph"],
     effort=["--rounds", "5"],
+    threads=[],
     steps=20,
     photos=2000,
     loaded=256,
@@ -83,6 +85,7 @@ SMALL = Size(  # no figure of it says anything: it is there to be quick on a CPU
     fused=["true"],
     compilations=["graph"],
     effort=["--rounds", "1", "--threads", "1"],
+    threads=["--threads", "1"],
     steps=1,
     photos=16,
     loaded=8,
@@ -143,7 +146,7 @@ def stages(small: bool, data: str, folder: Path) -> list[Stage]:
         *found,
         stage("loaders", "loaders", *load, *effort),
         stage("peers", "peers", *others, "--precision", precision, *effort, *steps),
-        stage("accuracy", "time_to_accuracy", CONFIG, *goal, *effort, *training),
+        stage("accuracy", "time_to_accuracy", CONFIG, *goal, *size.threads, *training),
     ]
 
 

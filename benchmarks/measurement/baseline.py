@@ -2,7 +2,7 @@
 
 What is compared is the logarithm of each row's median over its rounds. Where both runs have measured the reference
 (`device_speed.reference`, in the same turns), each round's rate is divided by it first: what slows the whole machine for a
-while then falls out.
+while then falls out; not of a share (`SHARES`), which no machine's speed changes.
 
 A difference counts only where it is larger than what the same version shows against itself 19 times of 20. Two things make
 up that margin. Rounds scatter within a run: the standard error of the median, by bootstrap. And runs differ as wholes
@@ -30,6 +30,12 @@ from vgg_ddp.errors import UserError
 # 4.4 and 4.8 % in two series, 1.8 and 2.4 % of them without the two runs that were disturbed most.
 BETWEEN_RUNS = 0.045
 CONFIDENCE = 0.95
+SHARES = ("overhead", "efficiency")  # units without a dimension: they have nothing to divide by the reference
+# Keys of rows that say what was measured, and not what came out: only what is alike in them is compared.
+SETTINGS = (
+    *("network", "precision", "image_size", "batch", "layout", "compile", "engine", "recompute", "fused"),
+    *("world_size", "ranks", "threads", "choice", "head", "link", "loader", "storage", "size", "recipe", "target"),
+)
 Row = Mapping[str, Any]
 
 
@@ -41,6 +47,7 @@ class Verdict:
         word: "faster", "slower" or "noise".
         change: relative, above 0 is better: 0.1 is 10 % more images per second, or 10 % fewer seconds.
         margin: the change that the same version may show, relative.
+        reference: whether rates were divided by the reference's; None of a share.
     """
 
     name: str
@@ -48,7 +55,7 @@ class Verdict:
     change: float
     margin: float
     baselines: int
-    reference: bool
+    reference: bool | None
 
 
 def logarithms(row: Row, with_reference: bool) -> list[float]:
@@ -101,22 +108,27 @@ def margin_of(now: Sequence[float], before: Sequence[Sequence[float]], between_r
 
 def verdict(now: Row, before: Sequence[Row], between_runs: float = BETWEEN_RUNS) -> Verdict:
     """The verdict of this run's row against the same row of one stored run or more."""
-    with_reference = all("reference" in row for row in (now, *before))
+    is_share = now.get("unit") in SHARES
+    with_reference = not is_share and all("reference" in row for row in (now, *before))
     ours = logarithms(now, with_reference)
     theirs = [logarithms(row, with_reference) for row in before]
     change = statistics.median(ours) - statistics.mean([statistics.median(run) for run in theirs])
     margin = margin_of(ours, theirs, between_runs)
     word = "noise" if abs(change) <= margin else "faster" if change > 0 else "slower"
-    return Verdict(now["name"], word, math.expm1(change), math.expm1(margin), len(before), with_reference)
+    reference = None if is_share else with_reference
+    return Verdict(now["name"], word, math.expm1(change), math.expm1(margin), len(before), reference)
 
 
 def verdicts(rows: Sequence[Row], files: Sequence[Path], between_runs: float = BETWEEN_RUNS) -> list[Verdict]:
     """The verdict of every row that all the files have too.
 
     Raises:
-        UserError: a file that is no benchmark's, or that shares no row.
+        UserError: a file that is no benchmark's, that shares no row, or whose row of the same name has other settings.
     """
     stored = [_rows(path) for path in files]
+    for path, runs in zip(files, stored):
+        for row in rows:
+            _must_be_alike(row, runs.get(row["name"], {}), path)
     compared = [
         verdict(row, [runs[row["name"]] for runs in stored], between_runs)
         for row in rows
@@ -127,6 +139,16 @@ def verdicts(rows: Sequence[Row], files: Sequence[Path], between_runs: float = B
             f"{', '.join(map(str, files))}: none of this run's rows is there; give the same options as the baseline's"
         )
     return compared
+
+
+def _must_be_alike(now: Row, before: Row, path: Path) -> None:
+    """A setting that only one of the rows has says nothing: stored files may be older than the key."""
+    for key in SETTINGS:
+        if key in now and key in before and now[key] != before[key]:
+            raise UserError(
+                f"{path}: '{now['name']}' was measured with {key}={before[key]}, and this run has {key}={now[key]}; give "
+                "the same options as the baseline's"
+            )
 
 
 def _rows(path: Path) -> dict[str, Row]:
@@ -140,7 +162,7 @@ def table(compared: Sequence[Verdict]) -> str:
     """The verdicts as lines for the terminal."""
     lines = [f"{'against the baseline':<34} {'change':>8} {'margin':>8}"]
     lines += [f"{v.name:<34} {v.change:>+8.1%} {v.margin:>8.1%}  {v.word}" for v in compared]
-    if compared and not all(v.reference for v in compared):
+    if any(v.reference is False for v in compared):
         lines.append("one of the runs has no reference: what slowed the whole machine counts as a difference")
     return "\n".join(lines)
 

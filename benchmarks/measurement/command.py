@@ -16,24 +16,27 @@ import torch
 
 from benchmarks.measurement import baseline, pictures
 from vgg_ddp import cores
+from vgg_ddp.distributed.devices import device_names
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
-from vgg_ddp.training.environment import commit, cuda_versions, devices, gpus
+from vgg_ddp.training.environment import commit, cuda_versions, gpus
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 PRECISION_HELP = "(default: auto, the fastest of the device)"
 
 
-def parser(name: str, description: str | None, threads: int | None = None) -> ArgumentParser:
+def parser(name: str, description: str | None, threads: int | None = None, in_rounds: bool = True) -> ArgumentParser:
     """A parser with the options of every benchmark.
 
     Args:
         name: of the module in `benchmarks`.
         threads: of each process; None makes it the option --threads.
+        in_rounds: whether it measures in rounds, whose number is an option then.
     """
     prog = f"python -m benchmarks.{name}"
     parser = ArgumentParser(prog=prog, description=(description or "").splitlines()[0])
     parser.set_defaults(prog=prog, threads=threads)
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
+    if in_rounds:
+        parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
     if threads is None:
         parser.add_argument("--threads", type=int, default=cores.usable(), help="CPU threads (default: all cores)")
     parser.add_argument("--json", type=result_file, help="write the rows to this file, and pictures beside it")
@@ -93,7 +96,7 @@ def write(options: Namespace, rows: list[dict[str, Any]], **more: Any) -> None:
 def machine(threads: int) -> dict[str, Any]:
     """The devices, versions and load of this machine, for the file of rows."""
     return {
-        "devices": devices(),
+        "devices": device_names(),
         "gpus": gpus(),
         "libraries": cuda_versions(),
         "threads": threads,

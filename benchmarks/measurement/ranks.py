@@ -24,6 +24,7 @@ from benchmarks.measurement.step import PHASES, TrainingStep, noise
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.memory import keep_freed_memory
 from vgg_ddp.distributed.world import World, joined
+from vgg_ddp.errors import UserError
 
 PhaseSeconds = dict[str, float]  # by phase of a step; the sum under "step"
 
@@ -105,6 +106,22 @@ def groups(sizes: list[int], config: Config) -> Iterator[dict[int, Group]]:
             started[size] = Group(size, config)
             stack.callback(started[size].stop)
         yield started
+
+
+def check_ranks(ranks: list[int], batch: int) -> None:
+    """Check, before a group is started, that it can be.
+
+    Args:
+        ranks: the sizes of the groups.
+        batch: images in a step, which the ranks of each are to divide.
+
+    Raises:
+        UserError: more ranks than GPUs, or a batch that the ranks do not divide.
+    """
+    if any(batch % count for count in ranks):
+        raise UserError(f"--batch {batch} does not divide over {ranks} ranks")
+    if torch.cuda.is_available() and max(ranks) > torch.cuda.device_count():
+        raise UserError(f"--ranks {max(ranks)}: this host has {torch.cuda.device_count()} GPUs")
 
 
 def _rank(config: Config, rank: int, size: int, port: int, pipe: Connection) -> None:

@@ -34,7 +34,7 @@ class TrainingStep:
     """
 
     def __init__(self, config: Config, world: World) -> None:
-        config, _ = precision.set_arithmetic(config, world.device)
+        config, _ = precision.set_arithmetic(config, world.device, world.of_all)
         cuda_graph.check(config, world)
         self.network = parts.build_network(config, CLASSES, world.device)
         self.engine = engines.build(config, self.network, world)

@@ -7,11 +7,9 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from benchmarks.measurement import rounds
 from benchmarks.measurement.device_speed import DTYPES, chosen_precision, copy, matrix_product
-from benchmarks.measurement.ranks import AllReduces, Group, PhaseSeconds, Reference, TrainingSteps, groups
+from benchmarks.measurement.ranks import AllReduces, Group, PhaseSeconds, Reference, TrainingSteps, check_ranks, groups
 from benchmarks.scaling_model.calibration import Calibration, fit_link
 from benchmarks.scaling_model.device import Device
 from benchmarks.scaling_model.network import layers
@@ -19,7 +17,6 @@ from vgg_ddp import cores
 from vgg_ddp.config import Config
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.distributed.world import device_of
-from vgg_ddp.errors import UserError
 
 MESSAGES = (64 * 2**10, 2**20, 8 * 2**20, 32 * 2**20)  # bytes of the all-reduces that calibrate the link
 Rows = list[dict[str, Any]]
@@ -50,10 +47,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """
     precision = chosen_precision(options.precision, device_of(0))
     ranks: list[int] = sorted({1, *options.ranks})
-    if any(options.batch % count for count in ranks):
-        raise UserError(f"--batch {options.batch} does not divide over {ranks} ranks")
-    if torch.cuda.is_available() and ranks[-1] > torch.cuda.device_count():
-        raise UserError(f"--ranks {ranks[-1]}: this host has {torch.cuda.device_count()} GPUs")
+    check_ranks(ranks, options.batch)
     config = Config(
         network=options.network,
         batch=options.batch,
@@ -80,6 +74,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rows = [
         {
             "name": name,
+            "network": options.network,
+            "image_size": options.image_size,
+            "batch": options.batch,
             "precision": precision,
             **rounds.summary(rates[name], reference=rates[f"reference, {side.ranks} ranks"]),
             "seconds": dict(medians[name]),

@@ -85,6 +85,14 @@ def test_seconds_are_better_when_fewer() -> None:
     assert not found.reference
 
 
+@pytest.mark.parametrize("unit", baseline.SHARES)
+def test_a_share_is_not_divided_by_the_machine_s_speed(unit: str) -> None:
+    before = {"name": "step", **rounds.summary([0.1, 0.1, 0.1], unit, [1.0] * 3)}
+    found = baseline.verdict({**before, "reference": [2.0] * 3}, [before])
+    assert (found.word, found.change, found.reference) == ("noise", 0.0, None)
+    assert len(baseline.table([found]).splitlines()) == 2  # nothing is said of a reference
+
+
 def options(*files: Path) -> Namespace:
     parser = ArgumentParser()
     baseline.add_options(parser)
@@ -118,3 +126,13 @@ def test_a_baseline_of_other_rows_is_refused(tmp_path: Path) -> None:
     stored = write(tmp_path / "stored.json", [{"name": "b", "all": [1.0, 2.0]}])
     with pytest.raises(UserError, match="none of this run's rows"):
         baseline.verdicts([{"name": "a", "all": [1.0, 2.0]}], [stored])
+
+
+@pytest.mark.parametrize("key", ["network", "threads", "target", "world_size"])
+def test_rows_of_one_name_are_compared_with_the_same_settings_alone(key: str, tmp_path: Path) -> None:
+    row = {"name": "weak, 2 ranks", "all": [1.0, 2.0], "version": "1"}
+    stored = write(tmp_path / "stored.json", [{**row, key: 11}])
+    for alike in (row, {**row, key: 11, "version": "2"}):  # a file may be older than the key
+        assert len(baseline.verdicts([alike], [stored])) == 1
+    with pytest.raises(UserError, match=rf"stored\.json: 'weak, 2 ranks' .* {key}=11, and this run has {key}=16"):
+        baseline.verdicts([{**row, key: 16}], [stored])

@@ -20,3 +20,10 @@ def test_a_result_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "file" / "rows.json"):
         with pytest.raises(ArgumentTypeError, match="cannot be written: "):
             command.result_file(str(path))
+
+
+def test_only_what_measures_in_rounds_takes_their_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.parser("throughput", "x").parse_args(["--rounds", "2"]).rounds == 2
+    with pytest.raises(SystemExit):
+        command.parser("airbench", "x", in_rounds=False).parse_args(["--rounds", "2"])
+    assert "unrecognized arguments: --rounds 2" in capsys.readouterr().err

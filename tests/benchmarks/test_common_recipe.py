@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -37,3 +40,20 @@ def test_it_learns_and_ends_where_it_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert rows[-1]["epoch"] == 2.5
     assert rows[-1]["accuracy"] > 0.9
     assert rows[0]["seconds"] < rows[1]["seconds"] < rows[2]["seconds"]
+
+
+@pytest.mark.parametrize(("steps", "rate"), [(8, 3.0), (1, 1.0)])
+def test_the_first_steps_are_not_in_the_images_per_second(
+    steps: int, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by a second each time that it is looked at: at the start, after the warm-up, at the end."""
+    monkeypatch.setattr(common_recipe, "time", SimpleNamespace(perf_counter=itertools.count(0.0).__next__))
+    for name, value in {"BATCH": 1, "HELD_OUT": 2, "network_of": network, "pflop_of_image": lambda *_: 0.0}.items():
+        monkeypatch.setattr(common_recipe, name, value)
+    images = Images(torch.zeros(12, 3, 32, 32), torch.zeros(12, dtype=torch.int64))
+    (row,) = common_recipe.train(images, 2, common_recipe.Recipe("resnet18", 1, "fp32", 0, steps))
+    assert (row["steps"], row["images_per_second"]) == (steps, rate)
+
+
+def network(name: str, classes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, classes))

@@ -35,6 +35,7 @@ def test_scaling_measures_and_checks(tmp_path: Path) -> None:
         parts = row["seconds"]
         assert parts["step"] == pytest.approx(parts["forward"] + parts["backward"] + parts["update"], rel=0.5)
         assert row["least"] <= row["images_per_second"] <= row["most"]
+        assert (row["network"], row["image_size"], row["batch"]) == ("vgg_tiny", 32, 4)
     for row in found["check"]:
         lost = sum(row[key] for key in ("loss_small_batch", "loss_contention", "loss_communication", "loss_rest"))
         assert row["efficiency"] + lost == pytest.approx(1.0)

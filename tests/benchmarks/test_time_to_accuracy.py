@@ -17,6 +17,7 @@ from tests.support.rank_processes import program
 from vgg_ddp.config import Config
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.config.optimizer import LossConfig, OptimizerConfig
+from vgg_ddp.errors import UserError
 
 pytestmark = pytest.mark.host
 
@@ -139,6 +140,58 @@ def test_two_seeds(few_digits: Path, tmp_path: Path) -> None:
     read = json.loads(again.read_text())
     assert read["runs"] == [{**trained, "recipe": "quickstart", "command_seconds": None} for trained in found["runs"]]
     assert read["rows"][0]["mean"] == seconds["mean"]
+
+
+def finished_run(recipe: str, run: Path, target: float, command_seconds: float | None) -> dict[str, Any]:
+    """A row in place of `time_to_accuracy.read`; a run named "unheld" holds no images out."""
+    figures = {"seconds": 2.0, "epochs": 1.0, "pflop": 0.1, "accuracy_then": 0.5, "final_validation_accuracy": 0.6}
+    if recipe == "unheld":
+        figures = dict.fromkeys(figures)  # type: ignore[assignment]
+    seed = int(run.name.removeprefix("seed-"))
+    curve = [[2.0, 1.0, 0.5, 0.1]] if figures["seconds"] else []
+    return {"recipe": recipe, "seed": seed, **figures, "test_accuracy": 0.6, "train_seconds": 3.0, "curve": curve}
+
+
+def test_a_training_that_fails_loses_none_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It did not reach the target; the first one that fails, with nothing to lose, ends all."""
+    well = iter([True, False, True, False, False])
+
+    def train(recipe: time_to_accuracy.Recipe, seed: int, directory: Path) -> tuple[Path, float]:
+        if next(well):
+            return directory / f"seed-{seed}", 4.0
+        raise UserError("the training has diverged")
+
+    for name, value in {"train": train, "read": finished_run, "reference": lambda device: lambda: 1.0}.items():
+        monkeypatch.setattr(time_to_accuracy, name, value)
+    file = tmp_path / "found.json"
+    words = ["configs/quickstart.yaml", "--leave-out", "ema=0", "--target", "0.4", "--seeds", "2", "--json", str(file)]
+    monkeypatch.setattr("sys.argv", ["time_to_accuracy", *words])
+    time_to_accuracy.main()
+    found = json.loads(file.read_text())
+    assert [row["reached"] for row in found["recipes"]] == [2, 0]
+    assert found["runs"][1]["failed"] == "the training has diverged"
+    assert {(row["recipe"], row["target"]) for row in found["rows"]} == {("quickstart", 0.4)}
+    assert "with ema=0, seed 1: not reached; the training has diverged" in capsys.readouterr().out
+    with pytest.raises(UserError, match="diverged"):
+        time_to_accuracy.main()
+
+
+def test_finished_runs_that_held_no_images_out_are_shown_without_an_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("held", "unheld"):
+        run = tmp_path / name / "seed-0"
+        (run / "evaluation").mkdir(parents=True)
+        (run / "evaluation" / "summary.json").touch()
+        (run / "config.yaml").write_text("network: vgg11\n")
+    monkeypatch.setattr(time_to_accuracy, "read", finished_run)
+    monkeypatch.setattr("sys.argv", ["time_to_accuracy", "--runs", str(tmp_path), "--target", "0.4"])
+    time_to_accuracy.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "unheld, seed 0: not reached; - at the end" in lines
+    assert lines[-1].split() == ["unheld", "-", "3.0"]
 
 
 @pytest.mark.parametrize(
