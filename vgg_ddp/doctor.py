@@ -30,6 +30,8 @@ OPTIONAL = {
     "tensorboard": "tracking.tensorboard; pip install 'vgg_ddp[tensorboard]'",
     "deepspeed": "engine=deepspeed; pip install 'vgg_ddp[deepspeed]'",
     "onnxruntime": "vgg-ddp export --format onnx; pip install 'vgg_ddp[export]'",
+    "optuna": "vgg-ddp study; pip install 'vgg_ddp[study]'",
+    "pyarrow": "Parquet files; pip install 'vgg_ddp[parquet]'",
 }
 
 
@@ -75,7 +77,11 @@ def _examine_apex() -> None:
 def _examine_compilers() -> None:
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         print(
-            "note  no C++ compiler: only needed for compile, and on a GPU for model.fused; install g++, or name one in CXX"
+            "note  no C++ compiler: only needed for compile and engine=deepspeed on a CPU; install g++, or name one in CXX"
+        )
+    if "CC" not in os.environ and not any(map(shutil.which, ("gcc", "clang"))):
+        print(
+            "note  no C compiler: only needed for compile and model.fused on a GPU; install gcc or clang, or name one in CC"
         )
     if importlib.util.find_spec("triton") is None:
         print("note  no triton: only needed for compile and model.fused on a GPU; pip install triton")

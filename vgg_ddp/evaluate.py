@@ -20,7 +20,7 @@ from vgg_ddp.analysis.neighbours import Features
 from vgg_ddp.config import Config
 from vgg_ddp.data import of_run
 from vgg_ddp.data.dataset import QUICKLY_READ, Dataset
-from vgg_ddp.data.record import read_record
+from vgg_ddp.data.record import DatasetRecord, read_record
 from vgg_ddp.distributed import rank_process
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError, leave
@@ -112,10 +112,13 @@ def run(resolved: ResolvedRun, world: World) -> None:
     """Evaluate and report, from the same resolved run on every rank."""
     from vgg_ddp.trackers.follow import followed
 
-    config, _ = precision.set_arithmetic(resolved.config, world.device)
+    config, _ = precision.set_arithmetic(resolved.config, world.device, world.of_all)
     directory = RunDirectory(resolved.run)
+    with world.together():  # the run's folder may lie on rank 0's host alone
+        trained_on = msgspec.json.encode(read_record(directory.data) if world.is_main else None)
+    trained_on = world.broadcast(trained_on)
     with world.together():
-        dataset = Dataset(resolved.dataset, read_record(directory.data))
+        dataset = Dataset(resolved.dataset, msgspec.json.decode(trained_on, type=DatasetRecord | None))
         if world.local_rank == 0:
             dataset.verify(at_most=QUICKLY_READ)
     preflight.must_be_the_same_data(dataset, world)

@@ -24,7 +24,7 @@ from vgg_ddp.loaders import Batch
 from vgg_ddp.optim import optimizers, plateau, precision
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import TrainingProgress, say
-from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint
+from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.metrics_log import MetricsLog
 from vgg_ddp.run.resolved import ResolvedRun
 from vgg_ddp.training import continuing, cuda_graph, divergence, environment
@@ -133,7 +133,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
     from vgg_ddp.report.live import LivePage
     from vgg_ddp.trackers.follow import followed
 
-    config, precision_reason = precision.set_arithmetic(resolved.config, world.device)
+    config, precision_reason = precision.set_arithmetic(resolved.config, world.device, world.of_all)
     directory = RunDirectory(resolved.run)
     with contextlib.ExitStack() as stack:
         with world.together():
@@ -177,9 +177,8 @@ def run(resolved: ResolvedRun, world: World) -> None:
         peak = memory.peak_bytes(world)
         if world.is_main and not (finished and directory.summary.exists()):
             directory.write_json(directory.summary, environment.summary(job, state, peak))
-        evaluate.evaluate_and_report(
-            config, dataset, directory, chosen_checkpoint(directory, config.evaluate.checkpoint), world
-        )
+        checkpoint = continuing.to_evaluate(directory, config, world)
+        evaluate.evaluate_and_report(config, dataset, directory, checkpoint, world)
 
 
 def main(arguments: list[str]) -> int:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
 from tests.support.rank_processes import Launch
 from vgg_ddp.config import Config
-from vgg_ddp.distributed import launcher, numa
+from vgg_ddp.distributed import launcher, numa, world
 from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+
+
+def test_a_rank_on_another_kind_of_device_than_rank_0_is_named() -> None:
+    """On a host whose GPU is not found, say: its messages would go another way than those of the others."""
+    store = HashStore()
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    world._same_kind_of_device(world.World(0, 3, 0, 1, cpu, store=store))
+    world._same_kind_of_device(world.World(1, 3, 0, 1, cpu, store=store))
+    with pytest.raises(UserError, match=r"rank 2 on .* computes with device=cuda, and rank 0 with device=cpu; "):
+        world._same_kind_of_device(world.World(2, 3, 0, 1, cuda, store=store))
+    assert world.World(1, 3, 0, 1, cpu, store=store).failure_announced()
 
 
 @pytest.fixture

@@ -19,9 +19,11 @@ RANK = World(0, 1, 0, 1, torch.device("cpu"), host_cores=len(ALLOWED))
 
 
 def test_nodes_are_those_of_the_kernel() -> None:
-    listed = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
-    (line,) = [line for line in listed.splitlines() if line.startswith("NUMA node(s):")]
-    assert 1 <= len(numa.nodes()) <= int(line.split(":")[1])
+    environment = {**os.environ, "LC_ALL": "C"}
+    listed = subprocess.run(["lscpu"], env=environment, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in listed.splitlines() if line.startswith("NUMA node(s):")]
+    most = int(lines[0].split(":")[1]) if lines else 0  # none in some containers
+    assert min(1, most) <= len(numa.nodes()) <= most
 
 
 @pytest.fixture

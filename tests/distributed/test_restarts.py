@@ -6,6 +6,7 @@ And nobody from outside is let in meanwhile.
 from __future__ import annotations
 
 import base64
+import contextlib
 import ipaddress
 import json
 import os
@@ -101,8 +102,10 @@ def furthest(run: Path) -> int:
 
 def listens(pid: int) -> list[tuple[str, int]]:
     """The addresses at which a process listens for TCP connections."""
-    links = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir() if file.is_symlink()]
-    found = []
+    links, found = [], []
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed in between
+            links.append(os.readlink(file))
     tables = [Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
     for line in [row.split() for table in tables for row in table]:
         if line[3] == "0A" and f"socket:[{line[9]}]" in links:

@@ -188,6 +188,7 @@ ON_TWO = [
     *(Task(f"{name} whole", changes) for name, changes in RESTARTED.items()),
     *(Task(f"{name} half", changes, range(2)) for name, changes in RESTARTED.items()),
     *(Task(f"{name} resumed", changes, range(2, 4), f"{name} half") for name, changes in RESTARTED.items()),
+    Task("plain after local SGD", {}, range(2, 4), "local SGD half"),
     *(Task(f"{name} of two", {**RESTARTED[name], **TWELVE}, range(2)) for name in ("powersgd", "local SGD")),
     *(Task(f"outer {name}", {"communication": keys}) for name, keys in OUTER.items()),
     *(Task(name, changes) for name, changes in SHARP.items()),
@@ -295,6 +296,12 @@ def test_ranks_agree_and_a_restart_ends_with_the_same_bits(name: str, trained: P
     whole = trained / f"{name} whole"
     assert all(torch.equal(value, weights(whole, 1)[key]) for key, value in weights(whole).items())
     assert_same_bits(trained / f"{name} resumed", whole)
+
+
+def test_after_local_sgd_every_rank_goes_on_with_the_mean_of_the_optimizers(trained: Path) -> None:
+    """Each has a momentum of its own then, with which its weights would leave those of the others."""
+    folder = trained / "plain after local SGD"
+    assert [key for key, value in weights(folder).items() if not torch.equal(value, weights(folder, 1)[key])] == []
 
 
 @pytest.mark.parametrize("name", ["powersgd", "local SGD"])

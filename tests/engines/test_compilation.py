@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -73,6 +75,8 @@ def without_a_pool_of_compiling_processes() -> Iterator[None]:
 def test_compiled_has_the_losses_statistics_and_names_of_eager(
     name: str, widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if name == "whole" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        pytest.skip("no C++ compiler, with which torch compiles for a CPU")
     torch.compiler.reset()
     if name == "stages":  # what is cut out is the same for every compiler
         monkeypatch.setattr(compilation, "_compiled", partial(torch.compile, backend="aot_eager"))

@@ -36,7 +36,7 @@ from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split
 from vgg_ddp.data.storage import Storage
 from vgg_ddp.distributed.world import ALONE, World
 from vgg_ddp.errors import UserError
-from vgg_ddp.loaders import Batch, Loader, build
+from vgg_ddp.loaders import Batch, Loader, build, resident
 from vgg_ddp.loaders.choice import choose
 from vgg_ddp.loaders.resident import resident_pixels
 from vgg_ddp.randomness import random_words, uniform
@@ -583,7 +583,10 @@ def test_resident_loaders_of_a_split_share_its_pixels(datasets: dict[str, Datase
     assert np.shares_memory(resident_pixels(raw, DataConfig(), ALONE, sharded=False).numpy(), raw.images)
 
 
-def test_the_pixels_of_another_device_and_those_of_one_rank_are_others(datasets: dict[str, Dataset]) -> None:
+def test_the_pixels_of_another_device_and_those_of_one_rank_are_others(
+    datasets: dict[str, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resident, "COPIED_AT_A_TIME", 3 * 3 * 32 * 32)
     raw = datasets["raw"].split("train")
     elsewhere = replace(ALONE, device=torch.device("meta"))
     assert resident_pixels(raw, DataConfig(), elsewhere, sharded=False).is_meta

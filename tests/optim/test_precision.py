@@ -40,6 +40,14 @@ def test_fp16_is_passed_over_where_a_rule_refuses_it(monkeypatch: pytest.MonkeyP
     assert "powersgd" in reason
 
 
+def test_ranks_whose_devices_differ_compute_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank in fp16 scales its gradients, which no other may average with its own."""
+    capability(monkeypatch, (7, 5))
+    config, reason = precision.resolve(Config(), GPU, lambda word: ["bf16", word])
+    assert config.precision == "fp32" and "bf16, fp16" in reason
+    assert precision.resolve(Config(), GPU, lambda word: [word, word])[0].precision == "fp16"
+
+
 def test_what_was_asked_for_stays() -> None:
     for name in ("fp32", "tf32", "bf16", "fp16"):
         assert precision.resolve(Config(precision=name), CPU) == (Config(precision=name), "")  # type: ignore[arg-type]

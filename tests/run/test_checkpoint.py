@@ -190,6 +190,10 @@ def test_the_same_step_is_written_anew(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_beside_the_checkpoints(tmp_path: Path) -> None:
+    """Not even what was cut off by a kill, whatever its step."""
+    for left in (".writing-step-00000003", ".removing-step-00000001"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "model.safetensors").touch()
     checkpoint.write(tmp_path, some_files(), 5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000005"]
 

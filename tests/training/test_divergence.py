@@ -42,11 +42,16 @@ def test_two_ranks_end_with_one_line(launch: Launch, runs: Path) -> None:
     assert not (runs / "diverging/evaluation").exists()
 
 
+@pytest.fixture(scope="module")
+def begun(train: Train) -> Path:
+    """The checkpoint of one step."""
+    return next((train("begin with", "min_steps=1") / "checkpoints").glob("step-*"))
+
+
 @pytest.mark.parametrize("size", [1, 2])
-def test_the_first_layer_that_is_not_finite_is_named(size: int, launch: Launch, train: Train, runs: Path) -> None:
+def test_the_first_layer_that_is_not_finite_is_named(size: int, begun: Path, launch: Launch, runs: Path) -> None:
     """A layer whose weights, finite themselves, are far too large, in the first step; before it all is well."""
-    folder = train(f"begin with {size}", "min_steps=1") / "checkpoints"
-    weights = load_file(next(folder.glob("step-*")) / "model.safetensors")
+    weights = load_file(begun / "model.safetensors")
     layer = [name for name in weights if name.startswith("features") and weights[name].ndim == 4][3]
     weights[layer] = torch.full_like(weights[layer], 3e38)
     save_file(weights, runs / f"too large {size}.safetensors")

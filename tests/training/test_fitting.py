@@ -15,6 +15,7 @@ from vgg_ddp.config import Config, dump
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.distributed import memory
+from vgg_ddp.distributed.devices import device_names
 from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.directory import RunDirectory
@@ -71,37 +72,39 @@ def test_little_memory_makes_more_micro_batches_and_a_continued_run_keeps_them(t
     assert less.accumulation in (2, 3, 4)
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
-    write(run, msgspec.structs.replace(less, accumulation=8), ranks=1)
+    write(run, msgspec.structs.replace(less, accumulation=8), 1, HERE)
     assert fit(CONFIG, run.path, GIBIBYTE)[0].accumulation == 8
     assert (
         fit(msgspec.structs.replace(CONFIG, batch=12), run.path, GIBIBYTE)[0].accumulation == 1
     )  # 12 is not 8 times n
 
 
-def write(run: RunDirectory, config: Config, ranks: int) -> None:
+def write(run: RunDirectory, config: Config, ranks: int, devices: list[str]) -> None:
     """What a run on so many ranks leaves."""
     run.config.write_text(dump(config))
-    run.write_json(run.environment, {"world_size": ranks})
+    run.write_json(run.environment, {"world_size": ranks, "devices": devices})
 
 
+HERE = device_names(ALONE.device)
 FITTED = msgspec.structs.replace(CONFIG, batch=12, accumulation=4)
 
 
 @pytest.mark.parametrize(
-    ("before", "ranks", "words"),
+    ("before", "ranks", "devices", "words"),
     [
-        (FITTED, 4, {}),  # whose local batch was a quarter
-        (msgspec.structs.replace(FITTED, fit_memory=False), 1, {}),  # and memory was not enough
-        (FITTED, 1, {"augment": AugmentConfig(mixup=0.2)}),  # 3 images are no pairs
-        (FITTED, 1, {"accumulation": 6}),  # more are asked for
+        (FITTED, 4, HERE, {}),  # whose local batch was a quarter
+        (FITTED, 1, ["another"], {}),  # whose memory is another
+        (msgspec.structs.replace(FITTED, fit_memory=False), 1, HERE, {}),  # and memory was not enough
+        (FITTED, 1, HERE, {"augment": AugmentConfig(mixup=0.2)}),  # 3 images are no pairs
+        (FITTED, 1, HERE, {"accumulation": 6}),  # more are asked for
     ],
-    ids=["other ranks", "not fitted", "pairs", "more asked for"],
+    ids=["other ranks", "another device", "not fitted", "pairs", "more asked for"],
 )
 def test_a_continued_run_is_fitted_again_where_its_number_is_none_for_it(
-    before: Config, ranks: int, words: dict[str, Any], tmp_path: Path
+    before: Config, ranks: int, devices: list[str], words: dict[str, Any], tmp_path: Path
 ) -> None:
     run = RunDirectory(tmp_path)
-    write(run, before, ranks)
+    write(run, before, ranks, devices)
     config, found = fit(msgspec.structs.replace(FITTED, **{"accumulation": 1, **words}), run.path, 2 * GIBIBYTE)
     assert config.accumulation == found["chosen"] == words.get("accumulation", 1)
 

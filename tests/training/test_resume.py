@@ -21,7 +21,9 @@ from tests.support.run_folders import assert_undisturbed, metrics, state, stop
 from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.errors import EXIT_STOPPED, UserError
-from vgg_ddp.run import checkpoint
+from vgg_ddp.run import checkpoint, outcome
+from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.metrics_log import read_metrics
 from vgg_ddp.training import continuing
 
 EVALUATION = "in the evaluation; nothing is lost, vgg-ddp evaluate RUN makes it"
@@ -122,6 +124,14 @@ def test_a_newest_checkpoint_that_cannot_be_is_passed_over(
     assert_undisturbed(run, whole)
 
 
+def test_the_order_of_an_epoch_is_kept_to_its_end(stopped: Path, launch: Launch, runs: Path) -> None:
+    run = runs / "balanced"
+    shutil.copytree(stopped, run)
+    ranks = launch(run.name, *TWO_EPOCHS, "data.balance_classes=true", "resume=auto", pause=None)
+    assert ranks.wait() == [2], ranks.stderr
+    assert "was made with data.balance_classes=False, not True" in ranks.stderr
+
+
 def test_what_a_continued_run_changes_is_said_and_recorded(stopped: Path, launch: Launch, runs: Path) -> None:
     run = runs / "changed"
     shutil.copytree(stopped, run)
@@ -215,6 +225,10 @@ def test_a_signal_where_there_is_nothing_to_save(
         assert state(run)["step"] == 2
         done = vgg_ddp("evaluate", str(run), folder=runs)
         assert done.returncode == 0 and (run / "report" / "index.html").is_file(), done.stderr
+        account = outcome.account(RunDirectory(run), read_metrics(run / "metrics.jsonl"))
+        assert account.state == (
+            "Failed" if place == "vgg_ddp.train.validate" else ""
+        )  # the last validation is missing
 
 
 def _signalled_at(place: str, number: int, words: list[str]) -> int:

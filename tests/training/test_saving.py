@@ -121,6 +121,21 @@ def test_one_that_cannot_be_written_may_be_gone_on_without_but_not_the_last(
     assert [folder.name for folder in checkpoint.find(place)] == ["step-00000003"]
 
 
+@pytest.mark.parametrize(("later", "best"), [(False, "step-00000001"), (True, "step-00000002")])
+def test_the_best_that_could_not_be_written_is_written_with_the_next(later: bool, best: str, tmp_path: Path) -> None:
+    """Later ones are compared with it, and it may be what is evaluated; a better one takes its place."""
+    place = tmp_path / "file" / "checkpoints"
+    place.parent.write_text("")
+    saver = Saver(place, CheckpointConfig(on_error="continue", keep=1), ALONE)
+    save(saver, 1, best=True)
+    saver._writing.exception()  # type: ignore[union-attr]
+    place.parent.unlink()
+    save(saver, 2, best=later)
+    saver.finish()
+    assert (place / "best").read_text() == best
+    assert checkpoint.named(place, "latest") == place / "step-00000002"
+
+
 @pytest.mark.parametrize(("raised", "told"), [(StoppedOnRequest, UserError), (MemoryError, MemoryError)])
 def test_a_stop_is_one_only_once_its_checkpoint_is_written(
     raised: type[BaseException], told: type[BaseException], unwritable: Saver

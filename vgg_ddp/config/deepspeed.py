@@ -36,6 +36,8 @@ def check_deepspeed(config: Config) -> None:
             raise ValueError(
                 f"communication.{name} works with engine=ddp alone; DeepSpeed's own keys go into the file deepspeed.config"
             )
+    if config.ranks_per_gpu > 1:  # DeepSpeed takes the GPU of a rank's own number
+        raise ValueError("ranks_per_gpu works with engine=ddp alone; leave it out")
     if config.compile is not False:
         raise ValueError("compile works with engine=ddp alone; set compile=false")
     if config.optimizer.implementation == "apex":

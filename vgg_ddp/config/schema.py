@@ -88,7 +88,9 @@ class Config(Group, frozen=True):
     ] = "vgg16"
     loader: Annotated[
         Literal["auto", "resident", "dali", "torch", "synthetic"],
-        key("data loader; auto: resident where the decoded images fit into memory, else dali where it runs"),
+        key(
+            "data loader; auto: resident where images are of one size and fit, decoded, into memory; else dali where it runs"
+        ),
     ] = "auto"
     batch: Annotated[int, key("global batch: images in one optimizer step over all ranks", ge=1)] = 256
     accumulation: Annotated[int, key("micro-batches that each rank cuts its local batch into", ge=1)] = 1

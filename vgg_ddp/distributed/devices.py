@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -65,6 +67,23 @@ class Devices(msgspec.Struct, frozen=True):
         import torch
 
         return torch.device("cuda", local_rank // self.ranks_per_gpu) if self.gpus() else torch.device("cpu")
+
+
+def device_names(used: torch.device | None = None) -> list[str]:
+    """The GPUs' names, or the processor's where there is none or it is `used`."""
+    import torch
+
+    if torch.cuda.is_available() and (used is None or used.type == "cuda"):
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [_processor()]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _has_driver() -> bool:

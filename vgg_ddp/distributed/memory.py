@@ -40,7 +40,10 @@ def advice(world: World) -> str:
     phase = world.activity.seen().phase
     what, remedy = {
         "fetch": ("the images of a step", "data.workers=0 or a smaller batch"),
-        "step": ("a step", "fit_memory=true, which finds how many images fit at once, or a smaller batch"),
+        "step": (
+            "a step",
+            "fit_memory=true, which finds how many images fit at once, a larger accumulation, or a smaller batch",
+        ),
         "validate": ("the validation", "a smaller evaluate.batch"),
         "evaluate": ("the evaluation", "a smaller evaluate.batch"),
     }.get(phase, ("what it is to do", "a smaller network or a machine with more"))

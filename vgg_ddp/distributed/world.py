@@ -134,6 +134,14 @@ class World:
         dist.broadcast(buffer, 0)
         return buffer.numpy().tobytes()
 
+    def of_all(self, word: str) -> list[str]:
+        """The word of every rank, by rank, on every rank; none holds a line break."""
+        return (
+            self.broadcast("\n".join(part.decode() for part in self.gather(word.encode())).encode())
+            .decode()
+            .split("\n")
+        )
+
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """Make a `UserError` of one rank an error of all: every rank raises that of the lowest rank.
@@ -204,6 +212,7 @@ def joined(
         devices = _rank_zero_s(devices, world)
     world = replace(world, device=_own_device(devices, world), ranks_per_gpu=devices.ranks_per_gpu)
     if size > 1:
+        _same_kind_of_device(world)
         _connect(world, devices.backend, store, timeout)
     try:
         yield world
@@ -289,6 +298,20 @@ def _rank_zero_s(devices: Devices, world: World) -> Devices:
     if world.is_main:
         world.store.set("devices", msgspec.json.encode(devices).decode())
     return msgspec.json.decode(world.store.get("devices"), type=Devices)
+
+
+def _same_kind_of_device(world: World) -> None:
+    """Raises a `UserError` where this rank computes on a CPU and rank 0 on a GPU, or the other way round."""
+    assert world.store is not None
+    if world.is_main:
+        world.store.set("device", world.device.type)
+    rank_zero_s = world.store.get("device").decode()
+    if world.device.type != rank_zero_s:
+        world.announce_failure()
+        raise UserError(
+            f"rank {world.rank} on {socket.gethostname()} computes with device={world.device.type}, and rank 0 with "
+            f"device={rank_zero_s}; set device=cpu, or use hosts with GPUs that torch can use"
+        )
 
 
 def _own_device(devices: Devices, world: World) -> torch.device:

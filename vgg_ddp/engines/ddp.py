@@ -46,6 +46,7 @@ class DdpEngine:
         trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         self._parameters = {**trained, **self._head.shards}
         self._kinds = optimizers.STATE[config.optimizer.name]
+        self._common_kinds = self._kinds if reduce_gradients else ()
         self.optimizer = optimizers.build(self._parameters, config.optimizer)
         self._gradients = Gradients(config, network, self._parameters.values(), self.optimizer, self._scaler)
         trial = partial(of_noise, config, micro_batch, self._criterion, self._autocast, world.device)
@@ -97,7 +98,7 @@ class DdpEngine:
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take what this optimizer and this compression know, saved at any world size by any engine."""
-        tensors = rank_state.take(tensors, self._world)
+        tensors = rank_state.take(tensors, self._world, self._common_kinds)
         self._reduction.load_state(tensors, values)
         for key, value in tensors.items():
             name, _, kind = key.rpartition("/")

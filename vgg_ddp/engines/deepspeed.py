@@ -114,7 +114,7 @@ class DeepSpeedEngine:
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Load what any engine saved; what this optimizer does not know is left out."""
-        tensors = rank_state.take(tensors, self._world)
+        tensors = rank_state.take(tensors, self._world, self._kinds)
         known = {}
         for key, value in tensors.items():
             name, _, kind = key.rpartition("/")

@@ -6,6 +6,7 @@ The tensor `key` of rank r is stored as `key@r`.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 
 import safetensors.torch
 import torch
@@ -21,10 +22,14 @@ def gather(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
     return {f"{key}@{rank}": t for rank, file in enumerate(files) for key, t in safetensors.torch.load(file).items()}
 
 
-def take(stored: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+def take(stored: dict[str, Tensor], world: World, common_kinds: Collection[str] = ()) -> dict[str, Tensor]:
     """This rank's own tensors, and those that are the same on all ranks.
 
     Where another number of ranks saved them, each rank gets the mean over the ranks that saved.
+
+    Args:
+        common_kinds: kinds (a key ends with "/" and its kind) that must be the same on all ranks now, as an optimizer's state
+            where gradients are averaged, and were not when they were saved, as in local SGD: every rank gets the mean.
     """
     common = {key: tensor for key, tensor in stored.items() if "@" not in key}
     by_rank: dict[str, dict[int, Tensor]] = defaultdict(dict)
@@ -32,10 +37,12 @@ def take(stored: dict[str, Tensor], world: World) -> dict[str, Tensor]:
         name, at, rank = key.rpartition("@")
         if at:
             by_rank[name][int(rank)] = tensor
-    return common | {name: _of_rank(tensors, world) for name, tensors in by_rank.items()}
+    return common | {
+        name: _of_rank(tensors, world, name.rpartition("/")[2] in common_kinds) for name, tensors in by_rank.items()
+    }
 
 
-def _of_rank(tensors: dict[int, Tensor], world: World) -> Tensor:
-    if len(tensors) == world.size:
+def _of_rank(tensors: dict[int, Tensor], world: World, is_common: bool) -> Tensor:
+    if len(tensors) == world.size and not is_common:
         return tensors[world.rank]
     return torch.stack([tensors[rank] for rank in sorted(tensors)]).mean(dim=0)

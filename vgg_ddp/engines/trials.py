@@ -127,7 +127,15 @@ def _recorded(run: Callable[[], None], device: torch.device) -> Callable[[], Non
         for _ in range(BEFORE_RECORDING):
             run()
     torch.cuda.current_stream().wait_stream(stream)
+    return record(run, stream, torch.cuda.graph_pool_handle()).replay
+
+
+def record(run: Callable[[], None], stream: torch.cuda.Stream, pool: Any) -> torch.cuda.CUDAGraph:
+    """What `run` launches, as a CUDA graph whose memory is taken from `pool`.
+
+    Other threads go on while it is recorded: those of a loader allocate pinned memory and ask for events.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
         run()
-    return graph.replay
+    return graph

@@ -1,6 +1,7 @@
 """What a script needs of vgg_ddp, under names that stay: `import vgg_ddp` has them all (docs/library.md).
 
-A mistake raises `vgg_ddp.errors.UserError`, which says what is wrong, where, and what to do.
+A mistake raises `vgg_ddp.errors.UserError`, which says what is wrong, where, and what to do; `run_training` and
+`run_evaluation` print that and raise `RuntimeError` with the exit code.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from vgg_ddp.distributed.world import World
 from vgg_ddp.loaders import Batch, Loader
 
 AT_A_TIME = 2**20  # bytes of pixels that a thread decodes, or one image
+COPIED_AT_A_TIME = 2**26  # bytes of raw pixels that a rank holds on their way to its device, or one image
 
 
 class ResidentLoader(Loader):
@@ -142,7 +143,11 @@ def _decoded(split: Split, samples: NDArray[np.int64], config: DataConfig, world
         pixels = torch.from_numpy(split.images)
         if len(samples) == len(split) and world.device.type == "cpu":
             return pixels
-        return pixels[torch.from_numpy(samples)].to(world.device)
+        found = pixels.new_empty((len(samples), *pixels.shape[1:]), device=world.device)
+        many = max(1, COPIED_AT_A_TIME // math.prod(pixels.shape[1:]))
+        for start in range(0, len(samples), many):
+            found[start : start + many] = pixels[torch.from_numpy(samples[start : start + many])]
+        return found
     pixels = torch.empty((len(samples), *split.uniform_shape, 3), dtype=torch.uint8, device=world.device)  # type: ignore[misc]
     decode = _by_pillow if nvidia_dali.problem(world.device.type == "cuda") else _by_dali
     for start, images in decode(split, samples, world):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -21,9 +22,16 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtypes.get(precision), enabled=precision in dtypes)
 
 
-def set_arithmetic(config: Config, device: torch.device) -> tuple[Config, str]:
+def alone(word: str) -> list[str]:
+    """What the ranks of a process that has no others say."""
+    return [word]
+
+
+def set_arithmetic(
+    config: Config, device: torch.device, of_all: Callable[[str], list[str]] = alone
+) -> tuple[Config, str]:
     """Set how float32 products are computed, and whether kernels must be deterministic; returns what `resolve` does."""
-    config, reason = resolve(config, device)
+    config, reason = resolve(config, device, of_all)
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
     torch.backends.cudnn.benchmark = config.determinism == "fast"
@@ -33,14 +41,21 @@ def set_arithmetic(config: Config, device: torch.device) -> tuple[Config, str]:
     return config, reason
 
 
-def resolve(config: Config, device: torch.device) -> tuple[Config, str]:
+def resolve(config: Config, device: torch.device, of_all: Callable[[str], list[str]] = alone) -> tuple[Config, str]:
     """The configuration with a precision in place of "auto", and why it is this one; "" where none was to be chosen.
 
-    fp16 is passed over where a rule of the configuration refuses it.
+    fp16 is passed over where a rule of the configuration refuses it, and any format where the ranks' devices differ in it:
+    gradients that only some ranks scale, as fp16 needs, have no average.
+
+    Args:
+        of_all: gives what each rank calls it with, as `World.of_all`.
     """
     if config.precision != "auto":
         return config, ""
     name, reason = fastest(device)
+    names = sorted(set(of_all(name)))
+    if len(names) > 1:
+        name, reason = "fp32", f"the ranks' devices are fastest in different formats: {', '.join(names)}"
     if name == "fp16":
         try:  # through convert, which checks the rules between keys
             return msgspec.convert({**msgspec.to_builtins(config), "precision": "fp16"}, Config), reason

@@ -39,7 +39,8 @@ ADDED_IDENTITY = {
     "model.norm_scale": True,
     "model.whiten": False,
 }
-KEPT_LATER = ("data.split_seed",)  # identity that earlier checkpoints do not keep, whatever they were made with
+# Identity that earlier checkpoints do not keep, whatever they were made with.
+KEPT_LATER = ("data.split_seed", "data.balance_classes")
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -116,7 +117,7 @@ def write(directory: Path, files: Files, step: int) -> Path:
     final = directory / f"step-{step:08d}"
     aside = directory / f".writing-{final.name}"
     try:
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove_leftovers(directory)
         aside.mkdir(parents=True)
         for name, data in files.items():
             write_durably(aside / name, data)
@@ -130,6 +131,13 @@ def write(directory: Path, files: Files, step: int) -> Path:
             f"checkpoint {final} cannot be written: {error.strerror}; free space there or set run.dir"
         ) from None
     return final
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove what a kill has left of checkpoints that were being written or removed; nobody else writes here."""
+    for kind in ("writing", "removing"):
+        for folder in directory.glob(f".{kind}-step-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def mark_best(directory: Path, checkpoint: Path) -> None:
@@ -245,7 +253,7 @@ def state(files: Files) -> State:
 
 def identity_of(found: State, wanted: dict[str, Any]) -> dict[str, Any]:
     """The identity of a checkpoint, of an earlier version too, of which what it does not keep is taken to be as `wanted`."""
-    return {**{key: wanted[key] for key in KEPT_LATER}, **ADDED_IDENTITY, **found.identity}
+    return {**{key: wanted[key] for key in KEPT_LATER if key in wanted}, **ADDED_IDENTITY, **found.identity}
 
 
 def check_identity(found: State, wanted: dict[str, Any], where: Path) -> None:

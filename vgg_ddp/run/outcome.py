@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any, Literal
 
 import msgspec
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from vgg_ddp.errors import DIVERGED, StoppedOnRequest, UserError, printable
 from vgg_ddp.run.directory import RunDirectory, named
-from vgg_ddp.run.files import read_json, replace_file
+from vgg_ddp.run.files import lock_at, read_json, replace_file
 from vgg_ddp.run.metrics_log import Row
 
 Ending = Literal["running", "finished", "stopped", "failed"]
@@ -64,11 +65,14 @@ def account(run: RunDirectory, rows: list[Row]) -> Account:
     if not run.config.is_file():  # no training: the answers of several networks as one, say
         return Account()
     outcome = _read(run)
-    if outcome.state in ("running", "finished") and _trained(run, rows):
-        if (run.evaluation / "summary.json").is_file():
+    if outcome.state != "stopped" and _trained(run, rows):
+        if _evaluated(run, of_its_end=outcome.state == "failed"):
             return Account()
         evaluate = shlex.join(["vgg-ddp", "evaluate", str(run.path.absolute())])
-        return Account("Not evaluated", "It was trained to its end, and has not been evaluated. To do so:", evaluate)
+        why = f": {outcome.why}" if outcome.why else ""
+        return Account(
+            "Not evaluated", f"It was trained to its end, and has not been evaluated{why}. To do so:", evaluate
+        )
     if outcome.state == "running" and _in_use(run):
         return Account("Running", f"It is being trained; the last figures are of {_position(rows)}.")
     config = str((run.path / "config.yaml").absolute())
@@ -110,9 +114,20 @@ def _trained(run: RunDirectory, rows: list[Row]) -> bool:
     return False
 
 
+def _evaluated(run: RunDirectory, of_its_end: bool) -> bool:
+    """Whether there is an evaluation; `of_its_end`: of a checkpoint that the training ended with, the last or the best."""
+    summary = read_json(run.evaluation / "summary.json")
+    if summary is None or not of_its_end:
+        return summary is not None
+    ends = [folder for which in ("latest", "best") if (folder := named(run.checkpoints, which)) is not None]
+    return summary.get("checkpoint_sha256") in [
+        sha256((folder / "manifest.json").read_bytes()).hexdigest() for folder in ends
+    ]
+
+
 def _in_use(run: RunDirectory) -> bool:
     """Whether a process holds the run's folder (see `RunDirectory.claimed`)."""
-    lock = FileLock(run.lock)
+    lock = lock_at(run.lock)
     try:
         lock.acquire(timeout=0)
     except Timeout:

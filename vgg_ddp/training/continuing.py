@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from vgg_ddp.config import Config, flat, load, with_absolute_paths
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.distributed.world import World
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import say
 from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint
@@ -61,10 +63,25 @@ def as_trained(job: Job, state: State) -> Config | None:
     return msgspec.json.decode(found, type=Config) if found else None
 
 
+def to_evaluate(run: RunDirectory, config: Config, world: World) -> Path:
+    """The folder of the checkpoint that the evaluation after a training takes, which may lie on rank 0's host alone.
+
+    Raises:
+        UserError: the run has none.
+    """
+    with world.together():
+        chosen = str(chosen_checkpoint(run, config.evaluate.checkpoint)) if world.is_main else ""
+    return Path(world.broadcast(chosen.encode()).decode())
+
+
 def _is_evaluated(run: RunDirectory, config: Config) -> bool:
     manifest = chosen_checkpoint(run, config.evaluate.checkpoint) / "manifest.json"
     evaluated = (read_json(run.evaluation / "summary.json") or {}).get("checkpoint_sha256")
     return run.report.is_file() and evaluated == hashlib.sha256(manifest.read_bytes()).hexdigest()
+
+
+# Identity that may change where an epoch has ended: it is of the order of an epoch's images.
+OF_AN_EPOCH = ("data.balance_classes",)
 
 
 def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -79,6 +96,7 @@ def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
         "data.split_seed": config.data.split_seed if config.data.train_share < 1 else 0,  # else in the data set's hash
         "data.normalisation": "imagenet" if config.data.normalisation == "imagenet" else "data",
         "dataset": dataset.sha256,
+        "data.balance_classes": config.data.balance_classes,
         "seed": config.seed,
         "batch": config.batch,
         "optimizer.name": config.optimizer.name,

@@ -6,6 +6,7 @@ the seed of dropout is torch's own, which a graph reads when it is launched.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 import msgspec
@@ -18,9 +19,13 @@ from vgg_ddp.data.order import Slice
 from vgg_ddp.distributed.world import World
 from vgg_ddp.engines import Engine
 from vgg_ddp.engines.compilation import GRAPH, unrecordable
-from vgg_ddp.engines.trials import BEFORE_RECORDING
+from vgg_ddp.engines.trials import BEFORE_RECORDING, record
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch
+
+# Steps that the host may launch ahead of the device. A graph is few operations to the driver, whose queue would take hundreds:
+# the host would then wait for all of them at once, as if it hung, and hear a request to stop that much later.
+STEPS_AHEAD = 4
 
 Shape = tuple[int, torch.Size, int | None]  # of a batch: images in it, their shape, the size they are shrunk to
 Step = Callable[[Batch, int | None], None]  # of a batch, and the size that its images are shrunk to
@@ -72,6 +77,8 @@ class CudaGraphStep:
     def __init__(self, step: Step, device: torch.device) -> None:
         self._step = step
         self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()  # one graph at a time uses it, so those of all shapes share it
+        self._launched: deque[torch.cuda.Event] = deque()
         self._batches: dict[Shape, StaticBatch] = {}
         self._graphs: dict[Shape, torch.cuda.CUDAGraph] = {}
         self._taken: dict[Shape, int] = {}
@@ -90,8 +97,9 @@ class CudaGraphStep:
             torch.cuda.current_stream().wait_stream(self._stream)
             return
         if shape not in self._graphs:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream):
-                self._step(static, side)
-            self._graphs[shape] = graph
+            self._graphs[shape] = record(lambda: self._step(static, side), self._stream, self._pool)
         self._graphs[shape].replay()
+        self._launched.append(torch.cuda.Event(blocking=True))
+        self._launched[-1].record()
+        if len(self._launched) > STEPS_AHEAD:
+            self._launched.popleft().synchronize()

@@ -9,6 +9,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from vgg_ddp.engines.compilation import GRAPH
 from vgg_ddp.optim import optimizers
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import say
@@ -63,10 +64,11 @@ def first_layer(job: Job, take_step: TakeStep, last_step: int) -> str:
     """The first layer that is not finite where the steps up to `last_step` are taken once more; "" if none, or not in a minute.
 
     From the newest checkpoint, or the initial weights, with parts of their own: those of the training that diverged are of no
-    use. The step is not compiled, since the parts of a compiled network cannot be looked at.
+    use. The step is not compiled, since the parts of a compiled network cannot be looked at. Of a training that is a CUDA graph
+    nothing is looked for: the graph holds its memory, and a second training beside it may find none.
     """
     config, world = msgspec.structs.replace(job.config, compile=False), job.world
-    if config.engine != "ddp" or config.communication.split_head != "none":
+    if job.config.compile == GRAPH or config.engine != "ddp" or config.communication.split_head != "none":
         return ""
     again = build_job(config, job.data.dataset, job.run, world)
     state = loading.begin(again)

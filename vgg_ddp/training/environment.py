@@ -15,6 +15,7 @@ import vgg_ddp
 from vgg_ddp import cores
 from vgg_ddp.config import Config
 from vgg_ddp.data import nvidia_dali
+from vgg_ddp.distributed.devices import device_names
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.resolved import ResolvedRun
 from vgg_ddp.training.job import Job
@@ -50,7 +51,7 @@ def describe(job: Job, resolved: ResolvedRun, precision_reason: str, changes: li
             continue
     return {
         "versions": {**versions, **cuda_versions()},
-        "devices": devices(job.world.device),
+        "devices": device_names(job.world.device),
         "gpus": gpus(),
         "host": {
             "system": platform.platform(),
@@ -127,7 +128,7 @@ def sentence(job: Job) -> str:
     held_out = f", {len(data.validation)} held out for validation" if len(data.validation) else ""
     return (
         f"{config.network} on {data.dataset.name}: {len(data.order.samples)} images{held_out}; batch {config.batch} on "
-        f"{world.size} x {devices(world.device)[0]}, {threads} CPU thread{'s' * (threads > 1)} each; {config.precision}; "
+        f"{world.size} x {device_names(world.device)[0]}, {threads} CPU thread{'s' * (threads > 1)} each; {config.precision}; "
         f"{engine(config)}; loader {data.loader.name} ({data.loader.reason}); {job.total_steps} steps"
     )
 
@@ -135,13 +136,6 @@ def sentence(job: Job) -> str:
 def engine(config: Config) -> str:
     """The engine, and what of it decides how it splits the work."""
     return f"deepspeed, ZeRO stage {config.deepspeed.stage}" if config.engine == "deepspeed" else config.engine
-
-
-def devices(used: torch.device | None = None) -> list[str]:
-    """The GPUs' names, or the processor's where there is none or it is `used`."""
-    if torch.cuda.is_available() and (used is None or used.type == "cuda"):
-        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return [_processor()]
 
 
 def cuda_versions() -> dict[str, str]:
@@ -165,14 +159,6 @@ def gpus() -> list[dict[str, str]]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [dict(zip(GPU_FACTS, line.split(", "))) for line in told.splitlines()]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def commit() -> str | None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from vgg_ddp.config import Config, load
 from vgg_ddp.distributed import memory
+from vgg_ddp.distributed.devices import device_names
 from vgg_ddp.distributed.world import World
 from vgg_ddp.engines.ddp import DdpEngine
 from vgg_ddp.errors import UserError
@@ -69,12 +70,13 @@ def fitted(
 
 
 def _stored(run: RunDirectory, world: World) -> int:
-    """The micro-batches that this run was fitted to on as many ranks as now; 0 if it was not."""
+    """The micro-batches that this run was fitted to on as many ranks, and devices of the same name, as now; 0 if it was not."""
     if not run.config.exists():
         return 0
     before = load(run.config, [])
-    same_ranks = (read_json(run.environment) or {}).get("world_size") == world.size
-    return before.accumulation if before.fit_memory and same_ranks else 0
+    then = read_json(run.environment) or {}
+    as_now = (then.get("world_size"), then.get("devices")) == (world.size, device_names(world.device))
+    return before.accumulation if before.fit_memory and as_now else 0
 
 
 def _may_be(config: Config, accumulation: int, world: World) -> bool:

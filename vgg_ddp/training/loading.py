@@ -10,7 +10,7 @@ from vgg_ddp.run import checkpoint
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import say
 from vgg_ddp.run.contents import Expected, checked_weights
-from vgg_ddp.training import continuing
+from vgg_ddp.training import continuing, stopping
 from vgg_ddp.training.job import Job
 from vgg_ddp.training.parts import empty_network
 
@@ -42,6 +42,9 @@ def _loaded(job: Job, contents: checkpoint.Files) -> State:
     if not contents:
         return State(identity=continuing.identity(job.config, job.data.dataset))
     state = checkpoint.state(contents)
+    state.identity = continuing.identity(job.config, job.data.dataset)
+    if not state.step_in_epoch:  # by today's rule, which may have more patience
+        state.stopped = state.stopped and stopping.must_stop(job.config, state)
     job.engine.load_weights(checkpoint.tensors(contents, "model.safetensors"))
     # An engine that takes no outer steps does not count them; local SGD that goes on from it keeps to the training's steps.
     values = {**state.engine, "outer_steps": state.step}
@@ -65,7 +68,9 @@ def _newest(job: Job, expected: Expected, identity: dict[str, object]) -> bytes:
     """The newest checkpoint of the run that fits, packed; nothing where there is none. What is passed over is said."""
 
     def check(where: Path, files: checkpoint.Files) -> None:
-        checkpoint.check_identity(checkpoint.state(files), identity, where)
+        found = checkpoint.state(files)
+        free = () if found.step_in_epoch else continuing.OF_AN_EPOCH
+        checkpoint.check_identity(found, {key: value for key, value in identity.items() if key not in free}, where)
         expected.check(where, files)
 
     found = checkpoint.read_newest(job.run.checkpoints, check)

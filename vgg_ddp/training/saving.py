@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -31,6 +32,7 @@ class Saver:
     def __init__(self, directory: Path, config: CheckpointConfig, world: World) -> None:
         self._directory, self._config, self._world = directory, config, world
         self._writing: Future[None] | None = None
+        self._owed: Callable[[], None] | None = None  # writes the best checkpoint, where that was tried and failed
 
     def save(
         self,
@@ -56,7 +58,8 @@ class Saver:
                 self._wait(self._config.on_error == "continue")
                 copied, state = Snapshot([model, optimizer, ema or {}]), copy.deepcopy(state)
                 thread = ThreadPoolExecutor(1, thread_name_prefix=THREAD)
-                self._writing = thread.submit(self._write, copied.get, state, ema is not None, best, answers)
+                write = partial(self._write, copied.get, state, ema is not None, best, answers)
+                self._writing = thread.submit(self._write_in_turn, write, best)
                 thread.shutdown(wait=False)  # it ends when it is done
 
     def finish(self) -> None:
@@ -79,6 +82,17 @@ class Saver:
                 if not go_on:
                     raise
                 complain(f"vgg-ddp: {error}; going on")
+
+    def _write_in_turn(self, write: Callable[[], None], best: bool) -> None:
+        """Write a checkpoint, and before it the best one if that is still to be written: later ones count as less good."""
+        if best:
+            self._owed = write
+        elif self._owed is not None:
+            self._owed()
+            self._owed = None
+        write()
+        if best:
+            self._owed = None
 
     def _write(
         self,

@@ -75,6 +75,12 @@ def note_validation(config: Config, state: State, accuracy: float, loss: float) 
     if better:
         state.best_accuracy, state.best_epoch = accuracy, epoch
     state.accuracies.append(accuracy if math.isfinite(loss) else 0.0)
-    out_of_patience = stop.patience is not None and epoch - state.best_epoch >= stop.patience
-    state.stopped = out_of_patience or plateau.has_ended(config.schedule, state.accuracies)
+    state.stopped = must_stop(config, state)
     return better
+
+
+def must_stop(config: Config, state: State) -> bool:
+    """Whether the training ends with the epoch that `state` has just validated, by `config.stop` or its schedule."""
+    patience = config.stop.patience
+    out_of_patience = patience is not None and state.epoch - state.best_epoch >= patience
+    return out_of_patience or plateau.has_ended(config.schedule, state.accuracies)
