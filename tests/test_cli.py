@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.rank_processes import vgg_ddp
+from vgg_ddp.config.describe import describe_keys
 
 pytestmark = pytest.mark.processes
 
@@ -19,19 +20,20 @@ CONFIG = str(ROOT / "configs" / "vgg11_short.yaml")
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("words", "code", "told"),
     [
-        (["--help"], 0),
-        (["train", "--help"], 0),
-        (["train", CONFIG, "epoch=3"], 2),
-        (["train", CONFIG, "engine=deepspeed", "deepspeed.config=nowhere.json"], 2),
-        (["dashboard", "--dry-run"], 0),
+        (["--help"], 0, ""),
+        (["train", "--help"], 0, describe_keys()),
+        (["train", CONFIG, "epoch=3"], 2, ""),
+        (["train", CONFIG, "engine=deepspeed", "deepspeed.config=nowhere.json"], 2, ""),
+        (["dashboard", "--dry-run"], 0, ""),
     ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
 )
-def test_answers_without_importing_what_takes_seconds(words: list[str], code: int, tmp_path: Path) -> None:
+def test_answers_without_importing_what_takes_seconds(words: list[str], code: int, told: str, tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "vgg_ddp", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == code
+    assert done.returncode == code and told in done.stdout
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "vgg_ddp.cli" in imported
     assert imported.isdisjoint({"torch", "numpy", "sklearn", "matplotlib", "deepspeed", "wandb"})

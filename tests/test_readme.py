@@ -79,7 +79,8 @@ def starts_hosts(line: str) -> bool:
     return line.startswith("vgg-ddp launch torchrun") and "--dry-run" not in line
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/tutorial.md"])  # test_notebook.py runs that
+# test_notebook.py runs the tutorial's
+@pytest.mark.parametrize("page", [page for page in PAGES if of("vgg-ddp", page) and page != "docs/tutorial.md"])
 def test_vgg_ddp_commands_run_in_their_order(page: str, few_digits: Path, folder: Path) -> None:
     small = [*SMALL, f"data.source={few_digits}"]
     if page not in ("README.md", "docs/report.md"):  # where the search for causes has no part in it

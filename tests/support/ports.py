@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Below the ports that the kernel gives to connections and to servers that ask for any; workers begin at others.
-_candidates = itertools.count(15000 + os.getpid() % 15000)
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_candidates = itertools.count(15000 + (os.getpid() + 997 * _worker) % 15000)
 
 
 def free_port() -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 def descendants(pid: int) -> list[int]:
     found = []
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
                 found += [int(child), *descendants(int(child))]
@@ -33,12 +33,12 @@ def assert_gone(processes: list[int]) -> None:
     """They end; the limit only keeps a failing test from hanging."""
     deadline = time.monotonic() + 100
     while left := [pid for pid in processes if runs(pid)]:
-        assert time.monotonic() < deadline, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
+        assert time.monotonic() < deadline, left
         time.sleep(0.02)
 
 
 def runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before it was opened, or before it was read
         return False
