@@ -352,7 +352,12 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                     left_out[name] = str(error)
                     print(f"{cell.name} {name} is left out: {error}", file=sys.stderr)
             sides[rounds.REFERENCE] = reference(device_of(0))
-            rates = rounds.in_turns(sides, options.rounds)
+            try:
+                rates = rounds.in_turns(sides, options.rounds)
+            except UserError as error:  # one that ended later on: what others measured in its turns is of no use
+                print(f"{cell.name} is left out: {error}", file=sys.stderr)
+                rows += [{"name": f"{cell.name} {name}", "left_out": str(error)} for name in versions]
+                continue
         speed, begun = rates.pop(rounds.REFERENCE), len(rows)
         for name, values in rates.items():
             # The ratio is of rounds that were neighbours.

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vgg_ddp import config as configuration
+from vgg_ddp import cores
 from vgg_ddp.config import Config
 from vgg_ddp.errors import EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR, STOP_SIGNALS, Signalled, UserError
 
@@ -92,14 +93,12 @@ def exit_code(code: int, run: Path | None) -> int:
 
 
 def _cut_off(folder: Path) -> bool:
-    """Whether the training in a run's folder has not come to any end."""
+    """Whether the training in a run's folder, with its evaluation, has not come to any end."""
     from vgg_ddp.run import outcome
     from vgg_ddp.run.directory import RunDirectory
-    from vgg_ddp.run.metrics_log import read_metrics
 
     run = RunDirectory(folder)
-    state = outcome.account(run, read_metrics(run.metrics)).state
-    return not run.config.is_file() or state in ("Running", "Interrupted")
+    return not run.config.is_file() or outcome.noted(run).state == "running"
 
 
 @contextlib.contextmanager
@@ -109,10 +108,13 @@ def _exported(variables: dict[str, str]) -> Iterator[None]:
     It reads what to set from a file: from one of ours, in which the lines of the user's own come last, and so count.
     """
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
-    lines = [f"{variable}={value}" for variable, value in variables.items()]
+    own: list[str] = []
     for path in (Path(os.path.expanduser("~"), name), Path(name)):  # where DeepSpeed looks
         if path.is_file():
-            lines += [line for line in path.read_text().splitlines() if line.strip()]
+            own += [line for line in path.read_text().splitlines() if line.strip()]
+    if any(line.startswith("OMP_NUM_THREADS=") for line in own):  # then the number is a person's word
+        variables = {variable: value for variable, value in variables.items() if variable != cores.OWN_THREADS}
+    lines = [*(f"{variable}={value}" for variable, value in variables.items()), *own]
     with tempfile.NamedTemporaryFile("w", prefix="deepspeed_env_") as file:
         file.writelines(f"{line}\n" for line in lines)
         file.flush()

@@ -156,6 +156,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
             changes = continuing.changes_so_far(job, state)
             directory.write_json(directory.environment, environment.describe(job, resolved, precision_reason, changes))
             directory.write(directory.config, dump(with_absolute_paths(config)))
+            directory.summary.unlink(missing_ok=True)  # of an earlier end
             of_run.keep(directory, dataset)
             chosen = [*resolved.choices, *environment.choices(job), *job.data.fallbacks]
             said = [environment.sentence(job), *chosen, *changes]

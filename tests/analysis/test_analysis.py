@@ -530,12 +530,17 @@ def test_what_was_never_seen_is_not_ruled_out() -> None:
     many = np.ones(400, bool)
     assert significance.compare(many, many).interval == pytest.approx((-0.0095, 0.0095), abs=1e-4)
     assert significance.compare(many, many, outside=0.001).interval[0] < -0.02
-    for images in (6, 100, 10_000):
-        for lost in (5, 6):
-            found = significance.compare(np.ones(images, bool), np.arange(images) >= lost)
-            assert found.p_value == pytest.approx(2 * 0.5**lost)
-            if images > 6:
-                assert (found.interval[1] < 0) == (found.p_value < significance.CHANCE)
+
+
+@pytest.mark.parametrize("images", [12, 100, 10_000])
+@pytest.mark.parametrize(("gained", "lost"), [(0, 5), (0, 6), (1, 7), (1, 8), (3, 9)])
+def test_an_interval_that_leaves_out_zero_is_of_networks_that_differ(images: int, gained: int, lost: int) -> None:
+    """By McNemar's test of the same answers, which is exact."""
+    order = np.arange(images)
+    found = significance.compare(order >= gained, (order >= gained + lost) | (order < gained))
+    assert (found.only_second, found.only_first) == (gained, lost)
+    assert (found.interval[1] < 0) <= (found.p_value < significance.CHANCE)
+    assert found.interval[0] < found.difference < found.interval[1]
 
 
 @pytest.mark.seconds

@@ -50,6 +50,11 @@ class Launched:
             start_new_session=True,
         )
 
+    def said(self) -> str:
+        """The output so far; the file's position, which the processes write at, stays."""
+        file = self._output.fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
+
     def ranks(self) -> list[int]:
         """Its ranks, and the process that they are forked from."""
         return [*children(self.process.pid), *ranks_of(self.process.pid)]

@@ -77,6 +77,12 @@ def test_a_folder_that_cannot_be_read_is_one_line_in_a_training(
         ensure(config, print)
 
 
+def test_a_link_to_itself_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match=r"data\.source: .*loop does not exist"):
+        ensure(DataConfig(source=str(tmp_path / "loop"), directory=str(tmp_path / "datasets")), print)
+
+
 def test_everything_is_no_source_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers.os, "scandir", None)  # it is not walked
     with pytest.raises(UserError, match=r"data\.source: / is no file or folder of images"):

@@ -20,6 +20,7 @@ from tests.support.ports import free_port
 from tests.support.processes import assert_gone, descendants
 from tests.support.rank_processes import Command
 from tests.support.slurm_cluster import wait_until
+from vgg_ddp import cores
 from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
 
 WORDS = [
@@ -49,7 +50,7 @@ def test_variables_reach_other_hosts_with_the_user_s_own(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DS_ENV_FILE", "mine")
     (tmp_path / "mine").write_text("WANDB_API_KEY=abc\n\nOMP_NUM_THREADS=7")
-    with deepspeed._exported({"OMP_NUM_THREADS": "4", "GLOO_SOCKET_IFNAME": "eth1"}):
+    with deepspeed._exported({"OMP_NUM_THREADS": "4", cores.OWN_THREADS: "1", "GLOO_SOCKET_IFNAME": "eth1"}):
         file = Path(os.environ["DS_ENV_FILE"])
         lines = file.read_text().splitlines()
     assert lines == ["OMP_NUM_THREADS=4", "GLOO_SOCKET_IFNAME=eth1", "WANDB_API_KEY=abc", "OMP_NUM_THREADS=7"]
@@ -73,8 +74,7 @@ def test_a_zero_is_none_while_the_run_has_not_ended(
     if state is not None:
         shutil.copy(recipe, tmp_path / "config.yaml")
         (tmp_path / "outcome.json").write_text(json.dumps({"state": state}))
-    if state == "finished":
-        (tmp_path / "summary.json").write_text(json.dumps({"steps": 3}))
+        (tmp_path / "summary.json").write_text(json.dumps({"steps": 3}))  # there before the evaluation
     assert deepspeed.exit_code(0, tmp_path) == expected
     assert deepspeed.exit_code(2, tmp_path) == 2
 

@@ -204,6 +204,14 @@ def folders() -> Iterator[tuple[str, Layout]]:
         Layout(folder(splits("train", "valid", "test")), {"train": 6, "validation": 6, "test": 6}),
     )
     yield "train, dev and eval", Layout(folder(splits("train", "dev", "eval")), both | {"validation": 6})
+    yield (
+        "another thing called eval",
+        Layout(
+            folder(plain | {"eval/plots/1.png": PICTURES[0]}),
+            both,
+            "files left out, because they are not images in a class folder: 1",
+        ),
+    )
     yield "in a folder called dev", Layout(folder(below("dev/pets", plain)), both)
     yield (
         "splits inside of classes",

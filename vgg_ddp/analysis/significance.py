@@ -76,7 +76,8 @@ def compare(first_right: NDArray[np.bool_], second_right: NDArray[np.bool_], out
     probability 1/2. The bootstrap (Efron 1979) draws pairs of answers, of which only the sums count, so that a draw is
     one from a multinomial distribution. No draw has what was never seen: where one of the two alone is right for no image,
     the end on its side is moved out by what Wilson's interval leaves possible of none, the two distances added as those of
-    independent shares are (Zou and Donner 2008, "Construction of confidence limits about effect measures").
+    independent shares are (Zou and Donner 2008, "Construction of confidence limits about effect measures"). Where few images
+    differ the bootstrap is still too sure: the interval is widened to hold 0 if the exact test does not rule that out.
 
     Args:
         outside: share of the bootstrap's samples that the interval leaves out.
@@ -97,6 +98,8 @@ def compare(first_right: NDArray[np.bool_], second_right: NDArray[np.bool_], out
     from scipy.stats import binomtest  # slow to import
 
     p_value = float(binomtest(only_second, apart, 0.5).pvalue) if apart else 1.0
+    if p_value >= outside:
+        low, high = min(low, 0.0), max(high, 0.0)
     return Difference(images, only_first, only_second, difference, (low, high), p_value)
 
 

@@ -140,8 +140,9 @@ def _verdict(first: Run, other: Run, found: Difference | None) -> dict[str, str]
         answer = "No more than chance" if chance else "Yes" if found.difference > 0 else "No, it is worse"
         why = (
             f"The difference is {words.points(found.difference)} points, 95{words.NBSP}% interval {interval(found)} "
-            f"(bootstrap over images). {words.images_of(found.only_first, first.evaluation.split)} only {first.name} gets "
-            f"right, {words.number(found.only_second)} only {other.name}: McNemar p {words.p_value(found.p_value)}."
+            f"(bootstrap over images, widened where few differ). "
+            f"{words.images_of(found.only_first, first.evaluation.split)} only {first.name} gets right, "
+            f"{words.number(found.only_second)} only {other.name}: McNemar p {words.p_value(found.p_value)}."
         )
     return {"question": f"Is {other.name} better than {first.name}?", "answer": answer, "words": f"{said} {why}"}
 

@@ -64,7 +64,7 @@ def account(run: RunDirectory, rows: list[Row]) -> Account:
     """What became of `run`, whose metrics are `rows`, and what to do next; nothing of a folder that is no training's."""
     if not run.config.is_file():  # no training: the answers of several networks as one, say
         return Account()
-    outcome = _read(run)
+    outcome = noted(run)
     if outcome.state != "stopped" and _trained(run, rows):
         if _evaluated(run, of_its_end=outcome.state == "failed"):
             return Account()
@@ -98,8 +98,8 @@ def diverged(rows: list[Row], why: str = "") -> bool:
     return (bool(losses) and losses[-1] is None) or DIVERGED in why
 
 
-def _read(run: RunDirectory) -> Outcome:
-    """What the run noted; one of an earlier version has noted nothing."""
+def noted(run: RunDirectory) -> Outcome:
+    """What the run noted of how it ended; one of an earlier version has noted nothing."""
     try:
         return msgspec.json.decode(run.outcome.read_bytes(), type=Outcome)
     except (OSError, msgspec.DecodeError):
@@ -119,10 +119,11 @@ def _evaluated(run: RunDirectory, of_its_end: bool) -> bool:
     summary = read_json(run.evaluation / "summary.json")
     if summary is None or not of_its_end:
         return summary is not None
-    ends = [folder for which in ("latest", "best") if (folder := named(run.checkpoints, which)) is not None]
-    return summary.get("checkpoint_sha256") in [
-        sha256((folder / "manifest.json").read_bytes()).hexdigest() for folder in ends
-    ]
+    ends = []
+    for folder in (named(run.checkpoints, "latest"), named(run.checkpoints, "best")):
+        with contextlib.suppress(OSError):
+            ends += [sha256((folder / "manifest.json").read_bytes()).hexdigest()] if folder is not None else []
+    return summary.get("checkpoint_sha256") in ends
 
 
 def _in_use(run: RunDirectory) -> bool:

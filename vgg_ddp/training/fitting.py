@@ -75,7 +75,7 @@ def _stored(run: RunDirectory, world: World) -> int:
         return 0
     before = load(run.config, [])
     then = read_json(run.environment) or {}
-    as_now = (then.get("world_size"), then.get("devices")) == (world.size, device_names(world.device))
+    as_now = then.get("world_size") == world.size and set(then.get("devices", ())) == set(device_names(world.device))
     return before.accumulation if before.fit_memory and as_now else 0
 
 

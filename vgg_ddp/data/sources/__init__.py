@@ -6,6 +6,7 @@ A module a format, each with `find`: what it finds in a container of files (`con
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def find_source(source: str, downloads: Path, report: Callable[[str], None]) -> 
 def must_be_there(path: Path) -> None:
     """Raises a `UserError` where no source can be at `path`: nothing is there, or what has no end, as the folder of all."""
     try:
-        there, place = path.exists(), str(path.resolve())
+        there, place = path.exists(), os.path.realpath(path)
     except OSError as error:
         raise UserError(f"data.source: {path} cannot be read: {error.strerror}") from None
     if not there:

@@ -9,7 +9,7 @@ from vgg_ddp.data.decoding import SUFFIXES
 from vgg_ddp.data.sources.cifar import GROUPS_CIFAR10
 from vgg_ddp.data.sources.containers import Container
 from vgg_ddp.data.sources.source import FileSource
-from vgg_ddp.data.sources.splitting import must_be_several, split_named
+from vgg_ddp.data.sources.splitting import RARE_NAMES, must_be_several, split_named
 from vgg_ddp.errors import UserError
 
 SHAPE = "an image folder is train/CLASS/* and test/CLASS/* (or val/), or CLASS/* alone"
@@ -112,6 +112,8 @@ def _root(container: Container) -> tuple[str, dict[str, str]]:
         if len(roots) > 1:
             raise UserError(f"{container.path} holds several sets: {', '.join(roots)}; give one of them")
         splits = whole[roots[0]]
+        usual = {split for name, split in splits.items() if name.lower() not in RARE_NAMES}
+        splits = {n: split for n, split in splits.items() if n.lower() not in RARE_NAMES or split not in usual}
         for split in set(splits.values()):
             twice = sorted(name for name, value in splits.items() if value == split)
             if len(twice) > 1:

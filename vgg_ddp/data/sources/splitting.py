@@ -28,6 +28,10 @@ SPLIT_NAMES = {
 }
 
 
+# Names that split an image folder only where none of the others stands for the same: such a folder may hold anything.
+RARE_NAMES = ("dev", "eval", "evaluation")
+
+
 def split_named(name: str) -> str | None:
     """The split that a folder of this name holds; None where the name is not one of a split."""
     return SPLIT_NAMES.get(name.lower())
