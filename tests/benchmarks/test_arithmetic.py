@@ -81,7 +81,7 @@ def test_a_loop_that_sets_other_arithmetic_is_not_compared() -> None:
     assert torch.backends.cudnn.benchmark  # as it was before
 
 
-def test_peers_run_in_the_arithmetic_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_run_in_the_arithmetic_of_ours() -> None:
     """In the process of a peer, when it is built and in each round."""
     found = []
 
@@ -93,16 +93,15 @@ def test_peers_run_in_the_arithmetic_of_ours(monkeypatch: pytest.MonkeyPatch) ->
         """The other end asks for a round and is done."""
 
         asked = iter((1, 0))
-        sent: list[float] = []  # noqa: RUF012
+        sent: list[float | str] = []  # noqa: RUF012
 
         def recv(self) -> int:
             return next(self.asked)
 
         send = sent.append
 
-    monkeypatch.setitem(peers.PEERS, "plain loop", peer)
     torch.set_float32_matmul_precision("high")  # what another side had set in this process
-    peers.work("plain loop", CELLS[0], 1, Connection())  # type: ignore[arg-type]
+    peers.work(peer, CELLS[0], 1, Connection())  # type: ignore[arg-type]
     torch.set_float32_matmul_precision("highest")
-    assert found == [(False, False)] * 2
-    assert Connection.sent == [1.0]
+    assert found == [(False, False)] * 3  # built, tried, and a round
+    assert Connection.sent == ["", 1.0]

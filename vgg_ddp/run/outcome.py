@@ -116,9 +116,12 @@ def _trained(run: RunDirectory, rows: list[Row]) -> bool:
 
 def _evaluated(run: RunDirectory, of_its_end: bool) -> bool:
     """Whether there is an evaluation; `of_its_end`: of a checkpoint that the training ended with, the last or the best."""
-    summary = read_json(run.evaluation / "summary.json")
-    if summary is None or not of_its_end:
-        return summary is not None
+    place = run.evaluation / "summary.json"
+    if not (place.is_file() and of_its_end):
+        return place.is_file()
+    summary: dict[str, Any] = {}
+    with contextlib.suppress(UserError):  # a damaged one, of which what reads it tells
+        summary = read_json(place) or {}
     ends = []
     for folder in (named(run.checkpoints, "latest"), named(run.checkpoints, "best")):
         with contextlib.suppress(OSError):
