@@ -73,6 +73,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tests")
 
 
+@pytest.fixture(autouse=True)
+def own_arithmetic() -> Iterator[None]:
+    """What a test, or a command that it calls, sets for the whole process is not the next one's."""
+    yield
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Here, since pytest takes options from the outermost conftest alone."""
     parser.addoption(

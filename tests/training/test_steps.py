@@ -128,7 +128,9 @@ def test_two_ranks_with_batch_norm_are_two_halves_with_their_own_statistics(few_
     assert all(found[name] == STEPS for name in found if name.endswith("num_batches_tracked"))
     floating = {name for name in found if found[name].is_floating_point()}
     trained = {name for name in floating if name not in biases_before_norm(network)}
-    assert_same_steps(*({name: tensors[name] for name in trained} for tensors in (found, expected, start)))
+    # Where two pixels are all but equal, rounding decides which is pooled: a bias's way changes by a hundredth then.
+    ways = ({name: tensors[name] for name in trained} for tensors in (found, expected, start))
+    assert_same_steps(*ways, apart=0.05)
     for name in floating - trained:  # their gradient is zero but for rounding
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
 
