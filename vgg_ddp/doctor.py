@@ -75,11 +75,13 @@ def _examine_apex() -> None:
 
 
 def _examine_compilers() -> None:
+    from vgg_ddp.model.fusion import has_c_compiler
+
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         print(
             "note  no C++ compiler: only needed for compile and engine=deepspeed on a CPU; install g++, or name one in CXX"
         )
-    if "CC" not in os.environ and not any(map(shutil.which, ("gcc", "clang"))):
+    if not has_c_compiler():
         print(
             "note  no C compiler: only needed for compile and model.fused on a GPU; install gcc or clang, or name one in CC"
         )

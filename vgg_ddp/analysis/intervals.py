@@ -10,16 +10,19 @@ QUANTILE = NormalDist().inv_cdf(0.975)  # of an interval at 95 %
 Interval = tuple[float, float]
 
 
-def wilson(count: int, total: int) -> Interval | None:
+def wilson(count: int, total: int, quantile: float = QUANTILE) -> Interval | None:
     """Wilson's score interval of `count` out of `total` (Wilson 1927); None of none.
 
     By its formula: scipy's `binomtest` computes a p-value with it, which takes 200 times as long.
+
+    Args:
+        quantile: of the standard normal distribution, at the interval's upper end.
     """
     if total == 0:
         return None
     share = count / total
-    centre = (share + QUANTILE**2 / (2 * total)) / (1 + QUANTILE**2 / total)
-    half = QUANTILE / (1 + QUANTILE**2 / total) * math.sqrt(share * (1 - share) / total + (QUANTILE / (2 * total)) ** 2)
+    centre = (share + quantile**2 / (2 * total)) / (1 + quantile**2 / total)
+    half = quantile / (1 + quantile**2 / total) * math.sqrt(share * (1 - share) / total + (quantile / (2 * total)) ** 2)
     return 0.0 if count == 0 else centre - half, 1.0 if count == total else centre + half
 
 

@@ -9,6 +9,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from vgg_ddp.analysis.intervals import wilson
+
 DRAWS = 10_000  # of the bootstrap
 NO_ERROR = 1e-12  # of a mean of equal figures, but for rounding
 CHANCE = 0.05  # below this p-value a difference is called more than chance
@@ -88,8 +90,9 @@ def compare(first_right: NDArray[np.bool_], second_right: NDArray[np.bool_], out
     drawn = np.random.default_rng(0).multinomial(images, shares, size=DRAWS)
     low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / images, [outside / 2, 1 - outside / 2]).tolist()
     difference = (only_second - only_first) / images
-    quantile = NormalDist().inv_cdf(1 - outside / 2)
-    unseen = quantile**2 / (images + quantile**2)  # the upper end of Wilson's interval of none of them
+    none_of_them = wilson(0, images, NormalDist().inv_cdf(1 - outside / 2))
+    assert none_of_them is not None
+    unseen = none_of_them[1]
     if not only_first:
         low = difference - math.hypot(difference - low, unseen)
     if not only_second:

@@ -136,11 +136,7 @@ class World:
 
     def of_all(self, word: str) -> list[str]:
         """The word of every rank, by rank, on every rank; none holds a line break."""
-        return (
-            self.broadcast("\n".join(part.decode() for part in self.gather(word.encode())).encode())
-            .decode()
-            .split("\n")
-        )
+        return self.broadcast(b"\n".join(self.gather(word.encode()))).decode().split("\n")
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

@@ -38,10 +38,13 @@ def fuse(features: nn.Sequential, config: Config, device: torch.device) -> None:
                 features[gone] = nn.Identity()
 
 
+def has_c_compiler() -> bool:
+    """Whether there is one that Triton looks for."""
+    return "CC" in os.environ or any(map(shutil.which, ("gcc", "clang")))
+
+
 def _triton_runs(device: torch.device) -> bool:
     """Whether Triton is there, which comes with torch on Linux, with the C compiler that it starts kernels by, for this GPU."""
-    if importlib.util.find_spec("triton") is None or not (
-        "CC" in os.environ or any(map(shutil.which, ("gcc", "clang")))
-    ):
+    if importlib.util.find_spec("triton") is None or not has_c_compiler():
         return False
     return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= OLDEST

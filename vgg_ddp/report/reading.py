@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from vgg_ddp.data.validation import count_held_out
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import stored
 from vgg_ddp.report import words
-from vgg_ddp.run.directory import RunDirectory, named
+from vgg_ddp.run.directory import RunDirectory, manifest_sha256, named
 
 
 @dataclass(frozen=True)
@@ -92,12 +91,12 @@ def of_best(run: RunDirectory, evaluation: Evaluation, recipe: Config | None) ->
     evaluated = evaluation.summary.get("checkpoint_sha256")
     try:
         best = named(run.checkpoints, "best")
-        manifest = None if best is None else (best / "manifest.json").read_bytes()
-    except (OSError, UserError):  # removed, or its pointer is damaged
-        manifest = None
-    if evaluated is None or manifest is None:
+    except UserError:  # its pointer is damaged
+        best = None
+    sha256 = None if best is None else manifest_sha256(best)
+    if evaluated is None or sha256 is None:
         return recipe is not None and recipe.evaluate.checkpoint == "best"
-    return bool(evaluated == hashlib.sha256(manifest).hexdigest())
+    return bool(evaluated == sha256)
 
 
 def validation_images(run: RunDirectory, evaluation: Evaluation, recipe: Config | None) -> list[int]:

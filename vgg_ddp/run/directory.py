@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -164,6 +165,14 @@ def named(checkpoints: Path, pointer: str) -> Path | None:
     if not is_checkpoint_name(name):
         raise Damaged(f"{checkpoints / pointer} names no checkpoint but {name!r:.80}; write the name of one into it")
     return checkpoints / name
+
+
+def manifest_sha256(checkpoint: Path) -> str | None:
+    """The hash by which an evaluation names its checkpoint; None where the checkpoint is gone."""
+    try:
+        return hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def is_checkpoint_name(name: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterator
-from hashlib import sha256
 from typing import Any, Literal
 
 import msgspec
@@ -13,7 +12,7 @@ import yaml
 from filelock import Timeout
 
 from vgg_ddp.errors import DIVERGED, StoppedOnRequest, UserError, printable
-from vgg_ddp.run.directory import RunDirectory, named
+from vgg_ddp.run.directory import RunDirectory, manifest_sha256, named
 from vgg_ddp.run.files import lock_at, read_json, replace_file
 from vgg_ddp.run.metrics_log import Row
 
@@ -122,11 +121,9 @@ def _evaluated(run: RunDirectory, of_its_end: bool) -> bool:
     summary: dict[str, Any] = {}
     with contextlib.suppress(UserError):  # a damaged one, of which what reads it tells
         summary = read_json(place) or {}
-    ends = []
-    for folder in (named(run.checkpoints, "latest"), named(run.checkpoints, "best")):
-        with contextlib.suppress(OSError):
-            ends += [sha256((folder / "manifest.json").read_bytes()).hexdigest()] if folder is not None else []
-    return summary.get("checkpoint_sha256") in ends
+    evaluated = summary.get("checkpoint_sha256")
+    ends = (named(run.checkpoints, "latest"), named(run.checkpoints, "best"))
+    return evaluated is not None and any(end is not None and evaluated == manifest_sha256(end) for end in ends)
 
 
 def _in_use(run: RunDirectory) -> bool:

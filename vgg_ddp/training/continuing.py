@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.distributed.world import World
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import say
-from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint
+from vgg_ddp.run.directory import RunDirectory, chosen_checkpoint, manifest_sha256
 from vgg_ddp.run.files import read_json
 from vgg_ddp.training.job import Job
 
@@ -75,9 +74,9 @@ def to_evaluate(run: RunDirectory, config: Config, world: World) -> Path:
 
 
 def _is_evaluated(run: RunDirectory, config: Config) -> bool:
-    manifest = chosen_checkpoint(run, config.evaluate.checkpoint) / "manifest.json"
+    chosen = manifest_sha256(chosen_checkpoint(run, config.evaluate.checkpoint))
     evaluated = (read_json(run.evaluation / "summary.json") or {}).get("checkpoint_sha256")
-    return run.report.is_file() and evaluated == hashlib.sha256(manifest.read_bytes()).hexdigest()
+    return run.report.is_file() and chosen is not None and evaluated == chosen
 
 
 # Identity that may change where an epoch has ended: it is of the order of an epoch's images.
