@@ -21,9 +21,10 @@ import yaml
 
 from tests.support.rank_processes import Ranks, Train, start
 from vgg_ddp.config.data import DataConfig
-from vgg_ddp.data.dataset import Dataset, file_sha256
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.record import FileRecord, SplitRecord, encoded
+from vgg_ddp.run.files import file_sha256
 
 # What the caller's shell, terminal, job or login has set must not reach the tests, nor the processes that they start.
 INHERITED = (

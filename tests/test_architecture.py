@@ -93,6 +93,15 @@ def test_the_root_has_at_most_eight_modules() -> None:
     assert len([path for path in (ROOT / "vgg_ddp").glob("*.py") if not path.name.startswith("__")]) <= 8
 
 
+def test_the_newcomer_s_path_has_at_most_1800_lines() -> None:
+    """Counted by the command in CONTRIBUTING.md."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    command = page[page.index("    wc -l ") :].split("\n\n")[0]
+    counted = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines, name = counted.splitlines()[-1].split()
+    assert name == "total" and int(lines) <= 1800, counted
+
+
 def test_vgg_ddp_imports_neither_launchers_nor_benchmarks() -> None:
     names = {name.partition(".")[0] for path in OURS.values() for name in imported(path)}
     assert names.isdisjoint({"launch", "benchmarks", "tests"})

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from tests.support.rank_processes import Train
 from vgg_ddp.analysis.dynamics import BINS, FEWEST_EPOCHS, describe, dynamics
-from vgg_ddp.data.dataset import Dataset, file_sha256
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.record import FileRecord, encoded
 from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.files import file_sha256
 from vgg_ddp.run.training_answers import read_epochs
 
 

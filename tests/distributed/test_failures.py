@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.support.rank_processes import Ranks, start
 from vgg_ddp import cli
-from vgg_ddp.data.dataset import Dataset, file_sha256
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.prepare import prepare
 from vgg_ddp.data.record import encoded as record_bytes
 from vgg_ddp.data.splits import EncodedSplit
@@ -21,6 +21,7 @@ from vgg_ddp.distributed.activity import Seen
 from vgg_ddp.distributed.failures import Restarts
 from vgg_ddp.distributed.versions import difference, encoded
 from vgg_ddp.errors import EXIT_USER_ERROR
+from vgg_ddp.run.files import file_sha256
 
 
 @pytest.fixture(scope="module")

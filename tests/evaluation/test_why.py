@@ -22,7 +22,7 @@ from tests.support.runs import make_dataset
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.config import Config, load
 from vgg_ddp.config.analysis import AnalysisConfig
-from vgg_ddp.data.dataset import Dataset, file_sha256
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import evaluation_slices
 from vgg_ddp.data.record import FileRecord, SplitRecord, encoded
 from vgg_ddp.data.validation import held_out
@@ -32,6 +32,7 @@ from vgg_ddp.evaluation import attributes, features, occlusion
 from vgg_ddp.evaluation.changes import CHANGES
 from vgg_ddp.evaluation.why import Answered, Search
 from vgg_ddp.model import vgg
+from vgg_ddp.run.files import file_sha256
 
 
 def test_hidden_parts_are_captum_s_occlusion() -> None:

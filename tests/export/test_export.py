@@ -18,11 +18,12 @@ from safetensors import safe_open
 
 from tests.support.rank_processes import Train, program
 from vgg_ddp.config import load
-from vgg_ddp.data.dataset import Dataset, file_sha256
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.errors import UserError
 from vgg_ddp.export import check, export, formats
 from vgg_ddp.export.card import shown
 from vgg_ddp.model.network import vgg
+from vgg_ddp.run.files import file_sha256
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
 

@@ -13,9 +13,10 @@ import numpy as np
 from vgg_ddp.analysis import course, data_quality, neighbours, reliance
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.analysis.summary import describe
-from vgg_ddp.data.dataset import Dataset, file_sha256
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.record import DatasetRecord, FileRecord, SplitRecord
 from vgg_ddp.report.sections.reliance import MEANINGS
+from vgg_ddp.run.files import file_sha256
 
 ANIMALS = ["bird", "cat", "deer", "dog", "frog", "horse"]
 VEHICLES = ["airplane", "automobile", "ship", "truck"]

@@ -9,8 +9,9 @@ import msgspec
 import numpy as np
 
 from tests.support.rank_processes import Train
-from vgg_ddp.data.dataset import Dataset, file_sha256
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.record import FileRecord, SplitRecord, encoded
+from vgg_ddp.run.files import file_sha256
 
 PIXELS = 16
 

@@ -25,13 +25,14 @@ from tests.model.test_network import ours_on_meta, random_weights, torchvision_o
 from tests.support.rank_processes import CPU, Launch, Ranks
 from tests.support.run_folders import latest, metrics
 from vgg_ddp.config import Config
-from vgg_ddp.data.dataset import Dataset, file_sha256
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from vgg_ddp.distributed.world import ALONE, joined
 from vgg_ddp.errors import UserError
 from vgg_ddp.export import export
 from vgg_ddp.model import VGG, initialize, vgg
 from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.files import file_sha256
 from vgg_ddp.run.trained_weights import find_weights
 from vgg_ddp.training.initial_weights import InitialWeights, differences, initial_weights, take
 from vgg_ddp.training.parts import build_network, build_preprocess, empty_network

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg_ddp import cores
-from vgg_ddp.data.dataset import file_sha256
 from vgg_ddp.data.inspection import Inspection, inspect
 from vgg_ddp.data.moments import Moments
 from vgg_ddp.data.record import DatasetRecord, FileRecord, SplitRecord
@@ -24,6 +23,7 @@ from vgg_ddp.data.sources.source import FileSource, Image, Pixels, PixelSource, 
 from vgg_ddp.data.splits import CHECKSUMS, checksums
 from vgg_ddp.data.storage import Difference, Storage
 from vgg_ddp.errors import UserError
+from vgg_ddp.run.files import file_sha256
 
 PREPARATION = "3"  # counts the ways in which sources were made into datasets: what is prepared anew when it changes
 LISTED = 50  # remarks on images that are printed; all of them are in dataset.json

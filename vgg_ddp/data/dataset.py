@@ -74,11 +74,11 @@ class Dataset:
         if name not in self._splits:
             try:
                 self._splits[name] = self._opened(name)
-            except (
-                Exception
-            ) as error:  # whatever zipfile, zlib and numpy raise of a flipped bit in an index or a header
+            except Exception as error:  # of zipfile, zlib or numpy: a flipped bit in an index or a header
                 files = [file for file in self.record.splits[name].files if not file.name.endswith(".tar")]
-                self._compare([file for file in files if file.bytes <= QUICKLY_READ])
+                for file in files:
+                    if file.bytes <= QUICKLY_READ:
+                        file.check_hash(self.directory)
                 large = [file.name for file in files if file.bytes > QUICKLY_READ]
                 if large and isinstance(error, ValueError | TypeError | OverflowError | OSError | EOFError):
                     raise UserError(
@@ -111,25 +111,9 @@ class Dataset:
         files = self._files()
         if at_most is not None and sum(file.bytes for file in files) > at_most:
             files = [file for file in files if not file.name.endswith((".tar", ".images.npy"))]
-        self._compare(files)
-        return len(files)
-
-    def _compare(self, files: list[FileRecord]) -> None:
-        """Raises a `UserError` for the first of the files that differs from its hash."""
         for file in files:
-            if file_sha256(self.directory / file.name) != file.sha256:
-                raise UserError(
-                    f"{self.directory / file.name} is not what was prepared (sha256 differs); prepare it again"
-                )
+            file.check_hash(self.directory)
+        return len(files)
 
     def _files(self) -> list[FileRecord]:
         return [file for split in self.record.splits.values() for file in split.files]
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

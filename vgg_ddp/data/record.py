@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from vgg_ddp.errors import UserError
+from vgg_ddp.run.files import file_sha256
 
 FORMAT_VERSION = 2
 
@@ -20,6 +21,11 @@ class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     bytes: int
     sha256: str
+
+    def check_hash(self, directory: Path) -> None:
+        """Raise a `UserError` where the file in `directory` has another hash."""
+        if file_sha256(directory / self.name) != self.sha256:
+            raise UserError(f"{directory / self.name} is not what was prepared (sha256 differs); prepare it again")
 
 
 class SplitRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,8 +18,7 @@ from vgg_ddp.data.other_classes import listed
 from vgg_ddp.data.record import read_record
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import why
-from vgg_ddp.evaluation.stored import StoredEvaluation, read_evaluation
-from vgg_ddp.evaluation.test_set import write
+from vgg_ddp.evaluation.stored import StoredEvaluation, read_evaluation, write_evaluation
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.resolved import ResolvedRun
 
@@ -96,5 +95,5 @@ def combine(runs: Sequence[ResolvedRun], dataset: Dataset, out: Path) -> dict[st
         "checkpoint_sha256": hashlib.sha256(" ".join(checkpoints).encode()).hexdigest(),
         "world_size": members[0].summary["world_size"],
     }
-    write(RunDirectory(out), summary, predictions, {})
+    write_evaluation(RunDirectory(out), summary, predictions, {})
     return summary

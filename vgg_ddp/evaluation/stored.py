@@ -1,7 +1,8 @@
-"""Reads RUN/evaluation, for the report and the trackers."""
+"""RUN/evaluation: written by rank 0, read by the report and the trackers."""
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.errors import UserError
-from vgg_ddp.run.files import read_json
+from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.files import read_json, replace_file
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,25 @@ class StoredEvaluation:
     def position(self, sample: int) -> int:
         """Where in the arrays the image with index `sample` is."""
         return int(np.searchsorted(self.sample_index, sample))
+
+
+def write_evaluation(
+    run: RunDirectory, summary: dict[str, Any], predictions: Predictions, causes: dict[str, NDArray[Any]]
+) -> None:
+    """Write RUN/evaluation: summary.json, the predictions that it was computed from, and the arrays of `Search`."""
+    arrays, searched = io.BytesIO(), io.BytesIO()
+    np.savez_compressed(searched, allow_pickle=False, **causes)
+    np.savez(
+        arrays,
+        label=predictions.label,
+        prediction=predictions.prediction,
+        probabilities=predictions.probabilities,
+        sample_index=predictions.sample_index,
+    )
+    with run.writing():
+        run.write_json(run.evaluation / "summary.json", summary)
+        replace_file(run.evaluation / "predictions.npz", arrays.getvalue())
+        replace_file(run.evaluation / "why.npz", searched.getvalue())
 
 
 def read_evaluation(run: Path) -> StoredEvaluation:

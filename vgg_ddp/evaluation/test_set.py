@@ -1,9 +1,8 @@
-"""The test split: predictions from all ranks, and RUN/evaluation, which rank 0 writes from them."""
+"""The test split: predictions from all ranks, and what rank 0 says of them in RUN/evaluation."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from vgg_ddp.evaluation import features, protocols
 from vgg_ddp.evaluation.chosen_images import calibration_images, training_images
 from vgg_ddp.evaluation.inference import predict
 from vgg_ddp.evaluation.protocols import Protocol
-from vgg_ddp.evaluation.why import Answered, Arrays, Search
+from vgg_ddp.evaluation.stored import write_evaluation
+from vgg_ddp.evaluation.why import Answered, Search
 from vgg_ddp.run import checkpoint, training_answers
 from vgg_ddp.run.directory import RunDirectory
-from vgg_ddp.run.files import replace_file
 from vgg_ddp.run.metrics_log import last_written, read_metrics
 from vgg_ddp.training import loading, parts, shrunk_images
 
@@ -112,7 +111,7 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
         "checkpoint_sha256": hashlib.sha256(contents["manifest.json"]).hexdigest(),
         "world_size": world.size,
     }
-    write(run, summary, predictions, search.arrays)
+    write_evaluation(run, summary, predictions, search.arrays)
     return summary
 
 
@@ -129,20 +128,3 @@ def _check(predictions: Predictions, folder: Path, config: Config) -> None:
             f"the answers of {folder} to {wrong:,} of {len(predictions.label):,} images are not finite in {config.precision}: "
             "nothing can be said of them; vgg-ddp evaluate RUN precision=fp32 computes them with a wider range"
         )
-
-
-def write(run: RunDirectory, summary: dict[str, Any], predictions: Predictions, why: Arrays) -> None:
-    """Write RUN/evaluation: summary.json, the predictions that it was computed from, and the arrays of `Search`."""
-    arrays, causes = io.BytesIO(), io.BytesIO()
-    np.savez_compressed(causes, allow_pickle=False, **why)
-    np.savez(
-        arrays,
-        label=predictions.label,
-        prediction=predictions.prediction,
-        probabilities=predictions.probabilities,
-        sample_index=predictions.sample_index,
-    )
-    with run.writing():
-        run.write_json(run.evaluation / "summary.json", summary)
-        replace_file(run.evaluation / "predictions.npz", arrays.getvalue())
-        replace_file(run.evaluation / "why.npz", causes.getvalue())

@@ -8,10 +8,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vgg_ddp.config import Config
-from vgg_ddp.data.dataset import Dataset, file_sha256
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.export.formats import Contents
 from vgg_ddp.run.directory import RunDirectory
-from vgg_ddp.run.files import read_json, replace_file
+from vgg_ddp.run.files import file_sha256, read_json, replace_file
 
 
 def write_card(

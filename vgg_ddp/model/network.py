@@ -93,13 +93,7 @@ class VGG(nn.Module):
     frozen = False
 
     def __init__(
-        self,
-        features: nn.Sequential,
-        head: str,
-        num_classes: int,
-        image_size: int,
-        dropout: float,
-        logit_scale: float,
+        self, features: nn.Sequential, head: str, num_classes: int, image_size: int, dropout: float, logit_scale: float
     ) -> None:
         super().__init__()
         self.features = features

@@ -1,9 +1,10 @@
-"""Files of a run: written so that a reader, or a crash, sees the whole or nothing; and JSON read back."""
+"""Files of a run: written so that a reader, or a crash, sees the whole or nothing; JSON read back; hashes."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -131,3 +132,12 @@ def read_json(path: Path, remedy: str = "remove it and try again") -> dict[str, 
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); {remedy}") from None
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -24,13 +24,7 @@ from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.training import answers, cuda_graph, fitting, hardest_images, whitening
 from vgg_ddp.training.initial_weights import InitialWeights, initial_weights
-from vgg_ddp.training.parts import (
-    Data,
-    build_appearance,
-    build_data,
-    build_network,
-    build_preprocess,
-)
+from vgg_ddp.training.parts import Data, build_appearance, build_data, build_network, build_preprocess
 from vgg_ddp.training.saving import Saver
 
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vgg_ddp.config.schema import BUILT_IN_SOURCES
-from vgg_ddp.data.dataset import file_sha256
 from vgg_ddp.data.download import ARCHIVES, fetch
 from vgg_ddp.data.sources import arrays, cifar, class_folders, label_files, parquet, webdataset
 from vgg_ddp.data.sources.built_in import digits
 from vgg_ddp.data.sources.containers import Container, open_container
 from vgg_ddp.data.sources.source import Source
 from vgg_ddp.errors import UserError
+from vgg_ddp.run.files import file_sha256
 
 # What is looked for first stands first; class folders, which raise where there are none, are last.
 FORMATS: tuple[Callable[[Container], Source | None], ...] = (

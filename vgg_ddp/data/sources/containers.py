@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vgg_ddp.data.dataset import file_sha256
 from vgg_ddp.errors import UserError
+from vgg_ddp.run.files import file_sha256
 
 # Names that systems and tools leave among people's files; so is every name that begins with a dot.
 SYSTEM_NAMES = {
