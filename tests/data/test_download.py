@@ -74,8 +74,8 @@ class Request(BaseHTTPRequestHandler):
         self.end_headers()
 
     def body(self, data: bytes) -> None:
+        self.server.sent += len(data)  # before the client has it, which then asks at once how much was sent
         self.wfile.write(data)
-        self.server.sent += len(data)
 
 
 Behaviour = Callable[[Request, int], None]
