@@ -27,7 +27,6 @@ from vgg_ddp.model.preprocess import Preprocess
 from vgg_ddp.optim.precision import autocast
 
 MOST_KINDS = 20  # classes or groups of which the accuracy under each change is told
-Arrays = dict[str, NDArray[Any]]
 NOTHING: dict[str, Any] = dict.fromkeys(
     ("neighbours", "training_labels", "relied_on", "by_attribute", "by_agreement", "occlusion", "map")
 )
@@ -80,7 +79,7 @@ class Search:
         self._world, self._tested, self._described = world, tested, described
         self._budget: Budget = BUDGETS[config.analysis.budget]
         self._said: list[str] = []
-        self.arrays: Arrays = {}
+        self.arrays: dict[str, NDArray[Any]] = {}
 
     def describe(self, trained: Answered | None) -> dict[str, Any]:
         """All of it for summary.json; pictures and places are then in `arrays`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from filelock import Timeout
 
 from vgg_ddp.errors import Damaged, UserError
 from vgg_ddp.run.console import say
-from vgg_ddp.run.files import hold, lock_at, replace_file
+from vgg_ddp.run.files import file_sha256, hold, lock_at, replace_file
 from vgg_ddp.run.metrics_log import read_metrics
 
 
@@ -170,7 +169,7 @@ def named(checkpoints: Path, pointer: str) -> Path | None:
 def manifest_sha256(checkpoint: Path) -> str | None:
     """The hash by which an evaluation names its checkpoint; None where the checkpoint is gone."""
     try:
-        return hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
+        return file_sha256(checkpoint / "manifest.json")
     except OSError:
         return None
 
