@@ -114,9 +114,8 @@ def run(resolved: ResolvedRun, world: World) -> None:
 
     config, _ = precision.set_arithmetic(resolved.config, world.device, world.of_all)
     directory = RunDirectory(resolved.run)
-    with world.together():  # the run's folder may lie on rank 0's host alone
-        trained_on = msgspec.json.encode(read_record(directory.data) if world.is_main else None)
-    trained_on = world.broadcast(trained_on)
+    # The run's folder may lie on rank 0's host alone.
+    trained_on = world.from_main(lambda: msgspec.json.encode(read_record(directory.data)))
     with world.together():
         dataset = Dataset(resolved.dataset, msgspec.json.decode(trained_on, type=DatasetRecord | None))
         if world.local_rank == 0:

@@ -118,9 +118,8 @@ def on_ranks(arguments: list[str], world: World, check: Callable[[str, list[str]
     """
     if (handed := _handed(arguments)) is not None:
         return handed
-    with world.together():
-        found = msgspec.json.encode(check(*_path_and_overrides(arguments))) if world.is_main else b""
-    resolved = msgspec.json.decode(world.broadcast(found), type=ResolvedRun)
+    found = world.from_main(lambda: msgspec.json.encode(check(*_path_and_overrides(arguments))))
+    resolved = msgspec.json.decode(found, type=ResolvedRun)
     with world.together():  # hosts that do not share a disk prepare the data set each for itself
         if world.local_rank == 0 and not world.is_main:
             from vgg_ddp.data.ensure import ensure_at

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -137,6 +137,16 @@ class World:
     def of_all(self, word: str) -> list[str]:
         """The word of every rank, by rank, on every rank; none holds a line break."""
         return self.broadcast(b"\n".join(self.gather(word.encode()))).decode().split("\n")
+
+    def from_main(self, make: Callable[[], bytes]) -> bytes:
+        """The bytes that `make` returns on rank 0, on every rank; it is called on rank 0 alone.
+
+        Raises:
+            SharedUserError: on every rank, where it raises a `UserError`.
+        """
+        with self.together():
+            made = make() if self.is_main else b""
+        return self.broadcast(made)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

@@ -40,9 +40,7 @@ def evaluate(config: Config, dataset: Dataset, run: RunDirectory, folder: Path, 
         UserError: a checkpoint that is damaged or of another network, answers that are not finite, or a disk that cannot be
             written.
     """
-    with world.together():
-        files = checkpoint.pack(checkpoint.read(folder)) if world.is_main else b""
-    files = world.broadcast(files)
+    files = world.from_main(lambda: checkpoint.pack(checkpoint.read(folder)))
     with world.together():
         contents = checkpoint.unpack(files)
         of_trained = checkpoint.state(contents).identity.get("dataset") == dataset.sha256

@@ -50,16 +50,15 @@ def as_trained(job: Job, state: State) -> Config | None:
 
     Says so, and which words have no effect. All ranks together.
     """
-    found = b""
-    with job.world.together():
-        if job.world.is_main:
-            ignored = changes(job.run, job.config)
-            what = f"; without effect: {', '.join(ignored)}" if ignored else ""
-            say(f"{job.run.path} is trained to its end, {state.step} steps: nothing is trained or rewritten{what}")
-            config = load(job.run.config)
-            found = b"" if _is_evaluated(job.run, config) else msgspec.json.encode(config)
-    found = job.world.broadcast(found)
-    return msgspec.json.decode(found, type=Config) if found else None
+
+    def found() -> bytes:
+        ignored = changes(job.run, job.config)
+        what = f"; without effect: {', '.join(ignored)}" if ignored else ""
+        say(f"{job.run.path} is trained to its end, {state.step} steps: nothing is trained or rewritten{what}")
+        config = load(job.run.config)
+        return msgspec.json.encode(None if _is_evaluated(job.run, config) else config)
+
+    return msgspec.json.decode(job.world.from_main(found), type=Config | None)
 
 
 def to_evaluate(run: RunDirectory, config: Config, world: World) -> Path:
@@ -68,9 +67,7 @@ def to_evaluate(run: RunDirectory, config: Config, world: World) -> Path:
     Raises:
         UserError: the run has none.
     """
-    with world.together():
-        chosen = str(chosen_checkpoint(run, config.evaluate.checkpoint)) if world.is_main else ""
-    return Path(world.broadcast(chosen.encode()).decode())
+    return Path(world.from_main(lambda: str(chosen_checkpoint(run, config.evaluate.checkpoint)).encode()).decode())
 
 
 def _is_evaluated(run: RunDirectory, config: Config) -> bool:

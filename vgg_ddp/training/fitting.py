@@ -45,9 +45,7 @@ def fitted(
     local_batch = config.local_batch(world.size)
     largest = local_batch // config.accumulation
     sizes = [n for n in range(1, largest + 1) if local_batch % n == 0 and _may_be(config, local_batch // n, world)]
-    with world.together():
-        stored = _stored(run, world) if world.is_main else 0
-    stored = int(world.broadcast(str(stored).encode()))
+    stored = int(world.from_main(lambda: str(_stored(run, world)).encode()))
     if stored in [local_batch // n for n in sizes]:
         return msgspec.structs.replace(config, accumulation=stored), {}
     limit = memory.used_bytes(world.device) + config.memory_share * memory.available_bytes(world)

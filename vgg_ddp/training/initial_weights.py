@@ -62,9 +62,7 @@ def initial_weights(config: Config, num_classes: int, run: RunDirectory, world: 
     draw = partial(initialize, method=config.model.initialization, seed=config.seed)
     if config.model.initialize_from is None:
         return InitialWeights(draw, [], None)
-    with world.together():
-        found = _read(config, num_classes, run) if world.is_main else b""
-    files = checkpoint.unpack(world.broadcast(found))
+    files = checkpoint.unpack(world.from_main(lambda: _read(config, num_classes, run)))
     taken = checkpoint.tensors(files, "weights")
     return InitialWeights(
         partial(_draw_and_load, draw, taken),

@@ -56,11 +56,8 @@ def _loaded(job: Job, contents: checkpoint.Files) -> State:
 
 def _newest_of_all(job: Job) -> checkpoint.Files:
     """The newest checkpoint that fits, on every rank; nothing where there is none. All ranks together."""
-    world, files = job.world, b""
-    with world.together():
-        if world.is_main:
-            files = _newest(job, expected(job), continuing.identity(job.config, job.data.dataset))
-    files = world.broadcast(files)
+    identity = continuing.identity(job.config, job.data.dataset)
+    files = job.world.from_main(lambda: _newest(job, expected(job), identity))
     return checkpoint.unpack(files) if files else {}
 
 

@@ -31,11 +31,8 @@ def added(initial: InitialWeights, config: Config, dataset: Dataset, world: Worl
     """
     if not config.model.whiten:
         return initial
-    found = b""
-    with world.together():
-        if world.is_main:
-            found = _filters(config, dataset).numpy().tobytes()
-    values = torch.from_numpy(np.frombuffer(world.broadcast(found), dtype=np.float32).copy())
+    found = world.from_main(lambda: _filters(config, dataset).numpy().tobytes())
+    values = torch.from_numpy(np.frombuffer(found, dtype=np.float32).copy())
     said = f"first convolution: frozen, it whitens patches of {len(_samples(config, dataset))} training images"
     return dataclasses.replace(initial, set=partial(_set, initial.set, values), choices=[*initial.choices, said])
 
