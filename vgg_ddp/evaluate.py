@@ -135,6 +135,7 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
         UserError: no image in the folder, a checkpoint that is damaged or of another network, or a full disk.
     """
     from vgg_ddp.report.image_answers import MOST_IMAGES, Answer, write_image_answers
+    from vgg_ddp.report.words import counted
 
     config, _ = precision.set_arithmetic(resolved.config, world.device)
     run = RunDirectory(resolved.run)
@@ -184,7 +185,7 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
     for line in [*unreadable, *not_images(folder)]:
         say(f"left out: {line}")
     by = f", by what it saw of each: {how}" if how else ""
-    say(f"answers to {len(answers)} images{by}: {page}")
+    say(f"answers to {counted(len(answers), 'image')}{by}: {page}")
 
 
 def _nearest(network: own_images.OwnImages, run: RunDirectory, described: list[Features]) -> Nearest | None:

@@ -133,7 +133,7 @@ def test_without_the_data_set(place: Path) -> None:
     shutil.rmtree(place / "datasets")
     page = (place / "runs/a/report/index.html").read_bytes()
     told = {
-        ("evaluate", "../runs/a", "--images", "mine"): "answers to 1 images",
+        ("evaluate", "../runs/a", "--images", "mine"): "answers to 1 image:",
         (
             "export",
             "../runs/a",
