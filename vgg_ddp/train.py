@@ -96,7 +96,7 @@ def validate(job: Job, state: State, recorder: Recorder) -> bool:
     config, world = job.config, job.world
     world.activity.enter("validate")
     network = job.evaluated_network()
-    with statistics_at_evaluated_size(job, network, state.epoch - 1):
+    with statistics_at_evaluated_size(job, network, state):
         samples = job.data.validation.samples
         predictions = predict(network, job.preprocess, job.data.validation_loader, samples, config, world)
     found, per_class = torch.tensor([0.0, 0.0], dtype=torch.float64), None
@@ -118,6 +118,7 @@ def save(job: Job, state: State, recorder: Recorder, best: bool = False) -> None
     recorder.row()
     weights = job.engine.weights()
     optimizer, state.engine = job.engine.state()
+    state.full_size_steps = job.full_size_steps(state)
     ema = job.average.network.state_dict() if job.config.ema else None
     job.saver.save(weights, optimizer, state, ema, best, job.answers.so_far(state))
     recorder.resume_clock()

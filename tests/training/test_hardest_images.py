@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +22,20 @@ from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.metrics_log import read_metrics
 from vgg_ddp.run.training_answers import read_epochs
 from vgg_ddp.training import hardest_images
+from vgg_ddp.training.parts import build_network
 
 
 class FirstPixel(nn.Module):
-    """Its logit for class 1 is the first pixel's red; its batch norm tells whether it was called in training mode."""
+    """Its logit for class 1 is the first pixel's red, normalised and with dropout."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(1)
+        self.norm, self.dropout = nn.BatchNorm1d(1), nn.Dropout(0.9)
         self.sides: list[int] = []
 
     def forward(self, images: Tensor) -> Tensor:
         self.sides.append(images.shape[-1])
-        red = self.norm(images[:, 0, 0, :1])
+        red = self.dropout(self.norm(images[:, 0, 0, :1]))
         return torch.cat([torch.zeros_like(red), red], dim=1)
 
 
@@ -72,8 +74,9 @@ def test_the_images_with_the_largest_loss_stay_with_their_places_in_the_order(pi
     assert len(found) == len(found.labels) == 3
     augmented = torch.from_numpy(ON_HOST.uniform(5, "cutout"))
     assert torch.equal(found.slice.uniform(5, "cutout"), augmented[[0, 2, 4]])  # as when all are trained on
-    assert network.training
+    assert all(module.training for module in network.modules())
     assert network.norm.num_batches_tracked == 0
+    assert network.norm.running_mean.tolist() == [0]
 
 
 def test_a_share_of_one_leaves_a_batch_as_it_is() -> None:
@@ -87,6 +90,21 @@ def test_a_share_of_one_leaves_a_batch_as_it_is() -> None:
 def test_images_are_looked_at_no_larger_than_they_are_trained_on(side: int | None, expected: int) -> None:
     _, network = chosen(batch_of(ON_HOST), side, hardest=0.5, hardest_size=16)
     assert network.sides == [expected]
+
+
+def test_running_statistics_of_another_size_choose_no_images() -> None:
+    """At which a network is right by chance alone."""
+    drawn = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (8, 32, 32, 3), generator=drawn).byte()
+    batch = Batch(pixels, torch.arange(8), Slice(0, 0, np.arange(8)))
+    config = Config(network="vgg_tiny", precision="fp32", loss=LossConfig(hardest=0.5))
+    network = build_network(config, 8, torch.device("cpu"))
+    choose = partial(hardest_images.build(config, lambda: network, ALONE).of, batch, inputs, None)
+    first = choose().slice.samples
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_var"):
+            buffer.copy_(torch.rand(len(buffer), generator=drawn) * 1000 + 1)
+    assert torch.equal(choose().slice.samples, first)
 
 
 # 20 of 180 images are held out: an epoch of eight steps.

@@ -1,34 +1,41 @@
-"""A training that ends, or is stopped, while its images are shrunk: what is evaluated has seen images of the evaluated size."""
+"""A training that ends, or is stopped, while its images are shrunk or soon after: answers by the evaluated size's statistics."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 import vgg_ddp
-from tests.support.rank_processes import Train, program
-from vgg_ddp.config import load
+from tests.support.rank_processes import Train, apart, program
+from vgg_ddp.config import Config, load
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.settling import check_train_sizes
 from vgg_ddp.data.validation import held_out
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.metrics_log import read_metrics
+from vgg_ddp.training.shrunk_images import share_of_shrunk_images
 
 WORDS = ("data.image_size=32", "data.train_sizes=[16,16]", "data.validation=0.25", "min_steps=14", "batch=16")
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.5])
-def test_what_answers_is_the_network_that_was_validated(ema: float, train: Train, tmp_path: Path) -> None:
-    """By statistics measured anew; those that the checkpoint has to go on with are of 16 pixels."""
-    run = train(f"shrunk {ema}", *WORDS, f"ema={ema}")
+@pytest.mark.parametrize("words", [(), ("ema=0.5",), ("data.train_sizes=[16]",)], ids=["", "averaged", "grown"])
+def test_what_answers_is_the_network_that_was_validated(words: tuple[str, ...], train: Train, tmp_path: Path) -> None:
+    """By statistics measured anew; those that the checkpoint has to go on with are of 16 pixels, if of few in the end."""
+    run = train(f"shrunk {words}", *WORDS, *words)
     network, config = vgg_ddp.load_network(run), load(run / "config.yaml")
+    stored = "ema.safetensors" if config.ema else "model.safetensors"
+    kept = load_file(run / "checkpoints" / "best" / stored)
+    measured = network.network.state_dict()
+    assert not any(torch.allclose(measured[name], kept[name]) for name in kept if name.endswith("running_mean"))
     dataset = Dataset(config.data.source)
     logged = [row for row in read_metrics(run / "metrics.jsonl") if row["split"] == "validation"][-1]
     split = dataset.split("train")
@@ -58,3 +65,49 @@ def test_sizes_that_would_enlarge_images_are_refused() -> None:
     check_train_sizes(DataConfig(image_size=24, train_sizes=[16, 24]))
     with pytest.raises(UserError, match=r"data\.train_sizes \(24\) would enlarge images of data\.image_size=16"):
         check_train_sizes(DataConfig(image_size=16, train_sizes=[16, 24]))
+
+
+def test_each_epoch_is_trained_at_its_size(recipe: Path, runs: Path) -> None:
+    """40 of 160 images are held out: seven steps an epoch."""
+    words = ("data.train_sizes=[16,24]", "data.validation=0.25", "min_steps=18", "accumulation=2")
+    sides = apart(
+        _sides_trained_at, [str(recipe), f"run.dir={runs / 'sides'}", "data.image_size=32", "batch=16", *words]
+    )
+    assert sides == 14 * [16] + 14 * [24] + 8 * [32]
+
+
+def _sides_trained_at(arguments: list[str]) -> list[int]:
+    """Of the images in every forward pass that asks for gradients, by a training in this process."""
+    from vgg_ddp import train
+    from vgg_ddp.model import VGG
+
+    sides, forward = [], VGG.forward
+
+    def noted(network: VGG, images: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            sides.append(images.shape[-1])
+        return forward(network, images)
+
+    VGG.forward = noted  # type: ignore[method-assign]
+    assert train.main(arguments) == 0
+    return sides
+
+
+@pytest.mark.parametrize(
+    ("keys", "steps", "expected"),
+    [
+        ({}, 0, 1),
+        ({}, 2, 0.81),
+        ({"accumulation": 2}, 2, 0.9**4),
+        ({"ema": 0.5}, 2, 0.25 + 0.25 * 0.9 + 0.5 * 0.81),
+        ({"ema": 0.5, "lookahead": 2}, 3, 0.5 + 0.5 * 0.81),
+        ({"ema": 0.5, "lookahead": 2}, 4, (0.5 + 0.5 * 0.81) ** 2),
+        ({"ema": 0.999}, 49, 0.999**49 + 0.001 * sum(0.999 ** (49 - k) * 0.9**k for k in range(1, 50))),
+    ],
+)
+def test_the_share_of_shrunk_images(keys: dict[str, Any], steps: int, expected: float) -> None:
+    assert share_of_shrunk_images(Config(**keys), steps) == pytest.approx(expected)
+
+
+def test_soon_it_is_negligible() -> None:
+    assert share_of_shrunk_images(Config(), 10**6) < 0.01

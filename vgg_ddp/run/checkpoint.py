@@ -57,6 +57,7 @@ class State(msgspec.Struct, kw_only=True):
         best_accuracy, best_epoch: the best validation accuracy so far (-1 for none) and when it was reached.
         accuracies: of every validation so far, oldest first; 0 where the loss was not finite.
         stopped: whether the stopping rule has ended the training.
+        full_size_steps: steps since images were last shrunk (`data.train_sizes`); None in checkpoints of earlier versions.
         seconds: training seconds so far, evaluation on the validation split included.
         step_seconds, wait_seconds: of which in steps, and waiting for data.
         engine: the engine's values that are not tensors.
@@ -74,6 +75,7 @@ class State(msgspec.Struct, kw_only=True):
     best_epoch: Count = 0
     accuracies: list[Annotated[float, msgspec.Meta(ge=0, le=1)]] = msgspec.field(default_factory=list)
     stopped: bool = False
+    full_size_steps: Count | None = None
     seconds: Seconds = 0.0
     step_seconds: Seconds = 0.0
     wait_seconds: Seconds = 0.0

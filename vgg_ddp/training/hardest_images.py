@@ -39,10 +39,9 @@ class HardestImages(EveryImage):
     Attributes:
         share: of the images of a micro-batch, rounded up.
         size: side of the images that are looked at, pixels, where they are larger; None: as they are trained on.
-        network: whose loss it is: in evaluation mode, so that no statistics change, and without label smoothing.
+        network: whose loss it is, without dropout. Its batch norms take the statistics of these images, as in training: their
+            running ones may be of images of another size. Those stay as they were.
         class_weights: of the loss, float [classes]; None weighs all the same.
-        by_rank_zero: whether every rank takes the running statistics of rank 0 first. They are each rank's own otherwise, and
-            a training that is continued from a checkpoint, which has those of rank 0, would choose other images.
     """
 
     share: float
@@ -50,20 +49,20 @@ class HardestImages(EveryImage):
     network: nn.Module
     class_weights: Tensor | None
     arithmetic: torch.autocast
-    by_rank_zero: bool
 
     @torch.no_grad()
     def of(self, batch: Batch, inputs: Inputs, side: int | None) -> Batch:
         """The hardest images of a micro-batch, in the batch's order; nothing here waits for the device."""
         sides = [size for size in (side, self.size) if size is not None]
         images, labels = inputs(batch, min(sides) if sides else None)
-        if self.by_rank_zero:
-            batch_statistics.take_rank_zero(self.network)
-        self.network.eval()
-        with self.arithmetic:
+        dropouts = [module for module in self.network.modules() if isinstance(module, nn.Dropout)]
+        for dropout in dropouts:
+            dropout.eval()
+        with batch_statistics.kept(self.network), self.arithmetic:
             logits = self.network(images).float()
             losses = functional.cross_entropy(logits, labels, self.class_weights, reduction="none")
-        self.network.train()
+        for dropout in dropouts:
+            dropout.train()
         hardest = losses.topk(math.ceil(self.share * len(batch)), sorted=False).indices
         return batch.at(hardest.sort().values)
 
@@ -77,8 +76,6 @@ def build(config: Config, whole_network: Callable[[], nn.Module], world: World) 
     loss = config.loss
     if loss.hardest == 1:
         return EveryImage()
-    # Local SGD saves after outer steps alone, with which its engine does the same.
-    apart = world.size > 1 and not config.model.sync_batch_norm and config.communication.synchronise_every == 1
     weights = torch.tensor(loss.class_weights, device=world.device) if isinstance(loss.class_weights, list) else None
     arithmetic = autocast(config.precision, world.device)
-    return HardestImages(loss.hardest, loss.hardest_size, whole_network(), weights, arithmetic, by_rank_zero=apart)
+    return HardestImages(loss.hardest, loss.hardest_size, whole_network(), weights, arithmetic)

@@ -77,6 +77,10 @@ class Job:
         sizes = self.config.data.train_sizes
         return sizes[epoch] if epoch < len(sizes) else None
 
+    def full_size_steps(self, state: State) -> int:
+        """How many steps were taken since images were last shrunk."""
+        return max(0, state.step - len(self.config.data.train_sizes) * self.data.order.steps_per_epoch)
+
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
     """Make the random numbers inside a step follow from its number, so that no random state need be saved."""

@@ -1,4 +1,4 @@
-"""Batch-norm statistics of images as they are evaluated, for a network that has seen shrunk ones last (`data.train_sizes`)."""
+"""Batch-norm statistics of images as they are evaluated, where those of training are of shrunk ones (`data.train_sizes`)."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.training.job import Job
 from vgg_ddp.training.parts import build_preprocess, evaluation_loader
 
+NEGLIGIBLE = 0.01  # share of shrunk images in the statistics
+
 
 @contextlib.contextmanager
-def statistics_at_evaluated_size(job: Job, network: nn.Module, epoch: int) -> Iterator[None]:
-    """Inside the context, where images were shrunk in `epoch`: statistics of images as they are evaluated.
+def statistics_at_evaluated_size(job: Job, network: nn.Module, state: State) -> Iterator[None]:
+    """Inside the context, where the network's statistics are of shrunk images: those of images as they are evaluated.
 
     They are measured on training images without augmentation, the same on every rank. All ranks together.
     """
-    if not _are_of_shrunk_images(job.config, epoch):
+    if not _are_of_shrunk_images(job.config, job.full_size_steps(state)):
         yield
         return
     loader = job.data.validation_loader
@@ -46,7 +48,7 @@ def statistics_at_evaluated_size(job: Job, network: nn.Module, epoch: int) -> It
 
 
 def take_statistics(network: VGG, config: Config, folder: Path, state: State, world: World) -> None:
-    """Give a network whose images were shrunk last the statistics of images as they are evaluated. All ranks together.
+    """Give a network whose statistics are of shrunk images those of images as they are evaluated. All ranks together.
 
     Its checkpoint has those that a training goes on with. Rank 0 measures on images that it was trained on, whatever is to be
     evaluated; where they are gone, it says so, and the network keeps its own.
@@ -54,16 +56,19 @@ def take_statistics(network: VGG, config: Config, folder: Path, state: State, wo
     Args:
         folder, state: of its checkpoint.
     """
-    last = state.epoch if state.step_in_epoch else state.epoch - 1
-    if last < 0 or not _are_of_shrunk_images(config, last) or not config.model.batch_norm:
+    steps = state.full_size_steps
+    if steps is None:  # of an earlier version, which took them anew where the last epoch's images were shrunk
+        last = state.epoch if state.step_in_epoch else state.epoch - 1
+        steps = 0 if last < len(config.data.train_sizes) else state.step
+    if not state.step or not _are_of_shrunk_images(config, steps) or not config.model.batch_norm:
         return
     with world.together():
         if world.is_main:
             dataset = of_run.find(RunDirectory(folder.parent.parent))
             if dataset is None or dataset.sha256 != state.identity.get("dataset"):
                 say(
-                    f"{folder.name} was saved when images were shrunk (data.train_sizes), and its training images are gone: "
-                    "its batch-norm statistics are of small images, which costs accuracy"
+                    f"{folder.name} was saved when images were shrunk (data.train_sizes), or soon after, and its training "
+                    "images are gone: its batch-norm statistics are of small images, which costs accuracy"
                 )
             else:
                 _take(network, msgspec.structs.replace(config, loader="torch"), dataset, world)
@@ -83,9 +88,26 @@ def _take(network: VGG, config: Config, dataset: Dataset, world: World) -> None:
     network.eval()
 
 
-def _are_of_shrunk_images(config: Config, epoch: int) -> bool:
-    """Whether the statistics after this epoch are; frozen ones fit no size, or every one."""
-    return epoch < len(config.data.train_sizes) and config.optimizer.features_rate > 0
+def _are_of_shrunk_images(config: Config, full_size_steps: int) -> bool:
+    """Whether the statistics are, by more than a negligible share; frozen ones fit no size, or every one."""
+    trained = config.data.train_sizes and config.optimizer.features_rate > 0
+    return bool(trained) and share_of_shrunk_images(config, full_size_steps) > NEGLIGIBLE
+
+
+def share_of_shrunk_images(config: Config, full_size_steps: int) -> float:
+    """The share that shrunk images have in batch norms' running statistics, so many steps after the last of them.
+
+    Where weights are averaged (`ema`), that in the averaged statistics, at most: with the decay that theirs rises to.
+    """
+    running = averaged = 1.0
+    for step in range(1, full_size_steps + 1):
+        running *= (1 - config.model.norm_momentum) ** config.accumulation
+        if not config.lookahead or step % config.lookahead == 0:
+            averaged = config.ema * averaged + (1 - config.ema) * running
+            running = averaged if config.lookahead else running
+        if averaged < NEGLIGIBLE:
+            break
+    return averaged
 
 
 def _measured(
