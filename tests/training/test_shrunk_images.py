@@ -1,4 +1,4 @@
-"""A training that ends, or is stopped, while its images are shrunk or soon after: answers by the evaluated size's statistics."""
+"""A training that ends, or is stopped, while its images are shrunk or soon after: it answers at the evaluated size."""
 
 from __future__ import annotations
 
