@@ -15,10 +15,11 @@ holds out, which is never trained on. The test set is not looked at for it.
 
 The clock runs from the moment when the training is built until the end of that validation. It includes waiting for data,
 steps, validations and checkpoints, and excludes starting Python, preparing and opening the data, building the network, and
-all that comes after the target. "command_seconds" is the time of the whole command, evaluation and report included.
+all that comes after the target. "seconds_with_building" has the building too, once the data are open: initial weights, a
+whitened layer, compilation. "command_seconds" is the time of the whole command, evaluation and report included.
 
 PFLOP are those that torch counts (`torch.utils.flop_counter`) in forward and backward for the images trained on until then, at
-their size in that epoch, and in Muon's updates; validation is excluded.
+their size in that epoch, and in Muon's updates, which every rank computes for itself; validation is excluded.
 """
 
 from __future__ import annotations
@@ -96,15 +97,15 @@ def validations(metrics: Sequence[Row]) -> list[Row]:
     return [row for row in metrics if row["split"] == "validation"]
 
 
-def pflop(config: Config, classes: int, step: int, steps_per_epoch: int) -> float:
+def pflop(config: Config, classes: int, step: int, steps_per_epoch: int, ranks: int = 1) -> float:
     """The PFLOP of the first `step` steps, each epoch at its own size."""
-    return pflop_of_steps(config, classes, steps_per_epoch)(step)
+    return pflop_of_steps(config, classes, steps_per_epoch, ranks)(step)
 
 
-def pflop_of_steps(config: Config, classes: int, steps_per_epoch: int) -> Callable[[int], float]:
+def pflop_of_steps(config: Config, classes: int, steps_per_epoch: int, ranks: int = 1) -> Callable[[int], float]:
     """`pflop` by steps; of each size of images, and of an update, they are counted once."""
     of_image = cache(partial(flop_of_image_in_step, config, classes))
-    of_update, sizes = flop_of_update(config, classes), config.data.train_sizes
+    of_update, sizes = ranks * flop_of_update(config, classes), config.data.train_sizes
 
     def of_steps(step: int) -> float:
         flops = step * of_update
@@ -191,12 +192,13 @@ def read(recipe: str, run: Path, target: float, command_seconds: float | None) -
     first, looks = reached(metrics, target), validations(metrics)
     last = looks[-1:]
     steps_per_epoch = round(last[0]["step"] / last[0]["epoch"]) if last else 1
-    cost = pflop_of_steps(config, len(evaluation["per_class"]), steps_per_epoch)
+    cost = pflop_of_steps(config, len(evaluation["per_class"]), steps_per_epoch, summary["world_size"])
     row: Row = {
         "recipe": recipe,
         "seed": config.seed,
         "precision": config.precision,
         "seconds": None,
+        "seconds_with_building": None,
         "epochs": None,
         "pflop": None,
         "accuracy_then": None,
@@ -209,18 +211,21 @@ def read(recipe: str, run: Path, target: float, command_seconds: float | None) -
     if first is not None:
         row["seconds"], row["epochs"], row["pflop"] = first["seconds"], first["epoch"], cost(first["step"])
         row["accuracy_then"] = first["accuracy"]
+        if "build_seconds" in summary:  # not in a run of an earlier version
+            row["seconds_with_building"] = first["seconds"] + summary["build_seconds"]
     return row
 
 
 def failed(recipe: str, seed: int, reason: str) -> Row:
     """The row of a run that did not end well: the target was not reached, and nothing is known at the end."""
-    unknown = ("seconds", "epochs", "pflop", "accuracy_then", "final_validation_accuracy", "test_accuracy")
-    figures = dict.fromkeys((*unknown, "train_seconds", "command_seconds"))
+    unknown = ("seconds", "seconds_with_building", "epochs", "pflop", "accuracy_then", "final_validation_accuracy")
+    figures = dict.fromkeys((*unknown, "test_accuracy", "train_seconds", "command_seconds"))
     return {"recipe": recipe, "seed": seed, **figures, "curve": [], "failed": reason}
 
 
 def over_seeds(runs: Sequence[Row], machine_speed: list[float] | None, called: str = "") -> list[Row]:
-    """A row for each of seconds, epochs and PFLOP: mean, its 95 % interval and standard deviation, if every seed got there.
+    """A row for each of seconds, without and with building, epochs and PFLOP, if every seed got there: mean, its 95 % interval,
+    and standard deviation.
 
     Args:
         machine_speed: the reference's rate before each of `runs`; None: not known.
@@ -229,14 +234,16 @@ def over_seeds(runs: Sequence[Row], machine_speed: list[float] | None, called: s
     if any(run["seconds"] is None for run in runs):
         return []
     rows = []
-    for figure in ("seconds", "epochs", "pflop"):
+    for figure in ("seconds", "seconds_with_building", "epochs", "pflop"):
         values = [run[figure] for run in runs]
+        if None in values:
+            continue
+        timed = figure.startswith("seconds")
+        unit, _, beside = figure.partition("_")
         rows.append(
             {
-                "name": f"{called}{figure} to the target",
-                **rounds.summary(
-                    values, figure, machine_speed if figure == "seconds" else None, higher_is_better=False
-                ),
+                "name": f"{called}{unit} to the target{f', {beside}'.replace('_', ' ') if beside else ''}",
+                **rounds.summary(values, unit, machine_speed if timed else None, higher_is_better=False),
                 **spread(values),
             }
         )
@@ -335,7 +342,7 @@ def measure(options: Namespace) -> dict[str, Any]:
         "target": options.target,
         "target_rule": "first validation on held-out training images of at least this accuracy",
         "timing_rule": "from the built training to the end of that validation; in: data wait, steps, validations, "
-        "checkpoints; out: start, data preparation, building, final evaluation, report",
+        "checkpoints; out: start, data preparation, building (but in seconds with building), final evaluation, report",
         "configs": msgspec.to_builtins(configs),
         "recipes": table(runs, options.target),
         "runs": runs,

@@ -74,6 +74,8 @@ def test_flop_of_an_update_are_muon_s_matrix_products() -> None:
     expected = sum(2 * (2 * min(s) ** 2 * max(s) + 17 * min(s) ** 3) for s in shapes)
     muon = Config(network="vgg11", optimizer=OptimizerConfig(name="muon"))
     assert time_to_accuracy.flop_of_update(muon, 10) == pytest.approx(expected, rel=1e-6)
+    alone, two = (time_to_accuracy.pflop(muon, 10, step=5, steps_per_epoch=10, ranks=ranks) for ranks in (1, 2))
+    assert two - alone == pytest.approx(5 * expected / 1e15)  # every rank makes the whole update
     assert time_to_accuracy.flop_of_update(Config(network="vgg11"), 10) == 0
 
 
@@ -124,11 +126,12 @@ def test_two_seeds(few_digits: Path, tmp_path: Path) -> None:
     found = json.loads(file.read_text())
     assert {"machine", "command", "rows", "target", "target_rule", "timing_rule", "configs"} <= set(found)
     assert [run["seed"] for run in found["runs"]] == [0, 1]
-    seconds, epochs, pflop = found["rows"]
+    seconds, built, epochs, pflop = found["rows"]
     assert seconds["mean"] == pytest.approx(sum(seconds["all"]) / 2)
-    assert len(seconds["reference"]) == 2
+    assert len(seconds["reference"]) == len(built["reference"]) == 2
+    assert built["name"] == "seconds to the target, with building"
     for trained in found["runs"]:
-        assert 0 < trained["seconds"] < trained["command_seconds"]
+        assert 0 < trained["seconds"] < trained["seconds_with_building"] < trained["command_seconds"]
         assert trained["seconds"] <= trained["train_seconds"] + 0.1
         assert trained["curve"] == [[trained["seconds"], 1.0, trained["accuracy_then"], trained["pflop"]]]
     assert epochs["least"] >= 1
@@ -145,6 +148,7 @@ def test_two_seeds(few_digits: Path, tmp_path: Path) -> None:
 def finished_run(recipe: str, run: Path, target: float, command_seconds: float | None) -> dict[str, Any]:
     """A row in place of `time_to_accuracy.read`; a run named "unheld" holds no images out."""
     figures = {"seconds": 2.0, "epochs": 1.0, "pflop": 0.1, "accuracy_then": 0.5, "final_validation_accuracy": 0.6}
+    figures["seconds_with_building"] = 2.5
     if recipe == "unheld":
         figures = dict.fromkeys(figures)  # type: ignore[assignment]
     seed = int(run.name.removeprefix("seed-"))

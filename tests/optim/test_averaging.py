@@ -111,10 +111,10 @@ def test_lookahead_is_the_loop_of_its_paper_with_airbench_s_decay() -> None:
     assert lookahead.decay == 0.8
 
 
-def test_a_training_that_ends_before_the_first_look_ahead_is_refused() -> None:
-    assert isinstance(build(small_network, 0.9, 12, 12), Lookahead)
-    with pytest.raises(UserError, match="lookahead=13 is longer than the training, 12 steps"):
-        build(small_network, 0.9, 13, 12)
+def test_a_training_that_looks_ahead_once_at_most_is_refused() -> None:
+    assert isinstance(build(small_network, 0.9, 6, 12), Lookahead)
+    with pytest.raises(UserError, match="lookahead=7 is more than half of the training, 12 steps"):
+        build(small_network, 0.9, 7, 12)
 
 
 def test_without_a_decay_it_is_the_network_itself() -> None:

@@ -14,12 +14,13 @@ from tests.support.rank_processes import apart
 from vgg_ddp.config import Config, dump
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.data import DataConfig
+from vgg_ddp.config.optimizer import OptimizerConfig
 from vgg_ddp.distributed import memory
 from vgg_ddp.distributed.devices import device_names
 from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.directory import RunDirectory
-from vgg_ddp.training.fitting import _tries, fitted
+from vgg_ddp.training.fitting import _Step, _tries, fitted
 from vgg_ddp.training.parts import build_network
 
 pytestmark = pytest.mark.processes
@@ -123,3 +124,12 @@ def test_mixing_keeps_its_pairs(tmp_path: Path) -> None:
 def test_nothing_fits_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a step of 1 images needs more than .* recompute=stages"):
         fit(CONFIG, tmp_path, 1.0)
+
+
+def test_what_a_second_gradient_keeps_is_counted() -> None:
+    """The weights where they were, and the images of all micro-batches."""
+    sharp = msgspec.structs.replace(CONFIG, optimizer=OptimizerConfig(sharpness_radius=0.05))
+    network = build_network(CONFIG, 10, ALONE.device)
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    plain, twice = (_Step(config, network, 48, ALONE)._beside for config in (CONFIG, sharp))
+    assert (plain, twice) == (0, 4 * (weights + 96 * 3 * 32**2))

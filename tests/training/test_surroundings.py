@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.rank_processes import Ranks, vgg_ddp
+from tests.support.rank_processes import Launch, Ranks, vgg_ddp
 from tests.support.run_folders import state
 from vgg_ddp.config import Config
 from vgg_ddp.config.data import DataConfig
@@ -34,6 +34,17 @@ def test_variables_of_other_ranks_are_left_aside(recipe: Path, runs: Path) -> No
     done = vgg_ddp(*words, folder=runs, **left)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("RANK=1 WORLD_SIZE=4 in the environment left aside: ranks are started here")
+
+
+def test_what_begins_after_the_training_s_end_is_told(launch: Launch) -> None:
+    late = ["augment.cutout=4", "augment.strong_epochs=[6,8]", "schedule.name=step", "schedule.milestones=[0.1,7]"]
+    ranks = launch("too late", *late, "min_steps=5")
+    assert ranks.wait() == [0], ranks.stderr
+    told = [line for line in ranks.stdout.splitlines() if "has no effect" in line]
+    assert told == [
+        "augment.strong_epochs: epoch 6 has no effect, the training has 0.5 epochs",
+        "schedule.milestones: epoch 7 has no effect, the training has 0.5 epochs",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,10 @@ def build(source: Callable[[], nn.Module], decay: float, lookahead: int, total_s
     """The averaged weights of a training: `lookahead` is after how many steps its network goes on from them; 0: never.
 
     Raises:
-        UserError: that is never, in so many steps: the average would be the initial weights to the end.
+        UserError: that is never, or once, in so many steps: the average would be of the initial weights.
     """
-    if lookahead > total_steps:
-        raise UserError(f"lookahead={lookahead} is longer than the training, {total_steps} steps; set a smaller one")
+    if 2 * lookahead > total_steps:
+        raise UserError(
+            f"lookahead={lookahead} is more than half of the training, {total_steps} steps; set a smaller one, or 0"
+        )
     return Lookahead(source, decay, lookahead, total_steps) if lookahead else Average(source, decay)

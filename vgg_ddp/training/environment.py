@@ -78,9 +78,13 @@ def describe(job: Job, resolved: ResolvedRun, precision_reason: str, changes: li
 
 
 def summary(job: Job, state: State, peak_memory_bytes: int) -> dict[str, object]:
-    """RUN/summary.json. Seconds include validation and saving; goodput is the share of them spent in steps."""
+    """RUN/summary.json. Seconds include validation and saving; goodput is the share of them spent in steps.
+
+    They do not include "build_seconds", which are those of the last start.
+    """
     images = state.step * job.config.batch
     return {
+        "build_seconds": job.build_seconds,
         "train_seconds": state.seconds,
         "images_per_second": images / state.step_seconds,
         "data_wait_share": state.wait_seconds / state.step_seconds,
@@ -108,9 +112,26 @@ def _fallbacks(job: Job) -> list[str]:
 
 
 def choices(job: Job) -> list[str]:
-    """What the network begins with, and what was chosen by measuring, with what each candidate took: a line each."""
+    """What the network begins with, what was chosen by measuring, with what each candidate took, and what will not come: a line
+    each."""
     measured = [f"{key}: {found['chosen']}, by trial ({_tried(found)})" for key, found in job.engine.measured.items()]
-    return [*job.initial.choices, *measured]
+    return [*job.initial.choices, *measured, *_too_late(job)]
+
+
+def _too_late(job: Job) -> list[str]:
+    """What is asked for from an epoch on that the training ends before."""
+    strong, schedule = job.config.augment.strong_epochs, job.config.schedule
+    epochs = {
+        "augment.strong_epochs": [] if strong is None else strong[:1],
+        "schedule.milestones": schedule.milestones if schedule.name == "step" else [],
+    }
+    end = job.total_steps / job.data.order.steps_per_epoch
+    return [
+        f"{key}: epoch {epoch:g} has no effect, the training has {end:g} epochs"
+        for key, begins in epochs.items()
+        for epoch in begins
+        if epoch >= end
+    ]
 
 
 def _tried(found: dict[str, Any]) -> str:

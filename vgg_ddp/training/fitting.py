@@ -119,8 +119,10 @@ class _Step:
     def __init__(self, config: Config, network: nn.Module, largest: int, world: World) -> None:
         self._config, self._device = msgspec.structs.replace(config, compile=False), world.device
         self._engine = DdpEngine(self._config, network, world, reduce_gradients=False, micro_batch=largest)
-        copies = (world.size > 1) + (config.ema > 0)  # gradients as DDP sends them; averaged weights
-        self._copies = copies * 4 * sum(parameter.numel() for parameter in network.parameters())
+        sharp = config.optimizer.sharpness_radius > 0
+        copies = (world.size > 1) + (config.ema > 0) + sharp  # gradients as DDP sends them; averaged weights; weights
+        kept = sharp * config.local_batch(world.size) * 3 * config.data.image_size**2  # images, for the second pass
+        self._beside = 4 * (copies * sum(parameter.numel() for parameter in network.parameters()) + kept)
 
     def peak_bytes(self, images: int) -> int | None:
         """The most memory that a step of so many images takes; None where it does not fit."""
@@ -138,7 +140,7 @@ class _Step:
             if not memory.ran_out(error):
                 raise
             return None
-        return memory.own_peak_bytes(device) + self._copies
+        return memory.own_peak_bytes(device) + self._beside
 
 
 def _least(world: World, value: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,11 @@ from vgg_ddp.training.saving import Saver
 
 @dataclass(frozen=True)
 class Job:
-    """The parts of a training, built once."""
+    """The parts of a training, built once.
+
+    Attributes:
+        build_seconds: that took, once the data were open: initial weights, whitening, and trials of memory and compilation.
+    """
 
     config: Config
     world: World
@@ -46,6 +51,7 @@ class Job:
     initial: InitialWeights
     schedule: schedules.Schedule
     total_steps: int
+    build_seconds: float
 
     def finished(self, state: State) -> bool:
         """Whether there is no step left to take."""
@@ -95,6 +101,7 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
     """
     cuda_graph.check(config, world)
     data = build_data(config, dataset, world)
+    opened = time.perf_counter()
     initial = whitening.added(initial_weights(config, len(dataset.classes), run, world), config, dataset, world)
     network = partial(build_network, config, len(dataset.classes), world.device, initial.set)
     config, tried = fitting.fitted(config, network, run, world)
@@ -120,4 +127,5 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
         initial=initial,
         schedule=schedules.build(config.schedule, steps_per_epoch, total_steps),
         total_steps=total_steps,
+        build_seconds=time.perf_counter() - opened,
     )
