@@ -9,6 +9,7 @@ import csv
 import io
 import itertools
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from vgg_ddp.evaluation.image_files import not_images
 from vgg_ddp.optim import precision
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import box, say, table
-from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.run.directory import RunDirectory, find_run
 from vgg_ddp.run.files import read_json, replace_file
 from vgg_ddp.run.resolved import ResolvedRun
 
@@ -236,7 +237,10 @@ def main(arguments: list[str], images: Path | None = None) -> int:
         world.use_cores(resolved.config)
         run(resolved, world) if images is None else answer_images(resolved, images, world)
 
-    return rank_process.run(body, preflight.devices(arguments, preflight.run_config))
+    def config(target: str, overrides: Sequence[str]) -> Config:
+        return find_run(Path(target))[0].prepared_here(overrides)
+
+    return rank_process.run(body, preflight.devices(arguments, config))
 
 
 if __name__ == "__main__":

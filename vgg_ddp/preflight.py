@@ -17,7 +17,6 @@ import msgspec
 
 from vgg_ddp import cores
 from vgg_ddp.config import Config, load
-from vgg_ddp.config.data import DataConfig
 from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.resolved import ResolvedRun
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from vgg_ddp.distributed.world import World
 
 # Keys that average over views of one's own images: they apply only where a word of the command sets them.
-VIEWS = ("evaluate.protocol=", "evaluate.scales=", "evaluate.flips=")
+VIEWS = ("evaluate.protocol=", "evaluate.scales=", "evaluate.flips=", "evaluate.views=")
 
 
 def check_training(config_path: str, overrides: Sequence[str]) -> ResolvedRun:
@@ -67,7 +66,7 @@ def check_evaluation(
     if images is not None:
         find_images(images)
     run, folder = find_run(Path(target))
-    config = run_config(target, overrides)
+    config = run.prepared_here(overrides)
     if images is not None and not any(word.startswith(VIEWS) for word in overrides):
         config = msgspec.structs.replace(config, evaluate=config.evaluate.once)
     folder = folder or chosen_checkpoint(run, config.evaluate.checkpoint)
@@ -81,17 +80,6 @@ def check_evaluation(
         name = "-".join(word for word in (other, config.evaluate.name) if word)
         out = run.evaluations / name if name else None
     return msgspec.structs.replace(resolved, out=str(out or ""), trackers={} if out else resolved.trackers)
-
-
-def run_config(target: str, overrides: Sequence[str]) -> Config:
-    """The configuration of the run that `target`, a run or a checkpoint in one, belongs to, changed by `overrides`.
-
-    The run may be a stranger's: data are prepared where `overrides` say, or in the usual place, never where it says.
-    """
-    from vgg_ddp.run.directory import find_run
-
-    place = f"data.directory={DataConfig().directory}"
-    return load(find_run(Path(target))[0].config, [place, *overrides])
 
 
 def devices(arguments: list[str], read: Callable[[str, list[str]], Config]) -> Devices:

@@ -44,3 +44,10 @@ def seeds(words: NDArray[np.uint64]) -> NDArray[np.int64]:
 def torch_seed(seed: int, epoch: int, purpose: str) -> int:
     """A seed in [0, 2**63) for one of torch's own generators, for what torch draws itself (dropout, initial factors)."""
     return int(seeds(random_words(seed, epoch, purpose, 0, 1))[0])
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Make the random numbers inside a step follow from its number, so that no random state need be saved."""
+    import torch  # which what draws no dropout need not wait for
+
+    torch.manual_seed(torch_seed(seed, step, f"dropout {rank}"))

@@ -22,13 +22,14 @@ from vgg_ddp.errors import StoppedOnRequest, leave
 from vgg_ddp.evaluation.inference import predict
 from vgg_ddp.loaders import Batch
 from vgg_ddp.optim import optimizers, plateau, precision
+from vgg_ddp.randomness import seed_dropout
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import TrainingProgress, say
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.metrics_log import MetricsLog
 from vgg_ddp.run.resolved import ResolvedRun
 from vgg_ddp.training import continuing, cuda_graph, divergence, environment
-from vgg_ddp.training.job import Job, build_job, seed_dropout
+from vgg_ddp.training.job import Job, build_job
 from vgg_ddp.training.loading import resume
 from vgg_ddp.training.profiling import traced
 from vgg_ddp.training.recorder import Recorder

@@ -158,6 +158,7 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluate.protocol": "dense+multicrop",
     "evaluate.scales": [256, 384],
     "evaluate.flips": True,
+    "evaluate.views": 0.6,
     "analysis.groups": {"pets": ["cat", "007"], "no": ["no"]},
     "analysis.budget": "small",
     "analysis.attributes": "/data/attributes.csv",
@@ -184,6 +185,7 @@ NEEDED = {  # what has to be set for a key to be set at all
     "communication.split_head": {"model.head": "paper"},
     "augment.strong_epochs": {"augment.cutout": 8},
     "lookahead": {"ema": 0.5},
+    "evaluate.views": {"evaluate.protocol": "shifted"},
     "loss.hardest_size": {"loss.hardest": 0.5},
     "model.initialize_layers": {"model.initialize_from": "runs/A"},
 }
@@ -590,6 +592,8 @@ def test_words_win_over_the_file_and_later_words_over_earlier(config_file: Path)
         (["augment.strong_epochs=[1, 2]"], ["augment.strong_epochs", "augment.cutout"]),
         (["augment.strong_epochs=[2, 2]", "augment.cutout=4"], ["augment.strong_epochs must rise"]),
         (["augment.strong_epochs=[3, 2]", "augment.cutout=4"], ["augment.strong_epochs must rise"]),
+        (["evaluate.views=0.6"], ["evaluate.views", "evaluate.protocol"]),
+        (["evaluate.views=1.0", "evaluate.protocol=shifted"], ["evaluate.views"]),
         (["loss.hardest_size=16"], ["loss.hardest_size", "loss.hardest below 1"]),
         (["loss.hardest_size=32", "loss.hardest=0.5"], ["loss.hardest_size", "less than data.image_size"]),
         (

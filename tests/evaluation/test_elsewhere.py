@@ -18,6 +18,7 @@ from vgg_ddp.config.data import DataConfig
 from vgg_ddp.distributed.world import World, device_of
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders.choice import shortage_for_workers, workers_left_out
+from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.metrics_log import read_metrics
 
 pytestmark = pytest.mark.processes
@@ -87,6 +88,20 @@ def test_each_set_and_each_folder_keeps_its_own_result(place: Path, few_digits: 
     (row,) = csv.DictReader((place / "answers/predictions.csv").read_text().splitlines())
     assert (row["file"], row["class"]) == ("0.png", max(("cat", "dog"), key=lambda name: float(row[name])))
     assert (place / "answers/index.html").is_file()
+
+
+def test_a_run_does_not_say_where_data_are_prepared(place: Path) -> None:
+    """It may be a stranger's."""
+    assert load(place / "runs/a/config.yaml").data.directory == str(place / "datasets")
+    shutil.copytree(place / "images", place / "copy/images")
+    (place / "another").mkdir()
+    before = sorted(path.name for path in (place / "datasets").iterdir())
+    words = ["export", "../runs/a", "--format", "safetensors", "data.source=../copy/images"]
+    done = vgg_ddp(*words, folder=place / "another")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (place / "another").iterdir()] == ["datasets"]
+    assert sorted(path.name for path in (place / "datasets").iterdir()) == before
+    assert RunDirectory(place / "runs/a").prepared_here().data.directory == "datasets"
 
 
 def test_from_another_directory(place: Path) -> None:

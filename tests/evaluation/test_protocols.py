@@ -138,6 +138,28 @@ def test_averages_are_those_of_a_loop_over_views(
     np.testing.assert_allclose(np.exp(found.logits).sum(axis=1), 1, atol=1e-6)
 
 
+def test_images_that_are_plain_at_first_are_shown_in_one_view(pictures: Dataset, network: VGG) -> None:
+    """Of the others the answers are those of all views, and only these are shown again."""
+    first = reference(pictures, network, asking(pictures), flips=False)
+    every = reference(pictures, network, asking(pictures, protocol="shifted"), flips=True)
+    enough = round(float(np.median(first.max(axis=1))), 6)
+    config = asking(pictures, protocol="shifted", flips=True, views=enough)
+    doubted = first.max(axis=1) < enough
+    assert 5 < doubted.sum() < 15
+    preprocess = parts.build_preprocess(config, pictures, ALONE.device)
+    seen: list[int] = []
+    hook = network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    asked, split = Protocol.of(config), pictures.split("test")
+    found = protocols.predict(asked, network, preprocess, split, np.arange(20), config, ALONE)
+    hook.remove()
+    network.eval()
+    assert found is not None
+    expected = np.where(doubted[:, None], every, first)
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-4)
+    assert sum(seen) == 20 + 5 * doubted.sum()
+    assert asked.describe()["text"].endswith(f"; the first alone, where it gives a class {enough:.2g} or more")
+
+
 def test_squares_of_images_of_any_shape_share_a_forward_pass(pictures: Dataset, network: VGG) -> None:
     """A photo folder has nearly as many shapes as images: one pass for each would take minutes."""
     config = asking(pictures, scales=[18, 24, 35])
@@ -173,6 +195,7 @@ def test_names_of_folders_tell_protocols_apart() -> None:
     assert len(set(names)) == len(names) - 3  # single does not mirror unless asked
     assert [keys for keys, name in zip(asked, names) if not name] == [EvaluateConfig(), EvaluateConfig(flips=False)]
     assert EvaluateConfig(protocol="dense", scales=[256, 384], flips=False).name == "dense-256-384-no-flips"
+    assert EvaluateConfig(protocol="shifted", views=0.6).name == "shifted-if-below-0.6"
 
 
 def test_it_is_said_that_images_are_enlarged(pictures: Dataset) -> None:

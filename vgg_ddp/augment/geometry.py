@@ -52,7 +52,8 @@ class Geometry:
         resize: the shorter side after resizing is drawn from this range, pixels, both ends included; None keeps the size.
         area: share of the source's area that a random resized crop takes, drawn from this range; None is off.
         padding: reflect padding before the crop, pixels.
-        flip: whether to mirror left to right: with probability 1/2, or ("alternating") each image in every second epoch.
+        flip: whether to mirror left to right: with probability 1/2, or ("alternating") each image in every second epoch
+            (airbench94, Jordan 2024, arXiv 2404.00498, section 3.6).
         rotation: largest angle, degrees.
         random_operations: operations of RandAugment on each image; 0 is off.
         random_magnitude: their strength, of 31 levels.

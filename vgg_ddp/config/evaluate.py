@@ -34,11 +34,23 @@ class EvaluateConfig(Group, frozen=True):
         bool | Literal["auto"],
         key("average over mirrored test images too; auto: unless single, if trained on mirrored images"),
     ] = "auto"
+    views: Annotated[
+        Annotated[float, Meta(gt=0, lt=1)] | Literal["all"],
+        key(
+            "all: of every image; a probability, e.g. 0.6: an image of which the first view gives a class as much has no other"
+        ),
+    ] = "all"
 
     @property
     def once(self) -> EvaluateConfig:
         """The same with each image shown once, as in validation."""
-        return msgspec.structs.replace(self, protocol="single", scales=[], flips="auto")
+        return msgspec.structs.replace(self, protocol="single", scales=[], flips="auto", views="all")
+
+    def __post_init__(self) -> None:
+        if self.views != "all" and self.protocol == "single" and len(self.scales) < 2 and self.flips is not True:
+            raise ValueError(
+                "evaluate.views leaves out views of an image, of which there is one: set evaluate.protocol, e.g. shifted"
+            )
 
     @property
     def name(self) -> str:
@@ -46,4 +58,6 @@ class EvaluateConfig(Group, frozen=True):
         words = [self.protocol, *map(str, self.scales)]
         if self.flips is True or (self.flips is False and self.protocol != "single"):
             words.append("flips" if self.flips else "no-flips")
+        if self.views != "all":
+            words.append(f"if-below-{self.views:g}")
         return "" if words == ["single"] else "-".join(words)

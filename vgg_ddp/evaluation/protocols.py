@@ -8,6 +8,7 @@ that. The soft-max of all views is averaged; of a dense view, the scores are ave
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,32 +60,43 @@ class Protocol:
         scales: the paper's Q: what the shorter side is resized to, pixels; None keeps an image's size.
         flips: whether mirrored images are averaged over too.
         image_size: side of the network's input, pixels.
+        enough: an image to which the first view gives a class with this probability has no other view; None: it has all.
     """
 
     name: str
     scales: tuple[int | None, ...]
     flips: bool
     image_size: int
+    enough: float | None = None
 
     @staticmethod
     def of(config: Config) -> Protocol:
         """The protocol that `config` asks for, with data-dependent keys settled."""
         keys, mirrored = config.evaluate, config.augment.flip is not False
         flips = keys.protocol != "single" and mirrored if keys.flips == "auto" else keys.flips
-        return Protocol(keys.protocol, tuple(keys.scales) or (config.data.shorter_side,), flips, config.data.image_size)
+        scales, enough = tuple(keys.scales) or (config.data.shorter_side,), None if keys.views == "all" else keys.views
+        return Protocol(keys.protocol, scales, flips, config.data.image_size, enough)
 
     def describe(self) -> dict[str, Any]:
         """The same for summary.json, with the number of crops of an image, or maps of it, that are averaged over."""
         views = sum(VIEWS[method] for method in METHODS[self.name]) * len(self.scales) * (1 + self.flips)
         sizes = [f"{scale} pixels" if scale else "its own size" for scale in self.scales]
         text = f"{' and '.join(SEEN[method] for method in METHODS[self.name])}, at {', '.join(sizes)}"
+        text += ", mirrored too" * self.flips
+        if self.enough is not None:
+            text += f"; the first alone, where it gives a class {self.enough:.2g} or more"
         return {
             "name": self.name,
             "scales": list(self.scales),
             "flips": self.flips,
             "views": views,
-            "text": text + ", mirrored too" * self.flips,
+            "text": text,
         }
+
+    def each(self) -> list[tuple[int, bool, str]]:
+        """What is averaged over: for each scale, its number, whether mirrored, and the way of `METHODS`."""
+        mirrored = (False, True) if self.flips else (False,)
+        return list(itertools.product(range(len(self.scales)), mirrored, METHODS[self.name]))
 
 
 def crops(images: Tensor, size: int, along: int) -> Tensor:
@@ -156,15 +168,25 @@ class Asked:
         Args:
             pictures: each image at each scale, [height, width, 3].
         """
-        terms = []
-        for of_scale in zip(*pictures, strict=True):
-            images = [torch.from_numpy(image if image.flags.writeable else image.copy()) for image in of_scale]
-            for mirrored in (images, [image.flip(1) for image in images]) if self._protocol.flips else (images,):
-                terms += [self._of_views(mirrored, method) for method in METHODS[self._protocol.name]]
-        return _averaged(torch.stack(terms, dim=1))
+        first, *others = self._protocol.each()
+        found, enough = self._of_views(pictures, *first), self._protocol.enough
+        doubted = torch.arange(len(found))
+        if enough is not None:
+            doubted = (found.exp().amax(dim=1) < enough).nonzero()[:, 0].cpu()
+        if len(doubted):
+            few = [pictures[number] for number in doubted]
+            terms = [found[doubted], *(self._of_views(few, *which) for which in others)]
+            found[doubted] = _averaged(torch.stack(terms, dim=1))
+        return found
 
-    def _of_views(self, images: list[Tensor], method: str) -> Tensor:
+    def _of_views(
+        self, pictures: Sequence[Sequence[NDArray[np.uint8]]], scale: int, mirrored: bool, method: str
+    ) -> Tensor:
         """[n, classes]."""
+        of_scale = [picture[scale] for picture in pictures]
+        images = [torch.from_numpy(image if image.flags.writeable else image.copy()) for image in of_scale]
+        if mirrored:
+            images = [image.flip(1) for image in images]
         if method == "dense":
             return self._dense_scores(images).log_softmax(dim=1)
         size, views = self._protocol.image_size, VIEWS[method]

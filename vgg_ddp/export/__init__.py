@@ -51,7 +51,7 @@ def export(target: Path, format_name: str, out: Path | None, overrides: list[str
         RuntimeError: what was written does not answer as the original does; it is removed again.
     """
     run, folder = find_run(target)
-    config = load(run.config, overrides)
+    config = run.prepared_here(overrides)
     folder = folder or chosen_checkpoint(run, config.evaluate.checkpoint)
     files = checkpoint.read(folder)
     dataset = of_run.find(run) or of_run.held(run) if config.data.source == load(run.config).data.source else None

@@ -110,7 +110,7 @@ def load_network(target: str | Path) -> Classifier:
         UserError: no run or checkpoint, one that is damaged, or a run of an earlier version whose data set is gone.
     """
     run, folder = find_run(Path(target))
-    config = load(run.config)
+    config = run.prepared_here()
     folder = folder or chosen_checkpoint(run, config.evaluate.checkpoint)
     dataset = of_run.held(run) or of_run.find(run) or Dataset(preflight.prepare_data(config)[0])
     files = checkpoint.read(folder)

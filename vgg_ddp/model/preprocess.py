@@ -31,7 +31,7 @@ class Preprocess(nn.Module):
     def normalise(self, pixels: Tensor, side: int | None = None) -> Tensor:
         """Normalise float pixels [n, 3, height, width] from 0 to 255; scale to `side` pixels if given (bilinear, antialiased).
 
-        Training on smaller images is faster.
+        Training on smaller images first is faster (progressive resizing; Tan & Le, "EfficientNetV2", ICML 2021, section 4).
         """
         pixels = (pixels - self.mean) / self.std
         if side is not None and side != pixels.shape[-1]:

@@ -14,7 +14,7 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 def build(config: LossConfig, device: torch.device) -> Criterion:
-    """Cross entropy with label smoothing and the weights of the classes, averaged over the images.
+    """Cross entropy with label smoothing (Szegedy et al., CVPR 2016, section 7) and the weights of the classes.
 
     The mean is over the images, not over their weights: so it is the same over micro-batches and ranks.
 

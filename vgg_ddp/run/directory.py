@@ -6,13 +6,15 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
 
+from vgg_ddp.config import Config, load
+from vgg_ddp.config.data import DataConfig
 from vgg_ddp.errors import Damaged, UserError
 from vgg_ddp.run.console import say
 from vgg_ddp.run.files import file_sha256, hold, lock_at, replace_file
@@ -96,6 +98,13 @@ class RunDirectory:
     def write_json(self, path: Path, value: Any) -> None:
         """`write` a value as JSON."""
         self.write(path, json.dumps(value, indent=2) + "\n")
+
+    def prepared_here(self, overrides: Sequence[str] = ()) -> Config:
+        """The run's configuration, changed by `overrides`.
+
+        The run may be a stranger's: data are prepared where `overrides` say, or in the usual place, never where it says.
+        """
+        return load(self.config, [f"data.directory={DataConfig().directory}", *overrides])
 
     def write(self, path: Path, text: str) -> None:
         """`write_bytes` a text."""

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from vgg_ddp.engines.compilation import GRAPH
 from vgg_ddp.optim import optimizers
+from vgg_ddp.randomness import seed_dropout
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import say
 from vgg_ddp.run.contents import is_finite
 from vgg_ddp.training import loading
-from vgg_ddp.training.job import Job, build_job, seed_dropout
+from vgg_ddp.training.job import Job, build_job
 
 MOST_SECONDS = 60.0  # of steps once more: a training that saves seldom may have taken hours of them
 TakeStep = Callable[..., None]  # `vgg_ddp.train.take_step`

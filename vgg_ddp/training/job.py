@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-import torch
 from torch import Tensor, nn
 
 from vgg_ddp import engines
@@ -20,7 +19,6 @@ from vgg_ddp.loaders import Batch
 from vgg_ddp.model.preprocess import Preprocess
 from vgg_ddp.optim import averaging, schedules
 from vgg_ddp.optim.averaging import Average
-from vgg_ddp.randomness import torch_seed
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.training import answers, cuda_graph, fitting, hardest_images, whitening
@@ -86,11 +84,6 @@ class Job:
     def full_size_steps(self, state: State) -> int:
         """How many steps were taken since images were last shrunk."""
         return max(0, state.step - len(self.config.data.train_sizes) * self.data.order.steps_per_epoch)
-
-
-def seed_dropout(seed: int, step: int, rank: int) -> None:
-    """Make the random numbers inside a step follow from its number, so that no random state need be saved."""
-    torch.manual_seed(torch_seed(seed, step, f"dropout {rank}"))
 
 
 def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World) -> Job:
