@@ -227,7 +227,7 @@ def main() -> None:
     Raises:
         UserError: the images do not fit the recipe.
     """
-    parser = command.parser("airbench", __doc__, in_rounds=False)
+    parser = command.parser("airbench", __doc__, in_rounds=False, compared=False)
     parser.add_argument("--data", required=True, help="a data source, as data.source takes it")
     parser.add_argument("--directory", default="datasets", help="where prepared data sets are (default: datasets)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings, with seeds 0, 1, ... (default: 3)")

@@ -140,7 +140,7 @@ def main() -> None:
     Raises:
         UserError: the images do not fit the networks, or there are too few.
     """
-    parser = command.parser("common_recipe", __doc__, in_rounds=False)
+    parser = command.parser("common_recipe", __doc__, in_rounds=False, compared=False)
     parser.add_argument("--data", required=True, help="a data source, as data.source takes it")
     parser.add_argument("--directory", default="datasets", help="where prepared data sets are (default: datasets)")
     parser.add_argument("--network", choices=["resnet18", "vgg16"], default="resnet18", help="(default: resnet18)")

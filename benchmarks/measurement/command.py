@@ -24,13 +24,16 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 PRECISION_HELP = "(default: auto, the fastest of the device)"
 
 
-def parser(name: str, description: str | None, threads: int | None = None, in_rounds: bool = True) -> ArgumentParser:
+def parser(
+    name: str, description: str | None, threads: int | None = None, in_rounds: bool = True, compared: bool = True
+) -> ArgumentParser:
     """A parser with the options of every benchmark.
 
     Args:
         name: of the module in `benchmarks`.
         threads: of each process; None makes it the option --threads.
         in_rounds: whether it measures in rounds, whose number is an option then.
+        compared: whether it draws its rows and compares them with earlier ones (see `keep`).
     """
     prog = f"python -m benchmarks.{name}"
     parser = ArgumentParser(prog=prog, description=(description or "").splitlines()[0])
@@ -39,8 +42,11 @@ def parser(name: str, description: str | None, threads: int | None = None, in_ro
         parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
     if threads is None:
         parser.add_argument("--threads", type=int, default=cores.usable(), help="CPU threads (default: all cores)")
-    parser.add_argument("--json", type=result_file, help="write the rows to this file, and pictures beside it")
-    baseline.add_options(parser)
+    parser.add_argument(
+        "--json", type=result_file, help=f"write the rows to this file{', and pictures beside it' * compared}"
+    )
+    if compared:
+        baseline.add_options(parser)
     return parser
 
 

@@ -47,3 +47,17 @@ def test_the_loss_is_the_mean_over_images_of_any_micro_batches() -> None:
     assert (halves[0] + halves[1]) / 2 == pytest.approx(criterion(logits, labels).item())
     plain = losses.build(LossConfig(class_weights=[1.0] * 3), torch.device("cpu"))
     assert plain(logits, labels) == pytest.approx(functional.cross_entropy(logits, labels).item())
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
+def test_smoothed_targets_of_mixed_images_are_the_mean_of_their_labels(weights: list[float] | None) -> None:
+    criterion = losses.build(LossConfig(class_weights=weights, label_smoothing=0.2), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    logits, share = torch.randn(8, 3, generator=generator), torch.rand(8, 1, generator=generator)
+    first, second = (torch.randint(3, (8,), generator=generator) for _ in range(2))
+    mixed = share * functional.one_hot(first, 3) + (1 - share) * functional.one_hot(second, 3)
+    each = torch.stack([share * criterion(row, one) for share, row, one in zip(share, logits[:, None], first[:, None])])
+    each += torch.stack(
+        [(1 - share) * criterion(row, one) for share, row, one in zip(share, logits[:, None], second[:, None])]
+    )
+    torch.testing.assert_close(criterion(logits, mixed), each.mean())

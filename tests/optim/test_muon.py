@@ -16,7 +16,7 @@ from vgg_ddp.distributed.world import joined
 from vgg_ddp.engines import Engine
 from vgg_ddp.model import initialize, vgg
 from vgg_ddp.optim import optimizers
-from vgg_ddp.optim.muon import newton_schulz, orthogonalised
+from vgg_ddp.optim.muon import in_bf16, newton_schulz, orthogonalised
 
 MUON = OptimizerConfig(
     name="muon", learning_rate=0.05, weight_decay=0.02, momentum=0.8, muon_rate=0.3, muon_momentum=0.7, bias_rate=4.0
@@ -38,6 +38,8 @@ def test_the_iteration_is_its_polynomial_of_the_singular_values() -> None:
     torch.testing.assert_close(newton_schulz(matrices), expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(newton_schulz(matrices.float()), expected.float(), rtol=1e-3, atol=1e-3)
     assert not newton_schulz(torch.zeros(1, 4, 4)).any()
+    scaled = matrices / torch.linalg.matrix_norm(matrices, keepdim=True)
+    torch.testing.assert_close(in_bf16(scaled, 5).double(), expected, rtol=0, atol=0.05)  # as on a GPU
 
 
 def test_kernels_of_any_shape_layout_and_neighbours_are_made_orthogonal_alike() -> None:

@@ -42,7 +42,9 @@ def choose(name: str, split: Split, config: DataConfig, world: World) -> Choice:
     problem = nvidia_dali.problem(world.device.type == "cuda")
     if not problem:
         return choice
-    return replace(choice, reason=f"{choice.reason}; {problem}", fallback=f"{problem}: Pillow decoded the images")
+    return replace(
+        choice, reason=f"{choice.reason}; {problem}", fallback=f"{problem}: the images were decoded without it"
+    )
 
 
 def _choose(name: str, split: Split, config: DataConfig, world: World) -> Choice:

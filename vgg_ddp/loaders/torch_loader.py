@@ -1,4 +1,4 @@
-"""The torch loader, the reference for the others: a plain PyTorch DataLoader over Pillow and torchvision."""
+"""The torch loader, the reference for the others: a plain PyTorch DataLoader over libjpeg-turbo, Pillow and torchvision."""
 
 from __future__ import annotations
 

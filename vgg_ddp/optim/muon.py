@@ -93,11 +93,19 @@ def newton_schulz(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
     of it, so they commute, and the long matrices are multiplied twice in place of ten times.
     """
     matrices = matrices / torch.linalg.matrix_norm(matrices, keepdim=True).clamp(min=SMALLEST)
-    if matrices.is_cuda:
-        x = matrices.bfloat16()
-        for _ in range(iterations):
-            x = A * x + _rest(x @ x.mT) @ x
-        return x
+    return (in_bf16 if matrices.is_cuda else by_squares)(matrices, iterations)
+
+
+def in_bf16(matrices: Tensor, iterations: int) -> Tensor:
+    """`newton_schulz` of matrices of norm 1, in bf16."""
+    x = matrices.bfloat16()
+    for _ in range(iterations):
+        x = A * x + _rest(x @ x.mT) @ x
+    return x
+
+
+def by_squares(matrices: Tensor, iterations: int) -> Tensor:
+    """`newton_schulz` of matrices of norm 1, on X X^T."""
     square = matrices @ matrices.mT
     identity = torch.eye(square.shape[1], dtype=square.dtype, device=square.device)
     product = factor = A * identity + _rest(square)
