@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import vgg_ddp
 from tests.support.rank_processes import Train, apart, program
+from tests.support.run_folders import latest
 from vgg_ddp.config import Config, load
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.dataset import Dataset
@@ -33,7 +34,7 @@ def test_what_answers_is_the_network_that_was_validated(words: tuple[str, ...], 
     run = train(f"shrunk {words}", *WORDS, *words)
     network, config = vgg_ddp.load_network(run), load(run / "config.yaml")
     stored = "ema.safetensors" if config.ema else "model.safetensors"
-    kept = load_file(run / "checkpoints" / "best" / stored)
+    kept = load_file(latest(run) / stored)
     measured = network.network.state_dict()
     assert not any(torch.allclose(measured[name], kept[name]) for name in kept if name.endswith("running_mean"))
     dataset = Dataset(config.data.source)
