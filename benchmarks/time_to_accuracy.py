@@ -420,10 +420,11 @@ def _shown(value: float | None, form: str) -> str:
 
 def show(contents: dict[str, Any]) -> None:
     """Print the means over the seeds, or how many of them did not reach the target."""
+    width = max((len(row["name"]) for row in contents["rows"]), default=0)
     for row in contents["rows"]:
         deviation = row["standard_deviation"]
         spread = "" if deviation is None else f" ± {deviation:.3g}"
-        print(f"{row['name']:<24} {row['mean']:.4g}{spread}  ({row['least']:.4g} to {row['most']:.4g})")
+        print(f"{row['name']:<{width}} {row['mean']:.4g}{spread}  ({row['least']:.4g} to {row['most']:.4g})")
     for row in contents["recipes"]:
         missed = row["seeds"] - row["reached"]
         if missed:

@@ -157,7 +157,9 @@ def test_images_that_are_plain_at_first_are_shown_in_one_view(pictures: Dataset,
     expected = np.where(doubted[:, None], every, first)
     np.testing.assert_allclose(found.probabilities, expected, atol=1e-4)
     assert sum(seen) == 20 + 5 * doubted.sum()
-    assert asked.describe()["text"].endswith(f"; the first alone, where it gives a class {enough:.2g} or more")
+    assert asked.describe()["text"].endswith(
+        f"; only the first, where that gives a class a probability of {enough:g} or more"
+    )
 
 
 def test_squares_of_images_of_any_shape_share_a_forward_pass(pictures: Dataset, network: VGG) -> None:

@@ -140,10 +140,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(
 
 @pytest.mark.parametrize(("every", "after"), [(1, 11), (3, 7)], ids=["together", "local SGD"])
 def test_so_do_two_ranks_with_batch_norm(every: int, after: int, launch: Launch, train: Train, runs: Path) -> None:
-    """Whose statistics, by which they choose, are each rank's own; a checkpoint has those of rank 0.
-
-    The ranks' last batches, of which they are for the most part, differ by enough after some steps at a high rate.
-    """
+    """Their running statistics, of which a checkpoint has rank 0's alone, choose no images: each rank takes its batch's."""
     words = ("loss.hardest=0.5", "model.norm_momentum=0.9", "optimizer.learning_rate=0.05", "augment.flip=false")
     words += ("min_steps=14", f"communication.synchronise_every={every}")
     name = f"normed {every}"

@@ -37,7 +37,7 @@ class EvaluateConfig(Group, frozen=True):
     views: Annotated[
         Annotated[float, Meta(gt=0, lt=1)] | Literal["all"],
         key(
-            "all: of every image; a probability, e.g. 0.6: an image of which the first view gives a class as much has no other"
+            "all: show each image in every view; a probability, e.g. 0.6: only in the first, if that gives a class at least this"
         ),
     ] = "all"
 
@@ -47,9 +47,11 @@ class EvaluateConfig(Group, frozen=True):
         return msgspec.structs.replace(self, protocol="single", scales=[], flips="auto", views="all")
 
     def __post_init__(self) -> None:
-        if self.views != "all" and self.protocol == "single" and len(self.scales) < 2 and self.flips is not True:
+        several = self.protocol in ("shifted", "dense+multicrop") or len(self.scales) > 1 or self.flips is True
+        if self.views != "all" and not several:
             raise ValueError(
-                "evaluate.views leaves out views of an image, of which there is one: set evaluate.protocol, e.g. shifted"
+                f"evaluate.views={self.views:g} needs more than one view of an image: set evaluate.protocol=shifted or "
+                "evaluate.flips=true, or evaluate.views=all"
             )
 
     @property

@@ -84,12 +84,13 @@ class Protocol:
         text = f"{' and '.join(SEEN[method] for method in METHODS[self.name])}, at {', '.join(sizes)}"
         text += ", mirrored too" * self.flips
         if self.enough is not None:
-            text += f"; the first alone, where it gives a class {self.enough:.2g} or more"
+            text += f"; only the first, where that gives a class a probability of {self.enough:g} or more"
         return {
             "name": self.name,
             "scales": list(self.scales),
             "flips": self.flips,
             "views": views,
+            "enough": self.enough,
             "text": text,
         }
 

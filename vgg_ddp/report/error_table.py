@@ -75,10 +75,15 @@ def _row(run: RunDirectory, summary: dict[str, Any]) -> list[str]:
         f"{len(members)} networks" if members else _network(config) if config else words.shown(summary["network"]),
         _train_scale(run, config) if config else words.DASH,
         ",".join(scales) if config else words.DASH,
-        NAMES[protocol.get("name", "single")],
+        NAMES[protocol.get("name", "single")] + _if_doubted(protocol.get("enough")),
         f"{100 * (1 - summary['accuracy']):.2f}",
         words.DASH if top5 is None else f"{100 * (1 - top5):.2f}",
     ]
+
+
+def _if_doubted(enough: float | None) -> str:
+    """That images have more than the first view only where that gives no class this probability."""
+    return "" if enough is None else f" if below {enough:g}"
 
 
 def _network(config: Config) -> str:

@@ -112,7 +112,7 @@ def _fallbacks(job: Job) -> list[str]:
 
 
 def choices(job: Job) -> list[str]:
-    """What the network begins with, what was chosen by measuring, with what each candidate took, and what will not come: a line
+    """What the network begins with, what was chosen by measuring, with what each candidate took, and what has no effect: a line
     each."""
     measured = [f"{key}: {found['chosen']}, by trial ({_tried(found)})" for key, found in job.engine.measured.items()]
     return [*job.initial.choices, *measured, *_too_late(job)]

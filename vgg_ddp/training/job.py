@@ -32,7 +32,7 @@ class Job:
     """The parts of a training, built once.
 
     Attributes:
-        build_seconds: that took, once the data were open: initial weights, whitening, and trials of memory and compilation.
+        build_seconds: building took, once the data were open: initial weights, whitening, and trials of memory and compilation.
     """
 
     config: Config

@@ -57,10 +57,12 @@ def take_statistics(network: VGG, config: Config, folder: Path, state: State, wo
         folder, state: of its checkpoint.
     """
     steps = state.full_size_steps
-    if steps is None:  # of an earlier version, which took them anew where the last epoch's images were shrunk
+    if steps is None:  # of an earlier version, which measured them again where the last epoch's images were shrunk
         last = state.epoch if state.step_in_epoch else state.epoch - 1
-        steps = 0 if last < len(config.data.train_sizes) else state.step
-    if not state.step or not _are_of_shrunk_images(config, steps) or not config.model.batch_norm:
+        if last >= len(config.data.train_sizes):
+            return
+        steps = 0
+    if not state.step or not _are_of_shrunk_images(config, steps):
         return
     with world.together():
         if world.is_main:
@@ -90,14 +92,14 @@ def _take(network: VGG, config: Config, dataset: Dataset, world: World) -> None:
 
 def _are_of_shrunk_images(config: Config, full_size_steps: int) -> bool:
     """Whether the statistics are, by more than a negligible share; frozen ones fit no size, or every one."""
-    trained = config.data.train_sizes and config.optimizer.features_rate > 0
+    trained = config.data.train_sizes and config.model.batch_norm and config.optimizer.features_rate > 0
     return bool(trained) and share_of_shrunk_images(config, full_size_steps) > NEGLIGIBLE
 
 
 def share_of_shrunk_images(config: Config, full_size_steps: int) -> float:
     """The share that shrunk images have in batch norms' running statistics, so many steps after the last of them.
 
-    Where weights are averaged (`ema`), that in the averaged statistics, at most: with the decay that theirs rises to.
+    Where weights are averaged (`ema`), it is about their share in the averaged statistics: with the decay that theirs rises to.
     """
     running = averaged = 1.0
     for step in range(1, full_size_steps + 1):
