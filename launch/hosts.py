@@ -95,7 +95,7 @@ def _read(store: PrefixStore, number: int) -> Host:
     try:
         return msgspec.json.decode(store.get(f"host/{number}"), type=Host)
     except ValueError as error:
-        raise UserError(f"host {number} of the launch says of itself what no launch says: {error}") from None
+        raise UserError(f"host {number} of the launch sent an unreadable description of itself: {error}") from None
 
 
 def _serve(host: str, port: int) -> TCPStore | None:

@@ -69,7 +69,7 @@ def evaluate_and_report(
 
         if not out and (totals := read_json(run.summary)) is not None:
             run.write_json(run.summary, totals | {"warnings": summary["warnings"]})
-        show(summary, f"by what it saw of each image: {summary['protocol']['text']}" if asked.evaluate.name else "")
+        show(summary, f"seen of each image: {summary['protocol']['text']}" if asked.evaluate.name else "")
         world.activity.enter("report")
         with run.writing():
             say(f"report: {write_report(run.path, dataset, Path(out or run.path))}")

@@ -253,7 +253,7 @@ def test_any_number_of_ranks_writes_the_same_and_leaves_the_run_s_own_evaluation
     for size in (1, 2, 3):
         ranks = start("vgg_ddp.evaluate", words, size, tmp_path / str(size))
         assert ranks.wait() == [0] * size, ranks.stderr
-        assert "by what it saw of each image: all of it, densely and 5 x 5 crops, at 20 pixels\n" in ranks.stdout
+        assert "seen of each image: all of it, densely and 5 x 5 crops, at 20 pixels\n" in ranks.stdout
         folder = run / "evaluations/dense+multicrop-20-no-flips/evaluation"
         summary = json.loads((folder / "summary.json").read_text())
         assert summary.pop("world_size") == size

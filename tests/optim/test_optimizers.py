@@ -215,5 +215,5 @@ def test_apex_s_lamb_is_taken_only_where_it_scales_the_steps_of_the_weights_alon
     assert nvidia_apex.has_the_steps(groups, config) == same
     if not same:
         asked = msgspec.structs.replace(config, implementation="apex")
-        with pytest.raises(UserError, match="apex's LAMB scales the steps of what is decayed"):
+        with pytest.raises(UserError, match="apex's LAMB scales the steps of decayed parameters"):
             nvidia_apex.has_the_steps(groups, asked)

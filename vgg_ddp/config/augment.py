@@ -42,7 +42,7 @@ class AugmentConfig(Group, frozen=True):
     strong_epochs: Annotated[
         Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=2, max_length=2)] | None,
         key(
-            "cutout, mixup and cutmix in these epochs alone, e.g. [4, 8]: 4 to 7, of which the first is 0; null: in all"
+            "use cutout, mixup and cutmix only in these epochs, counted from 0, e.g. [4, 8]: epochs 4 to 7; null: in all"
         ),
     ] = None
     randaugment: Annotated[

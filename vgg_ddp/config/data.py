@@ -25,7 +25,7 @@ class DataConfig(Group, frozen=True):
         Literal["refuse", "drop"], key("images that cannot be read: refuse the source, or leave them out")
     ] = "refuse"
     unusual: Annotated[
-        Literal["convert", "refuse"], key("images that are not 8-bit RGB, animated, tiny, huge or named wrong")
+        Literal["convert", "refuse"], key("images that are not 8-bit RGB, or animated, tiny, huge or wrongly named")
     ] = "convert"
     test_share: Annotated[
         float, key("share of each class to test on, of a source that has no test or validation images", gt=0, lt=1)
@@ -44,7 +44,7 @@ class DataConfig(Group, frozen=True):
     image_size: Annotated[int, key("side of the square that the network sees, pixels", ge=16)] = 32
     photo_size: Annotated[
         Annotated[int, Meta(ge=16)] | None,
-        key("image_size where most images are at least this large, pixels; null: image_size for all"),
+        key("replaces image_size where most images are at least this large, pixels; null: never"),
     ] = None
     normalisation: Annotated[
         Literal["auto", "data", "imagenet"],

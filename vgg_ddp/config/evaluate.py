@@ -37,7 +37,7 @@ class EvaluateConfig(Group, frozen=True):
     views: Annotated[
         Annotated[float, Meta(gt=0, lt=1)] | Literal["all"],
         key(
-            "all: show each image in every view; a probability, e.g. 0.6: only in the first, if that gives a class at least this"
+            "all: every view of every image; a probability, e.g. 0.6: the first view alone if it gives a class at least that"
         ),
     ] = "all"
 

@@ -49,14 +49,12 @@ class OptimizerConfig(Group, frozen=True):
     beta1: Annotated[float, key("adam, adamw, lamb: decay of the gradient's mean", ge=0, lt=1)] = 0.9
     beta2: Annotated[float, key("adam, adamw, lamb: decay of the squared gradient's mean", ge=0, lt=1)] = 0.999
     epsilon: Annotated[float, key("adam, adamw, lamb, lars: added to divisors", gt=0)] = 1e-8
-    trust_coefficient: Annotated[float, key("lars: share of a layer's norm that a step of rate 1 moves it", gt=0)] = (
-        0.001
-    )
+    trust_coefficient: Annotated[float, key("lars: step length at rate 1, as a share of a layer's norm", gt=0)] = 0.001
     weight_decay: Annotated[
         float,
         key(
-            "weight decay: added to the gradient (sgd, adam, lars), or apart from it (adamw, lamb, and muon's convolutions, of "
-            "which muon_fixed_norm leaves it out)",
+            "weight decay: added to the gradient (sgd, adam, lars), or decoupled from it (adamw, lamb, and muon's "
+            "convolutions, where muon_fixed_norm switches it off)",
             ge=0,
         ),
     ] = 5e-4

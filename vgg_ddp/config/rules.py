@@ -37,7 +37,7 @@ def check_between_groups(config: Config) -> None:
     if (needing := key_that_needs_validation(config)) and config.data.validation == 0:
         raise ValueError(f"{needing} needs a validation split; set data.validation above 0")
     if config.optimizer.features_rate == 0 and config.model.initialize_from is None:
-        raise ValueError("optimizer.features_rate=0 freezes convolutions as they are drawn; set model.initialize_from")
+        raise ValueError("optimizer.features_rate=0 would freeze random convolutions; set model.initialize_from")
     if config.lookahead and (config.ema == 0 or config.engine != "ddp"):
         raise ValueError("lookahead goes on from the averaged weights: set ema above 0, e.g. ema=0.77, and engine=ddp")
     if config.batch % config.accumulation:

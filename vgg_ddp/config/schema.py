@@ -50,7 +50,7 @@ class CheckpointConfig(Group, frozen=True):
     keep: Annotated[int, key("newest checkpoints to keep, beside the best", ge=1)] = 2
     on_error: Annotated[
         Literal["stop", "continue"],
-        key("where one cannot be written: end the training, or say so and go on; the last one must be written"),
+        key("if a checkpoint cannot be written: end the training, or report it and go on; the last must be written"),
     ] = "stop"
 
 
@@ -141,7 +141,7 @@ class Config(Group, frozen=True):
     restarts: Annotated[int, key("times in a row that all ranks start again without getting further", ge=0)] = 3
     timeout: Annotated[
         Annotated[float, Meta(gt=0)] | None,
-        key("seconds in a step, or stopped, that are a hang; null: 30 beyond the slowest step, 60 at least"),
+        key("seconds in one step, or suspended, after which a rank is hung; null: slowest step + 30, at least 60"),
     ] = None
     recompute: Annotated[
         Literal["none", "normalisation", "stages"],
@@ -156,7 +156,7 @@ class Config(Group, frozen=True):
     ema: Annotated[float, key("decay of the averaged weights per step; 0 is off", ge=0, lt=1)] = 0.0
     lookahead: Annotated[
         int,
-        key("average every this many steps only, and go on from the average; the decay rises to ema; 0 is off", ge=0),
+        key("every this many steps, update the average and train on from it; the decay rises to ema; 0 is off", ge=0),
     ] = 0
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

@@ -195,7 +195,7 @@ def joined(
     """Join the ranks that the environment of torchrun or DeepSpeed describes, or be a single rank; leave them at the end.
 
     Args:
-        devices: what to compute on; rank 0's word is that of all.
+        devices: what to compute on; rank 0's choice holds for all ranks.
         activity: where this rank says what it is doing; None: nowhere.
 
     Raises:
@@ -325,7 +325,7 @@ def _own_device(devices: Devices, world: World) -> torch.device:
 
     Raises:
         UserError: there are not enough of them for this single rank.
-        ReportedElsewhere: nor for several, which the first of the host has told: before any ends, and has the others ended.
+        ReportedElsewhere: nor for several ranks. The host's first rank prints the error; only then does any rank end.
     """
     try:
         devices.check(world.local_size)

@@ -51,7 +51,7 @@ class Gradients:
         """Clip the gradients of a whole step; whether it may be taken. Where they are not finite, the buffers are as before it.
 
         Raises:
-            SharedUserError: so many in a row may not that the training has diverged.
+            SharedUserError: so many steps in a row may not be taken that the training has diverged.
         """
         if self._most is not None or self._logs or self._skips:
             self._scaler.unscale_(self._optimizer)

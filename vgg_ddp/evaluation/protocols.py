@@ -60,7 +60,7 @@ class Protocol:
         scales: the paper's Q: what the shorter side is resized to, pixels; None keeps an image's size.
         flips: whether mirrored images are averaged over too.
         image_size: side of the network's input, pixels.
-        enough: an image to which the first view gives a class with this probability has no other view; None: it has all.
+        enough: an image has no other view if the first gives a class this probability or more; None: every image has all views.
     """
 
     name: str

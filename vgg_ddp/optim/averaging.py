@@ -75,7 +75,7 @@ def build(source: Callable[[], nn.Module], decay: float, lookahead: int, total_s
     """The averaged weights of a training: `lookahead` is after how many steps its network goes on from them; 0: never.
 
     Raises:
-        UserError: that is never, or once, in so many steps: the average would be of the initial weights, for the most part.
+        UserError: in `total_steps` that happens once or never: the average would be of the initial weights, for the most part.
     """
     if 2 * lookahead > total_steps:
         raise UserError(

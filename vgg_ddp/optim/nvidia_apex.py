@@ -80,7 +80,7 @@ def has_the_steps(groups: list[dict[str, Any]], config: OptimizerConfig) -> bool
     same = all(group["adapt"] == (group["weight_decay"] != 0) for group in groups)
     if config.implementation == "apex" and not same:
         raise UserError(
-            "optimizer.implementation=apex: apex's LAMB scales the steps of what is decayed, here not the weights alone; set "
+            "optimizer.implementation=apex: apex's LAMB scales the steps of decayed parameters, which must be the weights; set "
             "optimizer.weight_decay above 0 and optimizer.decay_biases_and_norms=false, or optimizer.implementation=torch"
         )
     return same

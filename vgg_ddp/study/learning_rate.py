@@ -89,7 +89,7 @@ def _tell(folder: Path, run: RunDirectory, rates: range_test.Array, losses: rang
     if found is None:
         raise UserError(
             f"the loss of {len(losses)} steps at rates from {rates[0]:.2g} to {rates[-1]:.2g} does not fall and rise again, so "
-            "that no rate follows: more steps (min_steps=), other rates (optimizer.learning_rate=, schedule.first=), --out"
+            "no rate can be suggested: try more min_steps=, another optimizer.learning_rate= or schedule.first=, a new --out"
         )
     suggested = [f"optimizer.learning_rate={found.suggested:.2g}", f"optimizer.rate_batch={config.batch}"]
     told: dict[str, Any] = {

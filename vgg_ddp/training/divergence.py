@@ -32,7 +32,7 @@ class Layers:
     def __init__(self, network: nn.Module) -> None:
         self._weights = dict(network.named_parameters())
         layers = {name: layer for name, layer in network.named_modules() if not list(layer.children())}
-        self.names = [f"what {name} ({type(layer).__name__}) gives" for name, layer in layers.items()]
+        self.names = [f"the output of {name} ({type(layer).__name__})" for name, layer in layers.items()]
         self.names += [f"{name}, after its update" for name in self._weights]
         self._found = torch.zeros(len(self.names), dtype=torch.float64)
         for number, layer in enumerate(layers.values()):

@@ -18,7 +18,7 @@ def values(evaluation: Evaluation) -> dict[str, Any]:
     enough = [row for row in found["thresholds"] if row["coverage"] >= ENOUGH]
     shown = (enough or found["thresholds"][:1])[-1]
     caption = (
-        f"Accuracy of the answers that the network to {evaluation.dataset} is surest of, by the share that it answers"
+        f"Accuracy of the network's surest answers on {evaluation.dataset}, by the share of the images that it answers"
     )
     line = charts.Line("accuracy", (found["curve"]["coverage"], found["curve"]["accuracy"]), "validation")
     return {

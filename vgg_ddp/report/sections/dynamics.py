@@ -42,7 +42,7 @@ def sentence(found: dict[str, Any], recipe: Config | None = None) -> str:
 
     hardest = 1.0 if recipe is None else recipe.loss.hardest
     only = (
-        f" An epoch has an image where it was among the {words.percent(hardest)} of its batch with the largest loss."
+        f" An epoch counts an image only if it was among the {words.percent(hardest)} of its batch with the largest loss."
         if hardest < 1
         else ""
     )

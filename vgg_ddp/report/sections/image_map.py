@@ -31,8 +31,8 @@ def map_sentence(found: dict[str, Any], split: str) -> str:
     """What the map shows without looking at it."""
     nearest = words.number(found["nearest"])
     return (
-        f"{words.images_of(found['images'], split)}, placed so that images lie together that the layer before the last "
-        f"describes alike (t-SNE). Of the {nearest} nearest of an image there, {words.percent(found['same_class'], 0)} "
-        f"are of its class; {words.percent(found['kept'], 0)} of them are among the {nearest} nearest on the map too: "
-        "what lies together is alike, how far groups lie apart means little."
+        f"{words.images_of(found['images'], split)}, placed so that images with similar features in the layer before the last "
+        f"lie together (t-SNE). Of the {nearest} nearest by these features, {words.percent(found['same_class'], 0)} are of the "
+        f"image's class, and {words.percent(found['kept'], 0)} are also among the {nearest} nearest on the map: "
+        "images that lie together are alike, but how far groups lie apart means little."
     )

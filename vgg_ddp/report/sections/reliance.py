@@ -104,7 +104,7 @@ def reliance_sentence(found: dict[str, Any], split: str, classes: int) -> str:
         )
 
     if harmful:
-        said += f" Most it relies on {described(harmful)}."
+        said += f" It relies most on {described(harmful)}."
     if spared:
         said += f" Little or nothing is lost without {described(spared)}."
     return said
