@@ -31,7 +31,7 @@ def test_two_ranks_end_with_one_line(launch: Launch, runs: Path) -> None:
     assert ranks.wait() == [EXIT_USER_ERROR] * 2, ranks.stderr
     (line,) = ranks.stderr.splitlines()
     assert "the training has diverged; set resume=auto" in line
-    assert re.search(r"first layer that is not finite: what features\.\d+ \(\w+\) gives, in step \d+\)", line)
+    assert re.search(r"first layer that is not finite: the output of features\.\d+ \(\w+\), in step \d+\)", line)
     rows = [
         json.loads(row, parse_constant=no_constant)
         for row in (runs / "diverging/metrics.jsonl").read_text().splitlines()
@@ -59,7 +59,7 @@ def test_the_first_layer_that_is_not_finite_is_named(size: int, begun: Path, lau
     ranks = launch(f"too large {size}", *words, size=size)
     assert ranks.wait() == [EXIT_USER_ERROR] * size, ranks.stderr
     name = layer.removesuffix(".weight")
-    assert re.search(rf"first layer that is not finite: what {name} \(\w+\) gives, in step 1\)", ranks.stderr)
+    assert re.search(rf"first layer that is not finite: the output of {name} \(\w+\), in step 1\)", ranks.stderr)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:

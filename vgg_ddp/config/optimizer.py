@@ -27,7 +27,7 @@ class OptimizerConfig(Group, frozen=True):
     learning_rate: Annotated[float, key("peak learning rate (sgd 0.1, adam 0.001, lars 2, lamb 0.01)", gt=0)] = 0.1
     rate_batch: Annotated[
         Annotated[int, Meta(ge=1)] | None,
-        key("global batch that learning_rate is for, which another batch scales in proportion; null: for any"),
+        key("global batch that learning_rate is meant for; another batch scales it in proportion; null: not scaled"),
     ] = None
     features_rate: Annotated[
         float,
@@ -147,6 +147,6 @@ class LossConfig(Group, frozen=True):
 
     def __post_init__(self) -> None:
         if self.hardest_size is not None and self.hardest == 1:
-            raise ValueError("loss.hardest_size is of the pass that chooses images: set loss.hardest below 1, e.g. 0.5")
+            raise ValueError("loss.hardest_size is for choosing the hardest images: set loss.hardest below 1, e.g. 0.5")
         if self.implementation == "apex" and self.class_weights is not None:
             raise ValueError("loss.implementation=apex has no loss.class_weights; use torch")

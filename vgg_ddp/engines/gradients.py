@@ -39,7 +39,7 @@ class Gradients:
         self._logs = config.log.gradient_norm
         self._skips = config.loss.on_nonfinite == "skip"
         self._before: list[Tensor] = []
-        self._norm = torch.zeros(())
+        self._norm = torch.zeros((), device=self._parameters[0].device)
         self._skipped = self._in_a_row = 0
 
     def begin(self) -> None:
@@ -56,7 +56,7 @@ class Gradients:
         if self._most is not None or self._logs or self._skips:
             self._scaler.unscale_(self._optimizer)
             gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-            self._norm = nn.utils.get_total_norm(gradients)
+            self._norm.copy_(nn.utils.get_total_norm(gradients))  # in place: a graph of another size writes there too
             if self._most is not None:
                 nn.utils.clip_grads_with_norm_(self._parameters, self._most, self._norm)
         return not self._skips or self._is_finite() or self._scaler.is_enabled()
