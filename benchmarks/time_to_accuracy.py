@@ -6,8 +6,8 @@
 
 Each seed of each recipe is one `vgg-ddp train CONFIG key=value ... seed=SEED`, run from nothing, one after the other; weights,
 order, augmentation and which images are held out follow from the seed. Of several recipes each is trained with the first seed,
-then each with the second, so that what else the machine does falls on all alike. `--leave-out` adds a recipe that is the first
-one with a word more: an ablation. `--runs` trains nothing: it reads finished runs, each in DIR/RECIPE/seed-SEED, where
+then each with the second, so that other load on the machine affects all alike. `--leave-out` adds a recipe that is the first
+one with one more override: an ablation. `--runs` trains nothing: it reads finished runs, each in DIR/RECIPE/seed-SEED, where
 `--keep DIR` leaves them.
 
 The target is met by the first validation of at least that accuracy: on the share of the training set that `data.validation`
@@ -19,7 +19,7 @@ all that comes after the target. "seconds_with_building" has the building too, o
 whitened layer, compilation. "command_seconds" is the time of the whole command, evaluation and report included.
 
 PFLOP are those that torch counts (`torch.utils.flop_counter`) in forward and backward for the images trained on until then, at
-their size in that epoch, and in Muon's updates, which every rank computes for itself; validation is excluded.
+their size in that epoch, and in Muon's updates, counted for every rank, since each computes them; validation is excluded.
 """
 
 from __future__ import annotations

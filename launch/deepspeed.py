@@ -79,9 +79,9 @@ def start(options: argparse.Namespace, config: Config) -> int:
 
 
 def exit_code(code: int, run: Path | None) -> int:
-    """What a launch ends with: the exit code of DeepSpeed's launcher where a command may end with it, else 1.
+    """The exit code of a launch: that of DeepSpeed's launcher if it is one that our commands have, else 1.
 
-    A killed rank gives it 256 - n, one that lost another 76. If its own process on a host is killed, it ends with 0.
+    The launcher's is 256 - n after signal n killed a rank, 76 after a rank lost another, 0 if its own process was killed.
 
     Args:
         run: the run's folder, which says whether a 0 is true; None where it may lie on another host.
@@ -105,7 +105,7 @@ def _cut_off(folder: Path) -> bool:
 def _exported(variables: dict[str, str]) -> Iterator[None]:
     """Inside, DeepSpeed's launcher sets `variables` on the other hosts too.
 
-    It reads what to set from a file: from one of ours, in which the lines of the user's own come last, and so count.
+    The launcher reads them from a file: we write one in which the lines of the user's file come last, and so take precedence.
     """
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     own: list[str] = []

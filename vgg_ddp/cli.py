@@ -49,10 +49,10 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, words that stand behind an option too, of which argparse itself takes only those before it.
+    """The arguments, including words that follow an option: argparse itself accepts only those before it.
 
     Raises:
-        UserError: one that the command does not know.
+        UserError: an argument that the command does not know.
     """
     parser = _parser()
     options, behind = parser.parse_known_args(arguments)

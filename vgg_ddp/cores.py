@@ -1,4 +1,4 @@
-"""How many cores this process may use: its affinity mask says which, a control group's CPU quota how much of them.
+"""How many cores this process may use: limited by its affinity mask and by the CPU quota of its control group.
 
 More threads than the quota are worse than fewer: they spend it early in each period, and all of them then wait for the next.
 """
@@ -26,7 +26,7 @@ def usable(root: Path = Path("/")) -> int:
 def openmp_threads() -> int | None:
     """The threads that a person asked for by OMP_NUM_THREADS; None where nobody did.
 
-    torchrun sets it to 1 for each of several ranks where it is not set: there a 1 is nobody's word.
+    If it is not set, torchrun sets it to 1 for each of several ranks: such a 1 was not asked for by a person.
     """
     if OWN_THREADS in os.environ:
         return None

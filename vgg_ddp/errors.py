@@ -66,8 +66,8 @@ class Signalled(BaseException):
 def signals_raise() -> Iterator[None]:
     """Inside, the first of `STOP_SIGNALS` raises `Signalled`, except those that are ignored, as nohup has it.
 
-    What comes after it is ignored, but for a second Ctrl-C, which ends the process at once. A thread beside the main one has
-    no signals: there they stay with the program around it.
+    Later ones are ignored, except a second Ctrl-C, which ends the process at once. Outside the main thread signals cannot be
+    handled: there they are left to the program around it.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():

@@ -1,8 +1,8 @@
 """Whether a run of a benchmark is faster or slower than stored runs of it, or whether the difference is noise.
 
 What is compared is the logarithm of each row's median over its rounds. Where both runs have measured the reference
-(`device_speed.reference`, in the same turns), each round's rate is divided by it first: what slows the whole machine for a
-while then falls out; not of a share (`SHARES`), which no machine's speed changes.
+(`device_speed.reference`, in the same turns), each round's rate is divided by it first, so that what slows the whole
+machine for a while cancels out. Shares (`SHARES`) are not divided: the machine's speed does not change them.
 
 A difference counts only where it is larger than what the same version shows against itself 19 times of 20. Two things make
 up that margin. Rounds scatter within a run: the standard error of the median, by bootstrap. And runs differ as wholes

@@ -39,7 +39,7 @@ def describe(predictions: Predictions, validation: Predictions | None, reason: s
 
 
 def thresholds(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """For each of `SURENESS`: how many images it answers that it is at least so sure of, and how many of them rightly.
+    """For each of `SURENESS`: how many images it answers with at least that probability, and the accuracy of these answers.
 
     Args:
         sure: the probability of each answer, [n].
@@ -61,9 +61,9 @@ def thresholds(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> list[dict
 
 
 def curve(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> dict[str, list[float]]:
-    """The accuracy of its surest answers, by the share of images that they are of, and how sure it is of all of these.
+    """The accuracy of its surest answers, against their share of the images, and the least probability among them.
 
-    Answers that it is as sure of go together.
+    Answers of equal probability are taken together.
     """
     order = np.argsort(-sure, kind="stable")
     last = np.flatnonzero(np.append(np.diff(sure[order]) != 0, True))  # of those that it is as sure of
@@ -78,7 +78,7 @@ def curve(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> dict[str, list
 
 
 def smallest_probability(validation: Predictions, promised: float) -> float:
-    """What a class must have to be named, so that the true one is named in `promised` of images like these, or more.
+    """The least probability at which a class is named, so that `promised` of images like these, or more, get the true one.
 
     The ceil((n + 1) promised)-th largest probability of the true class among n images; 0, all classes, where that is beyond n.
     """

@@ -14,10 +14,10 @@ class Budget:
 
     Attributes:
         name: "full", "small" or "none".
-        training_images: that the network is shown once more, for what it remembers and for nearest images.
-        products: multiplications, in the search of all these images for each one's nearest.
-        changed_images: that are shown changed, and `changed_pixels` in all, which large images reach sooner; where the test
-            images have more, as many as these.
+        training_images: how many the network is shown once more, to test what it remembers and to find nearest images.
+        products: multiplications in the search for the nearest of these images to each of them.
+        changed_images: how many test images are shown changed; `changed_pixels`: how many pixels over all their changes, or as
+            many as the test images have, if that is more.
         occluded: mistakes whose parts are hidden one by one.
         mapped: test images on the map.
         compared_pixels: to pay for in the search for near-duplicates, of each split (`data_quality.affordable`).

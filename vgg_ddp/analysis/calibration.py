@@ -55,9 +55,9 @@ def _bin_of(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def noise(confidence: NDArray[np.float64]) -> dict[str, Any]:
-    """What a network would show on as many images that gives these answers and is exactly as sure as it should be.
+    """The calibration error by chance alone: of a network that gives these answers and is exactly as sure as it should be.
 
-    Each answer is right with the probability that it is given with, drawn again and again ("consistency resampling":
+    Whether an answer is right is drawn again and again, with the probability that the answer has ("consistency resampling":
     Broecker and Smith 2007, "Increasing the reliability of reliability diagrams").
 
     Args:
@@ -94,7 +94,7 @@ def expected_calibration_error(bins: list[dict[str, Any]]) -> float:
 
 
 def fit_temperature(validation: Predictions) -> float:
-    """The temperature that the logits are to be divided by: that of the least loss on images held out (section 4.2)."""
+    """The temperature to divide the logits by: the one with the lowest loss on images held out (section 4.2)."""
 
     def loss_at(log_temperature: float) -> float:
         return loss(at_temperature(validation, float(np.exp(log_temperature))))
@@ -106,10 +106,10 @@ def fit_temperature(validation: Predictions) -> float:
 
 
 def temperature_interval(validation: Predictions, temperature: float) -> tuple[float, float]:
-    """The temperatures that the images held out do not speak against, at 95 %: the interval of the profile likelihood.
+    """The 95 % confidence interval of the temperature, from the profile likelihood of the images held out.
 
-    Its ends are where twice the logarithm of the likelihood is less than at `temperature`, the best, by chi squared's
-    quantile (Wilks 1938).
+    At its ends twice the log-likelihood is lower than at `temperature`, the best, by the quantile of chi squared
+    (Wilks 1938).
     """
     from scipy.optimize import brentq  # slow to import
 

@@ -33,7 +33,7 @@ def taken_for(confusion: Counts, true: int) -> list[tuple[int, int]]:
 
 
 def leading(answers: list[tuple[int, int]]) -> list[int]:
-    """Of `taken_for`'s answers the most frequent, and those that are as frequent but for chance (an exact binomial test)."""
+    """The most frequent of `taken_for`'s answers, and those less frequent by no more than chance (an exact binomial test)."""
     from scipy.stats import binomtest  # slow to import
 
     most = answers[0][1]

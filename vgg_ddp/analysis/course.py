@@ -95,9 +95,9 @@ class Ending:
 
 
 def ending(metrics: list[dict[str, Any]], images: int) -> Ending | None:
-    """How a training that was validated on so many images ended; None where fewer than two validations say that.
+    """How a training that was validated on so many images ended; None with fewer than two validations.
 
-    The noise is that of two independent samples: both are of the same images, so that it is less.
+    The noise is that of two independent samples; both accuracies are of the same images, so the true noise is smaller.
     """
     found = [(float(row["epoch"]), row.get("accuracy")) for row in metrics if row["split"] == "validation"]
     known = [(epoch, float(accuracy)) for epoch, accuracy in found if accuracy is not None]

@@ -61,7 +61,7 @@ def describe(dataset: Dataset, most_pixels: int = MOST_PIXELS, go_on: duplicates
 def _nearest_neighbour(
     neighbours: duplicates.Neighbours, looked_at: dict[str, NDArray[np.int64]], test: Split, train: Split
 ) -> dict[str, Any]:
-    """How often the training image that is most alike has the label: what needs no network at all.
+    """How often the most similar training image has the test image's label: a baseline without a network.
 
     Returns: `correct` of `images` test images, among `training_images`.
     """
@@ -94,8 +94,8 @@ def accuracy_by_doubles(
 def affordable(test: Split, train: Split, most_pixels: int = MOST_PIXELS) -> dict[str, NDArray[np.int64]]:
     """The samples of "test" and "train" that are looked at: all, or as many, evenly spread, as cost `most_pixels` a split.
 
-    What one split leaves of that is the other's. A pair is found where both its images are looked at: of what two splits can
-    spend, that is likeliest where each spends half.
+    What one split does not spend goes to the other. A pair is found only if both its images are looked at; that is most likely
+    if each split spends half of the total.
     """
     costs = [_cost(test), _cost(train)]
     left = [max(0.0, most_pixels - cost) for cost in costs]
@@ -107,7 +107,7 @@ def affordable(test: Split, train: Split, most_pixels: int = MOST_PIXELS) -> dic
 
 
 def _cost(split: Split) -> float:
-    """What a look at all images of a split costs, in pixels: all their pixels, times the share that some are charged for."""
+    """The cost of looking at a whole split, in pixels: all its images' pixels, times the share charged for a sample of them."""
     pixels = np.maximum(split.shapes(np.arange(len(split))).prod(axis=1), duplicates.SIDE**2)
     if isinstance(split, RawSplit):
         return float(pixels.sum())

@@ -86,7 +86,7 @@ class _Fit:
         return value, (value - half, value + half), 2 * float(t.sf(abs(value) / error, self.freedom))
 
     def p_value(self, without: _Fit) -> float | None:
-        """Of the F test of the terms that `without` has not; None where there is nothing to test, or with."""
+        """The p-value of the F test of the terms that `without` lacks; None without such terms or degrees of freedom."""
         terms = self.rank - without.rank
         if terms < 1 or self.freedom < 1:
             return None

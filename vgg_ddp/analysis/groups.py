@@ -21,7 +21,7 @@ CHANCE = 0.01  # groups that chance makes as good as this often are none
 
 
 def mean_probabilities(predictions: Predictions) -> NDArray[np.float64]:
-    """How likely the network finds each class in the images of each, [true class, class]; zeros for one without images."""
+    """The mean probability of each class on the images of each true class, [true class, class]; zeros without images."""
     probabilities = np.nan_to_num(np.exp(predictions.log_probabilities))
     images = np.bincount(predictions.label, minlength=probabilities.shape[1])
     sums = np.zeros((len(images), len(images)))
@@ -76,7 +76,7 @@ def name_found(members: list[list[int]], classes: list[str]) -> dict[str, list[s
 
 
 def without_structure(confusion: Counts, group_of: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many wrong answers would stay in their class's group if they had nothing to do with it, [DRAWS, groups].
+    """How many wrong answers would stay in the group of the true class by chance alone, [DRAWS, groups].
 
     The wrong answers are exchanged between images at random, again and again, but never so that one becomes right: each
     class is missed and answered as often as it was. All such exchanges are equally likely (Besag and Clifford 1989,

@@ -89,7 +89,7 @@ def of_each_mistake(
 
 
 def _interval(shares: NDArray[np.float64]) -> intervals.Interval | None:
-    """Of the mean of shares, one a mistake; where all are alike, as if each mistake were right or wrong as a whole."""
+    """The interval of the mean share over mistakes; if all shares are equal, Wilson's, as if each mistake were one trial."""
     if len(shares) < FEWEST:
         return None
     mean, error = float(shares.mean()), QUANTILE * float(shares.std(ddof=1)) / len(shares) ** 0.5

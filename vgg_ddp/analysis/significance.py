@@ -23,7 +23,7 @@ class Difference:
     Attributes:
         images: how many there are; `only_first`, `only_second`: named correctly by one of the two alone.
         difference: accuracy of the second less that of the first.
-        interval: so many bootstrap samples of the images lie between these differences, 95 % if not asked otherwise; wider
+        interval: the bootstrap interval of the difference over the images, at 95 % unless another level is asked for; wider
             where no image is named by one of the two alone (see `compare`).
         p_value: McNemar's, exact: how often chance alone would bring a difference as large.
     """
@@ -75,10 +75,10 @@ def compare(first_right: NDArray[np.bool_], second_right: NDArray[np.bool_], out
     """The difference between two networks, from whether each named each of the images [n >= 1] correctly.
 
     McNemar 1947 in its exact form: of the images that only one of the two gets right, each would be either's with
-    probability 1/2. The bootstrap (Efron 1979) draws pairs of answers, of which only the sums count, so that a draw is
-    one from a multinomial distribution. No draw has what was never seen: where one of the two alone is right for no image,
-    the end on its side is moved out by what Wilson's interval leaves possible of none, the two distances added as those of
-    independent shares are (Zou and Donner 2008, "Construction of confidence limits about effect measures"). Where few images
+    probability 1/2. The bootstrap (Efron 1979) draws pairs of answers, of which only the counts matter, so that a draw is
+    one from a multinomial distribution. It never draws what did not occur: if one of the two is alone right for no image, the
+    end on its side is moved out by what Wilson's interval allows for zero images, the two distances combined as for
+    independent shares (Zou and Donner 2008, "Construction of confidence limits about effect measures"). Where few images
     differ the bootstrap is still too sure: the interval is widened to hold 0 if the exact test does not rule that out.
 
     Args:

@@ -129,14 +129,14 @@ def with_absolute_path(word: str) -> str:
 
 
 def _absolute(key: str, value: Any) -> Any:
-    """`value` of `key`, a path as an absolute one; what is no path, a data set's name say, as it is."""
+    """The value of `key`, made absolute if it is a path; anything else, such as a data set's name, is left as it is."""
     if key not in PATHS or value in (None, *NULL, *BUILT_IN_SOURCES):
         return value
     return os.path.abspath(_expanded(value))
 
 
 def _let_words_decide(raw: dict[str, Any], origins: dict[str, str]) -> None:
-    """Leave out what a recipe would adapt to the data set where a word asks for a certain size, batch or rate."""
+    """Drop a recipe's keys that adapt size, batch or rate to the data set, where an override sets that value itself."""
     data = raw.get("data") or {}
     resize, photo_size = data.get("resize"), data.get("photo_size")
     too_small = isinstance(resize, int) and isinstance(photo_size, int) and resize < photo_size

@@ -115,12 +115,14 @@ def _rgb(image: Image.Image, turn: Image.Transpose | None) -> NDArray[np.uint8]:
     upright: Image.Image = image if turn is None else image.transpose(turn)
     if upright.mode == "F":
         raise ValueError(
-            "its pixels are floating-point numbers, of which nobody says which is white; save it as 8 or 16 bits"
+            "its pixels are floating-point numbers, and it does not say which value is white; save it as 8 or 16 bits"
         )
     if upright.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
         values = np.asarray(upright)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError("its pixels have 32 bits, of which nobody says which is white; save it as 8 or 16 bits")
+            raise ValueError(
+                "its pixels have 32 bits, and it does not say which value is white; save it as 8 or 16 bits"
+            )
         grey = (values.astype(np.float64) / 257).round().astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if upright.mode == "P" and "transparency" in upright.info:

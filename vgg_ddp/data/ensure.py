@@ -36,9 +36,9 @@ def ensure(config: DataConfig, report: Callable[[str], None]) -> tuple[Path, lis
 
 
 def ensure_at(target: Path, config: DataConfig, fallback: bool, report: Callable[[str], None]) -> None:
-    """The same on a host that shares no disk with the first: into `target`, the folder that it has there.
+    """The same on a host that shares no disk with the first: into `target`, the folder's path on the first host.
 
-    By its own files' times this host would give the folder another name.
+    This host would choose another name, since names depend on the modification times of a host's own files.
 
     Args:
         fallback: whether the first host took `data.fallback`.

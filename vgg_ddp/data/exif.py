@@ -1,4 +1,4 @@
-"""EXIF data: the way up of an image, read whatever is damaged around it; and JPEG files rewritten around it."""
+"""EXIF data: an image's orientation, read even if other entries are damaged; and JPEG files rewritten to keep only that."""
 
 from __future__ import annotations
 

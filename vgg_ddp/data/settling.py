@@ -115,7 +115,7 @@ def _seen_of_test_images(config: DataConfig, scales: list[int], dataset: Dataset
     if small := int((tested_on < max(scales, default=0)).sum()):
         said.append(
             f"evaluate.scales={max(scales)}: {small} of {len(tested_on)} test images, of {_range(tested_on)} pixels, "
-            "are enlarged to it, which shows no more of them"
+            "are enlarged to it, which adds no detail"
         )
     size = config.image_size
     cut = int((tested_on > MUCH_LARGER * max(size, trained_on.max())).sum())

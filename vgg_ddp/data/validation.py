@@ -31,8 +31,8 @@ def held_out(dataset: Dataset, config: DataConfig, seed: int) -> tuple[NDArray[n
     """Indices into the train split to train on, and the images to validate on.
 
     Args:
-        config: of the training images `train_share` are used; of these `validation` are held out, where the data set has no
-            validation split of its own; at 0 none are, of its own either.
+        config: `train_share` of the training images are used; `validation` of these are held out, unless the data set has a
+            validation split of its own; with `validation` 0, neither is used for validation.
         seed: draws those that are held out.
     """
     labels = dataset.split("train").labels
@@ -56,6 +56,6 @@ def check_validation(config: Config, dataset: Dataset) -> None:
     needing, share = key_that_needs_validation(config), config.data.validation
     if needing and not len(held_out(dataset, config.data, config.seed)[1]):
         raise UserError(
-            f"{needing} needs images to validate on, and {share:.2%} of each class of {dataset.name} are none; raise "
+            f"{needing} needs images to validate on, and {share:.2%} of each class of {dataset.name} is not one image; raise "
             "data.validation"
         )

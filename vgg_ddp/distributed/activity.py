@@ -61,13 +61,13 @@ class Activity:
         self.enter("start", step)
 
     def enter(self, phase: Phase, step: int | None = None, waits: bool = False) -> None:
-        """Come to `phase`, or be in it still; at `step`, or the one before; to wait there for other ranks."""
+        """Record that the rank is in `phase`, newly or still; after `step` (None: unchanged); `waits`: for other ranks."""
         seen = self.seen()
         since = seen.since if seen.phase == phase and seen.process else time.monotonic()
         self._write(phase, seen.step if step is None else step, math.inf if waits else since)
 
     def go_on(self, waits: bool = False) -> None:
-        """Go on in the same phase, with another batch of it; or to wait there."""
+        """Record progress within the phase, such as another batch; `waits`: it now waits there for other ranks."""
         seen = self.seen()
         self._write(seen.phase, seen.step, math.inf if waits else time.monotonic())
 
@@ -116,7 +116,7 @@ def where(seen: Seen) -> str:
 
 
 def stopped(number: int, phase: Phase) -> str:
-    """What a stop by signal `number` meant that came in `phase` and could not, or need not, wait for a checkpoint."""
+    """In words, what a stop by signal `number` in `phase` means, where no checkpoint could, or need, be saved first."""
     outcome = {
         "start": "before the first step; nothing to save",
         "evaluate": "in the evaluation; nothing is lost, vgg-ddp evaluate RUN makes it",

@@ -16,7 +16,7 @@ _STOP_CODES = {code: number for number in STOP_SIGNALS for code in (128 + number
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """How the ranks of all hosts ended, as the host says that noticed it first.
+    """How the ranks of all hosts ended, as reported by the host that noticed it first.
 
     Attributes:
         code: the exit code of the launch, unless the ranks start again.

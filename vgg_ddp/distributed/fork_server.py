@@ -1,7 +1,7 @@
 """Where a supervisor's ranks come from: a process that has imported what they run, and is forked once for each.
 
-Importing torch takes seconds of a core, which ranks forked from one process share, and which none that starts again needs. The
-server only imports: it has not begun with a GPU, and has no threads (but OpenBLAS's, which heeds forks): neither would survive.
+Importing torch takes seconds of a core: ranks forked from one process pay for it once, and restarted ranks not at all. The
+server only imports: no GPU is initialised, and no thread runs but OpenBLAS's, which handles forks; neither would survive one.
 
 `serve PID SOCKET MODULE` is that process, of the supervisor PID.
 """

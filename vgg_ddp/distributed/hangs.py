@@ -1,4 +1,4 @@
-"""Which rank hangs: stopped for long, or longer at a step, its images or a batch of an evaluation than any has been."""
+"""Which rank hangs: stopped for long, or longer in one step, one load of images or one evaluation batch than any before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vgg_ddp.distributed.activity import Seen
 SHORTEST = 60.0  # seconds, of a limit that nobody has set
 MARGIN = 30.0  # seconds beyond the slowest step
 EVALUATIONS = ("validate", "evaluate")
-LONGEST = 540.0  # seconds, of what has no usual time: before the 10 minutes after which those that wait for it fail
+LONGEST = 540.0  # seconds, for work without a usual duration: less than the 10 minutes after which waiting ranks fail
 
 
 class Hang(NamedTuple):
@@ -76,14 +76,14 @@ class Hangs:
         late = [rank for rank in range(len(ranks)) if stopped[rank] > limit or there[rank] > longest[rank]]
         if not late:
             return None
-        # A stopped one before those that wait for it, which may have come there before it was stopped, and so be late before
-        # it; else the one that came there first: the others went on to wait for it.
+        # A stopped rank is named before the ranks that wait for it: they may have arrived before it was stopped, and so be
+        # late sooner. Otherwise the one that arrived first: the others went on and wait for it.
         long_stopped = [rank for rank in range(len(ranks)) if stopped[rank] > limit / 2]
         rank = min(long_stopped or late, key=lambda rank: ranks[rank].since)
         return Hang(rank, max(stopped[rank], there[rank]))
 
     def _longest(self, rank: int, one: Seen, limit: float) -> float:
-        """The seconds that a rank may be at the same place, where `limit` is that of what has its usual time."""
+        """The seconds that a rank may stay at one place; `limit` applies to work whose usual duration is known."""
         if self._steady(rank, one):
             return limit
         return LONGEST if one.phase in ("save", *EVALUATIONS) else math.inf

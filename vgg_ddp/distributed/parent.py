@@ -1,4 +1,4 @@
-"""Has a process end with the one that started it, which may be killed before it can end anything itself."""
+"""Has a process end with its parent, even if the parent is killed and cannot end it itself."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """torch.compile: of the whole network, stage by stage, or whichever of these, eager and a CUDA graph is the quickest here.
 
 Compiled, the backward pass of a network is one operation, after which all gradients come at once. Compiled inside DDP's forward
-pass it is cut where DDP's buckets end (`torch._dynamo.config.optimize_ddp`), so that they travel while it runs. What is
-compiled first stays, so the first call must be inside as well, whichever of the two is around the other.
+pass it is cut where DDP's buckets end (`torch._dynamo.config.optimize_ddp`), so that they travel while it runs. The code
+of the first call is kept, so that call too must be made inside DDP, whichever of the two wraps the other.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _compiled(network: nn.Module, **options: Any) -> Any:
 
 
 def unrecordable(config: Config, world: World) -> str:
-    """What of a configuration no CUDA graph of its step can hold, by its key; "" if nothing."""
+    """The first key that keeps a configuration's step from being recorded as a CUDA graph; "" if none does."""
     optimizer = config.optimizer
     apex = optimizer.implementation == "auto" and optimizer.name == "sgd" and nvidia_apex.status() == "compiled"
     keys = {
@@ -95,7 +95,7 @@ def compiled(
     """The network as the key `compile` asks for it, all ranks together.
 
     Args:
-        around: what the network is in when it is trained, so that it is compiled, and measured, in the same.
+        around: wraps the network as in training (e.g. in DDP), so that it is compiled and measured inside the wrapper.
 
     Returns:
         The network in this form, to be called in `around`; the form's name ("graph": the network itself, in a step that is
@@ -129,5 +129,5 @@ def _enclosed(form: Callable[[], nn.Module], around: Around, name: str, world: W
 
 
 def stream_for(name: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Where DDP is built around a form of the network: it keeps the stream it is built on; graphs refuse the default one."""
+    """The context to build DDP in: DDP keeps the CUDA stream that it is built on, and graphs refuse the default stream."""
     return torch.cuda.stream(torch.cuda.Stream(device)) if name == GRAPH else nullcontext()

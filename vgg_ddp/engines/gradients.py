@@ -1,4 +1,4 @@
-"""Gradients between the backward pass and the step: their norm, clipped and logged; steps that are not finite, not taken."""
+"""Gradients between the backward pass and the step: norm, clipping, logging, and skipping of steps that are not finite."""
 
 from __future__ import annotations
 

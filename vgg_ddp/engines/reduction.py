@@ -131,7 +131,7 @@ def wrap(network: nn.Module, buckets: Buckets, compression: NoCompression, world
             network,
             device_ids=[world.device.index] if world.device.type == "cuda" else None,
             broadcast_buffers=False,  # batch statistics stay each rank's own; rank 0's are saved
-            gradient_as_bucket_view=True,  # saves a copy of every gradient
+            gradient_as_bucket_view=True,  # avoids a copy of every gradient
             **buckets.arguments(),
         )
     compression.attach(wrapped)

@@ -41,7 +41,7 @@ class SharpnessAwareEngine:
         return self._inner.forward(images, labels, last)
 
     def step(self) -> None:
-        """Take the gradient again at the moved weights, and the engine's step with it from where they were."""
+        """Compute the gradient again at the moved weights; move them back, and take the engine's step with it."""
         micro_batches, self._micro_batches = self._micro_batches, []
         with self._moved(), batch_statistics.kept(self._network):
             for number, (images, labels) in enumerate(micro_batches, start=1):
@@ -51,7 +51,7 @@ class SharpnessAwareEngine:
 
     @contextlib.contextmanager
     def _moved(self) -> Iterator[None]:
-        """Inside the context the weights are higher up the loss, with no gradient; after it, to the bit where they were."""
+        """Inside the context the weights are moved to a higher loss, without gradients; after it, bit for bit as before."""
         trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         before = [parameter.detach().clone() for parameter in trained]
         with torch.no_grad():

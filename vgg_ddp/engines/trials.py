@@ -90,7 +90,7 @@ def _median_seconds(
     world: World,
     prepared: Callable[[Callable[[], None], torch.device], Callable[[], None]],
 ) -> float | Exception:
-    """Of a trial of what `build` builds, or why there is none: a compiler's own errors, of which there are many."""
+    """The median seconds of a trial of what `build` builds, or the error that prevented it, such as a compiler's own."""
     problem: Exception | None = None
     try:
         candidate = build()

@@ -59,7 +59,7 @@ def read(files: list[Path], folder: Path, unreadable: list[str]) -> Iterator[Fou
 def seen(pixels: NDArray[np.uint8], data: DataConfig) -> NDArray[np.uint8]:
     """An image as the network sees it, [size, size, 3]: as in training's validation, and as an exported network wants it.
 
-    One that is too small to cut a square of `data.image_size` from, which a data set may not have, is enlarged to it.
+    An image too small for a square of `data.image_size`, which would be refused in a data set, is enlarged to it.
     """
     geometry = evaluation_geometry(data)
     if not geometry.resamples and min(pixels.shape[:2]) < geometry.size:
@@ -92,7 +92,7 @@ class AnsweredImage:
 class OwnImages:
     """A trained network, to be shown anyone's images by the protocol that `config` asks for.
 
-    Where that leaves images at their own size, which is any, they are brought to the size that the network sees.
+    Where the protocol would keep images at their own size, they are resized to the size that the network sees.
 
     Args:
         known: the classes and the normalisation of the data that it was trained on.

@@ -66,8 +66,8 @@ def build_network(config: Config, dataset: Dataset) -> VGG:
 
 
 def training_batches(config: Config, dataset: Dataset, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an epoch in their order, augmented and normalised: what a training of one rank feeds its network,
-    in the size of that epoch (`data.train_sizes`); `loss.hardest` is for its loop.
+    """The batches of an epoch in their order, augmented and normalised, as a training on one rank feeds its network,
+    at that epoch's image size (`data.train_sizes`); `loss.hardest` is not applied: the training loop does that.
 
     Returns:
         Images, float [n, 3, size, size], and targets: labels, int64 [n], or shares of classes, float [n, classes], of mixed
@@ -135,7 +135,7 @@ def run_evaluation(target: str | Path, *changes: str) -> StoredEvaluation:
     """Evaluate a run or a checkpoint on the test images, as `vgg-ddp evaluate` does.
 
     Returns:
-        What RUN/evaluation, or for another data set or protocol a folder in RUN/evaluations, then holds: `summary`, and for
+        The contents of RUN/evaluation (of a folder in RUN/evaluations for another data set or protocol): `summary`, and for
         each image `label`, `prediction` and `probabilities`.
 
     Raises:

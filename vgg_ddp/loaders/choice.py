@@ -72,7 +72,7 @@ def _choose(name: str, split: Split, config: DataConfig, world: World) -> Choice
 def shortage_for_workers(config: DataConfig, world: World, batch: int) -> str:
     """Why the torch loader's workers cannot hand over batches of `batch` images here; "" where they can.
 
-    They do so in shared memory, and wait for ever for what is full.
+    They do so in shared memory, and would wait for ever if it were full.
     """
     workers = world.cores_for_loading() if config.workers == "auto" else config.workers
     ahead = workers * config.prefetch + 1  # and the one that is computed on
@@ -88,7 +88,7 @@ def shortage_for_workers(config: DataConfig, world: World, batch: int) -> str:
 
 
 def workers_left_out(config: DataConfig, world: World, batch: int) -> list[str]:
-    """What the torch loader does in place of handing over batches of `batch` images by workers: nothing, or a line.
+    """A line that the torch loader does without workers, if they cannot hand over batches of `batch` images; else none.
 
     Raises:
         UserError: they cannot, and `data.workers` asks for some by number.

@@ -97,7 +97,7 @@ class ResidentLoader(Loader):
         return images if placement.angle is None else rotate(images, placement.angle)
 
     def _until_all_are_done(self, slices: Iterator[Slice]) -> Iterator[Slice | None]:
-        """This rank's slices, then None while others still have some: every rank answers to the last request."""
+        """This rank's slices, then None while other ranks still have some: it must answer their requests to the end."""
         while True:
             piece = next(slices, None)
             if not self._world.sum(torch.tensor([piece is not None], dtype=torch.int64)).item():

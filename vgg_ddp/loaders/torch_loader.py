@@ -137,7 +137,7 @@ def _start_worker(rank: int, worker: int) -> None:
 
 
 def _hear(rank: int) -> None:
-    """End by a SIGTERM of the rank, as DataLoader sends it in the end; whoever else sends one means the rank."""
+    """End at a SIGTERM from the rank, as DataLoader sends at its end; one from any other process is meant for the rank."""
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != rank:
         pass
     os._exit(128 + signal.SIGTERM)

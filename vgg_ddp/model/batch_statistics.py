@@ -1,8 +1,8 @@
 """Batch-norm statistics measured at the size of the images that are evaluated, put back, and taken from rank 0.
 
-A network that has seen small images so far (`data.train_sizes`) keeps running statistics of those. At another size its
-activations have others, and it is right about as often as chance, whatever it has learned (Touvron et al., "Fixing the
-train-test resolution discrepancy", NeurIPS 2019, section 3). Measured anew, a validation says what was learned.
+A network that has seen small images so far (`data.train_sizes`) keeps running statistics of those. At another size the
+statistics differ, and it is right about as often as by chance, whatever it has learned (Touvron et al., "Fixing the
+train-test resolution discrepancy", NeurIPS 2019, section 3). With statistics measured anew, a validation shows what it learned.
 """
 
 from __future__ import annotations

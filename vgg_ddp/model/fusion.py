@@ -1,4 +1,4 @@
-"""Where layers that follow one another are one layer of kernels: on a GPU, in a network that no compiler sees."""
+"""Replaces layers that follow one another by one fused layer of kernels: on a GPU, in a network that is not compiled."""
 
 from __future__ import annotations
 

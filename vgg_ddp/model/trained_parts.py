@@ -1,4 +1,4 @@
-"""What of a network is trained, and how soon its batch norms forget: what is off stays as in any network."""
+"""Which parts of a network are trained, and the momentum of its batch norms' running statistics."""
 
 from __future__ import annotations
 

@@ -72,10 +72,10 @@ class Lookahead(Average):
 
 
 def build(source: Callable[[], nn.Module], decay: float, lookahead: int, total_steps: int) -> Average:
-    """The averaged weights of a training: `lookahead` is after how many steps its network goes on from them; 0: never.
+    """The averaged weights of a training, whose network continues from them every `lookahead` steps; 0: never.
 
     Raises:
-        UserError: in `total_steps` that happens once or never: the average would be of the initial weights, for the most part.
+        UserError: `total_steps` are too few for that to happen twice: the average would consist mostly of initial weights.
     """
     if 2 * lookahead > total_steps:
         raise UserError(

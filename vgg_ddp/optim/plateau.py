@@ -15,7 +15,7 @@ from vgg_ddp.config.optimizer import ScheduleConfig
 def plateaus(config: ScheduleConfig, accuracies: Sequence[float]) -> int:
     """How often the accuracy has stopped improving: `patience` validations in a row that gained no more than `min_delta`.
 
-    As torch's ReduceLROnPlateau counts, of which the patience is one less.
+    torch's ReduceLROnPlateau counts the same if its patience is set to one less.
     """
     best, waited, found = -math.inf, 0, 0
     for accuracy in accuracies:
@@ -29,7 +29,7 @@ def plateaus(config: ScheduleConfig, accuracies: Sequence[float]) -> int:
 
 
 def has_ended(config: ScheduleConfig, accuracies: Sequence[float]) -> bool:
-    """Whether the training is over: the accuracy has stopped improving once more than the rate is lowered."""
+    """Whether the training is over: the accuracy has stopped improving once more often than the rate may be lowered."""
     return config.name == "plateau" and plateaus(config, accuracies) > config.reductions
 
 

@@ -150,7 +150,7 @@ def mark_best(directory: Path, checkpoint: Path) -> None:
 def prune(directory: Path, keep: int, newest: Path) -> None:
     """Remove what is older than the `keep` checkpoints up to `newest`, the one that was written last, except the best.
 
-    Later steps are of a training that was continued before them, since they are damaged: they are not counted.
+    Checkpoints of later steps are not counted: they were damaged, and the training was continued from an earlier one.
     """
     best = named(directory, "best")
     for old in [folder for folder in find(directory) if _step(folder) <= _step(newest)][keep:]:

@@ -89,7 +89,7 @@ def replace_file(path: Path, data: bytes) -> None:
 def exchange(one: Path, other: Path) -> None:
     """Swap two files or folders in one step (Linux's renameat2), so that neither name is ever without one.
 
-    Network file systems cannot: there it takes steps, and is said.
+    Network file systems cannot: there it takes three steps, and a message says so.
     """
     AT_FDCWD, RENAME_EXCHANGE = -100, 2
     libc = ctypes.CDLL(None, use_errno=True)

@@ -97,7 +97,7 @@ def _difference(definition: Definition, value: float) -> str:
 
 
 def _interval(definition: Definition, ends: tuple[float, float] | None) -> str:
-    """The ends of an interval; an accuracy is never below none nor above all, though the t distribution of few seeds is."""
+    """The ends of an interval; those of an accuracy are cut to 0 and 1, beyond which the t distribution of few seeds may go."""
     if ends is None:
         return words.DASH
     if definition.objective == "accuracy":
@@ -134,12 +134,16 @@ def _cards(definition: Definition, summary: Summary, found: list[Found]) -> list
     best = by_number[summary.best]
     compared = sum(one.done == best.done for one in summary.configurations)
     some = compared < len(summary.configurations)
-    of = f" Compared were the {compared} of {len(by_number)} configurations with as many seeds done." if some else ""
+    of = (
+        f" Only the {compared} of {len(by_number)} configurations with as many finished seeds were compared."
+        if some
+        else ""
+    )
     judged = f"the {words.number(best.held_out)} images" if best.held_out else "the images"
     said = f"In the mean of {_seeds(best.done)} {_figure(definition, best.mean)} on {judged} held out from training"
     ends = f", 95{words.NBSP}% interval {_interval(definition, best.interval)}" if best.interval else ""
     tested = (
-        f" On the test images, which nothing was chosen by, it names {words.percent(best.test_accuracy, 2)} correctly."
+        f" On the test images, which were used for no choice, it names {words.percent(best.test_accuracy, 2)} correctly."
         if best.test_accuracy is not None
         else ""
     )
@@ -157,7 +161,7 @@ def _seeds(count: int) -> str:
 
 def _sure(summary: Summary, by_number: dict[int, Configuration]) -> dict[str, str]:
     if summary.as_good is None:
-        few = "Of one training of each nothing is known of how much seeds alone change: give seeds: 3 or more."
+        few = "One training of each does not show how much seeds alone change the result: set seeds: 3 or more."
         one = "There is no other configuration with as many seeds done."
         done = max(one.done for one in by_number.values())
         alone = sum(one.done == done for one in by_number.values()) == 1
@@ -174,20 +178,18 @@ def reach(definition: Definition, summary: Summary, found: list[Found]) -> dict[
     """How far the figures carry."""
     said = [f"{len(summary.configurations)} configurations, {_seeds(definition.seeds)} each."]
     if definition.seeds < FEW_SEEDS:
-        said.append(
-            "With so few seeds hardly anything is known of how much they scatter: differences of a point may be luck."
-        )
+        said.append("So few seeds hardly show how much results vary between seeds: differences of a point may be luck.")
     said.append(
         "Seeds change the initial weights, the order of the images and which of them are held out. The best of several is "
-        "best partly by luck, so that its own figure is too good: by more, the more configurations there are."
+        "best partly by luck, so its own figure is too good, the more so the more configurations there are."
     )
     if chosen := [words.shown(key) for key in definition.varied if key in HELD_OUT_BY]:
         said.append(
             f"{words.listed(chosen)} decide{'s' * (len(chosen) == 1)} which images are held out: these configurations were "
-            "judged by different images, and a part of their differences is that of the images."
+            "judged by different images, and a part of their differences comes from that."
         )
     if any(one.ending == "given up" for one in found):
-        said.append("Cells that were given up have no figure: what is said of the keys is of the others alone.")
+        said.append("Cells that were given up have no figure: the statements about keys are based on the others alone.")
     said.append("All of it holds for this data, this length of training, and these values.")
     return {"answer": f"{_seeds(definition.seeds).capitalize()} each", "words": " ".join(said)}
 

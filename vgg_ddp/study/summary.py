@@ -27,8 +27,8 @@ PARTS = 3  # that values drawn from a range are put in, each as many, to tell wh
 
 
 class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """One training. `seconds` are those of training; `images` how many it took a step with; `held_out` how many others the
-    objective is of; None where it left no word.
+    """One training. `seconds`: of training; `images`: how many it took steps with; `held_out`: on how many other images the
+    objective was measured. None where the training left no record.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         best: the number of the configuration with the best mean, of those that most seeds are done of.
-        as_good: those that differ from it by no more than chance; None where one seed, or none to spare, does not tell.
+        as_good: those that differ from it by no more than chance; None if there is no other, or one seed each cannot tell.
     """
 
     objective: str

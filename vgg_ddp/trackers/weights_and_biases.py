@@ -94,7 +94,7 @@ class WandbTracker:
         self._run.finish(exit_code=0 if outcome == "finished" else 1)
 
     def _monotonic(self, step: int) -> int:
-        """`step`, or the next one that W&B takes where a run that goes on has sent something of `step` before."""
+        """`step`, or the next step that W&B still takes, if a continued run has already sent something of `step`."""
         return max(step, self._run.step, self._first_step)
 
     def _log_checkpoints(self) -> None:

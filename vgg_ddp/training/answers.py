@@ -23,8 +23,8 @@ MOST_NAMED = 5  # images in a message
 class TrainingAnswers:
     """Keeps them for the epoch at hand, by position in its order, and writes them to RUN/answers as it ends.
 
-    A rank writes at the positions of its own slices and has zeros elsewhere. No position is another rank's too: the sum over
-    the ranks has every value as it is, whatever their number. What an epoch has so far is in its checkpoints.
+    A rank writes at the positions of its own slices and has zeros elsewhere. Each position belongs to one rank, so the sum
+    over the ranks has every value unchanged, whatever their number. A checkpoint within an epoch has the answers so far.
     """
 
     def __init__(self, order: Order, images: int, run: RunDirectory, world: World) -> None:

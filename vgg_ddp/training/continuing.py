@@ -1,4 +1,4 @@
-"""A run that is continued: what it changes of its configuration, and that nothing changes where nothing is left to train."""
+"""A continued run: which keys it changes, and that nothing is trained or rewritten if no step is left to train."""
 
 from __future__ import annotations
 

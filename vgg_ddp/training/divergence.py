@@ -1,4 +1,4 @@
-"""Where a training diverged: its steps since the newest checkpoint once more, with a look at every layer."""
+"""Where a training diverged: repeats its steps since the newest checkpoint, and looks at every layer."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def where(job: Job, take_step: TakeStep, state: State) -> str:
 
 
 def first_layer(job: Job, take_step: TakeStep, last_step: int) -> str:
-    """The first layer that is not finite where the steps up to `last_step` are taken once more; "" if none, or not in a minute.
+    """The first layer that is not finite when the steps up to `last_step` are repeated; "" if none is found within a minute.
 
-    From the newest checkpoint, or the initial weights, with parts of their own: those of the training that diverged are of no
-    use. The step is not compiled, since the parts of a compiled network cannot be looked at. Of a training that is a CUDA graph
-    nothing is looked for: the graph holds its memory, and a second training beside it may find none.
+    They are repeated from the newest checkpoint, or the initial weights, with newly built parts: those of the diverged training
+    are of no use. The step is not compiled, since the layers of a compiled network cannot be looked at. A training that is a
+    CUDA graph is not searched: the graph holds its memory, and a second training beside it may find none.
     """
     config, world = msgspec.structs.replace(job.config, compile=False), job.world
     if job.config.compile == GRAPH or config.engine != "ddp" or config.communication.split_head != "none":

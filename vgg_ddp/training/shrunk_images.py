@@ -33,7 +33,7 @@ NEGLIGIBLE = 0.01  # share of shrunk images in the statistics
 
 @contextlib.contextmanager
 def statistics_at_evaluated_size(job: Job, network: nn.Module, state: State) -> Iterator[None]:
-    """Inside the context, where the network's statistics are of shrunk images: those of images as they are evaluated.
+    """Inside the context, statistics of shrunk images are replaced by those of images as they are evaluated.
 
     They are measured on training images without augmentation, the same on every rank. All ranks together.
     """
@@ -50,8 +50,8 @@ def statistics_at_evaluated_size(job: Job, network: nn.Module, state: State) -> 
 def take_statistics(network: VGG, config: Config, folder: Path, state: State, world: World) -> None:
     """Give a network whose statistics are of shrunk images those of images as they are evaluated. All ranks together.
 
-    Its checkpoint has those that a training goes on with. Rank 0 measures on images that it was trained on, whatever is to be
-    evaluated; where they are gone, it says so, and the network keeps its own.
+    The checkpoint keeps the statistics that a continued training needs. Rank 0 measures on images of the training, whatever is
+    to be evaluated; if they are gone, it says so, and the network keeps its own statistics.
 
     Args:
         folder, state: of its checkpoint.
@@ -91,7 +91,7 @@ def _take(network: VGG, config: Config, dataset: Dataset, world: World) -> None:
 
 
 def _are_of_shrunk_images(config: Config, full_size_steps: int) -> bool:
-    """Whether the statistics are, by more than a negligible share; frozen ones fit no size, or every one."""
+    """Whether shrunk images have more than a negligible share in the statistics; never if these are frozen."""
     trained = config.data.train_sizes and config.model.batch_norm and config.optimizer.features_rate > 0
     return bool(trained) and share_of_shrunk_images(config, full_size_steps) > NEGLIGIBLE
 

@@ -20,7 +20,7 @@ from vgg_ddp.run.checkpoint import State
 class StopRequest:
     """Inside its context, notes a signal, and lets all ranks agree on the step after which they stop.
 
-    A thread beside the main one cannot handle signals: there they stay with the program around it.
+    Outside the main thread signals cannot be handled: there they are left to the program around it.
 
     Args:
         every_steps: how often GPUs ask one another; ranks on CPUs ask at each step, which costs them nothing noticeable.

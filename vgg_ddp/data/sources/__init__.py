@@ -69,7 +69,7 @@ def find_source(source: str, downloads: Path, report: Callable[[str], None]) -> 
 
 
 def must_be_there(path: Path) -> None:
-    """Raises a `UserError` where no source can be at `path`: nothing is there, or what has no end, as the folder of all."""
+    """Raises a `UserError` if `path` cannot be a source: nothing is there, or it has no end, such as the root folder."""
     try:
         there, place = path.exists(), os.path.realpath(path)
     except OSError as error:

@@ -195,9 +195,9 @@ class Folder(Container):
 
 
 class Tar(Container):
-    """See `Container`; plain or compressed. The whole is read once, to where a compressed file has its checksum.
+    """See `Container`; plain or compressed. It is read once to its very end, where a compressed file has its checksum.
 
-    Of files of one name the last counts, as where they are unpacked: `tar -u` and `tar -r` write another behind the first.
+    If several files have one name, the last counts, as when they are unpacked: `tar -u` and `tar -r` append newer ones.
     """
 
     def __init__(self, path: Path) -> None:

@@ -79,7 +79,9 @@ def with_test_split(source: Source, share: float, seed: int) -> Source:
         return replace(_renamed(source, "validation", "test"), remarks=(*source.remarks, remark))
     source, tested_on = _split_off(source, share, seed)
     if not tested_on:
-        raise UserError(f"{source.path} has no test images, and data.test_share={share:g} of its images is not one")
+        raise UserError(
+            f"{source.path} has no test images, and data.test_share={share:g} of its images is less than one"
+        )
     remark = (
         f"there is no test split, so {tested_on} of {counts['train']} images are set apart for it "
         f"(data.test_share={share:g} of each class, data.split_seed={seed})"
@@ -115,7 +117,7 @@ def must_be_several(classes: list[str], path: object) -> None:
 
 
 def only_used(classes: list[str], used: set[int]) -> tuple[list[str], dict[int, int], list[str]]:
-    """The classes that some image is of, their numbers by those that they had, and what to say of the others."""
+    """The classes that have images, their new numbers by their old ones, and a message about the other classes."""
     unused = [name for number, name in enumerate(classes) if number not in used]
     numbers = {old: new for new, old in enumerate(sorted(used))}
     said = [f"classes left out, because no image is of them: {len(unused)}, such as {unused[0]!r}"] if unused else []

@@ -105,9 +105,9 @@ def _shards(container: Container) -> tuple[dict[str, Tar], UserError | None]:
 
 
 def _splits(shard: str, images: list[str]) -> dict[str, str | None]:
-    """The split of each image of a tar: of a folder in it where folders name several or all images lie in one; else the tar's.
+    """The split of each image of a tar: its folder's, if folders name several splits or one for all images; else the tar's.
 
-    Else a class called "train" would be a split.
+    Otherwise a class called "train" would be taken for a split.
     """
     named = {
         image: next((split for part in image.split("/")[:-1] if (split := split_named(part)) is not None), None)

@@ -61,8 +61,8 @@ def margin_sentence(lowest: list[dict[str, Any]]) -> str:
     """What a low margin means, and how many of those shown were never right."""
     never = sum(not row["right"] for row in lowest)
     return (
-        "Below are the images whose label the training resisted most: on the mean of all epochs the label's logit stayed "
-        f"farthest below the highest other one. {never} of these {len(lowest)} were never named as they are labelled. Look "
+        "Below are the images whose label was learned least: averaged over all epochs, the label's logit was "
+        f"farthest below the highest other one. {never} of these {len(lowest)} never got their label as the answer. Check "
         "whether the label is right before you blame the network: wrong labels tend to come first in this order."
     )
 

@@ -1,4 +1,4 @@
-"""A map of the test images, on which those lie together that the network describes alike."""
+"""A map of the test images, on which images with similar features lie together."""
 
 from __future__ import annotations
 

@@ -335,4 +335,4 @@ def memory_sentence(remembered: dict[str, Any], test_accuracy: float, test_image
     if low <= 0:
         return f"{said} That is no more than chance: no sign of overfitting."
     more = " Even of its training images it misses some: it may learn more yet." if seen < NEARLY_ALL else ""
-    return f"{said} What it was trained on it knows better than what is new to it: it overfits by that much.{more}"
+    return f"{said} It knows the images that it was trained on better than new ones: it overfits by that much.{more}"
