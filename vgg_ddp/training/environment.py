@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def choices(job: Job) -> list[str]:
 def _too_late(job: Job) -> list[str]:
     """What is asked for from an epoch on that the training ends before."""
     strong, schedule = job.config.augment.strong_epochs, job.config.schedule
-    epochs = {
+    epochs: dict[str, Sequence[float]] = {
         "augment.strong_epochs": [] if strong is None else strong[:1],
         "schedule.milestones": schedule.milestones if schedule.name == "step" else [],
     }

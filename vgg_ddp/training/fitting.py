@@ -121,7 +121,7 @@ class _Step:
         self._engine = DdpEngine(self._config, network, world, reduce_gradients=False, micro_batch=largest)
         sharp = config.optimizer.sharpness_radius > 0
         copies = (world.size > 1) + (config.ema > 0) + sharp  # gradients as DDP sends them; averaged weights; weights
-        images = config.loss.hardest * config.local_batch(world.size)
+        images = math.ceil(config.loss.hardest * config.local_batch(world.size))
         kept = sharp * images * 3 * config.data.image_size**2  # for the second pass
         self._beside = 4 * (copies * sum(parameter.numel() for parameter in network.parameters()) + kept)
 
