@@ -28,7 +28,7 @@ WORDS = (
     "data.image_size=16",
     "schedule.name=one_cycle",
     "schedule.peak_at=0",
-    "min_steps=7",
+    "min_steps=10",
 )
 
 

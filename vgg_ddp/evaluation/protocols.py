@@ -90,7 +90,7 @@ class Protocol:
             "scales": list(self.scales),
             "flips": self.flips,
             "views": views,
-            "enough": self.enough,
+            **({} if self.enough is None else {"enough": self.enough}),
             "text": text,
         }
 
