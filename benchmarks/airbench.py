@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from benchmarks.measurement import command
 from benchmarks.measurement.device_speed import wait_for
-from benchmarks.time_to_accuracy import spread
+from benchmarks.measurement.rounds import mean_and_deviation
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.ensure import ensure
@@ -230,12 +230,12 @@ def main() -> None:
     parser = command.parser("airbench", __doc__, in_rounds=False, compared=False)
     parser.add_argument("--data", required=True, help="a data source, as data.source takes it")
     parser.add_argument("--directory", default="datasets", help="where prepared data sets are (default: datasets)")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings, with seeds 0, 1, ... (default: 3)")
+    parser.add_argument("--seeds", type=command.count, default=3, help="trainings, with seeds 0, 1, ... (default: 3)")
     parser.add_argument("--epochs", type=float, default=8, help="(default: 8, those of 94 percent)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network, in the first seed's seconds")
     options = parser.parse_args()
-    if options.seeds < 1 or options.epochs <= 0:
-        raise UserError("--seeds is 1 or more, and --epochs above 0")
+    if options.epochs <= 0:
+        raise UserError("--epochs is above 0")
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True
     images, test, classes = load(options.data, options.directory, device_of(0))
@@ -246,12 +246,16 @@ def main() -> None:
         rows.append({"name": f"seed {seed}", "seconds": seconds, "test_accuracy": one, "test_accuracy_six_views": six})
         print(f"seed {seed}: {seconds:7.2f} s  test {one:.2%}, six views {six:.2%}", flush=True)
     later = [row["seconds"] for row in rows[1:]] or [rows[0]["seconds"]]
-    means = {key: spread([row[key] for row in rows]) for key in ("test_accuracy", "test_accuracy_six_views")}
+    means = {
+        key: mean_and_deviation([row[key] for row in rows]) for key in ("test_accuracy", "test_accuracy_six_views")
+    }
     print(
         f"{rows[0]['seconds']:.2f} s the first, then {statistics.mean(later):.2f} s; "
         f"test {means['test_accuracy']['mean']:.2%}, six views {means['test_accuracy_six_views']['mean']:.2%}"
     )
-    command.write(options, rows, epochs=options.epochs, compiled=options.compile, later_seconds=spread(later), **means)
+    command.write(
+        options, rows, epochs=options.epochs, compiled=options.compile, later_seconds=mean_and_deviation(later), **means
+    )
 
 
 if __name__ == "__main__":

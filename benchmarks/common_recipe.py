@@ -28,7 +28,7 @@ from torch.nn import functional
 from benchmarks.airbench import SIDE, Images, crops, load
 from benchmarks.measurement import command
 from benchmarks.measurement.device_speed import wait_for
-from benchmarks.time_to_accuracy import flop_of_network
+from benchmarks.measurement.training_cost import flop_of_network
 from vgg_ddp.distributed.world import device_of
 from vgg_ddp.errors import UserError
 
@@ -144,15 +144,13 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="a data source, as data.source takes it")
     parser.add_argument("--directory", default="datasets", help="where prepared data sets are (default: datasets)")
     parser.add_argument("--network", choices=["resnet18", "vgg16"], default="resnet18", help="(default: resnet18)")
-    parser.add_argument("--epochs", type=int, default=30, help="(default: 30)")
+    parser.add_argument("--epochs", type=command.count, default=30, help="(default: 30)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="(default: fp32)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument(
-        "--steps", type=int, help="end after this many steps, for images/s alone (default: train to the end)"
+        "--steps", type=command.count, help="end after this many steps, for images/s alone (default: train to the end)"
     )
     options = parser.parse_args()
-    if options.epochs < 1 or (options.steps is not None and options.steps < 1):
-        raise UserError("--epochs and --steps are 1 or more")
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True
     images, _, classes = load(options.data, options.directory, device_of(0))

@@ -80,13 +80,15 @@ def main() -> None:
     """Measure, print and keep the rows."""
     parser = command.parser("engines", __doc__, threads=1)
     parser.add_argument("--network", default="vgg16", help="(default: vgg16)")
-    parser.add_argument("--batch", type=int, default=128, help="images in a step, of all ranks (default: 128)")
+    parser.add_argument(
+        "--batch", type=command.count, default=128, help="images in a step, of all ranks (default: 128)"
+    )
     parser.add_argument("--precision", default="auto", choices=command.PRECISIONS, help=command.PRECISION_HELP)
     parser.add_argument(
         "--stages", nargs="+", type=int, default=[0, 1, 2, 3], choices=range(4), help="of ZeRO (default: all)"
     )
-    parser.add_argument("--ranks", type=int, default=2, help="(default: 2)")
-    parser.add_argument("--steps", type=int, default=4, help="steps in a round (default: 4)")
+    parser.add_argument("--ranks", type=command.count, default=2, help="(default: 2)")
+    parser.add_argument("--steps", type=command.count, default=4, help="steps in a round (default: 4)")
     options = parser.parse_args()
     rows = measure(options)
     show(rows)

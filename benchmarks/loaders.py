@@ -42,6 +42,7 @@ from vgg_ddp.distributed.memory import used_bytes
 from vgg_ddp.distributed.world import World, device_of
 from vgg_ddp.errors import UserError
 
+EARLY = 10  # the first of so many parts of the batches, after which memory is measured too
 CROP_AND_FLIP = AugmentConfig(crop_padding=4, flip=True)
 RESIZED_CROP_AND_FLIP = AugmentConfig(random_resized_crop=[0.08, 1.0], flip=True)
 
@@ -228,7 +229,7 @@ def measure_memory(options: argparse.Namespace, place: Path) -> list[dict[str, A
             continue
         early = 0
         for number, _ in enumerate(loader.batches(options.memory_batches), start=1):
-            if number == options.memory_batches // 10:
+            if number == options.memory_batches // EARLY:
                 early = used_bytes(device_of(0))
         late = used_bytes(device_of(0))
         rows.append(
@@ -256,18 +257,22 @@ def main() -> None:
     parser = command.parser("loaders", __doc__)
     parser.add_argument("--data", required=True, help="what vgg-ddp prepare takes, of images of one size")
     parser.add_argument("--photos", type=int, default=2000, help="large JPEG files to make (default: 2000; 0: none)")
-    parser.add_argument("--batch", type=int, default=256, help="images in a batch (default: 256)")
+    parser.add_argument("--batch", type=command.count, default=256, help="images in a batch (default: 256)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each round (default: 2)")
     parser.add_argument("--only", nargs="*", help="only these, e.g. 'dali files' 'torchvision files'")
-    parser.add_argument("--memory-batches", type=int, help="load this many batches and measure the memory")
+    parser.add_argument("--memory-batches", type=command.count, help="load this many batches and measure the memory")
     options = parser.parse_args()
     if 0 < options.photos < options.batch:
         raise UserError(
             f"--photos {options.photos} are fewer than one batch of {options.batch}; set --batch to that or less"
         )
+    if options.memory_batches is not None and options.memory_batches < EARLY:
+        raise UserError(f"--memory-batches {options.memory_batches}: give {EARLY} or more, of which a tenth come first")
     torch.set_num_threads(1 if not torch.cuda.is_available() else options.threads)  # the cores are the loaders'
     with tempfile.TemporaryDirectory(prefix="vgg_ddp-loaders-") as place:
         rows = (measure_memory if options.memory_batches else measure_speed)(options, Path(place))
+    if not rows:
+        raise UserError("nothing could be measured" + (f", of {', '.join(options.only)}" if options.only else ""))
     show(rows, options.threads)
     command.keep(options, rows, "images_per_second", "images per second, all cores", log=True)
 

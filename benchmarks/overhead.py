@@ -156,7 +156,7 @@ def main() -> None:
     parser = command.parser("overhead", __doc__)
     parser.add_argument("--config", default="configs/vgg16_cifar10.yaml", help="(default: %(default)s)")
     parser.add_argument("--source", default="digits", help="data.source (default: digits)")
-    parser.add_argument("--steps", type=int, default=4, help="steps in a round (default: 4)")
+    parser.add_argument("--steps", type=command.count, default=4, help="steps in a round (default: 4)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     options = parser.parse_intermixed_args()
     keep_freed_memory()

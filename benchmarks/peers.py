@@ -36,7 +36,9 @@ import vgg_ddp
 from benchmarks.measurement import command, rounds
 from benchmarks.measurement.arithmetic import arithmetic
 from benchmarks.measurement.device_speed import DTYPES, chosen_precision, reference, wait_for
-from benchmarks.throughput import Cell, Step, cached, plain_network
+from benchmarks.throughput.cell import Cell
+from benchmarks.throughput.plain import plain_network
+from benchmarks.throughput.step import Step, cached
 from vgg_ddp.distributed.memory import keep_freed_memory
 from vgg_ddp.distributed.world import World, device_of
 from vgg_ddp.errors import UserError
@@ -387,13 +389,15 @@ def main() -> None:
     """Measure, print and keep the rows."""
     parser = command.parser("peers", __doc__)
     parser.add_argument("--networks", nargs="+", default=["vgg16"], help="(default: vgg16)")
-    parser.add_argument("--batches", nargs="+", type=int, default=[256], help="images in a step (default: 256)")
-    parser.add_argument("--image-size", type=int, default=32, help="pixels (default: 32)")
+    parser.add_argument(
+        "--batches", nargs="+", type=command.count, default=[256], help="images in a step (default: 256)"
+    )
+    parser.add_argument("--image-size", type=command.count, default=32, help="pixels (default: 32)")
     parser.add_argument("--precision", default="auto", choices=command.PRECISIONS, help=command.PRECISION_HELP)
-    parser.add_argument("--steps", type=int, default=2, help="steps in a round (default: 2)")
+    parser.add_argument("--steps", type=command.count, default=2, help="steps in a round (default: 2)")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS), help="(default: all)")
     options = parser.parse_args()
-    multiprocessing.set_forkserver_preload(["benchmarks.throughput"])
+    multiprocessing.set_forkserver_preload(["benchmarks.throughput.step"])
     torch.set_num_threads(options.threads)
     rows = measure(options)
     command.keep(options, rows, "images_per_second", "images per second")

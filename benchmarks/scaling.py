@@ -100,14 +100,18 @@ def main() -> None:
     """Measure and predict, print and keep the rows."""
     parser = command.parser("scaling", __doc__, threads=1)
     parser.add_argument("--parts", nargs="+", choices=["measure", "predict"], default=["measure", "predict"])
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="numbers of ranks (default: 1 2 4)")
+    parser.add_argument(
+        "--ranks", type=command.count, nargs="+", default=[1, 2, 4], help="numbers of ranks (default: 1 2 4)"
+    )
     parser.add_argument("--network", default="vgg11", help="measured network (default: vgg11)")
-    parser.add_argument("--batch", type=int, default=128, help="images of one rank, measured (default: 128)")
-    parser.add_argument("--image-size", type=int, default=32, help="pixels, measured (default: 32)")
+    parser.add_argument("--batch", type=command.count, default=128, help="images of one rank, measured (default: 128)")
+    parser.add_argument("--image-size", type=command.count, default=32, help="pixels, measured (default: 32)")
     parser.add_argument("--precision", default="auto", choices=command.PRECISIONS, help=command.PRECISION_HELP)
-    parser.add_argument("--steps", type=int, default=2, help="steps in a round (default: 2)")
+    parser.add_argument("--steps", type=command.count, default=2, help="steps in a round (default: 2)")
     parser.add_argument("--device", choices=list(DEVICES), default="h100", help="predicted for (default: h100)")
-    parser.add_argument("--gpu-batch", type=int, default=64, help="images of each GPU at 224 pixels (default: 64)")
+    parser.add_argument(
+        "--gpu-batch", type=command.count, default=64, help="images of each GPU at 224 pixels (default: 64)"
+    )
     parser.add_argument("--images-per-second", type=float, help="of one GPU at 224 pixels, where it was measured")
     options = parser.parse_args()
     contents: dict[str, Any] = {"rows": []}

@@ -24,36 +24,30 @@ their size in that epoch, and in Muon's updates, counted for every rank, since e
 
 from __future__ import annotations
 
-import math
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import msgspec
 import torch
-from scipy import stats
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measurement import baseline, command, rounds
 from benchmarks.measurement.device_speed import reference
+from benchmarks.measurement.rounds import mean_and_deviation
+from benchmarks.measurement.training_cost import pflop_of_steps
 from vgg_ddp.analysis.intervals import wilson
 from vgg_ddp.config import Config, load
 from vgg_ddp.distributed.world import device_of
 from vgg_ddp.errors import UserError
-from vgg_ddp.optim import optimizers
 from vgg_ddp.run.metrics_log import read_metrics
-from vgg_ddp.training.parts import empty_network
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -95,63 +89,6 @@ def reached(metrics: Sequence[Row], target: float) -> Row | None:
 def validations(metrics: Sequence[Row]) -> list[Row]:
     """The rows of the validations, in their order."""
     return [row for row in metrics if row["split"] == "validation"]
-
-
-def pflop(config: Config, classes: int, step: int, steps_per_epoch: int, ranks: int = 1) -> float:
-    """The PFLOP of the first `step` steps, each epoch at its own size."""
-    return pflop_of_steps(config, classes, steps_per_epoch, ranks)(step)
-
-
-def pflop_of_steps(config: Config, classes: int, steps_per_epoch: int, ranks: int = 1) -> Callable[[int], float]:
-    """`pflop` by steps; of each size of images, and of an update, they are counted once."""
-    of_image = cache(partial(flop_of_image_in_step, config, classes))
-    of_update, sizes = ranks * flop_of_update(config, classes), config.data.train_sizes
-
-    def of_steps(step: int) -> float:
-        flops = step * of_update
-        for epoch, first in enumerate(range(0, step, steps_per_epoch)):
-            size = sizes[epoch] if epoch < len(sizes) else config.data.image_size
-            flops += min(steps_per_epoch, step - first) * config.batch * of_image(size)
-        return flops / 1e15
-
-    return of_steps
-
-
-def flop_of_image_in_step(config: Config, classes: int, size: int) -> float:
-    """Of one image of a batch: forward and backward, twice with SAM; of a share of them, after a forward pass of all."""
-    share, passes = config.loss.hardest, 2 if config.optimizer.sharpness_radius else 1
-    flops = share * passes * flop_of_image(config, classes, size)
-    if share < 1:
-        flops += flop_of_image(config, classes, min(size, config.loss.hardest_size or size), backward=False)
-    return flops
-
-
-def flop_of_image(config: Config, classes: int, size: int, backward: bool = True) -> float:
-    """Of forward and backward for one image, or of forward, counted in those of two, without memory."""
-    network = empty_network(config, classes, torch.device("cuda"))  # whose convolutions are torch's; it is nowhere
-    return flop_of_network(network, size, backward)
-
-
-def flop_of_network(network: nn.Module, size: int, backward: bool = True) -> float:
-    """The same of a network on the meta device."""
-    with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        logits = network(torch.empty(2, 3, size, size))
-        if backward:
-            logits.sum().backward()
-    return counter.get_total_flops() / 2
-
-
-def flop_of_update(config: Config, classes: int) -> float:
-    """Of an update's matrix products, which Muon alone has, on a CPU."""
-    if config.optimizer.name != "muon":
-        return 0.0
-    network = empty_network(config, classes, torch.device("cuda"))
-    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-    for parameter in trained.values():
-        parameter.grad = torch.empty_like(parameter)
-    with FlopCounterMode(display=False) as counter:
-        optimizers.build(trained, config.optimizer).step()
-    return counter.get_total_flops()
 
 
 def train(recipe: Recipe, seed: int, directory: Path) -> tuple[Path, float]:
@@ -244,21 +181,10 @@ def over_seeds(runs: Sequence[Row], machine_speed: list[float] | None, called: s
             {
                 "name": f"{called}{unit} to the target{f', {beside}'.replace('_', ' ') if beside else ''}",
                 **rounds.summary(values, unit, machine_speed if timed else None, higher_is_better=False),
-                **spread(values),
+                **mean_and_deviation(values),
             }
         )
     return rows
-
-
-def spread(values: Sequence[float]) -> Row:
-    """Mean, standard deviation, and the mean's 95 % interval by Student's t; None of too few values for it."""
-    mean = statistics.mean(values) if values else None
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    interval = None
-    if mean is not None and deviation is not None:
-        half = stats.t.ppf(0.975, len(values) - 1) * deviation / math.sqrt(len(values))
-        interval = [mean - half, mean + half]
-    return {"mean": mean, "mean_interval": interval, "standard_deviation": deviation}
 
 
 def table(runs: Sequence[Row], target: float) -> list[Row]:
@@ -289,9 +215,11 @@ def table(runs: Sequence[Row], target: float) -> list[Row]:
                 "reached": got_there,
                 "share_over_target": [got_there / len(own), *(wilson(got_there, len(own)) or ())],
                 "target": target,
-                "final_validation_accuracy": spread([*accuracies.values()]),
-                "against_first": spread(differences) if differences else None,
-                "train_seconds": spread([run["train_seconds"] for run in own if run["train_seconds"] is not None]),
+                "final_validation_accuracy": mean_and_deviation([*accuracies.values()]),
+                "against_first": mean_and_deviation(differences) if differences else None,
+                "train_seconds": mean_and_deviation(
+                    [run["train_seconds"] for run in own if run["train_seconds"] is not None]
+                ),
             }
         )
     return rows
@@ -465,7 +393,7 @@ def main() -> None:
         help="train the first configuration with this word too: what it sets is compared with what it was (repeatable)",
     )
     parser.add_argument("--target", type=float, required=True, help="accuracy on held-out images, 0 to 1")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings, with seeds 0, 1, ... (default: 3)")
+    parser.add_argument("--seeds", type=command.count, default=3, help="trainings, with seeds 0, 1, ... (default: 3)")
     parser.add_argument(
         "--runs", type=Path, metavar="DIR", help="read the finished runs in this directory, train nothing"
     )

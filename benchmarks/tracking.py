@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measurement import command, rounds
+from vgg_ddp.errors import UserError
 from vgg_ddp.run.metrics_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,9 +109,11 @@ def main() -> None:
     """Measure, print and keep the rows."""
     parser = command.parser("tracking", __doc__)
     parser.add_argument("--source", default="digits", help="data.source (default: digits)")
-    parser.add_argument("--batch", type=int, default=256, help="images in a step (default: 256)")
-    parser.add_argument("--steps", type=int, default=60, help="steps of a training (default: 60)")
+    parser.add_argument("--batch", type=command.count, default=256, help="images in a step (default: 256)")
+    parser.add_argument("--steps", type=command.count, default=60, help="steps of a training (default: 60)")
     options = parser.parse_args()
+    if options.steps <= STEPS_OF_WARM_UP:
+        raise UserError(f"--steps {options.steps}: give more than {STEPS_OF_WARM_UP}, which are warm-up")
     rows = measure(options)
     show(rows)
     command.keep(options, rows, "step_seconds", "seconds of a step")

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vgg_ddp import config as configuration
-from vgg_ddp import cores
+from vgg_ddp import cores, preflight
 from vgg_ddp.config import Config
 from vgg_ddp.errors import EXIT_OK, EXIT_STOPPED, EXIT_USER_ERROR, STOP_SIGNALS, Signalled, UserError
 
@@ -70,6 +70,8 @@ def start(options: argparse.Namespace, config: Config) -> int:
             f"--nodes {plan.nodes} over ssh needs the program pdsh, which is not on PATH; install it, or start the same "
             "command on each host with a --node-rank of its own"
         )
+    if not by_ssh:
+        preflight.prepare_data(config)  # before the ranks meet, which wait ten minutes for one another
     program = Path(sys.executable).with_name("deepspeed")
     start_it = [str(program)] if program.is_file() else [sys.executable, "-m", "deepspeed.launcher.runner"]
     os.environ.update(variables)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +25,19 @@ def test_the_extra_that_is_named_for_a_package_brings_it() -> None:
     for name, use in doctor.OPTIONAL.items():
         (extra,) = re.findall(r"pip install 'vgg_ddp\[(\w+)\]'$", use)
         assert any(re.match(rf"{name}\b.*extra == .{extra}\W", line) for line in lines), name
+
+
+def test_without_torch_it_names_it_and_looks_no_further(tmp_path: Path) -> None:
+    """A package of that name that cannot be imported, and whose record is not there, as where it is not installed."""
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
+    hide = (
+        "import importlib.metadata as m; version = m.version\n"
+        "def hidden(name):\n if name == 'torch': raise m.PackageNotFoundError(name)\n return version(name)\n"
+        "m.version = hidden\nfrom vgg_ddp import doctor; raise SystemExit(doctor.examine())"
+    )
+    done = subprocess.run([sys.executable, "-c", hide], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "lacks torch: pip install torch" in done.stdout
 
 
 @pytest.mark.parametrize("there", [set(), {"g++"}, {"gcc"}, {"clang"}, {"g++", "gcc"}])

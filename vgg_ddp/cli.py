@@ -332,7 +332,7 @@ def _report(options: argparse.Namespace) -> int:
     first, *others = options.targets
     if options.out and not (others or options.against):
         raise UserError("--out is for runs side by side; the report of one run stands in RUN/report/index.html")
-    if (first / "definition.yaml").is_file() and not (others or options.against):
+    if os.path.isfile(first / "definition.yaml") and not (others or options.against):
         from vgg_ddp.study import command
 
         print(command.report(first))
@@ -379,7 +379,7 @@ def _table(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from vgg_ddp.data.dataset import Dataset
 
-    if (options.target / "dataset.json").is_file():
+    if os.path.isfile(options.target / "dataset.json"):
         files = Dataset(options.target).verify()
         print(f"{options.target}: {files} files, every hash is right")
         return EXIT_OK
@@ -388,6 +388,8 @@ def _verify(options: argparse.Namespace) -> int:
 
     run, _ = find_run(options.target)
     folders = checkpoint.find(run.checkpoints)
+    if not folders:
+        raise UserError(f"{options.target} has no checkpoint")
     for folder in folders:
         checkpoint.read(folder)
     print(f"{options.target}: {len(folders)} checkpoints, every hash is right")

@@ -46,9 +46,9 @@ def examine() -> int:
     for name, use in OPTIONAL.items():
         _found(f"note  no {name}: only needed for {use}", name)
     _examine_apex()
-    _examine_compilers()
     if missing:
         return EXIT_USER_ERROR
+    _examine_compilers()
     _examine_devices()
     return EXIT_OK
 

@@ -27,6 +27,7 @@ from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError, leave
 from vgg_ddp.evaluation import own_images, test_set
 from vgg_ddp.evaluation.image_files import not_images
+from vgg_ddp.loaders.choice import choose, fallbacks
 from vgg_ddp.optim import precision
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import box, say, table
@@ -122,8 +123,13 @@ def run(resolved: ResolvedRun, world: World) -> None:
         if world.local_rank == 0:
             dataset.verify(at_most=QUICKLY_READ)
     preflight.must_be_the_same_data(dataset, world)
-    if world.is_main and resolved.choices:
-        say("\n".join(resolved.choices))
+    said = list(resolved.choices)
+    if not (resolved.out and config.evaluate.name):  # else the images are read as the protocol asks for
+        with world.together():
+            loader = choose(config.loader, dataset.split("test"), config.data, world, evaluated=True)
+            said += fallbacks(loader, config.data, world, config.evaluate.batch)
+    if world.is_main and said:
+        say("\n".join(said))
     trackers = resolved.trackers if world.is_main else {}
     with followed(config, directory, dataset.directory, State(), trackers):
         evaluate_and_report(config, dataset, directory, Path(resolved.checkpoint), world, resolved.out)

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 VIEWS = ("evaluate.protocol=", "evaluate.scales=", "evaluate.flips=", "evaluate.views=")
 
 
-def check_training(config_path: str, overrides: Sequence[str]) -> ResolvedRun:
+def check_training(config_path: str, overrides: Sequence[str], ranks: int | None = None) -> ResolvedRun:
     """Read a configuration and check all of it; prepares the data set where it is not there yet.
+
+    Args:
+        ranks: that train; None: those of this host.
 
     Raises:
         UserError: what was asked for cannot be had here, or does not fit.
@@ -44,7 +47,7 @@ def check_training(config_path: str, overrides: Sequence[str]) -> ResolvedRun:
         from vgg_ddp.run.directory import RunDirectory
 
         RunDirectory(config.run.dir).must_be_new()
-    return _check(config, config.run.dir)
+    return _check(config, config.run.dir, ranks=ranks)
 
 
 def check_evaluation(
@@ -178,7 +181,12 @@ def _check_initial_weights(config: Config) -> None:
 
 
 def _check(
-    config: Config, run: str, checkpoint: str = "", dataset: Dataset | None = None, trained: Path | None = None
+    config: Config,
+    run: str,
+    checkpoint: str = "",
+    dataset: Dataset | None = None,
+    trained: Path | None = None,
+    ranks: int | None = None,
 ) -> ResolvedRun:
     """`trained`: of an evaluation, the record of the data set that the network was trained on."""
     from vgg_ddp.trackers import wanted
@@ -190,13 +198,16 @@ def _check(
     from vgg_ddp.data.record import read_record
     from vgg_ddp.data.settling import check_test_images, check_train_sizes, settle
     from vgg_ddp.data.validation import check_validation
+    from vgg_ddp.distributed.launcher import ranks_of_this_host
     from vgg_ddp.evaluation import attributes
 
     fallbacks: list[str] = []
     if dataset is None:
         directory, fallbacks = prepare_data(config)
         dataset = Dataset(directory, None if trained is None else read_record(trained))
-    config, choices = settle(config, dataset) if dataset.has_images else (config, [])
+    if ranks is None:
+        ranks = ranks_of_this_host(config) if config.min_steps_per_epoch and trained is None else 1
+    config, choices = settle(config, dataset, ranks) if dataset.has_images else (config, [])
     if trained is None:
         check_validation(config, dataset)
         check_train_sizes(config.data)

@@ -52,8 +52,7 @@ def train(job: Job, state: State, recorder: Recorder, stop: StopRequest) -> None
             seed_dropout(config.seed, state.step, job.world.rank)
             step(batch, job.side(state.epoch))
             job.average.update(state.step)
-            state.step += 1
-            state.step_in_epoch += 1
+            state.step_taken(shrunk=job.side(state.epoch) is not None)
             recorder.step_done(learning_rate, config.log.every_steps)
             if stop.agreed(state.step):
                 save(job, state, recorder)
@@ -119,7 +118,6 @@ def save(job: Job, state: State, recorder: Recorder, best: bool = False) -> None
     recorder.row()
     weights = job.engine.weights()
     optimizer, state.engine = job.engine.state()
-    state.full_size_steps = job.full_size_steps(state)
     ema = job.average.network.state_dict() if job.config.ema else None
     job.saver.save(weights, optimizer, state, ema, best, job.answers.so_far(state))
     recorder.resume_clock()
@@ -188,7 +186,7 @@ def main(arguments: list[str]) -> int:
     """One rank of a training: `CONFIG [key=value ...]`, or what `vgg-ddp train` hands its ranks; returns the exit code."""
 
     def body(world: World) -> None:
-        resolved = preflight.on_ranks(arguments, world, preflight.check_training)
+        resolved = preflight.on_ranks(arguments, world, partial(preflight.check_training, ranks=world.size))
         world.use_cores(resolved.config)
         run(resolved, world)
 

@@ -38,15 +38,19 @@ def main() -> None:
     """Measure speed, or train, or show stored rows."""
     parser = command.parser("communication", __doc__, threads=1)
     parser.add_argument("--heads", nargs="+", default=["compact", "paper"], choices=["compact", "paper"])
-    parser.add_argument("--links", nargs="+", default=list(LINKS), help="loopback, or Mbit/s (default: %(default)s)")
+    parser.add_argument(
+        "--links", nargs="+", default=list(LINKS), choices=LINKS, help="loopback, or Mbit/s (default: all)"
+    )
     parser.add_argument("--choices", nargs="+", default=list(CHOICES), choices=list(CHOICES))
     parser.add_argument("--network", default="vgg16", help="(default: vgg16)")
     parser.add_argument("--precision", default="auto", choices=command.PRECISIONS, help=command.PRECISION_HELP)
-    parser.add_argument("--image-size", type=int, default=32, help="pixels (default: 32)")
-    parser.add_argument("--batch", type=int, default=256, help="images in a step of both ranks (default: 256)")
-    parser.add_argument("--steps", type=int, default=3, help="steps in a round (default: 3)")
+    parser.add_argument("--image-size", type=command.count, default=32, help="pixels (default: 32)")
+    parser.add_argument(
+        "--batch", type=command.count, default=256, help="images in a step of both ranks (default: 256)"
+    )
+    parser.add_argument("--steps", type=command.count, default=3, help="steps in a round (default: 3)")
     parser.add_argument("--train", help="a dataset: train on it with each choice, instead of measuring speed")
-    parser.add_argument("--train-steps", type=int, default=512, help="steps of a training (default: 512)")
+    parser.add_argument("--train-steps", type=command.count, default=512, help="steps of a training (default: 512)")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings of each choice (default: 0 1 2)"
     )

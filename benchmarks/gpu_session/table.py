@@ -45,7 +45,7 @@ def _cells(rows: list[Row]) -> list[list[str]]:
     found = [[outcome, str(number), "tests", "", "", ""] for outcome, number in outcomes.items()]
     for row in rows:
         if row.get("outcome") == "failed":
-            found.append([row["name"], "failed", row.get("reason", "").splitlines()[0], "", "", ""])
+            found.append([row["name"], "failed", next(iter(row.get("reason", "").splitlines()), ""), "", "", ""])
         elif "left_out" in row:
             found.append([row["name"], "left out", row["left_out"], "", "", ""])
         elif "unit" in row:

@@ -39,15 +39,26 @@ def parser(
     parser = ArgumentParser(prog=prog, description=(description or "").splitlines()[0])
     parser.set_defaults(prog=prog, threads=threads)
     if in_rounds:
-        parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
+        parser.add_argument("--rounds", type=count, default=5, help="rounds that count (default: 5)")
     if threads is None:
-        parser.add_argument("--threads", type=int, default=cores.usable(), help="CPU threads (default: all cores)")
+        parser.add_argument("--threads", type=count, default=cores.usable(), help="CPU threads (default: all cores)")
     parser.add_argument(
         "--json", type=result_file, help=f"write the rows to this file{', and pictures beside it' * compared}"
     )
     if compared:
         baseline.add_options(parser)
     return parser
+
+
+def count(text: str) -> int:
+    """The type of an option that counts something, of which there must be one at least.
+
+    Raises:
+        ArgumentTypeError: it is no such number.
+    """
+    if not text.strip().isdecimal() or not int(text):
+        raise ArgumentTypeError(f"{text} is no whole number above 0")
+    return int(text)
 
 
 def result_file(text: str) -> Path:

@@ -6,12 +6,13 @@ one process. The first round is warm-up and does not count.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, t
 
 REFERENCE = "reference"
 
@@ -67,3 +68,14 @@ def summary(
     if reference is not None:
         row["reference"] = reference
     return row
+
+
+def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation, and the mean's 95 % interval by Student's t; None of too few values for it."""
+    mean = statistics.mean(values) if values else None
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    interval = None
+    if mean is not None and deviation is not None:
+        half = t.ppf(0.975, len(values) - 1) * deviation / math.sqrt(len(values))
+        interval = [mean - half, mean + half]
+    return {"mean": mean, "mean_interval": interval, "standard_deviation": deviation}

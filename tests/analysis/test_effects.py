@@ -46,6 +46,17 @@ def test_marginal_means_of_a_full_grid_are_the_plain_ones() -> None:
     assert [level.cells for level in found[1].levels] == [8, 8, 8]
 
 
+def test_the_first_level_is_the_first_that_is_met_or_that_of_a_given_order() -> None:
+    figures = np.array([3.0, 1.0, 2.0, 3.5, 1.5, 2.5])
+    factors, seeds = {"rate": ["0.3", "0.1", "0.2"] * 2}, [0, 0, 0, 1, 1, 1]
+    for order, first in ((None, 3.25), (["0.1", "0.2", "0.3"], 1.25)):
+        ((found,), _) = effects(figures, factors, seeds, {} if order is None else {"rate": order})
+        assert [level.name for level in found.levels] == (order or ["0.3", "0.1", "0.2"])
+        assert found.levels[0].mean == pytest.approx(first)
+        means = dict(zip(["0.3", "0.1", "0.2"], [3.25, 1.25, 2.25]))
+        assert [level.mean for level in found.levels] == pytest.approx([means[level.name] for level in found.levels])
+
+
 def test_where_cells_are_missing_the_model_fills_them_in() -> None:
     random = np.random.default_rng(3)
     factors, seeds = grid(2, 3, seeds=4)

@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import peers, throughput
+from benchmarks import peers
 from benchmarks.measurement.arithmetic import arithmetic
 from benchmarks.measurement.device_speed import matrix_product
-from benchmarks.measurement.step import noise
+from benchmarks.measurement.step import TrainingStep, noise
+from benchmarks.throughput.cell import Cell
+from benchmarks.throughput.step import Step, cached
 from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.optim.precision import set_arithmetic
 
-CELLS = [throughput.Cell("vgg11", 16, 2, precision, "channels_last") for precision in ("fp32", "tf32")]
+CELLS = [Cell("vgg11", 16, 2, precision, "channels_last") for precision in ("fp32", "tf32")]
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +46,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
 
         return noted
 
-    monkeypatch.setattr(throughput.TrainingStep, "run", noting(throughput.TrainingStep.run))
+    monkeypatch.setattr(TrainingStep, "run", noting(TrainingStep.run))
     monkeypatch.setattr(torch.Tensor, "__matmul__", noting(torch.Tensor.__matmul__))
     return found
 
@@ -52,7 +54,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_each_cell_of_a_grid_has_the_arithmetic_of_its_precision(order: tuple[int, int], seen: list[Any]) -> None:
     cells = [CELLS[number] for number in order]
-    steps = [throughput.Step(cell, ALONE, throughput.cached(cell, ALONE)) for cell in cells]
+    steps = [Step(cell, ALONE, cached(cell, ALONE)) for cell in cells]
     products = [matrix_product(ALONE.device, cell.precision, seconds=1e-9) for cell in cells]
     for step, product in zip(steps, products):
         step.run(1)
@@ -68,7 +70,7 @@ def test_joules_are_of_the_steps_that_are_divided_by(phases_apart: bool) -> None
     taken = itertools.count()
     batch = noise(2, 16, ALONE)
     batches = (batch for _ in taken)
-    step = throughput.Step(CELLS[0], ALONE, batches, joules=lambda: float(repr(taken)[6:-1]))
+    step = Step(CELLS[0], ALONE, batches, joules=lambda: float(repr(taken)[6:-1]))
     step.phases_apart = phases_apart
     timing = step.run(2)
     assert timing.joules == 2

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import throughput
-from benchmarks.throughput import Cell, Prediction, Timing
+from benchmarks.throughput import __main__ as throughput
+from benchmarks.throughput import step as of_cell
+from benchmarks.throughput.cell import Cell
+from benchmarks.throughput.prediction import Prediction
+from benchmarks.throughput.step import Timing
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 
@@ -29,7 +32,7 @@ class FakeStep:
         self.asked.append((steps, reduce))
         return Timing(1.0, 1.0, {"forward": 1.0})
 
-    measure_peak = throughput.Step.measure_peak
+    measure_peak = of_cell.Step.measure_peak
 
 
 @pytest.mark.parametrize(("engine", "without"), [("ddp", True), ("deepspeed", False)])
@@ -62,8 +65,8 @@ def test_the_peak_is_that_of_the_only_cell(
     """It is read before anything else that is measured is in memory."""
     asked: list[Any] = []
     monkeypatch.setattr(throughput, "Step", lambda *_: FakeStep(asked, is_graph))
-    monkeypatch.setattr(throughput, "reset_peak", lambda device: asked.append("reset"))
-    monkeypatch.setattr(throughput, "peak_bytes", lambda world: asked.append("peak") or 7)
+    monkeypatch.setattr(of_cell, "reset_peak", lambda device: asked.append("reset"))
+    monkeypatch.setattr(of_cell, "peak_bytes", lambda world: asked.append("peak") or 7)
     grid = [Cell("vgg11", 32, batch, "fp32", "channels_last") for batch in range(1, cells + 1)]
     steps, _ = throughput.build_steps(grid, Namespace(compile=[False], data=None), ONE)
     assert asked == expected
@@ -71,6 +74,6 @@ def test_the_peak_is_that_of_the_only_cell(
 
 
 def test_a_data_set_smaller_than_a_batch_is_refused_at_the_first_batch(few_digits: Path) -> None:
-    batches = throughput.loaded(Cell("vgg11", 32, 5000, "fp32", "channels_last"), ONE, few_digits, "auto")
+    batches = of_cell.loaded(Cell("vgg11", 32, 5000, "fp32", "channels_last"), ONE, few_digits, "auto")
     with pytest.raises(UserError, match="fewer than one batch of 5000; set --batches"):
         next(batches)

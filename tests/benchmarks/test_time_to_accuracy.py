@@ -7,16 +7,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from scipy import stats
 
 from benchmarks import time_to_accuracy
-from benchmarks.scaling_model.network import layers, training_flops
 from tests.support.rank_processes import program
-from vgg_ddp.config import Config
-from vgg_ddp.config.data import DataConfig
-from vgg_ddp.config.optimizer import LossConfig, OptimizerConfig
 from vgg_ddp.errors import UserError
 
 pytestmark = pytest.mark.host
@@ -40,43 +35,6 @@ def test_the_first_validation_at_the_target_counts() -> None:
     assert found is not None
     assert found["seconds"] == 10.0
     assert time_to_accuracy.reached(rows, 0.81) is None
-
-
-def test_pflop_follows_the_size_of_each_epochs_images() -> None:
-    config = Config(network="vgg11", batch=100, data=DataConfig(image_size=32, train_sizes=[16]))
-    small, large = (time_to_accuracy.flop_of_image(config, 10, size) for size in (16, 32))
-    found = time_to_accuracy.pflop(config, classes=10, step=25, steps_per_epoch=10)
-    assert found == pytest.approx((10 * 100 * small + 15 * 100 * large) / 1e15)
-    counted_by_hand = {size: training_flops(layers("vgg11", True, "compact", 10, size)) for size in (16, 32)}
-    assert large == pytest.approx(counted_by_hand[32], rel=1e-6)
-    assert (
-        0.8 * counted_by_hand[16] < small < counted_by_hand[16]
-    )  # of a single pixel, products with padding are left out
-
-
-def test_flop_of_a_second_gradient_and_of_the_pass_that_finds_the_hardest_images() -> None:
-    plain = Config(network="vgg11", data=DataConfig(image_size=32))
-    both = time_to_accuracy.flop_of_image(plain, 10, 32)
-    forward, small = (time_to_accuracy.flop_of_image(plain, 10, size, backward=False) for size in (32, 16))
-    assert 0.32 * both < forward < 0.35 * both
-    for changes, expected in (
-        ({"optimizer": OptimizerConfig(sharpness_radius=0.1)}, 2 * both),
-        ({"loss": LossConfig(hardest=0.25)}, forward + both / 4),
-        ({"loss": LossConfig(hardest=0.5, hardest_size=16)}, small + both / 2),
-    ):
-        config = msgspec.structs.replace(plain, **changes)
-        assert time_to_accuracy.flop_of_image_in_step(config, 10, 32) == pytest.approx(expected)
-
-
-def test_flop_of_an_update_are_muon_s_matrix_products() -> None:
-    """X X^T and the last product of each out x in x 9 matrix, and 17 of out x out or in x in between, whichever is less."""
-    shapes = [(3 * 9, 64), (64 * 9, 128), (128 * 9, 256), (256 * 9, 256), (256 * 9, 512)] + 3 * [(512 * 9, 512)]
-    expected = sum(2 * (2 * min(s) ** 2 * max(s) + 17 * min(s) ** 3) for s in shapes)
-    muon = Config(network="vgg11", optimizer=OptimizerConfig(name="muon"))
-    assert time_to_accuracy.flop_of_update(muon, 10) == pytest.approx(expected, rel=1e-6)
-    alone, two = (time_to_accuracy.pflop(muon, 10, step=5, steps_per_epoch=10, ranks=ranks) for ranks in (1, 2))
-    assert two - alone == pytest.approx(5 * expected / 1e15)  # every rank makes the whole update
-    assert time_to_accuracy.flop_of_update(Config(network="vgg11"), 10) == 0
 
 
 def test_recipes_are_configurations_and_the_first_with_a_word_more() -> None:

@@ -249,6 +249,19 @@ def test_each_key_can_be_set_by_a_word_and_by_the_file(key: str, config_file: Pa
     assert found[key] == value
 
 
+def test_aliases_of_few_values_are_taken(config_file: Path) -> None:
+    config_file.write_text("data: {train_sizes: &sizes [64, 96]}\nevaluate: {protocol: dense, scales: *sizes}")
+    config = load(config_file, ["data.image_size=32"])
+    assert config.data.train_sizes == config.evaluate.scales == [64, 96]
+
+
+def test_a_configuration_of_many_classes_is_read_back(config_file: Path) -> None:
+    """Whose weights follow from the data set, and stand for as many numbers."""
+    config = load(config_file, ["loss.class_weights=balanced"])
+    config_file.write_text(dump(config))
+    assert load(config_file).loss.class_weights == "balanced"
+
+
 def test_groups_of_classes_are_named_one_by_one_or_all_at_once(config_file: Path) -> None:
     whole = load(config_file, ["analysis.groups={pets: [cat, 1], birds: [owl]}"])
     assert whole.analysis.groups == {"pets": ["cat", "1"], "birds": ["owl"]}
@@ -257,6 +270,9 @@ def test_groups_of_classes_are_named_one_by_one_or_all_at_once(config_file: Path
     assert "'a' names no class" in refusal(config_file, "analysis.groups={a: []}")
     assert "expected array" in refusal(config_file, "analysis.groups={a: cat}")
     assert "expected object" in refusal(config_file, "analysis.groups=cat")
+    assert "analysis.groups.no has no keys of its own; a name with a dot" in refusal(
+        config_file, "analysis.groups.no.1=[a]"
+    )
 
 
 def test_dump_and_load_of_every_key_at_once(config_file: Path) -> None:
@@ -461,6 +477,12 @@ def test_missing_file_names_one_of_a_similar_name(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "nowhere" / "else.yaml")
 
 
+# A hundred thousand names of one class, of which each alias names ten times as many as the one before.
+NESTED_ALIASES = b"analysis:\n groups:\n  a0: &a0 [cat]\n" + b"".join(
+    b"  a%d: &a%d [%s]\n" % (k, k, b", ".join([b"*a%d" % (k - 1)] * 10)) for k in range(1, 6)
+)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -476,6 +498,8 @@ def test_missing_file_names_one_of_a_similar_name(tmp_path: Path) -> None:
         (b"1: 2", "unknown key '1'"),
         (b"true: 2", "unknown key"),
         (b"a: " + b"[" * 3000, "not valid YAML"),
+        (b"analysis: {groups: {a: &a [cat, *a]}}", "aliases stand for too many values"),
+        (NESTED_ALIASES, "aliases stand for too many values"),
         (b"\n".join(b"key%d: 1" % number for number in range(20_000)), "more than 100,000 letters"),
     ],
 )

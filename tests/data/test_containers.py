@@ -87,3 +87,17 @@ def test_everything_is_no_source_of_a_training(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(containers.os, "scandir", None)  # it is not walked
     with pytest.raises(UserError, match=r"data\.source: / is no file or folder of images"):
         ensure(DataConfig(source="/", directory=str(tmp_path / "datasets")), print)
+
+
+def test_a_tar_whose_last_file_is_a_zip_is_a_tar(tmp_path: Path) -> None:
+    """A zip is known by its end, which here is that of the tar too, but for its padding."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as inner:
+        inner.writestr("a.png", b"x")
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        for name, data in (("b.png", b"y"), ("val.zip", packed.getvalue())):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    assert zipfile.is_zipfile(tmp_path / "set.tar")
+    assert containers.open_container(tmp_path / "set.tar").names == ["b.png", "val.zip"]

@@ -12,7 +12,13 @@ import pytest
 from tests.support.pictures import jpegs, write_folder
 from tests.support.rank_processes import Ranks
 from vgg_ddp import evaluate, preflight, train
+from vgg_ddp.config import load
+from vgg_ddp.data import nvidia_dali
+from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.prepare import prepare
+from vgg_ddp.distributed.world import SharedUserError, joined
+from vgg_ddp.run.directory import RunDirectory
+from vgg_ddp.training.job import build_job
 
 pytestmark = pytest.mark.processes
 
@@ -71,3 +77,19 @@ def test_a_host_with_other_data_is_named_before_a_step(places: list[Path], recip
     (line,) = ranks.stderr.splitlines()
     assert line.startswith("vgg-ddp: datasets/images-") and "(rank 1) has other data than on " in line
     assert not (tmp_path / "run").exists()
+
+
+def build_without_dali(recipe: Path, run: Path) -> None:
+    """A rank of two, the second of which finds no DALI on its host."""
+    with joined() as world:
+        config = load(recipe, ["loader=dali", f"run.dir={run}", "model.whiten=true", "batch=16", "data.image_size=32"])
+        dataset = Dataset(Path(config.data.source))
+        if world.rank == 1:
+            nvidia_dali.problem = lambda on_gpu: "NVIDIA DALI is not installed"  # type: ignore[assignment]
+        with pytest.raises(SharedUserError, match="DALI"), world.together():
+            build_job(config, dataset, RunDirectory(run), world)
+
+
+def test_what_one_rank_lacks_ends_all_before_they_exchange_anything(recipe: Path, tmp_path: Path) -> None:
+    ranks = Ranks(build_without_dali, (recipe, tmp_path / "run"), 2, tmp_path / "ranks")
+    assert ranks.wait() == [0, 0], ranks.stderr

@@ -119,6 +119,18 @@ def test_a_batch_is_halved_only_while_micro_batches_are_whole_and_of_several_ima
     assert settle_batch(config, 100)[0].batch == settled
 
 
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "ranks", "settled"),
+    [(512, 4, 8, 64), (512, 1, 16, 32), (256, 1, 32, 64), (256, 1, 2, 16), (512, 1, 512, 512)],
+)
+def test_a_halved_batch_still_divides_over_the_ranks(batch: int, accumulation: int, ranks: int, settled: int) -> None:
+    """With two images at least in each rank's micro-batches."""
+    config = Config(batch=batch, accumulation=accumulation, min_steps_per_epoch=40)
+    found = settle_batch(config, 400, ranks)[0]
+    assert found.batch == settled
+    assert found.local_batch(ranks) * ranks == settled
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     place = tmp_path_factory.mktemp("photos")

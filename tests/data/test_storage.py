@@ -303,3 +303,10 @@ def test_prepare_takes_a_storage_and_verify_checks_hashes_and_order(tmp_path: Pa
     wrong = command("prepare", source, "--out", tmp_path / "other", "--storage", "jpeg", "--quality", "0")
     _, error = wrong.communicate()
     assert (wrong.returncode, error.strip()) == (2, "vgg-ddp: --quality 0 is not between 1 and 100")
+
+
+def test_an_image_that_a_format_has_no_room_for_is_one_line(tmp_path: Path) -> None:
+    wide = np.zeros((1, 66_000, 3), dtype=np.uint8)
+    source = write_folder(tmp_path / "source", jpegs(COUNTS) | {"train/cat/wide.png": encode(wide, "PNG")})
+    with pytest.raises(UserError, match="an image of 66000 x 1 pixels cannot be stored by --storage jpeg"):
+        made(source, tmp_path / "dataset", Storage("jpeg"))

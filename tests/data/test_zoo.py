@@ -18,6 +18,7 @@ from tests.support.layouts import (
     parquet,
     parquet_sets,
     samples,
+    splits,
     tar,
     tar_bytes,
 )
@@ -29,6 +30,7 @@ from vgg_ddp.data.conversion import Policy
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import evaluation_slices
 from vgg_ddp.data.prepare import prepare
+from vgg_ddp.data.sources import find_source
 from vgg_ddp.data.splits import EncodedSplit, RawSplit
 from vgg_ddp.data.storage import Storage
 from vgg_ddp.distributed.world import ALONE
@@ -208,3 +210,112 @@ def check(layout: Layout, folder: Path) -> None:
         split = dataset.split(name)
         assert isinstance(split, EncodedSplit | RawSplit)
         assert [int(split.decode(i)[0, 0, 0]) for i in range(len(split))] == [80 * label for label in split.labels]
+
+
+def test_a_damaged_parquet_file_is_named_wherever_the_damage_lies(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    source = write_folder(tmp_path / "set", parquet("train.parquet", count=10))
+    whole = (source / "train.parquet").read_bytes()
+    for place in (len(whole) // 3, 30, len(whole) - 100):
+        damaged = bytearray(whole)
+        damaged[place : place + 40] = bytes(255 - byte for byte in damaged[place : place + 40])
+        (source / "train.parquet").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"train\.parquet is not a whole Parquet file|cannot be read"):
+            prepare(str(source), tmp_path / "dataset", lambda line: None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        "{",
+        "[]",
+        "null",
+        '{"info": null}',
+        '{"info": {"features": []}}',
+        '{"info": {"features": {"label": {"names": null}}}}',
+    ],
+)
+def test_what_other_tools_describe_in_a_parquet_file_is_as_if_it_were_not_there(described: str, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    files = pytest.importorskip("pyarrow.parquet")
+    images = [{"bytes": PICTURES[k % 3], "path": None} for k in range(30)]
+    table = pyarrow.table({"image": images, "label": [k % 3 for k in range(30)]})
+    (tmp_path / "set").mkdir()
+    files.write_table(table.replace_schema_metadata({"huggingface": described}), tmp_path / "set" / "train.parquet")
+    try:
+        dataset = prepare(str(tmp_path / "set"), tmp_path / "dataset", lambda line: None, tmp_path)
+    except UserError as error:
+        assert described == "{" and "is not a whole Parquet file" in str(error)
+    else:
+        assert dataset.classes == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([], "holds no image with a class"),
+        ([0.0, 1.0, float("nan")], "has images without a class; take their files away"),
+    ],
+)
+def test_parquet_without_classes_is_one_line(labels: list[float], said: str, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    files = pytest.importorskip("pyarrow.parquet")
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    images = pyarrow.array([{"bytes": PICTURES[0], "path": None}] * len(labels), kind)
+    (tmp_path / "set").mkdir()
+    files.write_table(
+        pyarrow.table({"image": images, "label": pyarrow.array(labels, pyarrow.float64())}),
+        tmp_path / "set/train.parquet",
+    )
+    with pytest.raises(UserError, match=said):
+        prepare(str(tmp_path / "set"), tmp_path / "dataset", lambda line: None, tmp_path)
+
+
+def test_an_official_archive_among_an_image_folder_s_files_is_not_the_set(tmp_path: Path) -> None:
+    """As after `data.source=cifar10` in the same folder, which leaves its download there."""
+    archive = {"datasets/downloads/cifar-10-binary.tar.gz": b"\x1f\x8b"}
+    source = write_folder(tmp_path / "set", splits("train", "test") | archive)
+    dataset = prepare(str(source), tmp_path / "dataset", lambda line: None, tmp_path)
+    assert dataset.classes == list(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("id,label\n00,ant\n00,ant\n01,bee\n02,cow\n", None),
+        ("id,label\n00,ant\n00,bee\n01,bee\n02,cow\n", "gives 00 the classes ant and bee"),
+        ("id,label\n00,ant\n01,bee\n09,cow\n", r"names images that are not there \(rows: 1\)"),
+    ],
+)
+def test_a_table_that_names_an_image_twice(table: str, said: str | None, tmp_path: Path) -> None:
+    pictures = {f"train/{k:02d}.png": PICTURES[k % 3] for k in range(3)}
+    source = write_folder(tmp_path / "set", pictures | {"trainLabels.csv": table.encode()})
+    if said is not None:
+        with pytest.raises(UserError, match=said):
+            find_source(str(source), tmp_path, print)
+    else:
+        found = find_source(str(source), tmp_path, print)
+        assert found.classes == list(CLASSES)
+
+
+def test_names_of_classes_that_are_no_utf_8_are_one_line(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "set", BOTH | {"classnames.txt": "b\xeate\nantenne\ncow".encode("latin1")})
+    with pytest.raises(UserError, match=r"classnames\.txt is not UTF-8"):
+        prepare(str(source), tmp_path / "dataset", print, tmp_path)
+
+
+def test_one_array_under_the_name_of_an_archive_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with (tmp_path / "set" / "images.npz").open("wb") as file:
+        np.save(file, np.zeros((3, 8, 8, 3), dtype=np.uint8))
+    with pytest.raises(UserError, match=r"images\.npz is not an archive of images and labels"):
+        prepare(str(tmp_path / "set"), tmp_path / "dataset", print, tmp_path)
+
+
+def test_the_letters_of_a_suffix_may_be_large(tmp_path: Path) -> None:
+    pixels, labels = np.zeros((30, 8, 8, 3), dtype=np.uint8), np.arange(30) % 3
+    (tmp_path / "set").mkdir()
+    with (tmp_path / "set" / "SET.NPZ").open("wb") as file:
+        np.savez(file, x_train=pixels, y_train=labels, x_test=pixels[:3], y_test=labels[:3])
+    dataset = prepare(str(tmp_path / "set" / "SET.NPZ"), tmp_path / "dataset", print, tmp_path)
+    assert dataset.record.splits["train"].count == 30

@@ -7,6 +7,7 @@ import torch
 from torch.distributed import HashStore
 
 from tests.support.rank_processes import Launch
+from vgg_ddp import cores
 from vgg_ddp.config import Config
 from vgg_ddp.distributed import launcher, numa, world
 from vgg_ddp.distributed.devices import Devices
@@ -46,7 +47,8 @@ def test_ranks_take_gpus_in_turn(two_gpus: None, devices: Devices, ranks: list[s
     devices.check(len(ranks))
     assert [str(devices.of_rank(rank)) for rank in range(len(ranks))] == ranks
     asked = Config(device=devices.device, ranks_per_gpu=devices.ranks_per_gpu)
-    assert launcher.ranks_of_this_host(asked) == (len(ranks) if devices.device != "cpu" else (len(numa.nodes()) or 1))
+    on_cpu = min(len(numa.nodes()), cores.usable()) or 1
+    assert launcher.ranks_of_this_host(asked) == (on_cpu if devices.device == "cpu" else len(ranks))
 
 
 def test_more_ranks_than_gpus_are_refused_with_what_would_do(two_gpus: None) -> None:
@@ -71,3 +73,21 @@ def test_a_gpu_that_is_not_there_is_told_once(launch: Launch) -> None:
 @NO_GPU
 def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
     assert (Devices().gpus(), str(Devices().of_rank(3))) == (0, "cpu")
+
+
+def test_a_rank_without_a_gpu_ends_when_the_store_is_gone(two_gpus: None) -> None:
+    """With its own host's first rank, which says why, or with rank 0's host."""
+
+    class Gone(HashStore):
+        def check(self, keys: list[str]) -> bool:
+            raise RuntimeError("connection closed")
+
+    with pytest.raises(world.ReportedElsewhere):
+        world._own_device(Devices(), world.World(7, 8, 3, 4, torch.device("cpu"), store=Gone()))
+
+
+def test_without_a_gpu_there_are_no_more_ranks_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with a quota of two cores, on a host of eight nodes."""
+    monkeypatch.setattr(numa, "nodes", lambda: [{k} for k in range(8)])
+    monkeypatch.setattr(launcher.cores, "usable", lambda: 2)
+    assert launcher.ranks_of_this_host(Config(device="cpu")) == 2

@@ -198,7 +198,9 @@ def test_the_grace_period_goes_on_after_a_suspension(tmp_path: Path) -> None:
     """A rank that was suspended while it saved has had no time to."""
     (tmp_path / "saving.py").write_text(
         "import os, signal, time\ndef main(arguments):\n asked = []\n"
-        " signal.signal(signal.SIGTERM, lambda *about: asked.append(1))\n open('begun', 'w')\n"
+        " signal.signal(signal.SIGTERM, lambda *about: asked.append(1))\n"
+        " time.sleep(1)\n"  # in which the supervisor hears that this rank runs
+        " open('begun', 'w')\n"
         " while not asked: time.sleep(0.01)\n"
         " open('saving', 'w')\n"
         " while not os.path.exists('go on'): time.sleep(0.01)\n"

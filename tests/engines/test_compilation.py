@@ -133,6 +133,7 @@ def test_without_a_compiler_auto_is_eager_and_says_so(tmp_path: Path, monkeypatc
     found = engine.measured["compile"]
     assert found["chosen"] == EAGER
     assert set(found["problems"]) == {"whole", "stages"}
+    assert json.loads(json.dumps(found, allow_nan=False))["seconds"].keys() == {EAGER, "whole", "stages"}
     loss, logits = engine.forward(torch.randn(4, 3, 16, 16), torch.tensor([1, 2, 3, 4]), last=True)
     assert logits.shape == (4, 10)
     engine.backward(loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,22 @@ def test_all_ranks_skip_the_step_that_is_not_finite_on_one(recipe: Path, runs: P
     rows = [row for row in read_metrics(run / "metrics.jsonl") if row["scope"] == "steps"]
     assert [row["skipped"] for row in rows] == [0, 0, 0, 1, 1, 1, 1, 1]
     assert all(row["loss"] is not None for row in rows)
+
+
+def test_the_second_pass_of_a_sharpness_aware_step_has_the_memory_of_the_first_gradients() -> None:
+    trained = engine(optimizer={"sharpness_radius": 0.05})
+    first: list[weakref.ref[Any]] = []
+    forward = trained._inner.forward
+
+    def looked_at(*arguments: Any, **named: Any) -> Any:
+        if first:
+            assert all(gradient() is None for gradient in first)
+        return forward(*arguments, **named)
+
+    trained._inner.forward = looked_at
+    loss, _ = trained.forward(torch.randn(4, 3, 16, 16), torch.randint(0, 3, (4,)), True)
+    trained.backward(loss)
+    parameters = [p for group in trained.optimizer.param_groups for p in group["params"]]
+    first += [weakref.ref(p.grad) for p in parameters]
+    trained.step()
+    assert first and all(p.grad is None for p in parameters)

@@ -17,6 +17,7 @@ from vgg_ddp.config import Config, load
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.distributed.world import World, device_of
 from vgg_ddp.errors import UserError
+from vgg_ddp.loaders import choice
 from vgg_ddp.loaders.choice import shortage_for_workers, workers_left_out
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.metrics_log import read_metrics
@@ -43,7 +44,9 @@ def place(runs: Path, recipe: Path) -> Path:
     return runs
 
 
-def test_workers_without_shared_memory_to_hand_over_batches_are_left_out(place: Path) -> None:
+def test_workers_without_shared_memory_to_hand_over_batches_are_left_out(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (line,) = [
         line
         for line in json.loads((place / "runs/a/environment.json").read_text())["fallbacks"]
@@ -53,10 +56,22 @@ def test_workers_without_shared_memory_to_hand_over_batches_are_left_out(place: 
     world = World(0, 1, 0, 1, device_of(0))
     assert shortage_for_workers(DataConfig(), world, 1) == ""
     assert shortage_for_workers(DataConfig(workers=0, prefetch=10**9), world, 256) == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "SHARED_MEMORY", "/nowhere")
+        assert shortage_for_workers(DataConfig(workers=0), world, 256) == ""
+        assert "/nowhere cannot be used" in shortage_for_workers(DataConfig(workers=2), world, 256)
     with pytest.raises(
         UserError, match=r"data\.workers=2: /dev/shm has .* use data\.workers=auto, or give .*--shm-size"
     ):
         workers_left_out(DataConfig(workers=2, prefetch=10**9), world, 256)
+
+
+def test_an_evaluation_says_what_its_loader_does_in_place_of_what_was_asked_for(place: Path) -> None:
+    done = vgg_ddp("evaluate", "runs/a", "data.workers=2", folder=place)
+    assert done.returncode == 2 and "data.workers=2: /dev/shm has" in done.stderr
+    done = vgg_ddp("evaluate", "runs/a", "data.workers=auto", folder=place)
+    assert done.returncode == 0, done.stderr
+    assert "data.workers=0: /dev/shm has" in done.stdout
 
 
 def test_paths_in_the_record_are_absolute(place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
@@ -31,7 +32,7 @@ from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation import attributes, features, occlusion
 from vgg_ddp.evaluation.changes import CHANGES
 from vgg_ddp.evaluation.why import Answered, Search
-from vgg_ddp.model import vgg
+from vgg_ddp.model import fusion, vgg
 from vgg_ddp.run.files import file_sha256
 
 
@@ -61,6 +62,38 @@ def test_grad_cam_is_captum_s_on_torchvision_s_network() -> None:
     assert (
         occlusion.grad_cam(vgg("A", head="compact", num_classes=5, image_size=32).eval(), image[:, :32, :32], 3) is None
     )
+
+
+@pytest.mark.parametrize(
+    ("variant", "maps"),
+    [({"activation": "gelu", "pool_before_norm": True}, "Conv"), ({"activation": "gelu"}, "BatchNorm"), ({}, "ReLU")],
+    ids=["pool before norm", "gelu", "relu"],
+)
+def test_grad_cam_is_captum_s_where_the_last_pool_stands_elsewhere_and_in_fused_layers(
+    variant: dict[str, Any], maps: str
+) -> None:
+    """Of the maps that the last pool gets: those of the convolution, of its batch norm, or, where it is ReLU, behind that."""
+    torch.manual_seed(0)
+    network = vgg("A", True, "paper", 5, 64, **variant).eval()
+    for norm in network.features:
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.running_mean)
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+    image = torch.randn(3, 64, 64)
+    plain = copy.deepcopy(network)
+    pool = max(n for n, layer in enumerate(plain.features) if isinstance(layer, nn.MaxPool2d))
+    if maps == "ReLU":  # theirs stands before the pool
+        plain.features[pool], plain.features[pool + 1] = plain.features[pool + 1], plain.features[pool]
+        pool += 1
+    layer = plain.features[pool - 1]
+    assert type(layer).__name__.startswith(maps)
+    theirs = LayerGradCam(plain, layer)
+    expected = [theirs.attribute(image[None], k, relu_attributions=True)[0, 0].detach() for k in range(5)]
+    assert torch.stack(expected).any()
+    for _ in ("plain", "fused"):
+        found = [occlusion.grad_cam(network, image, k) for k in range(5)]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        fusion.fuse(network.features, Config(), torch.device("cuda"))
 
 
 @pytest.mark.parametrize("side", [32, 30])
@@ -257,6 +290,7 @@ def archive() -> bytes:
     [
         ("a.csv", "1,2\n3,4\n", "has 2 rows of 2, and there are 2 test images of 3 classes"),
         ("a.csv", "1,2,3\n4,5,x\n", "row 2: it needs 3 numbers"),
+        ("a.csv", "a,b,c\n1,5,0,0\n2,0,5,0\n", "row 1: it needs 3 numbers"),  # as R numbers its rows
         ("a.csv", "1,2,3\n4,5,-1\n", "the row of image 1 has a value that is no count"),
         ("a.csv", "1,2,3\n4,5,nan\n", "the row of image 1 has a value that is no count"),
         ("a.npy", b"\x93NUMPY\x01", "cannot be read as an array"),

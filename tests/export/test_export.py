@@ -189,6 +189,10 @@ def test_the_check_sees_small_differences() -> None:
             check(wrong, logits)
 
 
+def test_whoever_may_read_the_folder_may_read_the_file(exported: dict[str, Path]) -> None:
+    assert {path.stat().st_mode & 0o444 for path in exported.values()} == {0o444}
+
+
 def test_mistakes_get_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"must end in \.onnx"):
         export(run, "onnx", tmp_path / "model.pb", [])

@@ -21,6 +21,7 @@ from tests.support.processes import assert_gone, descendants
 from tests.support.rank_processes import Command
 from tests.support.slurm_cluster import wait_until
 from vgg_ddp import cores
+from vgg_ddp.config import Config
 from vgg_ddp.errors import EXIT_STOPPED, EXIT_USER_ERROR
 
 WORDS = [
@@ -97,7 +98,9 @@ def test_without_pdsh_there_is_no_ssh(
 def test_deepspeed_is_found_without_its_program(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where it was installed in another folder (pip install --user)."""
     commands: list[list[str]] = []
+    prepared: list[Config] = []
     monkeypatch.setattr(deepspeed, "_run", lambda command, by_ssh, grace: commands.append(command) or 247)
+    monkeypatch.setattr(deepspeed.preflight, "prepare_data", prepared.append)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -105,6 +108,7 @@ def test_deepspeed_is_found_without_its_program(recipe: Path, tmp_path: Path, mo
     assert command_line._run(arguments, "launch") == 1
     (tmp_path / "deepspeed").touch()
     command_line._run(arguments, "launch")
+    assert [config.engine for config in prepared] == ["deepspeed"] * 2  # before the ranks meet
     programs = [command[: command.index("--num_gpus=1")] for command in commands]
     assert programs == [[sys.executable, "-m", "deepspeed.launcher.runner"], [str(tmp_path / "deepspeed")]]
 

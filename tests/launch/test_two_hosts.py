@@ -177,6 +177,18 @@ def test_a_rank_that_is_killed_starts_all_again_on_both_hosts(
     assert_same_weights(run, undisturbed)
 
 
+def test_a_host_whose_ranks_ended_well_ends_as_the_other_does(
+    launches: Launches, hosts: Hosts, config: Path, disk: Path
+) -> None:
+    """Rank 0 cannot write the evaluation, which is its work alone."""
+    run = disk / "not evaluated"
+    run.mkdir()
+    (run / "evaluation").touch()
+    codes, said = ends(*(launches.start(host, config, f"run.dir={run}", "min_steps=2") for host in hosts))
+    assert codes == [EXIT_USER_ERROR] * 2, said
+    assert one_line("".join(said)).startswith(f"vgg-ddp: {run}/evaluation"), said
+
+
 def test_a_link_that_is_cut_and_mended(
     launches: Launches, hosts: Hosts, config: Path, undisturbed: Path, disk: Path
 ) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from vgg_ddp.config import Config
 from vgg_ddp.config.optimizer import LossConfig
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.data.settling import settle_loss
+from vgg_ddp.data.settling import with_class_weights
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
 from vgg_ddp.optim import losses
@@ -27,7 +27,7 @@ def test_balanced_weights_are_scikit_learn_s(few_digits: Path) -> None:
     train = msgspec.structs.replace(dataset.record.splits["train"], count=sum(counts), class_counts=counts)
     splits = {**dataset.record.splits, "train": train}
     dataset.record = msgspec.structs.replace(dataset.record, splits=splits)
-    weights = settle_loss(LossConfig(class_weights="balanced"), dataset).class_weights
+    weights = with_class_weights(LossConfig(class_weights="balanced"), dataset).class_weights
     labels = np.repeat(np.arange(10), counts)
     assert weights == pytest.approx(compute_class_weight("balanced", classes=np.arange(10), y=labels).tolist())
     assert np.mean(np.array(weights)[labels]) == pytest.approx(1)

@@ -6,17 +6,23 @@ import ctypes
 import errno
 import fcntl
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.rank_processes import apart
+from vgg_ddp import cli
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.ensure import ensure
-from vgg_ddp.errors import UserError
-from vgg_ddp.run import files
+from vgg_ddp.errors import EXIT_USER_ERROR, UserError
+from vgg_ddp.run import checkpoint, files
+from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.directory import RunDirectory
 
 
@@ -38,6 +44,36 @@ def test_folders_are_exchanged_in_steps(
     files.exchange(tmp_path / "one", tmp_path / "other")
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")) == ["one/other", "other/one"]
     assert "cannot exchange folders in one step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("killed_after", [1, 2])
+def test_a_kill_between_the_renames_of_an_exchange_loses_no_checkpoint(
+    killed_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system that takes three steps for it: the step is saved again, and then once more."""
+    saved = checkpoint.encode({"w": torch.ones(2)}, {}, State(step=3), None)
+    checkpoint.write(tmp_path, saved, 3)
+    done: list[object] = []
+    rename = os.rename
+
+    def killed(one: Path, other: Path) -> None:
+        if len(done) == killed_after:
+            raise KeyboardInterrupt
+        done.append(one)
+        rename(one, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ctypes, "CDLL", lambda *_, **__: OfNetworkFileSystem())
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.write(tmp_path, saved, 3)
+    assert len(list(tmp_path.glob(".exchanging-step-*"))) == 1
+    checkpoint.recover(tmp_path)
+    (newest,) = checkpoint.find(tmp_path)
+    checkpoint.read(newest)
+    assert not list(tmp_path.glob(".exchanging-step-*"))
+    checkpoint.write(tmp_path, saved, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000003"]
 
 
 def test_a_folder_that_cannot_be_flushed_is_none_of_ours() -> None:
@@ -129,3 +165,25 @@ def test_a_folder_that_holds_something_is_never_removed(tmp_path: Path) -> None:
     with empty.claimed(new=True):
         assert empty.checkpoints.is_dir()
     assert not empty.path.exists()
+
+
+@pytest.mark.parametrize("words", [["evaluate"], ["verify"], ["report"], ["table"]], ids=lambda words: words[0])
+def test_a_name_that_no_folder_can_have_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*words, "x" * 300]) == EXIT_USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vgg-ddp: " + "x" * 300)
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may enter every folder")
+@pytest.mark.parametrize("words", [["evaluate"], ["verify"], ["report"], ["table"]], ids=lambda words: words[0])
+def test_a_folder_that_may_not_be_entered_is_one_line(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "closed" / "run").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0)
+    command = [sys.executable, "-m", "vgg_ddp", *words, str(tmp_path / "closed" / "run")]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all", *command]
+    done = subprocess.run(command, capture_output=True, text=True)
+    (tmp_path / "closed").chmod(0o700)
+    assert done.returncode == EXIT_USER_ERROR, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"vgg-ddp: {tmp_path}/closed/run")

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -279,6 +280,22 @@ def test_a_learning_rate_is_looked_for_until_the_loss_rises(
         learning_rate.run(recipe, ["optimizer.learning_rate=1e-6", "min_steps=21"], runs / "flat", Warm)
 
 
+def test_a_test_of_the_rate_that_is_started_again_tells_why_it_failed_this_time(
+    recipe: Path, digits: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "rate"
+    out.mkdir()
+    (out / "learning-rate.txt").write_text("vgg-ddp: stopped by SIGTERM before the first step; nothing to save\n")
+
+    def start(written: list[str], output: Path, environment: dict[str, str]) -> Any:
+        with output.open("a") as file:
+            file.write("Traceback:\nValueError: a bug\n")
+        return SimpleNamespace(poll=lambda: 1)
+
+    with pytest.raises(UserError, match="it ended with exit code 1: ValueError: a bug"):
+        learning_rate.run(recipe, [f"data.source={digits}"], out, start)
+
+
 @pytest.mark.parametrize(
     ("output", "reason"),
     [
@@ -304,6 +321,8 @@ def test_trainings_at_once_share_the_gpus_or_the_cores(monkeypatch: pytest.Monke
     assert running.places(config, 1) == [{}]
     cores = running.cores.usable()
     assert running.places(config, 2) == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2
+    monkeypatch.setattr(running.cores, "usable", lambda: 24)
+    assert running.places(Config(device="cpu", nproc=3), 2) == [{"OMP_NUM_THREADS": "4"}] * 2
     for gpus, shown, count, expected in (
         (4, None, 2, ["0,1", "2,3"]),
         (3, "5,6,7", 3, ["5", "6", "7"]),

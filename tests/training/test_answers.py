@@ -16,7 +16,7 @@ from vgg_ddp.config.data import DataConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import Order
 from vgg_ddp.data.validation import held_out
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import ALONE, World
 from vgg_ddp.errors import Damaged
 from vgg_ddp.loaders import Batch
 from vgg_ddp.run.checkpoint import State
@@ -107,7 +107,7 @@ def test_a_damaged_file_is_named(one: Path, tmp_path: Path) -> None:
 
 def test_the_step_and_the_images_of_which_the_answers_are_first_not_finite_are_named(tmp_path: Path) -> None:
     order = Order(0, np.arange(100, 120), 4)
-    answers = TrainingAnswers(order, 120, RunDirectory(tmp_path), World(0, 1, 0, 1, torch.device("cpu")))
+    answers = TrainingAnswers(order, 120, RunDirectory(tmp_path), ALONE)
     state = State(step=23, epoch=4, step_in_epoch=3)
     for piece in list(order.slices(4))[:3]:
         logits = torch.zeros(4, 3)
@@ -120,6 +120,15 @@ def test_the_step_and_the_images_of_which_the_answers_are_first_not_finite_are_n
     assert answers.first_not_finite(state).startswith(
         " (first in step 21, to every image: by the weights that step 20 left"
     )
+
+
+def test_of_a_share_of_the_images_every_one_that_was_answered_is_every_image(tmp_path: Path) -> None:
+    """Where the hardest half of each batch is trained on."""
+    order = Order(0, np.arange(20), 4)
+    answers = TrainingAnswers(order, 20, RunDirectory(tmp_path), ALONE)
+    batch = Batch(torch.empty(4, 1, 1, 3), torch.zeros(4, dtype=torch.int64), next(order.slices(0)))
+    answers.add(torch.full((2, 3), torch.nan), batch.at(torch.tensor([1, 3])))
+    assert "to every image: by the weights" in answers.first_not_finite(State(step=1, step_in_epoch=1))
 
 
 def test_a_training_that_diverges_says_in_which_step(launch: Launch) -> None:

@@ -14,7 +14,7 @@ from tests.support.rank_processes import apart
 from vgg_ddp.config import Config, dump
 from vgg_ddp.config.augment import AugmentConfig
 from vgg_ddp.config.data import DataConfig
-from vgg_ddp.config.optimizer import OptimizerConfig
+from vgg_ddp.config.optimizer import LossConfig, OptimizerConfig
 from vgg_ddp.distributed import memory
 from vgg_ddp.distributed.devices import device_names
 from vgg_ddp.distributed.world import ALONE
@@ -133,3 +133,17 @@ def test_what_a_second_gradient_keeps_is_counted() -> None:
     weights = sum(parameter.numel() for parameter in network.parameters())
     plain, twice = (_Step(config, network, 48, ALONE)._beside for config in (CONFIG, sharp))
     assert (plain, twice) == (0, 4 * (weights + 96 * 3 * 32**2))
+
+
+def test_a_step_on_the_hardest_images_takes_what_these_take_and_a_look_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = msgspec.structs.replace(CONFIG, loss=LossConfig(hardest=0.3))
+    step = _Step(config, build_network(CONFIG, 10, ALONE.device), 48, ALONE)
+    seen, forward = [], step._engine.forward
+
+    def noted(images: torch.Tensor, labels: torch.Tensor, last: bool) -> Any:
+        seen.append((len(images), torch.is_grad_enabled()))
+        return forward(images, labels, last)
+
+    monkeypatch.setattr(step._engine, "forward", noted)
+    step.peak_bytes(10)
+    assert seen == [(10, False), (3, True)] * 2

@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 
 from tests.support.processes import assert_gone, descendants
 from tests.support.rank_processes import Launch, Ranks, Train, step, vgg_ddp, wait_until
 from tests.support.run_folders import assert_undisturbed, metrics, state, stop
-from vgg_ddp.config import Config
+from vgg_ddp.analysis.predictions import Predictions
+from vgg_ddp.config import Config, load
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.errors import EXIT_STOPPED, UserError
+from vgg_ddp.evaluation.stored import read_evaluation, write_evaluation
 from vgg_ddp.run import checkpoint, outcome
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.metrics_log import read_metrics
@@ -50,6 +53,41 @@ def stopped(launch: Launch, runs: Path) -> Path:
     stop(launch("stopped", *TWO_EPOCHS, pause=step(6)))
     assert state(run)["step"] == 6
     return run
+
+
+def test_a_run_is_evaluated_once_each_evaluation_that_it_asks_for_has_its_report(whole: Path, runs: Path) -> None:
+    run = RunDirectory(shutil.copytree(whole, runs / "evaluated"))
+    config = load(run.config)
+    dense = msgspec.structs.replace(config, evaluate=msgspec.structs.replace(config.evaluate, protocol="dense"))
+    assert continuing._is_evaluated(run, config)
+    assert not continuing._is_evaluated(run, dense)
+    shutil.copytree(run.evaluation, run.evaluations / "dense" / "evaluation")
+    assert not continuing._is_evaluated(run, dense)
+    shutil.copytree(run.report.parent, run.evaluations / "dense" / "report")
+    assert continuing._is_evaluated(run, dense)
+
+
+@pytest.mark.parametrize("cut_off_at", ["predictions.npz", "why.npz", "summary.json"])
+def test_a_new_evaluation_that_is_cut_off_leaves_nothing_of_the_one_before(
+    cut_off_at: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its report would stand beside other figures for ever, and its summary beside other predictions."""
+    run = RunDirectory(shutil.copytree(whole, tmp_path / "again"))
+    stored = read_evaluation(run.path)
+    write = RunDirectory.write_bytes
+
+    def cut_off(directory: RunDirectory, path: Path, data: bytes) -> None:
+        if path.name == cut_off_at:
+            raise KeyboardInterrupt
+        write(directory, path, data)
+
+    monkeypatch.setattr(RunDirectory, "write_bytes", cut_off)
+    predictions = Predictions(stored.label, np.log(stored.probabilities), stored.sample_index)
+    with pytest.raises(KeyboardInterrupt):
+        write_evaluation(run, stored.summary, predictions, stored.causes)
+    assert not run.report.exists()
+    with pytest.raises(UserError, match="has no evaluation yet"):
+        read_evaluation(run.path)
 
 
 @pytest.mark.parametrize("loader", ["torch", "dali"])

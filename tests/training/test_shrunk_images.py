@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -22,8 +23,10 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.settling import check_train_sizes
 from vgg_ddp.data.validation import held_out
 from vgg_ddp.errors import UserError
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.metrics_log import read_metrics
-from vgg_ddp.training.shrunk_images import share_of_shrunk_images
+from vgg_ddp.training.shrunk_images import _are_of_shrunk_images, share_of_shrunk_images
 
 WORDS = ("data.image_size=32", "data.train_sizes=[16,16]", "data.validation=0.25", "min_steps=14", "batch=16")
 
@@ -112,3 +115,53 @@ def test_the_share_of_shrunk_images(keys: dict[str, Any], steps: int, expected: 
 
 def test_soon_it_is_negligible() -> None:
     assert share_of_shrunk_images(Config(), 10**6) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("shrunk", "full", "keys", "expected"),
+    [
+        (0, 5, {}, False),  # never
+        (5, 0, {}, True),
+        (5, 2, {}, True),
+        (5, 200, {}, False),  # long ago
+        (5, 0, {"data": {"train_sizes": []}}, True),  # as a continued training may have it
+        (5, 0, {"model": {"batch_norm": False}}, False),
+        (5, 0, {"optimizer": {"features_rate": 0}, "model": {"initialize_from": "run"}}, False),
+    ],
+)
+def test_what_was_trained_says_of_which_images_the_statistics_are(
+    shrunk: int, full: int, keys: dict[str, Any], expected: bool
+) -> None:
+    config = msgspec.convert({"data": {"train_sizes": [16, 16]}, **keys}, Config)
+    state = State(full_size_steps=0)
+    for of_shrunk in [True] * shrunk + [False] * full:
+        state.step_taken(of_shrunk)
+    assert (state.step, state.step_in_epoch) == (shrunk + full, shrunk + full)
+    assert _are_of_shrunk_images(config, state) == expected
+
+
+@pytest.mark.parametrize(("epoch", "in_epoch", "expected"), [(1, 3, True), (2, 0, True), (2, 1, False), (3, 0, False)])
+def test_of_a_checkpoint_that_does_not_say_the_last_epoch_counts(epoch: int, in_epoch: int, expected: bool) -> None:
+    state = State(step=9, epoch=epoch, step_in_epoch=in_epoch)
+    state.step_taken(shrunk=False)
+    assert state.full_size_steps is None
+    state = State(step=9, epoch=epoch, step_in_epoch=in_epoch)
+    assert _are_of_shrunk_images(Config(data=DataConfig(train_sizes=[16, 16])), state) == expected
+
+
+def test_a_training_continued_with_other_sizes_knows_those_of_its_past(train: Train) -> None:
+    """Its first epoch was of 16 pixels, and its statistics are half of those when it ends."""
+    words = (*WORDS[:1], *WORDS[2:])
+    first = train("with small images", *words, "data.train_sizes=[16,16]", "min_steps=7")
+    run = train("with small images", *words, "data.train_sizes=[]", "min_steps=8", "resume=auto")
+    assert run == first
+    state = checkpoint.state(checkpoint.read(latest(run)))
+    assert (state.step, state.full_size_steps) == (8, 1)
+    assert _are_of_shrunk_images(load(run / "config.yaml"), state)
+
+
+def test_a_size_that_is_the_network_s_own_shrinks_nothing(recipe: Path, runs: Path) -> None:
+    words = [str(recipe), f"run.dir={runs / 'own size'}", "data.image_size=32", "batch=16", "data.validation=0.25"]
+    assert set(apart(_sides_trained_at, [*words, "data.train_sizes=[32]", "min_steps=8"])) == {32}
+    state = checkpoint.state(checkpoint.read(latest(runs / "own size")))
+    assert state.full_size_steps == state.step == 8

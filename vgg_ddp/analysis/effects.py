@@ -8,7 +8,9 @@ that the model expects of a full one (Searle, Speed and Milliken 1980, "Populati
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,16 +100,24 @@ class _Fit:
         return float(f.sf(gained / (self.residual / self.freedom), terms, self.freedom))
 
 
-def effects(figures: Array, factors: dict[str, list[str]], blocks: list[int]) -> tuple[list[Effect], list[Interaction]]:
+def effects(
+    figures: Array,
+    factors: dict[str, list[str]],
+    blocks: list[int],
+    orders: Mapping[str, list[str]] = MappingProxyType({}),
+) -> tuple[list[Effect], list[Interaction]]:
     """What each factor does to the figures, and which pairs of factors depend on one another.
 
     Args:
         figures: one of each cell, [n].
-        factors: of each factor its level in each cell; the first level met is what the others are held against.
+        factors: of each factor its level in each cell.
         blocks: the seed of each cell.
+        orders: the levels of a factor in their order; of others it is that in which they are met. The first level is what the
+            others are held against.
     """
-    terms = {name: _indicators(levels) for name, levels in factors.items()}
-    seeds = _indicators([str(block) for block in blocks])
+    orders = {name: orders.get(name) or list(dict.fromkeys(levels)) for name, levels in factors.items()}
+    terms = {name: _indicators(levels, orders[name]) for name, levels in factors.items()}
+    seeds = _indicators([str(block) for block in blocks], list(dict.fromkeys(map(str, blocks))))
     everything = _fit(figures, [*terms.values(), seeds])
     found = []
     for name, levels in factors.items():
@@ -116,10 +126,9 @@ def effects(figures: Array, factors: dict[str, list[str]], blocks: list[int]) ->
         weights = _mean_weights(list(factors).index(name), [*terms.values(), seeds])
         means = [everything.value(row) for row in weights]
         differences = [everything.tested(row - weights[0]) for row in weights]
-        names = list(dict.fromkeys(levels))
         told = [
             Level(level, levels.count(level), mean, *(differences[k] if k else ()))
-            for k, (level, mean) in enumerate(zip(names, means))
+            for k, (level, mean) in enumerate(zip(orders[name], means))
         ]
         found.append(Effect(name, told, p_value))
     return found, _interactions(figures, terms, seeds, everything)
@@ -137,9 +146,8 @@ def _interactions(figures: Array, terms: dict[str, Array], seeds: Array, without
     return [Interaction(pair, p_value) for pair, p_value in zip(pairs, corrected)]
 
 
-def _indicators(levels: list[str]) -> Array:
-    """A column of zeros and ones for each level, in the order in which they are met."""
-    names = list(dict.fromkeys(levels))
+def _indicators(levels: list[str], names: list[str]) -> Array:
+    """A column of zeros and ones for each of the names of levels."""
     return np.array([[float(level == name) for name in names] for level in levels])
 
 

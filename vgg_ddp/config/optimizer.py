@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import msgspec
@@ -144,6 +145,10 @@ class LossConfig(Group, frozen=True):
         Literal["auto", "torch", "apex"],
         key("auto: NVIDIA apex's fused cross entropy on a GPU where that apex is compiled, else torch's"),
     ] = "auto"
+
+    def trained_on(self, images: int) -> int:
+        """How many images of a micro-batch are trained on: the share `hardest`, rounded up."""
+        return math.ceil(self.hardest * images)
 
     def __post_init__(self) -> None:
         if self.hardest_size is not None and self.hardest == 1:

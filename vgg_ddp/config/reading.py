@@ -31,6 +31,7 @@ TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 NUMBER = re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 NOT_FINITE = re.compile(r"([-+]?)\.(inf|nan)", re.IGNORECASE)
 MOST_LETTERS = 100_000  # of a configuration; YAML of millions takes minutes
+MOST_VALUES = 100_000  # in it, those that an alias stands for counted each time
 PATHS = (
     "run.dir",
     "data.source",
@@ -66,6 +67,14 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012 (PyYAML's own)
 
+    def construct_document(self, node: yaml.Node) -> Any:
+        """The values, where those of aliases, each counted every time, are not too many."""
+        if _values(node, {}) > MOST_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, "its aliases stand for too many values", node.start_mark
+            )
+        return super().construct_document(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         twice = sorted({key for key in keys if keys.count(key) > 1})
@@ -76,6 +85,16 @@ class _Loader(yaml.SafeLoader):
     def construct_text(self, node: yaml.ScalarNode) -> str:
         """A scalar as it stands."""
         return _Plain(node.value) if node.style is None else str(node.value)
+
+
+def _values(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for; infinitely many where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is known
+        parts = node.value if isinstance(node, yaml.SequenceNode) else []
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else parts
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
@@ -186,8 +205,12 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
         raise UserError(f"'{override}' is not of the form key=value, e.g. batch=256 or optimizer.learning_rate=0.1")
     names = key.split(".")
     _reject_unknown(_nest(names, text), Config, f"'{override}'")
+    if (annotation := _annotation(key)) is None:
+        raise UserError(
+            f"'{override}': {'.'.join(names[:-1])} has no keys of its own; a name with a dot in it can be given in a file alone"
+        )
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    if not quoted and not _alternatives(_annotation(key), list, dict):
+    if not quoted and not _alternatives(annotation, list, dict):
         return names, _Plain(text)
     try:
         return names, yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
@@ -199,8 +222,9 @@ def _annotation(key: str) -> Any:
     """The type of the key with this full path; None where there is no such key."""
     annotation: Any = Config
     for name in key.split("."):
-        mapping = _alternatives(annotation, dict)
-        annotation = typing.get_args(mapping[0])[1] if mapping else _types(annotation).get(name)
+        mapping, group = _alternatives(annotation, dict), group_of(annotation)
+        known = _types(group).get(name) if group is not None else None
+        annotation = typing.get_args(mapping[0])[1] if mapping else known
     return annotation
 
 

@@ -1,4 +1,4 @@
-"""Keys whose value follows from the data set: sizes and normalisation of images, mirroring, weights of classes, the batch.
+"""Keys whose value follows from the data set: sizes and normalisation of images, mirroring, the batch, weights of classes.
 
 And those that must fit it.
 """
@@ -27,8 +27,11 @@ SMALLEST_BATCH = 16  # batch norm needs some images
 ROOM = (8, 7)  # resized side to crop, the paper's 256 to 224
 
 
-def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
+def settle(config: Config, dataset: Dataset, ranks: int = 1) -> tuple[Config, list[str]]:
     """The configuration with values in place of what it leaves to the data set, and what was chosen, a line each.
+
+    Args:
+        ranks: that train; each must get a part of the batch.
 
     Raises:
         UserError: `analysis.groups` names what is no class of the data set, or what was chosen does not go with other keys.
@@ -51,7 +54,7 @@ def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
             )
     choices += _seen_of_test_images(data, config.evaluate.scales, dataset)
     with _obeying_rules(choices):
-        config = msgspec.structs.replace(config, data=data, augment=augment, loss=settle_loss(config.loss, dataset))
+        config = msgspec.structs.replace(config, data=data, augment=augment)
     own = dataset.record.splits.get("validation")
     images = round(dataset.record.splits["train"].count * config.data.train_share)
     if own is None:
@@ -60,7 +63,7 @@ def settle(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
         choices.append(
             f"validation: on the {own.count} validation images of {dataset.name}, not on a share of its training images"
         )
-    config, more = settle_batch(config, images)
+    config, more = settle_batch(config, images, ranks)
     return config, choices + more
 
 
@@ -141,8 +144,8 @@ def check_groups(groups: dict[str, list[str]], dataset: Dataset) -> None:
                 raise UserError(f"analysis.groups.{group} names {name!r}, which is no class of {dataset.name}; {hint}")
 
 
-def settle_loss(config: LossConfig, dataset: Dataset) -> LossConfig:
-    """The configuration with a number for each class in place of `class_weights: balanced`; over the images their mean is 1."""
+def with_class_weights(config: LossConfig, dataset: Dataset) -> LossConfig:
+    """The same with a weight for each class in place of `class_weights: balanced`; over the images their mean is 1."""
     if config.class_weights != "balanced":
         return config
     counts = np.array(dataset.record.splits["train"].class_counts)
@@ -150,16 +153,17 @@ def settle_loss(config: LossConfig, dataset: Dataset) -> LossConfig:
     return msgspec.structs.replace(config, class_weights=weights.tolist())
 
 
-def settle_batch(config: Config, trained_on: int) -> tuple[Config, list[str]]:
+def settle_batch(config: Config, trained_on: int, ranks: int = 1) -> tuple[Config, list[str]]:
     """The configuration with a batch that `trained_on` images have enough of, its learning rate, and what was chosen.
 
     Few steps of a large rate diverge where many would not. The rate is in proportion to the batch (Goyal et al., "Accurate,
     large minibatch SGD", 2017, section 2.1).
     """
     batch = config.batch
-    smallest = max(SMALLEST_BATCH, 2 * config.accumulation)  # one image alone has no variance for batch norm
+    micro_batches = config.accumulation * ranks
+    smallest = max(SMALLEST_BATCH, 2 * micro_batches)  # one image alone has no variance for batch norm
     while trained_on < batch * config.min_steps_per_epoch and batch // 2 >= smallest:
-        if batch % (2 * config.accumulation):  # half of it would not divide into micro-batches
+        if batch % (2 * micro_batches):  # half of it would not divide into micro-batches
             break
         batch //= 2
     rate = config.optimizer.learning_rate * batch / (config.optimizer.rate_batch or config.batch)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vgg_ddp.data.decoding import decode_image
+from vgg_ddp.errors import UserError
 
 Kind = Literal["original", "raw", "jpeg", "jpeg2000"]
-CHROMA = ("4:4:4", "4:2:2", "4:2:0")
+CHROMA = ("4:4:4", "4:2:2", "4:2:0")  # subsampling of colours
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,24 @@ class Storage:
     chroma: str = "4:4:4"
 
     def encode(self, pixels: NDArray[np.uint8]) -> tuple[bytes, str]:
-        """An image as a file, and its suffix."""
+        """An image as a file, and its suffix.
+
+        Raises:
+            UserError: the format has no such images; JPEG ends at 65,535 pixels a side.
+        """
         file = io.BytesIO()
         image = Image.fromarray(pixels)
-        if self.kind == "jpeg2000":
-            image.save(file, "JPEG2000", irreversible=False)
-            return file.getvalue(), "jp2"
-        image.save(file, "JPEG", quality=self.quality, subsampling=self.chroma)
-        return file.getvalue(), "jpg"
+        try:
+            if self.kind == "jpeg2000":
+                image.save(file, "JPEG2000", irreversible=False)
+                return file.getvalue(), "jp2"
+            image.save(file, "JPEG", quality=self.quality, subsampling=self.chroma)
+            return file.getvalue(), "jpg"
+        except OSError as error:
+            raise UserError(
+                f"an image of {image.width} x {image.height} pixels cannot be stored by --storage {self.kind} ({error}); "
+                "take it away, or choose another storage"
+            ) from None
 
 
 class Difference:

@@ -19,10 +19,10 @@ RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL
 
 
 def ranks_of_this_host(config: Config) -> int:
-    """How many ranks to start: as asked, or as many as its GPUs take, or one per NUMA node where there is no GPU."""
+    """How many ranks to start: as asked, or as many as its GPUs take, or one per NUMA node, at most one a core, without."""
     if config.nproc != "auto":
         return config.nproc
-    return Devices.of(config).gpus() * config.ranks_per_gpu or len(numa.nodes()) or 1
+    return Devices.of(config).gpus() * config.ranks_per_gpu or min(len(numa.nodes()), cores.usable()) or 1
 
 
 @contextlib.contextmanager

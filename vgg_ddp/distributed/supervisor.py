@@ -311,7 +311,7 @@ class _Watch:
         self._elsewhere = self._read_ending()
         if self._elsewhere is not None:
             self._end_ranks(self._grace if self._elsewhere.code > 128 else self._failure_grace())
-            if self._elsewhere.restart and self._store is not None and not self._server.running():
+            if self._store is not None and not self._server.running():
                 # Those here had ended well: the agent waits for the others, in vain, at this key.
                 self._store.set(f"agents/{_name(self.attempt)}/torchelastic/agent/terminal_state/last_member", "")
 
@@ -345,7 +345,8 @@ class _Watch:
     def _kill(self) -> None:
         """Kill the ranks and their workers; after a signal this process too, if it does not end within half a second."""
         if self._server.running() and self.signal:
-            seconds = f" in {self._grace:g} s" if self._grace is not None else ""
+            late = self._grace is not None and self._deadline is not None and time.monotonic() > self._deadline
+            seconds = f" in {self._grace:g} s" if late else ""
             complain(f"vgg-ddp: the ranks here did not end{seconds}: killed")
         self._killed = True
         for pid in self._server.running():

@@ -336,8 +336,9 @@ def _own_device(devices: Devices, world: World) -> torch.device:
         if world.local_rank == 0:
             print(f"vgg-ddp: {error}", file=sys.stderr, flush=True)
             world.announce_failure()
-        while not world.failure_announced():
-            time.sleep(0.02)
+        with contextlib.suppress(RuntimeError):  # the process that serves the store is gone
+            while not world.store.check([FAILURE]):
+                time.sleep(0.02)
         raise ReportedElsewhere from None
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -85,7 +85,7 @@ def build(config: Config, network: nn.Module, world: World) -> Engine:
     from vgg_ddp.engines.local_sgd import LocalSgdEngine
     from vgg_ddp.engines.sharpness import SharpnessAwareEngine
 
-    micro_batch = config.local_batch(world.size) // config.accumulation
+    micro_batch = config.loss.trained_on(config.local_batch(world.size) // config.accumulation)
     local_sgd = config.communication.synchronise_every > 1 and world.size > 1
     reduce_gradients = world.size > 1 and not local_sgd
     engine: Engine = DdpEngine(config, network, world, reduce_gradients=reduce_gradients, micro_batch=micro_batch)

@@ -8,6 +8,7 @@ of the first call is kept, so that call too must be made inside DDP, whichever o
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -115,7 +116,8 @@ def compiled(
     if config.compile == "auto":
         if seconds[choice] > (1 - WORTH_IT) * seconds[EAGER]:
             choice = EAGER
-        return forms[choice](), choice, {"compile": {"chosen": choice, "seconds": seconds, "problems": problems}}
+        known = {name: None if math.isinf(value) else value for name, value in seconds.items()}  # JSON has no infinity
+        return forms[choice](), choice, {"compile": {"chosen": choice, "seconds": known, "problems": problems}}
     if problems:
         raise UserError(
             f"compile={str(config.compile).lower()}: torch.compile fails here ({problems[choice]}); set compile=false"

@@ -59,6 +59,7 @@ class SharpnessAwareEngine:
             # The scale that fp16 gives the loss cancels out; where a gradient is not finite, neither is the second.
             scale = self._radius / (nn.utils.get_total_norm(gradients) + SMALLEST)
             torch._foreach_add_(trained, torch._foreach_mul(gradients, scale))
+        del gradients  # this frame would keep their memory through the second pass
         self.optimizer.zero_grad()
         try:
             yield

@@ -59,8 +59,11 @@ def by_image(path: Path, split: Split) -> tuple[dict[str, list[str]], list[str]]
             f"{split.key(0)!r}"
         )
     columns = {name: [""] * len(split) for name in header[1:]}
+    first: dict[int, str] = {}  # to name it
     for name, place in places.items():
         if place is not None:
+            if first.setdefault(place, name) != name:
+                raise UserError(f"{path}: {first[place][:LONGEST]!r} and {name[:LONGEST]!r} name the same test image")
             for column, value in zip(columns.values(), names[name]):
                 column[place] = value.strip()[:LONGEST]
     missing = [name for name, place in places.items() if place is None]
@@ -72,7 +75,8 @@ def by_image(path: Path, split: Split) -> tuple[dict[str, list[str]], list[str]]
 def _places(names: list[str], split: Split) -> dict[str, int | None]:
     """Which image of the split each name is of."""
     if all(name.isdecimal() for name in names):
-        return {name: int(name) if int(name) < len(split) else None for name in names}
+        numbers = {name: int(name[-LONGEST:]) if name[:-LONGEST].strip("0") == "" else len(split) for name in names}
+        return {name: number if number < len(split) else None for name, number in numbers.items()}
     ends: dict[str, int | None] = {}
     for index in range(len(split)):
         parts = split.key(index).split("/")
@@ -123,8 +127,10 @@ def _numbers(path: Path, classes: list[str]) -> NDArray[np.float64]:
     numbers = np.empty((len(rows), len(order)))
     for number, row in enumerate(rows):
         try:
+            if len(row) != len(order):
+                raise ValueError
             numbers[number] = [float(row[k]) for k in order]
-        except (ValueError, IndexError):
+        except ValueError:
             raise UserError(
                 f"{path}, row {number + 1}: it needs {len(order)} numbers, one a class; a first line may name the classes"
             ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from vgg_ddp.model.layers import GlobalMaxPool2d
 
 WINDOW = 4  # a hidden square has this part of a picture's side, and is moved by half of it
 SMALLEST_MAP = 4  # squares along a side of the last convolution's map that Grad-CAM is worth looking at for
+Layer = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -45,22 +47,43 @@ def occlusion(scores: Callable[[Tensor], Tensor], image: Tensor, target: int, wi
 def grad_cam(network: VGG, image: Tensor, target: int) -> Tensor | None:
     """Where the last convolution sees class `target` (Selvaraju et al. 2017, "Grad-CAM", section 3), float [height, width].
 
-    The maps before the last pool, weighted by the mean gradient of the class's logit; what speaks against it is zero. None
-    where that map is smaller than `SMALLEST_MAP`.
+    The maps that enter the last pool, after ReLU where the network has it, weighted by the mean gradient of the class's logit;
+    what speaks against it is zero. None where that map is smaller than `SMALLEST_MAP`.
 
     Args:
         network: in evaluation mode.
         image: normalised, [3, side, side].
     """
-    if not isinstance(network.features[-2], nn.MaxPool2d | GlobalMaxPool2d):  # fused on a GPU
-        return None
+    first, rest = _around_last_pool(network.features)
+    if isinstance(rest[1], nn.ReLU):  # it stands behind the pool, with which it commutes
+        first, rest = [*first, rest[1]], [rest[0], *rest[2:]]
     with torch.no_grad():
-        before = functional.relu(network.features[:-2](image[None]))
+        before = _through(first, image[None])
     if min(before.shape[2:]) < SMALLEST_MAP:
         return None
     with torch.enable_grad():
         maps = before.detach().requires_grad_()
-        logit = network.classifier(network.features[-2:](maps.clone()).flatten(1))[0, target]
+        logit = network.classifier(_through(rest, maps.clone()).flatten(1))[0, target]
         (gradient,) = torch.autograd.grad(logit, maps)
     weights = gradient.mean(dim=(2, 3), keepdim=True)
     return functional.relu((weights * before).sum(dim=1))[0].float().cpu()
+
+
+def _around_last_pool(features: nn.Sequential) -> tuple[list[Layer], list[Layer]]:
+    """The layers before the last pool, and those from it on; fused ones (`vgg_ddp.model.fusion`) taken apart."""
+    layers: list[Layer] = []
+    for layer in features:
+        pool = getattr(layer, "pool", None)
+        if isinstance(layer, nn.BatchNorm2d) and pool is not None:
+            layers.append(partial(nn.BatchNorm2d.forward, layer))
+            layers += [nn.MaxPool2d(pool), nn.ReLU()] if pool > 1 else [nn.ReLU()]
+        else:
+            layers.append(layer)
+    last = max(number for number, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d | GlobalMaxPool2d))
+    return layers[:last], layers[last:]
+
+
+def _through(layers: list[Layer], values: Tensor) -> Tensor:
+    for layer in layers:
+        values = layer(values)
+    return values

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.directory import RunDirectory
-from vgg_ddp.run.files import read_json, replace_file
+from vgg_ddp.run.files import read_json
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,15 @@ class StoredEvaluation:
 
 
 def write_evaluation(
-    run: RunDirectory, summary: dict[str, Any], predictions: Predictions, causes: dict[str, NDArray[Any]]
+    run: RunDirectory, summary: dict[str, Any], predictions: Predictions, causes: dict[str, Any]
 ) -> None:
-    """Write RUN/evaluation: summary.json, the predictions that it was computed from, and the arrays of `Search`."""
+    """Write RUN/evaluation: summary.json, the predictions that it was computed from, and the arrays of `Search`.
+
+    The report and the summary of an earlier evaluation are removed first, and the summary is written last: where it stands, the
+    arrays beside it are its own.
+    """
     arrays, searched = io.BytesIO(), io.BytesIO()
-    np.savez_compressed(searched, allow_pickle=False, **causes)
+    np.savez_compressed(searched, **causes)
     np.savez(
         arrays,
         label=predictions.label,
@@ -66,9 +70,11 @@ def write_evaluation(
         sample_index=predictions.sample_index,
     )
     with run.writing():
-        run.write_json(run.evaluation / "summary.json", summary)
-        replace_file(run.evaluation / "predictions.npz", arrays.getvalue())
-        replace_file(run.evaluation / "why.npz", searched.getvalue())
+        run.report.unlink(missing_ok=True)
+        (run.evaluation / "summary.json").unlink(missing_ok=True)
+    run.write_bytes(run.evaluation / "predictions.npz", arrays.getvalue())
+    run.write_bytes(run.evaluation / "why.npz", searched.getvalue())
+    run.write_json(run.evaluation / "summary.json", summary)
 
 
 def read_evaluation(run: Path) -> StoredEvaluation:

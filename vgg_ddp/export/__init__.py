@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor
 
 from vgg_ddp import __version__
+from vgg_ddp.analysis.budget import spread
 from vgg_ddp.config import Config, load
 from vgg_ddp.data import of_run
 from vgg_ddp.data.dataset import Dataset
@@ -113,7 +113,7 @@ def test_images(config: Config, dataset: Dataset) -> Tensor:
         size = config.data.image_size
         return torch.randint(256, (IMAGES_TO_CHECK // 10, size, size, 3), dtype=torch.uint8)
     split = dataset.split("test")
-    samples = np.unique(np.linspace(0, len(split) - 1, IMAGES_TO_CHECK).astype(np.int64))
+    samples = spread(len(split), IMAGES_TO_CHECK)
     loader = parts.evaluation_loader(config, dataset, "test", World(0, 1, 0, 1, torch.device("cpu")))
     slices = evaluation_slices(samples, config.evaluate.batch, 0, 1)
     return torch.cat([batch.images for batch in loader.stream(slices)])

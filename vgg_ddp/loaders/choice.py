@@ -31,12 +31,15 @@ class Choice:
     fallback: str = ""
 
 
-def choose(name: str, split: Split, config: DataConfig, world: World) -> Choice:
+def choose(name: str, split: Split, config: DataConfig, world: World, evaluated: bool = False) -> Choice:
     """The loader that `name` ("auto" or one by name) means for this split here.
 
     Resident where the decoded pixels fit into their share of the memory; else DALI where it runs; else torch's.
+
+    Args:
+        evaluated: whether the split is evaluated on: never noise, which a training may be on.
     """
-    choice = _choose(name, split, config, world)
+    choice = _choose("auto" if evaluated and name == "synthetic" else name, split, config, world)
     if choice.name != "resident" or not isinstance(split, EncodedSplit):
         return choice
     problem = nvidia_dali.problem(world.device.type == "cuda")
@@ -75,6 +78,8 @@ def shortage_for_workers(config: DataConfig, world: World, batch: int) -> str:
     They do so in shared memory, and would wait for ever if it were full.
     """
     workers = world.cores_for_loading() if config.workers == "auto" else config.workers
+    if not workers:
+        return ""
     ahead = workers * config.prefetch + 1  # and the one that is computed on
     needed = world.local_size * ahead * batch * 3 * config.image_size**2
     try:
@@ -82,7 +87,7 @@ def shortage_for_workers(config: DataConfig, world: World, batch: int) -> str:
         free = shutil.disk_usage(SHARED_MEMORY).free
     except (OSError, ImportError) as error:
         return f"{SHARED_MEMORY} cannot be used ({error})"
-    if needed <= free or not workers:
+    if needed <= free:
         return ""
     return f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free, batches made ahead take {needed / 1e6:.0f} MB"
 
@@ -97,6 +102,16 @@ def workers_left_out(config: DataConfig, world: World, batch: int) -> list[str]:
     if shortage and config.workers != "auto":
         raise UserError(f"data.workers={config.workers}: {shortage}; use data.workers=auto, or {MORE}")
     return [f"data.workers=0: {shortage}; {MORE}"] if shortage else []
+
+
+def fallbacks(choice: Choice, config: DataConfig, world: World, batch: int) -> list[str]:
+    """What a chosen loader does in place of what was asked for, a line each.
+
+    Raises:
+        UserError: see `workers_left_out`.
+    """
+    workers = workers_left_out(config, world, batch) if choice.name == "torch" else []
+    return [choice.fallback, *workers] if choice.fallback else workers
 
 
 def with_cores(config: DataConfig, world: World) -> DataConfig:

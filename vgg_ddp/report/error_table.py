@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def rows(targets: list[Path]) -> tuple[list[list[str]], Counter[str]]:
     found, left_out = [], Counter[str]()
     for target in targets:
         run = RunDirectory(target)
-        others = sorted(path.parent for path in run.evaluations.glob("*/evaluation"))
+        there = os.path.isdir(run.evaluations)  # not Path's, which raises an error where it may not be looked into
+        others = sorted(path.parent for path in run.evaluations.glob("*/evaluation")) if there else []
         summaries = [read_json(folder / "evaluation" / "summary.json") for folder in (target, *others)]
         known = [summary for summary in summaries if summary is not None]
         own = _trained_on(run) or (known[0]["dataset"] if known else None)

@@ -57,7 +57,8 @@ class State(msgspec.Struct, kw_only=True):
         best_accuracy, best_epoch: the best validation accuracy so far (-1 for none) and when it was reached.
         accuracies: of every validation so far, oldest first; 0 where the loss was not finite.
         stopped: whether the stopping rule has ended the training.
-        full_size_steps: steps since images were last shrunk (`data.train_sizes`); None in checkpoints of earlier versions.
+        full_size_steps: steps since images were last shrunk (`data.train_sizes`), or since the first; None where a checkpoint
+            of an earlier version does not say.
         seconds: training seconds so far, evaluation on the validation split included.
         step_seconds, wait_seconds: of which in steps, and waiting for data.
         engine: the engine's values that are not tensors.
@@ -82,6 +83,14 @@ class State(msgspec.Struct, kw_only=True):
     engine: dict[str, int | float | dict[str, int | float]] = msgspec.field(default_factory=dict)
     identity: dict[str, Any] = msgspec.field(default_factory=dict)
     tracker_run_ids: dict[str, str] = msgspec.field(default_factory=dict)
+
+    def step_taken(self, shrunk: bool) -> None:
+        """Count a step that was taken, on images that had been shrunk or not."""
+        self.step, self.step_in_epoch = self.step + 1, self.step_in_epoch + 1
+        if shrunk:
+            self.full_size_steps = 0
+        elif self.full_size_steps is not None:
+            self.full_size_steps += 1
 
 
 def encode(
@@ -135,8 +144,22 @@ def write(directory: Path, files: Files, step: int) -> Path:
     return final
 
 
+def recover(directory: Path) -> None:
+    """Give a checkpoint that a kill left without its name (see `exchange`) its name again.
+
+    For the one process that writes here. Where the checkpoint that took its place has the name, the older one is removed.
+    """
+    for aside in directory.glob(".exchanging-step-*"):
+        final = directory / aside.name.removeprefix(".exchanging-")
+        if final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.rename(aside, final)
+
+
 def _remove_leftovers(directory: Path) -> None:
     """Remove what a kill has left of checkpoints that were being written or removed; nobody else writes here."""
+    recover(directory)
     for kind in ("writing", "removing"):
         for folder in directory.glob(f".{kind}-step-*"):
             shutil.rmtree(folder, ignore_errors=True)

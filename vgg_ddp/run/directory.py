@@ -43,7 +43,7 @@ class RunDirectory:
 
     def must_be_new(self) -> None:
         """Raises a `UserError` if the folder holds a run already."""
-        if self.config.exists():
+        if os.path.exists(self.config):  # not Path.exists, which raises an error in a folder that may not be entered
             raise UserError(f"{self.path} holds a run already; continue it with resume=auto, or choose another run.dir")
 
     def must_be_writable(self) -> None:
@@ -62,7 +62,7 @@ class RunDirectory:
         Raises:
             UserError: it cannot be made, another process holds it, or it holds a run and should not.
         """
-        made = not self.path.exists()
+        made = not os.path.exists(self.path)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             lock = lock_at(self.lock)
@@ -138,12 +138,12 @@ def find_run(target: Path) -> tuple[RunDirectory, Path | None]:
     Raises:
         UserError: it is neither.
     """
-    if (target / "manifest.json").is_file():
+    if os.path.isfile(target / "manifest.json"):
         folder = target.resolve()  # in its own run, wherever the path, or a link to it, begins
         run = RunDirectory(folder.parent.parent)
     else:
         run, folder = RunDirectory(target), None
-    if not run.config.is_file():
+    if not os.path.isfile(run.config):
         raise UserError(f"{target} is neither a run directory (it has no config.yaml) nor a checkpoint in one")
     return run, folder
 

@@ -49,7 +49,9 @@ def run(config: Path, changes: list[str], out: Path | None, start: running.Start
             raise UserError(f"{folder} holds a test of the learning rate already; choose another --out FOLDER")
         place = RunDirectory(folder / "run")
         written = ["train", str(config), *asked, f"run.dir={place.path}", "resume=auto"]
-        process = start(written, folder / "learning-rate.txt", {})
+        output = folder / "learning-rate.txt"
+        first = output.stat().st_size if output.is_file() else 0  # of what this attempt will say
+        process = start(written, output, {})
         try:
             code = _until_it_diverges(process, place)
         except Signalled:
@@ -59,10 +61,10 @@ def run(config: Path, changes: list[str], out: Path | None, start: running.Start
             return EXIT_STOPPED
         rates, losses = _points(read_metrics(place.metrics))
         if not losses.size:
-            raise UserError(running.failure(folder / "learning-rate.txt", code))
+            raise UserError(running.failure(output, code, first))
         rose = range_test.has_diverged(losses) or outcome.diverged(read_metrics(place.metrics))
         if code not in (EXIT_OK, *running.STOPPED) and not rose:
-            raise UserError(running.failure(folder / "learning-rate.txt", code))
+            raise UserError(running.failure(output, code, first))
         return _tell(folder, place, rates, losses)
 
 

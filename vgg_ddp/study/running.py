@@ -19,6 +19,7 @@ from vgg_ddp.config import Config, load
 from vgg_ddp.distributed import parent
 from vgg_ddp.distributed.devices import Devices
 from vgg_ddp.distributed.failures import FAILED
+from vgg_ddp.distributed.launcher import ranks_of_this_host
 from vgg_ddp.errors import EXIT_OK, EXIT_STOPPED, STOP_SIGNALS, UserError, printable
 from vgg_ddp.run import outcome
 from vgg_ddp.run.console import say
@@ -230,5 +231,5 @@ def places(config: Config, count: int) -> list[dict[str, str]]:
         return [
             {"CUDA_VISIBLE_DEVICES": ",".join(names[(k * each + i) % gpus] for i in range(each))} for k in range(count)
         ]
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores.usable() // count))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores.usable() // (count * ranks_of_this_host(config))))
     return [{"OMP_NUM_THREADS": threads}] * count

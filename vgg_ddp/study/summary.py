@@ -186,21 +186,22 @@ def _as_good(ranked: list[int], done: list[CellFigures]) -> list[int] | None:
 
 def _effects(definition: Definition, done: list[CellFigures]) -> tuple[list[Effect], list[Interaction]]:
     """What each key does, of those with two values or more; values from a range in parts, the lowest first."""
-    factors = {key: _levels(definition, key, [cell.values[key] for cell in done]) for key in definition.keys}
-    factors = {key: levels for key, levels in factors.items() if len(set(levels)) > 1}
+    parted = {key: _levels(definition, key, [cell.values[key] for cell in done]) for key in definition.keys}
+    factors = {key: levels for key, (levels, _) in parted.items() if len(set(levels)) > 1}
     if not factors:
         return [], []
     figures = np.array([cell.objective for cell in done], dtype=np.float64)
-    return effects(figures, factors, [cell.seed for cell in done])
+    return effects(figures, factors, [cell.seed for cell in done], {key: parted[key][1] for key in factors})
 
 
-def _levels(definition: Definition, key: str, values: list[str]) -> list[str]:
+def _levels(definition: Definition, key: str, values: list[str]) -> tuple[list[str], list[str]]:
+    """The level of each value, and the levels in their order."""
     if not isinstance(definition.random.get(key), dict):
-        return values
+        return values, list(dict.fromkeys(values))
     numbers = np.array(values, dtype=np.float64)
     ordered = np.unique(numbers)
     ends = [part for part in np.array_split(ordered, PARTS) if len(part)]
     names = {
         value: f"{part[0]:g} to {part[-1]:g}" if len(part) > 1 else f"{part[0]:g}" for part in ends for value in part
     }
-    return [names[value] for value in numbers]
+    return [names[value] for value in numbers], list(dict.fromkeys(names.values()))

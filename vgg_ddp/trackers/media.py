@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from vgg_ddp.analysis.budget import spread
 from vgg_ddp.analysis.labels import surest_mistakes
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.evaluation.stored import StoredEvaluation
@@ -90,8 +91,7 @@ class Media:
 
     def spread(self, count: int) -> NDArray[np.int64]:
         """Positions of at most `count` of the images, evenly spread."""
-        images = len(self.evaluation.label)
-        return np.unique(np.linspace(0, images - 1, min(count, images)).astype(np.int64))
+        return spread(len(self.evaluation.label), count)
 
     def predictions(self) -> list[list[Any]]:
         """Rows of the columns `PREDICTIONS`, at most `MOST_PREDICTIONS`; the images as their pixels [height, width, 3]."""

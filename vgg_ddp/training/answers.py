@@ -62,7 +62,7 @@ class TrainingAnswers:
         step = int(wrong[0]) // batch
         positions = wrong[wrong < (step + 1) * batch].numpy()
         number = state.step - state.step_in_epoch + step + 1
-        if len(positions) == batch:
+        if len(positions) == int((kept[2, step * batch : (step + 1) * batch] > 0).sum()):
             return f" (first in step {number}, to every image: by the weights that step {number - 1} left, or by batch norm)"
         samples = sorted(self._order.epoch(state.epoch)[positions].tolist())
         more = "" if len(samples) <= MOST_NAMED else f" and {len(samples) - MOST_NAMED} more"

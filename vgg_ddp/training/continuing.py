@@ -71,9 +71,11 @@ def to_evaluate(run: RunDirectory, config: Config, world: World) -> Path:
 
 
 def _is_evaluated(run: RunDirectory, config: Config) -> bool:
+    """Whether the evaluation of the chosen checkpoint and its report are there, and those of another protocol if asked for."""
     chosen = manifest_sha256(chosen_checkpoint(run, config.evaluate.checkpoint))
-    evaluated = (read_json(run.evaluation / "summary.json") or {}).get("checkpoint_sha256")
-    return run.report.is_file() and chosen is not None and evaluated == chosen
+    places = [run, *([RunDirectory(run.evaluations / config.evaluate.name)] if config.evaluate.name else [])]
+    evaluated = [(read_json(place.evaluation / "summary.json") or {}).get("checkpoint_sha256") for place in places]
+    return chosen is not None and all(place.report.is_file() for place in places) and {*evaluated} == {chosen}
 
 
 # Identity that may change where an epoch has ended: it is of the order of an epoch's images.

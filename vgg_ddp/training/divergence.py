@@ -71,6 +71,8 @@ def first_layer(job: Job, take_step: TakeStep, last_step: int) -> str:
     config, world = msgspec.structs.replace(job.config, compile=False), job.world
     if job.config.compile == GRAPH or config.engine != "ddp" or config.communication.split_head != "none":
         return ""
+    world.activity.go_on(waits=True)  # for the disk, and then for parts that take as long to build as they do
+    job.saver.settle()
     again = build_job(config, job.data.dataset, job.run, world)
     state = loading.begin(again)
     if world.is_main:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -105,8 +104,6 @@ def _fallbacks(job: Job) -> list[str]:
     found = list(job.data.fallbacks)
     if job.world.device.type == "cpu" and job.config.device == "auto":
         found.append("no GPU: trained on the CPU")
-    if job.data.loader.fallback:
-        found.append(job.data.loader.fallback)
     for name, problem in job.engine.measured.get("compile", {}).get("problems", {}).items():
         found.append(f"torch.compile failed ({name}: {problem})")
     return found
@@ -140,7 +137,7 @@ def _tried(found: dict[str, Any]) -> str:
         sizes = ", ".join(f"{images} images {size / 1e9:.2f} GB" for images, size in found["bytes"].items())
         return f"{sizes}; {found['limit_bytes'] / 1e9:.2f} GB to be had"
     seconds = found["seconds"].items()
-    return ", ".join(f"{name} {value:.3g} s" if math.isfinite(value) else f"{name} failed" for name, value in seconds)
+    return ", ".join(f"{name} failed" if value is None else f"{name} {value:.3g} s" for name, value in seconds)
 
 
 def sentence(job: Job) -> str:

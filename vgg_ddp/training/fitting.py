@@ -118,10 +118,11 @@ class _Step:
 
     def __init__(self, config: Config, network: nn.Module, largest: int, world: World) -> None:
         self._config, self._device = msgspec.structs.replace(config, compile=False), world.device
-        self._engine = DdpEngine(self._config, network, world, reduce_gradients=False, micro_batch=largest)
+        trained_on = config.loss.trained_on(largest)
+        self._engine = DdpEngine(self._config, network, world, reduce_gradients=False, micro_batch=trained_on)
         sharp = config.optimizer.sharpness_radius > 0
         copies = (world.size > 1) + (config.ema > 0) + sharp  # gradients as DDP sends them; averaged weights; weights
-        images = math.ceil(config.loss.hardest * config.local_batch(world.size))
+        images = config.loss.trained_on(config.local_batch(world.size))
         kept = sharp * images * 3 * config.data.image_size**2  # for the second pass
         self._beside = 4 * (copies * sum(parameter.numel() for parameter in network.parameters()) + kept)
 
@@ -133,8 +134,12 @@ class _Step:
         try:
             pixels = torch.zeros(images, 3, side, side, device=device).to(memory_format=layout)
             labels = torch.zeros(images, dtype=torch.int64, device=device)
+            chosen = self._config.loss.trained_on(images)
             for last in (False, True):  # the second micro-batch meets the gradients of the first
-                loss, _ = self._engine.forward(pixels, labels, last=last)
+                if chosen < images:  # of all of which the loss is looked at
+                    with torch.no_grad():
+                        self._engine.forward(pixels, labels, last=False)
+                loss, _ = self._engine.forward(pixels[:chosen], labels[:chosen], last=last)
                 self._engine.backward(loss)
             self._engine.step()
         except (RuntimeError, MemoryError) as error:

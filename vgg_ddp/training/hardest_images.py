@@ -7,7 +7,6 @@ pass: half the images for 5/6 of the time, or for 7/12 where they are looked at 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vgg_ddp.config import Config
+from vgg_ddp.config.optimizer import LossConfig
 from vgg_ddp.distributed.world import World
 from vgg_ddp.loaders import Batch
 from vgg_ddp.model import batch_statistics
@@ -37,15 +37,13 @@ class HardestImages(EveryImage):
     """The part of a batch that is trained on, the same share of each, so that every rank has as many.
 
     Attributes:
-        share: of the images of a micro-batch, rounded up.
-        size: side of the images that are looked at, pixels, where they are larger; None: as they are trained on.
+        loss: how many images are chosen, and the side of those that are looked at, where they are larger.
         network: whose loss it is, without dropout. Its batch norms take the statistics of these images, as in training: their
             running ones may be of images of another size. Those stay as they were.
         class_weights: of the loss, float [classes]; None weighs all the same.
     """
 
-    share: float
-    size: int | None
+    loss: LossConfig
     network: nn.Module
     class_weights: Tensor | None
     arithmetic: torch.autocast
@@ -53,7 +51,7 @@ class HardestImages(EveryImage):
     @torch.no_grad()
     def of(self, batch: Batch, inputs: Inputs, side: int | None) -> Batch:
         """The hardest images of a micro-batch, in the batch's order; nothing here waits for the device."""
-        sides = [size for size in (side, self.size) if size is not None]
+        sides = [size for size in (side, self.loss.hardest_size) if size is not None]
         images, labels = inputs(batch, min(sides) if sides else None)
         dropouts = [module for module in self.network.modules() if isinstance(module, nn.Dropout)]
         for dropout in dropouts:
@@ -63,7 +61,7 @@ class HardestImages(EveryImage):
             losses = functional.cross_entropy(logits, labels, self.class_weights, reduction="none")
         for dropout in dropouts:
             dropout.train()
-        hardest = losses.topk(math.ceil(self.share * len(batch)), sorted=False).indices
+        hardest = losses.topk(self.loss.trained_on(len(batch)), sorted=False).indices
         return batch.at(hardest.sort().values)
 
 
@@ -78,4 +76,4 @@ def build(config: Config, whole_network: Callable[[], nn.Module], world: World) 
         return EveryImage()
     weights = torch.tensor(loss.class_weights, device=world.device) if isinstance(loss.class_weights, list) else None
     arithmetic = autocast(config.precision, world.device)
-    return HardestImages(loss.hardest, loss.hardest_size, whole_network(), weights, arithmetic)
+    return HardestImages(loss, whole_network(), weights, arithmetic)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
+import msgspec
 from torch import Tensor, nn
 
 from vgg_ddp import engines
 from vgg_ddp.augment.appearance import Appearance
 from vgg_ddp.config import Config
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.settling import with_class_weights
 from vgg_ddp.distributed.world import World
 from vgg_ddp.loaders import Batch
 from vgg_ddp.model.preprocess import Preprocess
@@ -78,12 +80,8 @@ class Job:
 
     def side(self, epoch: int) -> int | None:
         """The size to shrink this epoch's images to; None leaves them as they are."""
-        sizes = self.config.data.train_sizes
-        return sizes[epoch] if epoch < len(sizes) else None
-
-    def full_size_steps(self, state: State) -> int:
-        """How many steps were taken since images were last shrunk."""
-        return max(0, state.step - len(self.config.data.train_sizes) * self.data.order.steps_per_epoch)
+        data = self.config.data
+        return next((size for size in data.train_sizes[epoch : epoch + 1] if size < data.image_size), None)
 
 
 def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World) -> Job:
@@ -93,12 +91,14 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
         UserError: what is asked for does not fit the data or the ranks.
     """
     cuda_graph.check(config, world)
-    data = build_data(config, dataset, world)
+    with world.together():  # what one rank alone may meet, before what all do together
+        data = build_data(config, dataset, world)
     opened = time.perf_counter()
     initial = whitening.added(initial_weights(config, len(dataset.classes), run, world), config, dataset, world)
     network = partial(build_network, config, len(dataset.classes), world.device, initial.set)
     config, tried = fitting.fitted(config, network, run, world)
-    engine = engines.build(config, network(), world)
+    weighted = msgspec.structs.replace(config, loss=with_class_weights(config.loss, dataset))
+    engine = engines.build(weighted, network(), world)
     config = cuda_graph.settled(config, engine)
     if config.compile == "graph":
         data.train_loader.leave_to_step()
@@ -112,7 +112,7 @@ def build_job(config: Config, dataset: Dataset, run: RunDirectory, world: World)
         data=data,
         preprocess=build_preprocess(config, dataset, world.device),
         appearance=build_appearance(config, dataset, world.device),
-        chosen=hardest_images.build(config, engine.whole_network, world),
+        chosen=hardest_images.build(weighted, engine.whole_network, world),
         engine=engine,
         saver=Saver(run.checkpoints, config.checkpoint, world),
         average=averaging.build(engine.whole_network, config.ema, config.lookahead, total_steps),

@@ -40,7 +40,7 @@ def begin(job: Job) -> State:
 
 def _loaded(job: Job, contents: checkpoint.Files) -> State:
     if not contents:
-        return State(identity=continuing.identity(job.config, job.data.dataset))
+        return State(identity=continuing.identity(job.config, job.data.dataset), full_size_steps=0)
     state = checkpoint.state(contents)
     state.identity = continuing.identity(job.config, job.data.dataset)
     if not state.step_in_epoch:  # by today's rule, which may have more patience
@@ -70,6 +70,7 @@ def _newest(job: Job, expected: Expected, identity: dict[str, object]) -> bytes:
         checkpoint.check_identity(found, {key: value for key, value in identity.items() if key not in free}, where)
         expected.check(where, files)
 
+    checkpoint.recover(job.run.checkpoints)
     found = checkpoint.read_newest(job.run.checkpoints, check)
     if found is None:
         return b""

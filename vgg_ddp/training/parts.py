@@ -20,7 +20,7 @@ from vgg_ddp.data.order import Order
 from vgg_ddp.data.validation import HeldOut, held_out
 from vgg_ddp.distributed.world import World
 from vgg_ddp.errors import UserError
-from vgg_ddp.loaders.choice import Choice, choose, workers_left_out
+from vgg_ddp.loaders.choice import Choice, choose, fallbacks
 from vgg_ddp.model import VGG, fusion, initialize, trained_parts, vgg
 from vgg_ddp.model.convolution import Convolution, CpuConvolution
 from vgg_ddp.model.preprocess import Preprocess
@@ -56,7 +56,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
     """
     share = config.local_batch(world.size)
     weights, classes = config.loss.class_weights, len(dataset.classes)
-    if weights is not None and len(weights) != classes:
+    if isinstance(weights, list) and len(weights) != classes:
         raise UserError(f"loss.class_weights has {len(weights)} weights for the {classes} classes of {dataset.name}")
     split = dataset.split("train")
     train, validation = held_out(dataset, config.data, config.seed)
@@ -67,7 +67,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
             f"{dataset.name} has {len(train)} images to train on, fewer than one batch of {config.batch}; use a smaller batch"
         )
     choice = choose(config.loader, split, config.data, world)
-    left_out = workers_left_out(config.data, world, max(share, config.evaluate.batch)) if choice.name == "torch" else []
+    left_out = fallbacks(choice, config.data, world, max(share, config.evaluate.batch))
     geometry = training_geometry(config.data, config.augment, config.seed)
     return Data(
         dataset,
@@ -83,10 +83,8 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
 def evaluation_loader(config: Config, dataset: Dataset, split: str, world: World) -> loaders.Loader:
     """A loader of a split's images as they are: resized and centre-cropped, in batches of `evaluate.batch`."""
     images, geometry = dataset.split(split), evaluation_geometry(config.data)
-    name = choose(config.loader, images, config.data, world).name
-    if name == "synthetic":  # which trains on noise; what it learned is measured on the images
-        name = choose("auto", images, config.data, world).name
-    return loaders.build(name, images, geometry, config.data, world, config.evaluate.batch)
+    choice = choose(config.loader, images, config.data, world, evaluated=True)
+    return loaders.build(choice.name, images, geometry, config.data, world, max(2, config.evaluate.batch))
 
 
 def empty_network(config: Config, num_classes: int, device: torch.device) -> VGG:

@@ -72,6 +72,11 @@ class Saver:
         with self._world.together():
             self._wait()
 
+    def settle(self) -> None:
+        """Wait until what this rank is writing is on the disk or has failed, for whatever reason."""
+        if self._writing is not None:
+            self._writing.exception()
+
     def _wait(self, go_on: bool = False) -> None:
         """Wait for the one that is being written; where it cannot be, and `go_on`, say so in place of raising it."""
         if self._writing is not None:
@@ -121,8 +126,8 @@ class Saver:
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
         if kind is None or issubclass(kind, StoppedOnRequest):  # every rank is here
             self.finish()
-        elif self._writing is not None:
-            self._writing.exception()  # whole before the process ends; it is the other error that is told
+        else:
+            self.settle()  # it is the other error that is told
 
 
 class Snapshot:

@@ -37,7 +37,7 @@ def statistics_at_evaluated_size(job: Job, network: nn.Module, state: State) -> 
 
     They are measured on training images without augmentation, the same on every rank. All ranks together.
     """
-    if not _are_of_shrunk_images(job.config, job.full_size_steps(state)):
+    if not _are_of_shrunk_images(job.config, state):
         yield
         return
     loader = job.data.validation_loader
@@ -56,13 +56,7 @@ def take_statistics(network: VGG, config: Config, folder: Path, state: State, wo
     Args:
         folder, state: of its checkpoint.
     """
-    steps = state.full_size_steps
-    if steps is None:  # of an earlier version, which measured them again where the last epoch's images were shrunk
-        last = state.epoch if state.step_in_epoch else state.epoch - 1
-        if last >= len(config.data.train_sizes):
-            return
-        steps = 0
-    if not state.step or not _are_of_shrunk_images(config, steps):
+    if not _are_of_shrunk_images(config, state):
         return
     with world.together():
         if world.is_main:
@@ -74,8 +68,6 @@ def take_statistics(network: VGG, config: Config, folder: Path, state: State, wo
                 )
             else:
                 _take(network, msgspec.structs.replace(config, loader="torch"), dataset, world)
-    if world.size > 1:
-        batch_statistics.take_rank_zero(network)
 
 
 def _take(network: VGG, config: Config, dataset: Dataset, world: World) -> None:
@@ -90,10 +82,14 @@ def _take(network: VGG, config: Config, dataset: Dataset, world: World) -> None:
     network.eval()
 
 
-def _are_of_shrunk_images(config: Config, full_size_steps: int) -> bool:
+def _are_of_shrunk_images(config: Config, state: State) -> bool:
     """Whether shrunk images have more than a negligible share in the statistics; never if these are frozen."""
-    trained = config.data.train_sizes and config.model.batch_norm and config.optimizer.features_rate > 0
-    return bool(trained) and share_of_shrunk_images(config, full_size_steps) > NEGLIGIBLE
+    steps = state.full_size_steps
+    if steps is None:  # of an earlier version, which looked at the last epoch alone
+        last = state.epoch if state.step_in_epoch else state.epoch - 1
+        steps = 0 if last < len(config.data.train_sizes) else state.step
+    trained = config.model.batch_norm and config.optimizer.features_rate > 0
+    return trained and steps < state.step and share_of_shrunk_images(config, steps) > NEGLIGIBLE
 
 
 def share_of_shrunk_images(config: Config, full_size_steps: int) -> float:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg_ddp.data.sources.cifar import NAMES_CIFAR10, NAMES_CIFAR100
-from vgg_ddp.data.sources.class_folders import groups_of, has_class_folders, stem
-from vgg_ddp.data.sources.containers import Container, Folder
+from vgg_ddp.data.sources.class_folders import groups_of, stem
+from vgg_ddp.data.sources.containers import Container, Folder, has_class_folders
 from vgg_ddp.data.sources.source import SPLITS, Pixels, PixelSource
 from vgg_ddp.data.sources.splitting import must_be_several
 from vgg_ddp.errors import UserError
@@ -27,13 +27,13 @@ def find(container: Container) -> PixelSource | None:
     Raises:
         UserError: it holds no images, or arrays that do not go together.
     """
-    names = [name for name in container.names if name.endswith(".npz")]
+    names = [name for name in container.names if name.lower().endswith(".npz")]
     if len(names) != 1 or not isinstance(container, Folder):
         return None
     path = container.folder / names[0]
     try:
         # numpy leaves a file that it opened itself open where it turns out damaged
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
             chosen = {split: next((key for key in KEYS[split] if key in arrays), None) for split in SPLITS}
             if chosen["train"] is None and has_class_folders(container):
                 return None  # it only lies beside them

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg_ddp.data.download import ARCHIVES
-from vgg_ddp.data.sources.containers import Container, Folder, Tar
+from vgg_ddp.data.sources.containers import Container, Folder, Tar, has_class_folders
 from vgg_ddp.data.sources.source import Pixels, PixelSource
 from vgg_ddp.errors import UserError
 
@@ -60,11 +60,13 @@ LAYOUTS = (
 
 
 def find(container: Container) -> PixelSource | None:
-    """The official archive, packed or unpacked; None where there is none.
+    """The official archive, packed or unpacked; None where there is none, or where it only lies among folders of images.
 
     Raises:
         UserError: a file of it is missing, or not what the format says; or there are several.
     """
+    if has_class_folders(container):
+        return None
     found = {
         _folder_of(name): layout for layout in LAYOUTS for name in container.names if _begins(layout, name, container)
     }

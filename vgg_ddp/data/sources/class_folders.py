@@ -74,12 +74,6 @@ def stem(container: Container) -> str:
     return name
 
 
-def has_class_folders(container: Container) -> bool:
-    """Whether images lie in folders, two at least, as those of classes do: a container of them is an image folder."""
-    folders = {PurePosixPath(name).parent for name in container.names if name.lower().endswith(SUFFIXES)}
-    return len(folders - {PurePosixPath()}) > 1
-
-
 def groups_of(classes: list[str]) -> dict[str, list[str]]:
     """The groups of classes that are CIFAR-10's; none of others."""
     return GROUPS_CIFAR10 if sorted(c for g in GROUPS_CIFAR10.values() for c in g) == sorted(classes) else {}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vgg_ddp.data.decoding import SUFFIXES
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.files import file_sha256
 
@@ -88,13 +89,20 @@ def open_container(path: Path) -> Container:
         return Folder(path.parent, only=path)
     try:
         with path.open("rb") as file:
-            start = file.read(8)
+            start = file.read(512)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     for magic, kind in OTHER_ARCHIVES.items():
         if start.startswith(magic):
             raise UserError(f"{path} is a {kind} archive, which is not read; unpack it and give the folder")
-    return Zip(path) if zipfile.is_zipfile(path) else Tar(path)
+    # A zip is known by its end, so that a tar whose last file is a zip would be taken for that.
+    return Tar(path) if start[257:262] == b"ustar" or not zipfile.is_zipfile(path) else Zip(path)
+
+
+def has_class_folders(container: Container) -> bool:
+    """Whether images lie in folders, two at least, as those of classes do: a container of them is an image folder."""
+    folders = {PurePosixPath(name).parent for name in container.names if name.lower().endswith(SUFFIXES)}
+    return len(folders - {PurePosixPath()}) > 1
 
 
 def hiding(name: str) -> str | None:

@@ -22,7 +22,7 @@ def find(container: Container) -> FileSource | None:
     A folder test/ beside them has no classes, and is left out.
 
     Raises:
-        UserError: a table that cannot be read, or names images that are not there.
+        UserError: a table that cannot be read, names images that are not there, or gives an image two classes.
     """
     for name in container.names:
         table = PurePosixPath(name)
@@ -35,9 +35,14 @@ def find(container: Container) -> FileSource | None:
                 files[path.name] = files[path.stem] = image
         rows = _rows(container, name)
         rows = rows[rows[:1] != [] and rows[0][0] not in files :]  # without a header
-        labels = {files[row[0]]: row[1] for row in rows if row[0] in files}
+        labels: dict[str, str] = {}
+        for image, label in rows:
+            if image in files and labels.setdefault(files[image], label) != label:
+                raise UserError(
+                    f"{container.path}: {name} gives {image} the classes {labels[files[image]]} and {label}"
+                )
         if labels:
-            return _source(container, name, labels, len(rows) - len(labels))
+            return _source(container, name, labels, sum(image not in files for image, _ in rows))
     return None
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vgg_ddp.data.sources.class_folders import groups_of, has_class_folders, stem
-from vgg_ddp.data.sources.containers import Container, Folder
+from vgg_ddp.data.sources.class_folders import groups_of, stem
+from vgg_ddp.data.sources.containers import Container, Folder, has_class_folders
 from vgg_ddp.data.sources.source import SPLITS, FileSource
 from vgg_ddp.data.sources.splitting import must_be_one_revision, must_be_several, only_used, split_in, without_split
 from vgg_ddp.errors import UserError
@@ -28,7 +28,7 @@ def find(container: Container) -> FileSource | None:
     Raises:
         UserError: pyarrow is not installed, a file has no such columns, or the files are of several sets.
     """
-    names = [name for name in container.names if name.endswith(".parquet")]
+    names = [name for name in container.names if name.lower().endswith(".parquet")]
     if not names or not isinstance(container, Folder):
         return None
     beside = has_class_folders(container)
@@ -132,24 +132,29 @@ def _table(path: Path) -> _Table:
                 raise _OfNoImages(f"{path} has the columns {there}, and not one of images and one of classes")
             images, labels, known = columns
             values = file.read(columns=[labels]).column(0).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise _OfNoImages(f"{path} is not a whole Parquet file: {error}") from None
     return _Table(images, _named(values, known, path), known)
 
 
 def _columns(schema: Any) -> tuple[str, str, list[str]] | None:
     """The column of images, that of classes, and the names of those if the file has them; None where a column is missing."""
-    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     from pyarrow.types import is_struct
 
+    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    for key in ("info", "features"):  # what is written otherwise is as if it were not there
+        described = described.get(key) if isinstance(described, dict) else None
+
     images = [f.name for f in schema if is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
+    described = described if isinstance(described, dict) else {}
     # A list of features is described by a list.
     features = {name: value for name, value in described.items() if isinstance(value, dict)}
     named = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
     labels = [name for name in LABELS if name in schema.names] or named
     if not images or not labels:
         return None
-    return images[0], labels[0], features[labels[0]].get("names", []) if labels[0] in named else []
+    names = features[labels[0]].get("names") if labels[0] in named else None
+    return images[0], labels[0], [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _named(values: list[Any], names: list[str], path: Path) -> list[Any]:
@@ -160,7 +165,7 @@ def _named(values: list[Any], names: list[str], path: Path) -> list[Any]:
     """
     used: set[Any] = set()
     for value in values:
-        if value is None or value == -1:
+        if value is None or value == -1 or value != value:  # the last of which is no number at all (NaN)
             raise UserError(f"{path} has images without a class; take their files away")
         if isinstance(value, list | dict):
             raise UserError(f"{path} has images with several classes, such as {value}; each must have one")
@@ -175,16 +180,27 @@ def _named(values: list[Any], names: list[str], path: Path) -> list[Any]:
 
 
 def _key(name: str, row: int) -> str:
-    return f"{name.removesuffix('.parquet')}/{row:08d}"
+    return f"{name[: -len('.parquet')]}/{row:08d}"
 
 
 def _files(folder: Path, columns: dict[str, str]) -> Iterator[tuple[str, bytes]]:
+    for name, column in columns.items():
+        for row, image in enumerate(_rows(folder / name, column)):
+            yield _key(name, row), (image or {}).get("bytes") or b""  # without them it is unreadable
+
+
+def _rows(path: Path, column: str) -> Iterator[Any]:
+    """A column's values.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    import pyarrow
     from pyarrow import parquet
 
-    for name, column in columns.items():
-        row = 0
-        with parquet.ParquetFile(folder / name) as file:
+    try:
+        with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(AT_ONCE, columns=[column]):
-                for image in batch.column(0).to_pylist():
-                    yield _key(name, row), (image or {}).get("bytes") or b""  # without them it is unreadable
-                    row += 1
+                yield from batch.column(0).to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} is not a whole Parquet file: {error}") from None

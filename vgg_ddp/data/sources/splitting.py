@@ -112,6 +112,8 @@ def _split_off(source: Source, share: float, seed: int) -> tuple[Source, int]:
 
 def must_be_several(classes: list[str], path: object) -> None:
     """Raises a `UserError` where there are fewer than two classes."""
+    if not classes:
+        raise UserError(f"{path} holds no image with a class")
     if len(classes) < 2:
         raise UserError(f"{path} has a single class, {classes[0]!r}; there is nothing to tell apart")
 

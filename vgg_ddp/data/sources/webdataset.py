@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from vgg_ddp.data.decoding import SUFFIXES
-from vgg_ddp.data.sources.class_folders import groups_of, has_class_folders, stem
-from vgg_ddp.data.sources.containers import Container, Folder, Tar
+from vgg_ddp.data.sources.class_folders import groups_of, stem
+from vgg_ddp.data.sources.containers import Container, Folder, Tar, has_class_folders
 from vgg_ddp.data.sources.source import FileSource
 from vgg_ddp.data.sources.splitting import (
     must_be_one_revision,
@@ -180,4 +180,9 @@ def _text(name: str, data: bytes) -> str | None:
 
 def _class_names(container: Container) -> list[str]:
     found = [name for name in container.names if PurePosixPath(name).name in CLASS_NAMES]
-    return next((data.decode().splitlines() for _, data in container.read(found[:1])), [])
+    for name, data in container.read(found[:1]):
+        try:
+            return data.decode().splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"{container.path}: {name} is not UTF-8; write it anew so") from None
+    return []
