@@ -1,13 +1,13 @@
-"""airbench94_muon, written anew from its authors' description, on prepared images of 32 pixels: what the recipes here race.
+"""airbench94_muon, reimplemented from its authors' description, on images of 32 pixels: a baseline for the recipes.
 
     python -m benchmarks.airbench --data SOURCE [--seeds 3] [--epochs 8] [--compile] [--json FILE]
 
-Keller Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (arXiv 2404.00498), github.com/KellerJordan/cifar10-airbench:
-2.6 s on an A100 with the original images. A whitened, frozen 2x2 convolution, three groups of two convolutions (64, 256, 256),
-GELU, the pool before the first of two frozen-scale norms; Muon on the convolutions, SGD with Nesterov momentum on biases and
-head; batches of 2,000, flips in turns, crops moved by two pixels; all rates fall to zero in a straight line. It trains on the
-whole training set, and looks at the test images once, at the end. The seconds are those from initial weights to trained ones,
-without loading the images.
+Keller Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (arXiv 2404.00498),
+github.com/KellerJordan/cifar10-airbench: 2.6 s on an A100 with the original images. A whitened, frozen 2x2 convolution,
+three groups of two convolutions (64, 256, 256), GELU, the pool before the first of two frozen-scale norms; Muon on the
+convolutions, SGD with Nesterov momentum on biases and head; batches of 2,000, alternating flips, crops moved by two
+pixels; all rates fall linearly to zero. It trains on the whole training set, and evaluates the test images once, at the
+end. The seconds run from the initial weights to the trained ones, without loading the images.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vgg_ddp.optim.muon import newton_schulz
 BATCH, SIDE = 2000, 32
 FILTERS = 24  # of the whitened layer: 2 x 2 x 3 directions in both signs
 WIDTHS = (64, 256, 256)
-BIAS_RATE, HEAD_RATE, MUON_RATE = 0.053, 0.67, 0.24  # of losses summed over the batch, but Muon's
+BIAS_RATE, HEAD_RATE, MUON_RATE = 0.053, 0.67, 0.24  # all but Muon's are for a loss that is summed over the batch
 MOMENTUM, MUON_MOMENTUM, DECAY = 0.85, 0.6, 2e-6 * BATCH
 WHITEN_BIAS_EPOCHS, SMOOTHING, MOVED = 3, 0.2, 2
 ITERATIONS = 3  # of Newton-Schulz
@@ -101,7 +101,7 @@ def whitening(images: Tensor) -> Tensor:
 
 
 class Muon:
-    """The convolutions' update: weights of the norm sqrt(outputs), less `rate` times an orthogonal matrix."""
+    """The convolutions' update: rescaled to a norm of sqrt(outputs), less `rate` times the orthogonalised momentum."""
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         self._weights, self._velocities = weights, [torch.zeros_like(weight) for weight in weights]
@@ -115,7 +115,7 @@ class Muon:
             update = weight.grad.add(velocity, alpha=MUON_MOMENTUM).flatten(1)
             tall = update.shape[0] > update.shape[1]
             matrix = update.T if tall else update
-            matrix = matrix.bfloat16() if matrix.is_cuda else matrix  # whose norm may be above what float16 can hold
+            matrix = matrix.bfloat16() if matrix.is_cuda else matrix  # its norm may overflow float16
             polar = newton_schulz(matrix[None], ITERATIONS)[0]
             weight.mul_(math.sqrt(len(weight)) / weight.norm())
             weight.add_((polar.T if tall else polar).reshape(weight.shape).to(weight.dtype), alpha=-rate)
@@ -182,7 +182,7 @@ def train(images: Images, classes: int, epochs: float, seed: int, compiled: bool
 
 @torch.inference_mode()
 def accuracies(network: Network, images: Images) -> tuple[float, float]:
-    """Of the images as they are; and by six views, mirrored and moved by a pixel, as its authors evaluate it."""
+    """Accuracy on the images as they are, and by six views (mirrored, moved by a pixel), as its authors evaluate it."""
     network.eval()
     right = torch.zeros(2)
     for pixels, labels in zip(images.pixels.split(BATCH), images.labels.split(BATCH)):
@@ -231,8 +231,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="a data source, as data.source takes it")
     parser.add_argument("--directory", default="datasets", help="where prepared data sets are (default: datasets)")
     parser.add_argument("--seeds", type=command.count, default=3, help="trainings, with seeds 0, 1, ... (default: 3)")
-    parser.add_argument("--epochs", type=float, default=8, help="(default: 8, those of 94 percent)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network, in the first seed's seconds")
+    parser.add_argument("--epochs", type=float, default=8, help="(default: 8, as for 94 percent)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile it, within the first seed's seconds")
     options = parser.parse_args()
     if options.epochs <= 0:
         raise UserError("--epochs is above 0")

@@ -8,8 +8,9 @@ flips, crops of images padded by four zeros; fp32. The networks are torchvision'
 the first layer that small images need, 3 x 3 without a stride and no pool behind it; and its VGG-16 with batch norm, and one
 linear layer.
 
-5,000 training images are held out, drawn by the seed, and looked at after each epoch. In the seconds: augmentation and steps.
-Out: loading the images, those looks, building the network. PFLOP are those of forward and backward, as torch counts them.
+5,000 training images are held out, drawn by the seed, and evaluated after each epoch. The seconds include augmentation
+and steps, but not loading the images, these evaluations, or building the network. PFLOP are those of forward and
+backward, as torch counts them.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from vgg_ddp.distributed.world import device_of
 from vgg_ddp.errors import UserError
 
 RATE, MOMENTUM, DECAY, BATCH, MOVED = 0.1, 0.9, 5e-4, 128, 4
-WARM_UP = 5  # steps, whose algorithms are being chosen: images/s do not count them
-HELD_OUT, LOOKED_AT = 5000, 1000  # images held out; in a forward pass of them
+WARM_UP = 5  # steps in which algorithms are still being chosen: images/s exclude them
+HELD_OUT, LOOKED_AT = 5000, 1000  # images held out, and how many of them go into one forward pass
 
 
 def network_of(name: str, classes: int) -> nn.Module:
@@ -50,7 +51,7 @@ def network_of(name: str, classes: int) -> nn.Module:
 
 
 def pflop_of_image(name: str, classes: int) -> float:
-    """Of forward and backward, counted without memory."""
+    """PFLOP of one image, forward and backward, counted on the meta device."""
     with torch.device("meta"):
         network = network_of(name, classes)
     return flop_of_network(network, SIDE) / 1e15
@@ -61,7 +62,7 @@ class Recipe:
     """What is trained, and for how long.
 
     Attributes:
-        steps: after which to end, of those that the epochs have; None: all.
+        steps: end after so many, if the epochs have more; None: train all epochs.
     """
 
     network: str
@@ -74,7 +75,7 @@ class Recipe:
 def train(images: Images, classes: int, recipe: Recipe) -> Iterator[dict[str, Any]]:
     """After each epoch, and at the end: steps, seconds, images/s since the last, PFLOP and the accuracy on images held out.
 
-    The first steps are in the seconds, and not in the images/s.
+    The first steps count towards the seconds, but not towards the images/s.
     """
     device = images.pixels.device
     torch.manual_seed(recipe.seed)

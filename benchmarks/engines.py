@@ -1,9 +1,9 @@
-"""The engines side by side: the same step on the same two ranks by DDP and by DeepSpeed's stages, in turns.
+"""The engines side by side: the same step on the same two ranks, alternately by DDP and by DeepSpeed's stages.
 
     python -m benchmarks.engines [--stages 0 1 2 3] [--json FILE]
 
-Each rank has one core and one thread (or a GPU). A ratio is of two neighbours in one round, DeepSpeed's images per second over
-DDP's; its median is shown.
+Each rank has one core and one thread (or a GPU). A ratio is DeepSpeed's images per second over DDP's in the same round;
+its median is shown.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m benchmarks.loaders --data SOURCE [--photos 2000] [--rounds 3] [--json FILE]
 
-SOURCE is prepared as raw pixels and as the files it has, and loaded with a reflect-padded random crop and a flip. The photos
-are made for the purpose: JPEG files of 300 to 600 pixels, loaded with a random resized crop to 224 and a flip. A loader that is
-not to be had here, such as DALI where it is not installed, is named and left out.
+SOURCE is prepared as raw pixels and as the files it has, and loaded with a reflect-padded random crop and a flip. The
+photos are made for the purpose: JPEG files of 300 to 600 pixels, loaded with a random resized crop to 224 and a flip. A
+loader that is not available here, such as DALI where it is not installed, is left out with a message.
 `--memory-batches 10000` loads that many batches with each loader instead, and shows that memory does not grow.
 """
 
@@ -60,7 +60,7 @@ class Ours:
         self._loader = loaders.build(name, split, training_geometry(data, augmentation, 0), data, world, options.batch)
 
     def run(self, seconds: float) -> tuple[int, float]:
-        """Load for at least so long, one batch or more; the number of images, and the seconds that they took."""
+        """Load one batch or more, for at least `seconds`; the number of images, and the seconds that they took."""
         start, images = time.perf_counter(), 0
         for batch in self._loader.stream(self._until(start + seconds)):
             images += len(batch)
@@ -112,7 +112,7 @@ class Torchvision:
         self._batches: Iterator[Any] = iter(())
 
     def run(self, seconds: float) -> tuple[int, float]:
-        """Load for at least so long, one batch or more; the number of images, and the seconds that they took."""
+        """Load one batch or more, for at least `seconds`; the number of images, and the seconds that they took."""
         start, images = time.perf_counter(), 0
         while not images or time.perf_counter() < start + seconds:
             batch = next(self._batches, None)
@@ -185,7 +185,7 @@ def prepared_sides(options: argparse.Namespace, place: Path) -> dict[str, tuple[
 
 
 def built(name: str, build: Callable[[], Any]) -> Any:
-    """What is measured; None, said, where it cannot be had here."""
+    """The side to measure; None, with a message, where it is not available here."""
     try:
         return build()
     except UserError as error:
@@ -268,7 +268,7 @@ def main() -> None:
         )
     if options.memory_batches is not None and options.memory_batches < EARLY:
         raise UserError(f"--memory-batches {options.memory_batches}: give {EARLY} or more, of which a tenth come first")
-    torch.set_num_threads(1 if not torch.cuda.is_available() else options.threads)  # the cores are the loaders'
+    torch.set_num_threads(1 if not torch.cuda.is_available() else options.threads)  # leave the cores to the loaders
     with tempfile.TemporaryDirectory(prefix="vgg_ddp-loaders-") as place:
         rows = (measure_memory if options.memory_batches else measure_speed)(options, Path(place))
     if not rows:

@@ -1,8 +1,8 @@
-"""Makes an image folder of larger pictures, of objects of very different sizes: to try training scales and test scales on.
+"""Makes an image folder of larger pictures, with objects of very different sizes, to try training and test scales on.
 
     python -m benchmarks.made_pictures FOLDER [--each 150] [--side 96] [--seed 0]
 
-Made pictures are not photographs: what is found on them says how the procedures differ, not what they reach on ImageNet.
+Made pictures are not photographs: results on them show how the procedures differ, not what they reach on ImageNet.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw
 
 Points = list[tuple[float, float]]
 SMALLEST, LARGEST = 0.22, 0.85  # of an object, as a share of the picture's shorter side
-BRIGHT = 128  # an object's colours are from here on, the background's below: an outline is always seen
+BRIGHT = 128  # objects have this value or more in each colour, backgrounds less, so that an outline is always visible
 NOISE = 8  # standard deviation, of 255
-FINER = 3  # drawn so many times larger, and shrunk
+FINER = 3  # pictures are drawn this many times larger, then shrunk
 
 
 def _around(radii: list[float]) -> Points:

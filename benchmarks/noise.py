@@ -1,4 +1,4 @@
-"""The same version against itself: how often a benchmark's verdict on that is "noise".
+"""How often a benchmark's verdict is "noise" when a version is compared with itself.
 
     python -m benchmarks.noise [--runs 21] [--json FILE] BENCHMARK [its options ...]
     python -m benchmarks.noise scaling --parts measure --ranks 1 --batch 16
@@ -7,8 +7,8 @@ Runs BENCHMARK --runs times, each in a process of its own, and gives every run's
 before it) and against three (the three before it). Verdicts on the same code that say "faster" or "slower" are wrong; the
 interval allows one in twenty.
 
-It also prints how far runs scatter, as a standard deviation, with and without division by the reference that is measured
-beside them. With it, this is the value for `--between-runs`.
+It also prints the scatter between runs, as a standard deviation, with and without division by the reference measured
+beside them. The figure with division is the value for `--between-runs`.
 """
 
 from __future__ import annotations

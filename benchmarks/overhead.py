@@ -1,9 +1,9 @@
-"""What the training loop costs beside forward, backward and update: waiting for data, inputs, schedules, metrics, the log.
+"""What the training loop adds to forward, backward and update: waiting for data, inputs, schedules, metrics, the log.
 
     python -m benchmarks.overhead [--config configs/vgg16_cifar10.yaml] [--source digits] [--json FILE] [key=value ...]
 
-The loop itself is run, as `vgg-ddp train` runs it, with its engine's three calls timed. On a GPU each call is waited for, so
-that the host's own time is not hidden by the device's; the share is an upper bound there.
+It runs the loop as `vgg-ddp train` does, with the engine's three calls timed. On a GPU the host waits for the device
+after each call, so that the device's time does not hide the host's; the share is an upper bound there.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ class Timed:
 
 
 class WholeRecorder(Recorder):
-    """A recorder whose rows cost time too.
+    """A recorder that also counts the time for writing its rows.
 
     Attributes:
-        seconds: of all steps in rows so far, with the writing of those rows, which `State.step_seconds` leaves out.
+        seconds: of all steps in rows so far, including the writing of those rows, which `State.step_seconds` excludes.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -79,7 +79,7 @@ class WholeRecorder(Recorder):
         state = self._state
         in_steps, before = state.step_seconds, state.seconds
         super().row()
-        if state.step_seconds > in_steps:  # otherwise no step was taken, and the seconds are a checkpoint's, say
+        if state.step_seconds > in_steps:  # otherwise no step was taken, and the time is that of a checkpoint, say
             self.seconds += state.seconds - before
 
 
@@ -96,7 +96,7 @@ class Loop:
         self._log = run.metrics
 
     def run(self, steps: int) -> dict[str, float]:
-        """Train so many more steps; seconds of a step in the engine's calls, in waiting for data, and in all, with the log."""
+        """Train `steps` more; seconds of a step: in the engine's calls, waiting for data, and in total with the log."""
         state, job = self._state, dataclasses.replace(self._job, total_steps=self._state.step + steps)
         before = self._seconds()
         with MetricsLog(self._log) as log, TrainingProgress(job.total_steps, state.step, shown=False) as progress:

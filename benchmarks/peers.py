@@ -1,14 +1,14 @@
-"""The same network, data, batch, precision and device through other training loops, in turns with ours.
+"""The same network, data, batch, precision and device through other training loops, alternating with ours.
 
     python -m benchmarks.peers [--networks vgg16 ...] [--batches 256 ...] [--json FILE]
 
-Peers: PyTorch Lightning, Hugging Face Accelerate, DeepSpeed's own loop, a timm loop, and a plain torch loop in the style of the
-common CIFAR repositories. Each is set up as its documentation recommends for the precision, with channels-last memory,
-which is as fast or faster for all of them; their network has torchvision's layers of the same VGG and one linear layer. All
-take the same batches from memory: theirs normalised already, ours as uint8. Each runs in a process of its own, and only one
-works at a time. All have the same settings of arithmetic (cudnn.benchmark, tf32), set and looked at again around every round,
-and none waits for the device between the steps of a round. A peer that is not installed (`pip install 'vgg_ddp[peers]'`), or
-that cannot take a step here, is named and left out.
+Peers: PyTorch Lightning, Hugging Face Accelerate, DeepSpeed's own loop, a timm loop, and a plain torch loop in the
+style of the common CIFAR repositories. Each is set up as its documentation recommends for the precision, with
+channels-last memory, which is as fast or faster for all of them; their network has torchvision's layers of the same VGG
+and one linear layer. All take the same batches from memory: theirs normalised already, ours as uint8. Each runs in a
+process of its own, and only one works at a time. All have the same arithmetic settings (cudnn.benchmark, tf32), set
+before and checked after each round, and none waits for the device between the steps of a round. A peer that is not
+installed (`pip install 'vgg_ddp[peers]'`), or that cannot take a step here, is named and left out.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def lightning(task: Task) -> Seconds:
     precision = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}[task.cell.precision]
 
     def run(steps: int) -> float:
-        """The seconds between the end of a first step, which starts things, and the end of the last."""
+        """The seconds between the end of the first step, which includes the start-up, and the end of the last."""
         module.marks.clear()
         trainer = package.Trainer(
             max_steps=steps + 1,
@@ -196,7 +196,7 @@ def deepspeed(task: Task) -> Seconds:
         "steps_per_print": 10**9,
     }
     with contextlib.redirect_stdout(sys.stderr):
-        network.to(memory_format=torch.contiguous_format)  # it sends the weights to other ranks, and sends no others
+        network.to(memory_format=torch.contiguous_format)  # DeepSpeed broadcasts weights, but only contiguous ones
         engine, *_ = package.initialize(model=network, optimizer=task.optimizer(network), config=settings)
         network.to(memory_format=torch.channels_last)
     cast = task.images.to(task.dtype)
@@ -268,8 +268,8 @@ def work(build: Callable[[Task], Seconds] | None, cell: Cell, threads: int, conn
     """A side's process: builds it, then answers each number of steps with the seconds that they took.
 
     Args:
-        build: of a peer; None: ours.
-        connection: on it comes, before all answers, why the side cannot take a step here; an empty text: it can.
+        build: builds a peer; None for our own step.
+        connection: its first message says why the side cannot take a step here, and is empty if it can.
     """
     warnings.filterwarnings("ignore")  # the peers' advice on logging, workers and the like
     torch.set_num_threads(threads)
@@ -283,7 +283,7 @@ def work(build: Callable[[Task], Seconds] | None, cell: Cell, threads: int, conn
         connection.send((str(error).splitlines() or [type(error).__name__])[0])
         return
     connection.send("")
-    with contextlib.suppress(EOFError):  # the end, whichever way the benchmark comes to it
+    with contextlib.suppress(EOFError):  # the benchmark has ended, in whatever way
         while steps := connection.recv():
             with arithmetic(cell.precision):
                 seconds = run(steps)
@@ -356,13 +356,13 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             sides[rounds.REFERENCE] = reference(device_of(0))
             try:
                 rates = rounds.in_turns(sides, options.rounds)
-            except UserError as error:  # one that ended later on: what others measured in its turns is of no use
+            except UserError as error:  # a side has ended: what the others measured beside it cannot be used
                 print(f"{cell.name} is left out: {error}", file=sys.stderr)
                 rows += [{"name": f"{cell.name} {name}", "left_out": str(error)} for name in versions]
                 continue
         speed, begun = rates.pop(rounds.REFERENCE), len(rows)
         for name, values in rates.items():
-            # The ratio is of rounds that were neighbours.
+            # The ratio is taken within each round, between measurements of the same moment.
             ratio = statistics.median(a / b for a, b in zip(rates[OURS], values)) if OURS in rates else None
             about = {"name": f"{cell.name} {name}", "side": name, "version": versions[name], **vars(cell)}
             rows.append({**about, **rounds.summary(values, reference=speed), "ours_to_theirs": ratio})

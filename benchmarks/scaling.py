@@ -5,8 +5,8 @@
 
 Measured: images/s of the training loop's own step on a batch in memory. Weak scaling: every rank has `--batch` images;
 strong scaling: the ranks divide them. Each rank is bound to one core (or GPU); more ranks than cores take turns, and the
-efficiency is also given against the number of cores. All groups of ranks are measured in turns in the same minutes; the first
-round does not count.
+efficiency is also given against the number of cores. All groups of ranks are measured alternately in the same minutes;
+the first round does not count.
 
 The model is calibrated on one rank alone, on ranks that compute at the same time without communication, and on all-reduces
 between two ranks. Its predictions are compared with measured steps of several ranks, none of which it was calibrated on. Then
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument(
         "--gpu-batch", type=command.count, default=64, help="images of each GPU at 224 pixels (default: 64)"
     )
-    parser.add_argument("--images-per-second", type=float, help="of one GPU at 224 pixels, where it was measured")
+    parser.add_argument("--images-per-second", type=float, help="the measured rate of one GPU at 224 pixels")
     options = parser.parse_args()
     contents: dict[str, Any] = {"rows": []}
     if "measure" in options.parts:
@@ -125,7 +125,7 @@ def main() -> None:
     command.write(options, **contents)
     if options.json:
         pictures.draw(contents, options.json)
-    if options.baseline:  # which may be of something else: what was measured is kept by then
+    if options.baseline:  # last, as it may be refused: what was measured is already written
         command.write(options, **contents, verdicts=baseline.report(contents["rows"], options))
 
 

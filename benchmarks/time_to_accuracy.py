@@ -4,11 +4,11 @@
     python -m benchmarks.time_to_accuracy CONFIG --target 0.6 --leave-out model.whiten=false --leave-out optimizer.name=sgd
     python -m benchmarks.time_to_accuracy --runs DIR --target 0.6 [--json FILE]
 
-Each seed of each recipe is one `vgg-ddp train CONFIG key=value ... seed=SEED`, run from nothing, one after the other; weights,
-order, augmentation and which images are held out follow from the seed. Of several recipes each is trained with the first seed,
-then each with the second, so that other load on the machine affects all alike. `--leave-out` adds a recipe that is the first
-one with one more override: an ablation. `--runs` trains nothing: it reads finished runs, each in DIR/RECIPE/seed-SEED, where
-`--keep DIR` leaves them.
+Each seed of each recipe is one `vgg-ddp train CONFIG key=value ... seed=SEED` from scratch, one after the other;
+weights, order, augmentation and the choice of held-out images follow from the seed. Several recipes are all trained
+with one seed, then all with the next, so that other load on the machine affects all alike. `--leave-out` adds a recipe
+that is the first one with one more override: an ablation. `--runs` trains nothing: it reads finished runs, each in
+DIR/RECIPE/seed-SEED, where `--keep DIR` leaves them.
 
 The target is met by the first validation of at least that accuracy: on the share of the training set that `data.validation`
 holds out, which is never trained on. The test set is not looked at for it.
@@ -57,7 +57,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained with each seed: a configuration, changed by words."""
+    """What is trained with each seed: a configuration and its overrides, `words`."""
 
     name: str
     config: str
@@ -65,7 +65,7 @@ class Recipe:
 
 
 def recipes(words: Sequence[str], left_out: Sequence[str]) -> list[Recipe]:
-    """A recipe for each word that is no `key=value`, and for each of `left_out` the first one changed by it.
+    """A recipe for each configuration among `words`, and for each of `left_out` the first one with that override added.
 
     Raises:
         UserError: no configuration is named, or one twice.
@@ -104,7 +104,7 @@ def train(recipe: Recipe, seed: int, directory: Path) -> tuple[Path, float]:
         "vgg_ddp",
         "train",
         recipe.config,
-        "restarts=0",  # which would count as training
+        "restarts=0",  # the time of a restart would count as training
         *recipe.words,
         f"seed={seed}",
         f"run.dir={run}",
@@ -161,8 +161,9 @@ def failed(recipe: str, seed: int, reason: str) -> Row:
 
 
 def over_seeds(runs: Sequence[Row], machine_speed: list[float] | None, called: str = "") -> list[Row]:
-    """A row for each of seconds, without and with building, epochs and PFLOP, if every seed got there: mean, its 95 % interval,
-    and standard deviation.
+    """A row for each of seconds, without and with building, epochs and PFLOP, if every seed reached the target.
+
+    It has the mean, its 95 % interval, and the standard deviation.
 
     Args:
         machine_speed: the reference's rate before each of `runs`; None: not known.
@@ -390,7 +391,7 @@ def main() -> None:
         action="append",
         default=[],
         metavar="key=value",
-        help="train the first configuration with this word too: what it sets is compared with what it was (repeatable)",
+        help="also train the first configuration with this override added, for comparison (repeatable)",
     )
     parser.add_argument("--target", type=float, required=True, help="accuracy on held-out images, 0 to 1")
     parser.add_argument("--seeds", type=command.count, default=3, help="trainings, with seeds 0, 1, ... (default: 3)")
@@ -405,7 +406,7 @@ def main() -> None:
     command.write(options, **contents)
     if options.json:
         draw(contents["runs"], options.target, options.json.with_suffix(".png"))
-    if options.baseline:  # which may be of something else: what was measured is kept by then
+    if options.baseline:  # last, as it may be refused: what was measured is already written
         command.write(options, **contents, verdicts=baseline.report(contents["rows"], options))
 
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.tracking [--steps 60] [--rounds 5] [--source digits] [--json FILE]
 
-W&B is sent to a local server that accepts connections and never answers. A round is one whole training of each side, in
-turns, so that whatever else the machine does falls on both; each writes a row of metrics every step. A step's seconds are those
-between its row and the one before it, the writing of a row included. The first steps of a training do not count, nor do those
-with a validation or the end of an epoch between their rows.
+W&B is pointed at a local server that accepts connections and never answers. A round is one whole training of each side,
+alternately, so that other load on the machine affects both; each writes a row of metrics every step. A step's seconds
+are those between its row and the one before it, the writing of a row included. The first steps of a training do not
+count, nor do those with a validation or the end of an epoch between their rows.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from .launcher import Launcher
 from .plan import Plan, environment, ranks_here, show
 
 ENGINE = "engine=deepspeed"
-GRACE = 30.0  # seconds, as DeepSpeed's launcher gives the ranks itself
+GRACE = 30.0  # seconds, the same as DeepSpeed's launcher gives its ranks
 CODES = (EXIT_OK, EXIT_USER_ERROR, EXIT_STOPPED, *(128 + number for number in STOP_SIGNALS))  # of a command, besides 1
 NOT_PASSED_ON = (
     "over ssh only PYTHON*, NCCL* and the like are passed on: put the rest, WANDB_API_KEY say, into ~/.deepspeed_env"
@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=GRACE,
         metavar="SECONDS",
-        help=f"that ranks here have to save and end after Ctrl-C, SIGTERM or SIGHUP (default {GRACE:g})",
+        help=f"time for this host's ranks to save and exit after Ctrl-C, SIGTERM or SIGHUP (default {GRACE:g})",
     )
 
 
@@ -86,7 +86,7 @@ def exit_code(code: int, run: Path | None) -> int:
     The launcher's is 256 - n after signal n killed a rank, 76 after a rank lost another, 0 if its own process was killed.
 
     Args:
-        run: the run's folder, which says whether a 0 is true; None where it may lie on another host.
+        run: the run's folder, which shows whether a 0 can be trusted; None where it may be on another host.
     """
     if code == EXIT_OK and run is not None and _cut_off(run):
         print(f"launch: DeepSpeed's launcher ended, but not the training in {run}; was it killed?", file=sys.stderr)
@@ -114,7 +114,7 @@ def _exported(variables: dict[str, str]) -> Iterator[None]:
     for path in (Path(os.path.expanduser("~"), name), Path(name)):  # where DeepSpeed looks
         if path.is_file():
             own += [line for line in path.read_text().splitlines() if line.strip()]
-    if any(line.startswith("OMP_NUM_THREADS=") for line in own):  # then the number is a person's word
+    if any(line.startswith("OMP_NUM_THREADS=") for line in own):  # then the user has chosen the number
         variables = {variable: value for variable, value in variables.items() if variable != cores.OWN_THREADS}
     lines = [*(f"{variable}={value}" for variable, value in variables.items()), *own]
     with tempfile.NamedTemporaryFile("w", prefix="deepspeed_env_") as file:
@@ -128,15 +128,15 @@ def _exported(variables: dict[str, str]) -> Iterator[None]:
 def _run(command: list[str], by_ssh: bool, grace: float) -> int:
     """DeepSpeed's launcher, to its end; its exit code.
 
-    A stop signal goes to the ranks, which save and end: the launcher, which a signal ends at once, would leave them running.
-    After `grace` seconds, or at a second Ctrl-C, all that run here are killed.
+    A stop signal is passed to the ranks, which save and exit, not to the launcher, which would end at once and leave
+    them running. After `grace` seconds, or at a second Ctrl-C, all processes started here are killed.
 
     Raises:
         Signalled: before there were ranks, or where they are on other hosts, which the launcher then tells to end.
     """
     process = None
     try:
-        process = subprocess.Popen(command, start_new_session=True)  # out of reach of a Ctrl-C, which is handed on
+        process = subprocess.Popen(command, start_new_session=True)  # Ctrl-C does not reach it: we pass signals on
         return process.wait()
     except Signalled as signalled:
         if process is None:
@@ -168,7 +168,7 @@ def _run(command: list[str], by_ssh: bool, grace: float) -> int:
 
 
 def _children(process: int) -> list[int]:
-    """Those that its main thread has started."""
+    """The child processes that the main thread of `process` has started."""
     try:
         return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except OSError:
@@ -179,7 +179,7 @@ def deepspeed_arguments(plan: Plan, options: argparse.Namespace) -> list[str]:
     """The arguments of the command `deepspeed`.
 
     Raises:
-        UserError: many hosts without a hostfile, one that is missing, too short or unlike one, or no host of that rank.
+        UserError: several hosts and no hostfile; one that is missing, malformed or too short; no such node rank.
     """
     arguments = []
     if plan.nodes > 1:
@@ -192,7 +192,7 @@ def deepspeed_arguments(plan: Plan, options: argparse.Namespace) -> list[str]:
 
 
 def remote_word(word: str) -> str:
-    """A word of a command as DeepSpeed's launcher must be given it, so that a shell on another host reads the word itself.
+    """A word of a command, quoted for DeepSpeed's launcher so that the shell on the other host reads it unchanged.
 
     The launcher puts double quotes around a word with a space, and a backslash before those inside, but does no more.
     """

@@ -86,7 +86,7 @@ def _arrived(store: PrefixStore, here: Host, nodes: int, endpoint: str) -> Itera
         yield number
     except BaseException:
         with contextlib.suppress(DistError):  # the host that serves the store is gone
-            store.add("arrived", -1)  # first: never are more counted than there are
+            store.add("arrived", -1)  # before its number is free: the count must never exceed the hosts that are there
             store.compare_set(f"host/{number}", said, "")
         raise
 

@@ -1,7 +1,7 @@
 """Kubernetes: a TrainJob for the Kubeflow trainer (version 2, trainer.kubeflow.org/v1alpha1).
 
-The trainer's torch runtime gives each pod its node rank and the address of the first in torchrun's own variables (PET_*),
-so that the command is torchrun without any of that.
+The trainer's torch runtime passes each pod its node rank and the address of the first pod in torchrun's own environment
+variables (PET_*), so the torchrun command needs no arguments for them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .plan import Plan, interface_variables, ranks_there
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this launcher alone."""
-    parser.add_argument("--image", required=True, help="with this package and CONFIG in its working directory")
-    parser.add_argument("--name", default="vgg-ddp", help="of the job (default vgg-ddp)")
-    parser.add_argument("--namespace", default="default", help="(default default)")
+    parser.add_argument("--image", required=True, help="image with this package, and CONFIG in its working directory")
+    parser.add_argument("--name", default="vgg-ddp", help="name of the job (default vgg-ddp)")
+    parser.add_argument("--namespace", default="default", help="namespace of the job (default: default)")
     parser.add_argument("--runtime", default="torch-distributed", help="training runtime (default torch-distributed)")
     parser.add_argument("--gpus-per-node", type=int, metavar="N", help="default: none asked for")
     parser.add_argument("--cpus-per-node", metavar="N", help="default: the runtime's")
@@ -38,7 +38,7 @@ def start(options: argparse.Namespace, config: Config) -> int:
     """Print the manifest, or hand it to kubectl."""
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", options.name):
         raise UserError(
-            f"--name {options.name} is no name in Kubernetes: small letters, digits and dashes, a letter first"
+            f"--name {options.name} is not a name in Kubernetes: use small letters, digits and dashes, a letter first"
         )
     asked = options.nproc or (options.gpus_per_node if config.nproc == "auto" else None)
     plan = Plan(options.config, tuple(options.overrides), config, options.nodes, ranks_there(asked, config))

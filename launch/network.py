@@ -40,8 +40,8 @@ def parse_endpoint(text: str) -> tuple[str, int]:
 def resolve(host: str, asked: str | None = None) -> str:
     """The IPv4 address of a host by which others reach it.
 
-    Debian calls a host 127.0.1.1 in its own /etc/hosts. There it is the address of the interface `asked` for, or of the one
-    that leads outwards.
+    Debian maps a host's own name to 127.0.1.1 in /etc/hosts. There the answer is the address of the interface `asked`
+    for, or of the interface of the default route.
 
     Raises:
         UserError: nobody knows the name, or here it is an address that no other host can reach.
@@ -56,7 +56,7 @@ def resolve(host: str, asked: str | None = None) -> str:
         return interfaces().get(asked, address)
     others = [own for own in interfaces().values() if not own.startswith("127.")]
     if len(others) <= 1:
-        return others[0] if others else address  # without another interface no other host is meant
+        return others[0] if others else address  # loopback only: no other host can be involved
     if not (outwards := _outwards()):
         raise UserError(f"--rdzv-endpoint: {host} is {address} here, which no other host can reach; give its address")
     return outwards

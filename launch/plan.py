@@ -39,7 +39,7 @@ class Plan:
 
     @property
     def ranks(self) -> int:
-        """Of all hosts together."""
+        """The number of ranks on all hosts together."""
         return self.nodes * self.ranks_per_node
 
     @property
@@ -48,7 +48,7 @@ class Plan:
         return [MODULE, self.config_path, *self.overrides]
 
     def arithmetic(self) -> str:
-        """The batch, multiplied out."""
+        """The global batch as a product of its factors, in words."""
         return (
             f"batch {self.config.batch} = {counted(self.nodes, 'node')} x {counted(self.ranks_per_node, 'rank')}"
             f" x {counted(self.micro_batch, 'image')} x {self.config.accumulation} accumulated"
@@ -81,7 +81,7 @@ def environment(ranks_per_node: int, config: Config, interface: str | None) -> d
     """The environment variables of the ranks, for a host with as many cores as this one."""
     asked = cores.openmp_threads() if config.threads == "auto" else config.threads
     threads = asked or max(1, cores.usable() // ranks_per_node)
-    own = {} if asked else {cores.OWN_THREADS: "1"}  # else the ranks would take it for a person's word, and keep it
+    own = {} if asked else {cores.OWN_THREADS: "1"}  # else the ranks would take it for the user's choice, and keep it
     return {"OMP_NUM_THREADS": str(threads), **own, **interface_variables(interface)}
 
 

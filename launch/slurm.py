@@ -49,15 +49,15 @@ exit $code
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this launcher alone."""
-    parser.add_argument("--name", default="vgg_ddp", help="of the job (default vgg_ddp)")
+    parser.add_argument("--name", default="vgg_ddp", help="name of the job (default vgg_ddp)")
     parser.add_argument("--partition", metavar="NAME", help="default: the cluster's")
     parser.add_argument("--time", metavar="[D-]H:M:S", help="time limit (default: the partition's)")
-    parser.add_argument("--account", metavar="NAME", help="to charge")
-    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="default: none asked for")
-    parser.add_argument("--cpus-per-node", type=int, metavar="N", help="default: threads, or one, for each rank")
-    parser.add_argument("--memory", metavar="SIZE", help="of each node, e.g. 64G (default: the partition's)")
+    parser.add_argument("--account", metavar="NAME", help="account to charge")
+    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="default: none requested")
+    parser.add_argument("--cpus-per-node", type=int, metavar="N", help="default: `threads` cores a rank, or one")
+    parser.add_argument("--memory", metavar="SIZE", help="memory of each node, e.g. 64G (default: the partition's)")
     parser.add_argument(
-        "--interface", metavar="NAME", help="network interface (default: the one that leads to the first)"
+        "--interface", metavar="NAME", help="network interface (default: the one that leads to the first node)"
     )
     parser.add_argument(
         "--save-before",

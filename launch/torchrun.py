@@ -30,14 +30,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rdzv-id", default="vgg_ddp", metavar="NAME", help="a name that the hosts share")
     parser.add_argument("--interface", metavar="NAME", help="network interface (default: the one that leads to HOST)")
     parser.add_argument(
-        "--timeout", type=float, default=300.0, metavar="SECONDS", help="to wait for the other hosts (default 300)"
+        "--timeout", type=float, default=300.0, metavar="SECONDS", help="limit to wait for other hosts (default 300)"
     )
     parser.add_argument(
         "--grace",
         type=float,
         default=GRACE,
         metavar="SECONDS",
-        help=f"that ranks have to save and end after Ctrl-C, SIGTERM or SIGHUP (default {GRACE:g})",
+        help=f"time for the ranks to save and exit after Ctrl-C, SIGTERM or SIGHUP (default {GRACE:g})",
     )
 
 
@@ -70,12 +70,12 @@ def _rendezvous(options: argparse.Namespace) -> tuple[str, str | None, str]:
     except UserError:
         if not options.dry_run or options.interface is not None:
             raise
-        return f"{host}:{port}", None, ""  # printed on another machine than it is to run on
+        return f"{host}:{port}", None, ""  # a dry run on a machine that is not one of the hosts
     return f"{host}:{port}", interface, address
 
 
 def torchrun_arguments(plan: Plan, endpoint: str) -> list[str]:
-    """The arguments of the command `torchrun` that comes to the same."""
+    """The arguments of the equivalent `torchrun` command."""
     address, port = network.parse_endpoint(endpoint)
     arguments = [f"--nnodes={plan.nodes}", f"--nproc-per-node={plan.ranks_per_node}", "--node-rank=0"]
     return [*arguments, f"--master-addr={address}", f"--master-port={port}", "-m", *plan.training]
@@ -102,7 +102,7 @@ def _run(options: argparse.Namespace, plan: Plan, endpoint: str, interface: str 
         code = supervisor.run(task, plan.ranks_per_node, place, server, options.grace)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # taking torch down in order would cost a second of the five
+    os._exit(code)  # an orderly shutdown of torch would cost one of the five seconds
 
 
 LAUNCHER = Launcher("torchrun, on this host or (the same command on each) on many", add_options, start)

@@ -35,7 +35,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """The names of `vgg_ddp.library`, which imports torch, once one of them is asked for."""
+    """Look up a name of `vgg_ddp.library` only when it is used, since that module imports torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from vgg_ddp import library

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. Nothing is raised, whatever the command, so that a notebook can call it too."""
+    """Run one command and return its exit code. `SystemExit` is caught, so that a notebook can call it too."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that has no such letter shows a question mark
-    with signals_raise():  # so that what is half written is removed
+    with signals_raise():  # so that half-written files are removed
         return _run(arguments)
 
 
@@ -81,13 +81,16 @@ def _parser() -> argparse.ArgumentParser:
         "--storage",
         choices=("original", "raw", "jpeg", "jpeg2000"),
         default="original",
-        help="original: files or pixels as they come, PNG of what decoders do not read alike (default); "
+        help="original: files or pixels as they are, PNG for files that decoders read differently (default); "
         "raw: decoded pixels, for images of one size; "
-        "jpeg: JPEG files as they are, the rest encoded with loss; jpeg2000: all encoded without loss",
+        "jpeg: JPEG files as they are, the rest encoded lossily; jpeg2000: all encoded losslessly",
     )
-    prepare.add_argument("--quality", type=int, default=95, help="of --storage jpeg, 1 to 100 (default 95)")
+    prepare.add_argument("--quality", type=int, default=95, help="quality of --storage jpeg, 1 to 100 (default 95)")
     prepare.add_argument(
-        "--chroma", choices=("4:4:4", "4:2:2", "4:2:0"), default="4:4:4", help="of --storage jpeg (default 4:4:4)"
+        "--chroma",
+        choices=("4:4:4", "4:2:2", "4:2:0"),
+        default="4:4:4",
+        help="chroma subsampling of --storage jpeg (default 4:4:4)",
     )
     prepare.add_argument(
         "--unreadable", choices=("refuse", "drop"), default="refuse", help="images that cannot be read (default refuse)"
@@ -96,12 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         "--unusual",
         choices=("convert", "refuse"),
         default="convert",
-        help="images that are not 8-bit RGB, animated, tiny, huge or named wrong: convert to RGB (default) or refuse",
+        help="images that are animated, tiny, huge, wrongly named or not 8-bit RGB: convert to RGB (default) or refuse",
     )
     prepare.add_argument(
-        "--test-share", type=float, default=0.2, help="of each class to test on, where there is no test split (0.2)"
+        "--test-share", type=float, default=0.2, help="share of each class to test on, if there is no test split (0.2)"
     )
-    prepare.add_argument("--split-seed", type=int, default=0, help="draws --test-share (default 0)")
+    prepare.add_argument("--split-seed", type=int, default=0, help="seed that draws --test-share (default 0)")
     prepare.set_defaults(run=_prepare)
 
     train = commands.add_parser(
@@ -138,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="write there; default: in the run, for another data set or protocol in RUN/evaluations",
+        help="where to write; default: in the run, or for another data set or protocol in RUN/evaluations",
     )
     evaluate.add_argument(
         "--protocol",
@@ -428,7 +431,7 @@ def _dashboard(options: argparse.Namespace) -> int:
         print("\n".join(dashboard.create(options.project, options.entity)))
     except UserError:
         raise
-    except Exception as error:  # W&B raises errors of many kinds, for a network, a name or a right that is not there
+    except Exception as error:  # W&B raises many kinds of errors: no network, a wrong name, no permission
         raise UserError(f"W&B did not take the dashboard: {error}") from None
     return EXIT_OK
 

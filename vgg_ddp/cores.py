@@ -1,6 +1,6 @@
 """How many cores this process may use: limited by its affinity mask and by the CPU quota of its control group.
 
-More threads than the quota are worse than fewer: they spend it early in each period, and all of them then wait for the next.
+More threads than the quota allows are worse than fewer: they use it up early, and all then wait for the next period.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-OWN_THREADS = "VGG_DDP_OWN_THREADS"  # in a rank's environment: OMP_NUM_THREADS is what our launcher came to
+OWN_THREADS = "VGG_DDP_OWN_THREADS"  # in a rank's environment: our launcher computed OMP_NUM_THREADS
 
 
 def usable(root: Path = Path("/")) -> int:

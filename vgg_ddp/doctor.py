@@ -54,7 +54,7 @@ def examine() -> int:
 
 
 def _found(otherwise: str, *names: str) -> bool:
-    """Print the version of the first of these packages that is installed, or `otherwise`; whether one is."""
+    """Print the version of the first of these packages that is installed, or `otherwise`; return whether one is."""
     for name in names:
         try:
             print(f"ok    {name} {importlib.metadata.version(name)}")

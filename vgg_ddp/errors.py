@@ -15,12 +15,12 @@ from typing import NoReturn
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # each asks to save and end
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
-EXIT_LOST_RANK = 76  # of a rank that another has left; the launch ends with 1, or starts all again
+EXIT_LOST_RANK = 76  # a rank that lost the connection to another; the launch ends with 1, or restarts all ranks
 EXIT_STOPPED = 75  # stopped on request with a checkpoint saved (EX_TEMPFAIL: try again)
 
 
 def printable(text: str) -> str:
-    """`text` for a terminal: without passwords, and with control characters, of a file's name say, as Python writes them."""
+    """`text` for a terminal: passwords masked, control characters (of a file name, say) escaped as in Python."""
     text = re.sub(r"(://?[^/@\s:]+):[^/@\s]+@", r"\1:***@", text)  # the password in an address
     kept = "\n\t\u200c\u200d"  # the last two join letters
     return "".join(
@@ -64,7 +64,7 @@ class Signalled(BaseException):
 
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
-    """Inside, the first of `STOP_SIGNALS` raises `Signalled`, except those that are ignored, as nohup has it.
+    """Inside the context, the first of `STOP_SIGNALS` raises `Signalled`; ignored ones, as under nohup, stay ignored.
 
     Later ones are ignored, except a second Ctrl-C, which ends the process at once. Outside the main thread signals cannot be
     handled: there they are left to the program around it.
@@ -92,10 +92,10 @@ class StoppedOnRequest(Exception):
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with `code` at once, without Python's own shutdown; all files are written and closed by now.
+    """End this process with `code` at once, without Python's own shutdown; all files must be closed by now.
 
-    Otherwise, once in some dozens of starts, a library's thread that still ran during the shutdown aborted the process, and
-    a rank that had done its work ended with a signal.
+    In that shutdown, once in some dozens of starts, a library's thread that still ran aborted the process, and a rank
+    that had done its work ended with a signal.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # nobody reads it any more

@@ -79,7 +79,7 @@ def evaluate_and_report(
 
 
 def show(summary: dict[str, Any], how: str = "") -> None:
-    """Print what went wrong, accuracy per class, the lowest last, which classes stand out, and the accuracy over all.
+    """Print the warnings, the accuracy per class (lowest last), which classes stand out, and the overall accuracy.
 
     Args:
         how: what is unusual about the answers; "" if nothing is.
@@ -136,7 +136,7 @@ def run(resolved: ResolvedRun, world: World) -> None:
 
 
 def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
-    """Answer for every image in `folder`, write RUN/images/FOLDER, and print the answers. For one rank alone.
+    """Classify every image in `folder`, write RUN/images/FOLDER, and print the answers. Runs on a single rank.
 
     Raises:
         UserError: no image in the folder, a checkpoint that is damaged or of another network, or a full disk.
@@ -196,7 +196,7 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
 
 
 def _nearest(network: own_images.OwnImages, run: RunDirectory, described: list[Features]) -> Nearest | None:
-    """The nearest training images of those that were `described`; None, said why, where they cannot be had."""
+    """The training images nearest to those `described`; None where they cannot be had, after printing any error."""
     from vgg_ddp.report.image_answers import Nearest
 
     trained_on = of_run.find(run)
@@ -210,7 +210,7 @@ def _nearest(network: own_images.OwnImages, run: RunDirectory, described: list[F
 
 
 def _own_place(run: RunDirectory, folder: Path) -> Path:
-    """RUN/images/NAME, with a number behind the name where another folder of that name has been answered for."""
+    """RUN/images/NAME, with a number appended if another folder of that name was classified before."""
     name = folder.resolve().stem if folder.is_file() else folder.resolve().name or "root"
     for number in itertools.count(1):
         target = run.path / "images" / (name if number == 1 else f"{name}-{number}")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vgg_ddp.data.dataset import Dataset
     from vgg_ddp.distributed.world import World
 
-# Keys that average over views of one's own images: they apply only where a word of the command sets them.
+# Keys that average over several views: with --images they apply only if set on the command line.
 VIEWS = ("evaluate.protocol=", "evaluate.scales=", "evaluate.flips=", "evaluate.views=")
 
 
@@ -86,12 +86,12 @@ def check_evaluation(
 
 
 def devices(arguments: list[str], read: Callable[[str, list[str]], Config]) -> Devices:
-    """What a rank's arguments say of devices, which it must know before it joins the others.
+    """The devices that a rank's arguments ask for, which it must know before it joins the others.
 
-    Where they cannot be read they say nothing: `on_ranks` tells why, once for all ranks.
+    The defaults where the arguments cannot be read: `on_ranks` reports the error, once for all ranks.
 
     Args:
-        arguments, read: as of `on_ranks`, but reading alone.
+        arguments, read: as in `on_ranks`, but `read` only reads the configuration.
     """
     if (handed := _handed(arguments)) is not None:
         return Devices.of(handed.config)
@@ -120,7 +120,7 @@ def on_ranks(arguments: list[str], world: World, check: Callable[[str, list[str]
 
 
 def must_be_the_same_data(dataset: Dataset, world: World) -> None:
-    """Raises a `UserError` on every rank where a host has other data than rank 0's in the same place. All ranks together."""
+    """Raises a `UserError` on every rank if the data of any host differ from rank 0's. All ranks together."""
     first, sha256 = world.broadcast(f"{socket.gethostname()} {dataset.sha256}".encode()).decode().split()
     with world.together():
         if dataset.sha256 != sha256:
@@ -171,7 +171,7 @@ def _check_installed(config: Config) -> None:
 
 
 def _check_initial_weights(config: Config) -> None:
-    """What a run begins with must be there; one that is continued from a checkpoint does not ask for it again."""
+    """Check that the initial weights exist; a run that continues from a checkpoint does not need them again."""
     from vgg_ddp.run.directory import RunDirectory
     from vgg_ddp.run.trained_weights import find_weights
 
@@ -188,7 +188,7 @@ def _check(
     trained: Path | None = None,
     ranks: int | None = None,
 ) -> ResolvedRun:
-    """`trained`: of an evaluation, the record of the data set that the network was trained on."""
+    """`trained`: in an evaluation, the path of the record of the data set that the network was trained on."""
     from vgg_ddp.trackers import wanted
 
     trackers = wanted(config.tracking)

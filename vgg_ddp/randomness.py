@@ -47,7 +47,7 @@ def torch_seed(seed: int, epoch: int, purpose: str) -> int:
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
-    """Make the random numbers inside a step follow from its number, so that no random state need be saved."""
-    import torch  # which what draws no dropout need not wait for
+    """Seed torch for a step by the step's number and the rank, so that no random state need be saved."""
+    import torch  # here: most callers of this module need no torch
 
     torch.manual_seed(torch_seed(seed, step, f"dropout {rank}"))

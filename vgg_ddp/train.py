@@ -88,7 +88,7 @@ def finish_epoch(job: Job, state: State, recorder: Recorder) -> None:
         best = validate(job, state, recorder)
     if best or last or state.stopped or state.epoch % job.config.checkpoint.every_epochs == 0:
         save(job, state, recorder, best)
-    recorder.resume_clock()  # the seconds of validation are no step's
+    recorder.resume_clock()  # so that validation does not count as step time
 
 
 def validate(job: Job, state: State, recorder: Recorder) -> bool:

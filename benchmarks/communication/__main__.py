@@ -2,10 +2,10 @@
 
     python -m benchmarks.communication [--heads compact paper] [--links loopback 1000] [--choices plain bf16] [--json FILE]
 
-Each rank has one core and one thread. Efficiency is images per second over twice those of one rank alone on one core, measured
-in the same round. The choices of `communication` take turns. Rounds in which other processes used more than 5 % of the two
-cores are left out, and counted. For local SGD, a step without communication and a synchronisation are measured by
-themselves, and added up.
+Each rank has one core and one thread. Efficiency is images per second over twice those of one rank alone on one core,
+measured in the same round. The choices of `communication` alternate. Rounds in which other processes used at least 5 %
+of the cores are left out, unless that is all of them, and the rest are counted. For local SGD, a step without
+communication and a synchronisation are measured separately and combined.
 
     python -m benchmarks.communication --train DATASET [--json FILE]
 

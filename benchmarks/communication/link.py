@@ -22,7 +22,7 @@ from benchmarks.measurement.two_hosts import Hosts, limit, one_host, two_hosts
 
 LINKS = ("loopback", "10000", "1000", "100", "20")  # Mbit/s
 QUIET = 0.05  # share of the cores that other processes may use in a round that counts
-TOO_LONG = 20.0  # seconds of a step after which it is measured once
+TOO_LONG = 20.0  # a step that takes more seconds than this is measured only once
 
 
 class Ranks:

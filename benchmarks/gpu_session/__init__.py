@@ -3,6 +3,6 @@
 stages        what is run, in which order, at which sizes
 running       one stage after the other, with limits
 environment   the first stage: what the machine is, and the rates that its device reaches
-device_tests  the second: tests/gpu, and what came of each test
+device_tests  the second: tests/gpu, and the outcome of each test
 table         the figures of all stages in one table
 """

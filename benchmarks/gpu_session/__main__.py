@@ -1,11 +1,11 @@
-"""One command for a machine with a GPU: what it is, tests/gpu, the step over its settings, a profile, loaders, peers, accuracy.
+"""One command for a machine with a GPU: environment, tests/gpu, step settings, profile, loaders, peers, accuracy.
 
     python -m benchmarks.gpu_session --out DIR [--stages NAME ...] [--limit SECONDS] [--small]
 
 Each stage is a benchmark in a process of its own, with a time limit; its rows are in DIR/STAGE.json, what it printed in
-DIR/STAGE.log. A stage that fails is told, and the next one runs. Started again, the command runs those that have no result yet:
-remove DIR/STAGE.json to have one run again. `--small` rehearses it all on a CPU in a minute or two; none of its figures means
-anything.
+DIR/STAGE.log. A stage that fails is reported, and the next one runs. Started again, the command runs the stages without
+a result: remove DIR/STAGE.json to run one again. `--small` rehearses it all on a CPU in a minute or two; its figures
+are meaningless.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_session", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results are, and go")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
     parser.add_argument("--stages", nargs="+", help="only these (default: all, in their order)")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds for all together (default: none)")
-    parser.add_argument("--data", default="digits", help="what the training to an accuracy takes (default: digits)")
+    parser.add_argument("--data", default="digits", help="data source of the stage `accuracy` (default: digits)")
     parser.add_argument("--small", action="store_true", help="a rehearsal, which needs no GPU")
     options = parser.parse_args()
     known = stages(options.small, options.data, options.out)

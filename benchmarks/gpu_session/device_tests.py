@@ -1,4 +1,4 @@
-"""The tests in tests/gpu, and what came of each.
+"""The tests in tests/gpu, and their outcomes.
 
 python -m benchmarks.gpu_session.device_tests [--rehearsal] [--json FILE]
 """
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--rehearsal", action="store_true", help="on the CPU where there is no GPU")
     options = parser.parse_args()
     outcomes = Outcomes()
-    # What a library warns of on this machine is to be read in the log, not to hide what the test says.
+    # A library's warnings on this machine belong in the log: as errors they would hide what the tests say.
     words = [str(TESTS), "-p", "no:xdist", "-p", "no:cacheprovider", "-W", "default"]
     code = pytest.main([*words, *(["--gpu-rehearsal"] if options.rehearsal else [])], plugins=[outcomes])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):

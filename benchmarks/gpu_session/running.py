@@ -61,7 +61,7 @@ def run(chosen: list[Stage], folder: Path, small: bool, limit: float) -> bool:
 def attempt(stage: Stage, folder: Path, limit: float) -> str:
     """Run a stage to its end, or to the limit; what went wrong, "" if nothing did."""
     log = stage.log(folder)
-    # From a process that has imported torch and not begun with CUDA, which a fork would break.
+    # Forked from a process that has imported torch but not initialised CUDA, which would not survive a fork.
     process = multiprocessing.get_context("forkserver").Process(target=enter, args=(stage.arguments(folder), log))
     process.start()
     process.join(limit)

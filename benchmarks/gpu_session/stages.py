@@ -1,4 +1,4 @@
-"""What a session runs, in which order: the safest and most telling first, each in less than `SECONDS`."""
+"""What a session runs, in which order: the safest and most informative first, each in less than `SECONDS`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ FULL = Size(
     target=0.95,
     training=["data.validation=0.1"],
 )
-SMALL = Size(  # no figure of it says anything: it is there to be quick on a CPU
+SMALL = Size(  # its figures are meaningless: it only has to be quick on a CPU
     network="vgg11",
     batches={32: [2]},
     precisions=["fp32", "tf32"],
@@ -110,7 +110,7 @@ def stages(small: bool, data: str, folder: Path) -> list[Stage]:
     """The stages of a session.
 
     Args:
-        data: what the training to an accuracy takes as its data set.
+        data: source of the data set for the stage that trains to an accuracy.
         folder: of the results.
     """
     size = SMALL if small else FULL

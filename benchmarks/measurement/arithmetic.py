@@ -16,8 +16,8 @@ from vgg_ddp.optim.precision import set_arithmetic
 def arithmetic(precision: str) -> Iterator[None]:
     """Inside, the settings are those of a training in `precision`; afterwards they are as they were.
 
-    They hold for a whole process, and decide on a GPU between kernels of very different speed. So sides that take turns in
-    one process each set them, and other people's loops, which may set them too, are looked at again when they are done.
+    They hold for a whole process, and decide on a GPU between kernels of very different speed. So sides that alternate
+    in one process each set them; they are checked afterwards, since third-party loops may have changed them.
 
     Raises:
         RuntimeError: what ran inside has changed one, so that it cannot be compared.

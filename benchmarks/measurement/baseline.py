@@ -4,10 +4,10 @@ What is compared is the logarithm of each row's median over its rounds. Where bo
 (`device_speed.reference`, in the same turns), each round's rate is divided by it first, so that what slows the whole
 machine for a while cancels out. Shares (`SHARES`) are not divided: the machine's speed does not change them.
 
-A difference counts only where it is larger than what the same version shows against itself 19 times of 20. Two things make
-up that margin. Rounds scatter within a run: the standard error of the median, by bootstrap. And runs differ as wholes
-(addresses, neighbours, clock, temperature), which no number of rounds shows: `--between-runs`, or more where three stored runs
-or more lie further apart. `benchmarks.noise` measures it.
+A difference counts only where it is larger than what the same version shows against itself in 19 of 20 comparisons. Two
+things make up that margin. Rounds scatter within a run: the standard error of the median, by bootstrap. And whole runs
+differ (addresses, neighbours, clock, temperature), which no number of rounds reveals: `--between-runs`, or more where
+three or more stored runs lie further apart. `benchmarks.noise` measures it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from vgg_ddp.errors import UserError
 # 4.4 and 4.8 % in two series, 1.8 and 2.4 % of them without the two runs that were disturbed most.
 BETWEEN_RUNS = 0.045
 CONFIDENCE = 0.95
-SHARES = ("overhead", "efficiency")  # units without a dimension: they have nothing to divide by the reference
-# Keys of rows that say what was measured, and not what came out: only what is alike in them is compared.
+SHARES = ("overhead", "efficiency")  # dimensionless units, which are not divided by the reference
+# Keys of a row that say what was measured, not the result: only rows that agree in them are compared.
 SETTINGS = (
     *("network", "precision", "image_size", "batch", "layout", "compile", "engine", "recompute", "fused"),
     *("world_size", "ranks", "threads", "choice", "head", "link", "loader", "storage", "size", "recipe", "target"),
@@ -69,9 +69,9 @@ def logarithms(row: Row, with_reference: bool) -> list[float]:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """The standard error of the median, by bootstrap; 0 for a single value, which tells nothing of it.
+    """The standard error of the median, by bootstrap; 0 for a single value, which says nothing about it.
 
-    Rounds in which something else disturbs the machine come one after the other and tell less than as many apart. So the
+    Disturbed rounds tend to follow one another, and so carry less information than as many independent ones. So the
     error is enlarged by sqrt((1 + r) / (1 - r)) for a correlation of r between neighbours, as for a first-order
     autoregression (e.g. Box, Jenkins & Reinsel 2008, section 2.1).
     """
@@ -142,7 +142,7 @@ def verdicts(rows: Sequence[Row], files: Sequence[Path], between_runs: float = B
 
 
 def _must_be_alike(now: Row, before: Row, path: Path) -> None:
-    """A setting that only one of the rows has says nothing: stored files may be older than the key."""
+    """Refuse rows whose settings differ; one that only one row has does not count: a stored file may be older."""
     for key in SETTINGS:
         if key in now and key in before and now[key] != before[key]:
             raise UserError(

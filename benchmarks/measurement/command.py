@@ -21,7 +21,7 @@ from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 from vgg_ddp.training.environment import commit, cuda_versions, gpus
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
-PRECISION_HELP = "(default: auto, the fastest of the device)"
+PRECISION_HELP = "(default: auto, the device's fastest)"
 
 
 def parser(
@@ -62,7 +62,7 @@ def count(text: str) -> int:
 
 
 def result_file(text: str) -> Path:
-    """The type of an option that names a file to write: it can be written, in a folder that is made, before hours of measuring.
+    """The type of an output file: makes its folder, and checks, before hours of measuring, that it can be written.
 
     Raises:
         ArgumentTypeError: it cannot.
@@ -128,7 +128,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def as_json(value: Any, indent: str = "", width: int = 120) -> str:
-    """JSON whose differences can be read: one line for what fits on it, else one for each element or key."""
+    """JSON with readable diffs: one line for what fits on it, else one for each element or key."""
     line = json.dumps(value)
     fits = len(indent + line) <= width
     flat = isinstance(value, list) and not any(isinstance(element, dict | list) for element in value)

@@ -29,7 +29,7 @@ def _of_gpu(device: torch.device) -> Callable[[], float] | None:
 
 
 def _of_processor(powercap: Path) -> Callable[[], float] | None:
-    """The sum over packages. A counter begins anew at its `max_energy_range_uj`, which is added then."""
+    """The sum over packages. A counter wraps around at its `max_energy_range_uj`, which is then added."""
     files = sorted(powercap.glob("intel-rapl:?/energy_uj"))  # AMD's processors are under that name as well
     try:
         last = [int(file.read_text()) for file in files]

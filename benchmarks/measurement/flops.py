@@ -14,8 +14,8 @@ class Layer:
     """One layer's work on one image.
 
     Attributes:
-        forward_flops: a multiplication and an addition count as two; convolutions as if there were no padding to leave out.
-        backward_flops: those for the weights' gradients and, but for the first layer, for the input's.
+        forward_flops: a multiplication and an addition count as two; products with padding are counted too.
+        backward_flops: those for the gradients of the weights and, except in the first layer, of the input.
         values: numbers read and written by the forward pass, weights apart: its input and its output.
         parameters: shape of each parameter, in the order in which the module holds them.
         outputs: numbers that leave the layer.
@@ -77,7 +77,7 @@ def layers(network: nn.Module, image_size: int) -> list[Layer]:
 
 
 def _forward_flops(module: nn.Module, output: Tensor) -> float:
-    """Of convolutions and linear layers; the others are bound by memory, which `values` counts."""
+    """FLOP of convolutions and linear layers; the others are bound by memory traffic, which `values` counts."""
     if isinstance(module, nn.Conv2d):
         return 2.0 * math.prod(module.kernel_size) * module.in_channels * output.numel()
     if isinstance(module, nn.Linear):

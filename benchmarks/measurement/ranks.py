@@ -89,7 +89,7 @@ class Group:
     def stop(self) -> None:
         """End the ranks."""
         for pipe in self._pipes:
-            with suppress(OSError):  # a rank that has ended is what is wanted
+            with suppress(OSError):  # the rank has already ended
                 pipe.send("stop")
         for process in self._processes:
             process.join(timeout=30)
@@ -113,7 +113,7 @@ def check_ranks(ranks: list[int], batch: int) -> None:
 
     Args:
         ranks: the sizes of the groups.
-        batch: images in a step, which the ranks of each are to divide.
+        batch: images in a step, which must divide evenly over the ranks of each group.
 
     Raises:
         UserError: more ranks than GPUs, or a batch that the ranks do not divide.

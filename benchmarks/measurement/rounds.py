@@ -1,7 +1,7 @@
 """Rounds that alternate between what is compared, and their statistics.
 
-Whatever else a machine does falls on neighbouring moments alike. So nothing is compared that was not measured in turns, in
-one process. The first round is warm-up and does not count.
+Other load on a machine affects neighbouring measurements alike. So only what was measured alternately, in one process,
+is compared. The first round is warm-up and does not count.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def summary(
 
 
 def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation, and the mean's 95 % interval by Student's t; None of too few values for it."""
+    """Mean, standard deviation, and the mean's 95 % interval by Student's t; None where there are too few values."""
     mean = statistics.mean(values) if values else None
     deviation = statistics.stdev(values) if len(values) > 1 else None
     interval = None

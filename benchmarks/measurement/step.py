@@ -27,10 +27,10 @@ class TrainingStep:
 
     Attributes:
         is_graph: whether steps are a recorded CUDA graph, which always reduces.
-        first_steps: those that are slower than all others: of a graph, the eager ones and the one that is recorded.
+        first_steps: how many steps are slower than all others: for a graph, the eager ones and the recorded one.
 
     Raises:
-        UserError: they cannot be had here, or cannot be recorded as a graph.
+        UserError: the configuration cannot run here, or its step cannot be recorded as a graph.
     """
 
     def __init__(self, config: Config, world: World) -> None:

@@ -30,7 +30,10 @@ def pflop_of_steps(config: Config, classes: int, steps_per_epoch: int, ranks: in
 
 
 def flop_of_image_in_step(config: Config, classes: int, size: int) -> float:
-    """Of one image of a batch: forward and backward, twice with SAM; of a share of them, after a forward pass of all."""
+    """Mean FLOP of an image of a batch in a step: forward and backward, twice with SAM.
+
+    With `loss.hardest` below 1, only this share of the images, after a forward pass of all of them.
+    """
     share, passes = config.loss.hardest, 2 if config.optimizer.sharpness_radius else 1
     flops = share * passes * flop_of_image(config, classes, size)
     if share < 1:
@@ -39,8 +42,8 @@ def flop_of_image_in_step(config: Config, classes: int, size: int) -> float:
 
 
 def flop_of_image(config: Config, classes: int, size: int, backward: bool = True) -> float:
-    """Of forward and backward for one image, or of forward, counted in those of two, without memory."""
-    network = empty_network(config, classes, torch.device("cuda"))  # whose convolutions are torch's; it is nowhere
+    """FLOP of one image, forward and backward or forward alone: half of those counted for two, on the meta device."""
+    network = empty_network(config, classes, torch.device("cuda"))  # "cuda" only selects torch's own convolutions
     return flop_of_network(network, size, backward)
 
 
@@ -54,7 +57,7 @@ def flop_of_network(network: nn.Module, size: int, backward: bool = True) -> flo
 
 
 def flop_of_update(config: Config, classes: int) -> float:
-    """Of an update's matrix products, which Muon alone has, on a CPU."""
+    """FLOP of an update's matrix products, as on a CPU; only Muon has any."""
     if config.optimizer.name != "muon":
         return 0.0
     network = empty_network(config, classes, torch.device("cuda"))

@@ -32,7 +32,7 @@ def fit_link(seconds: Mapping[int, float], name: str) -> Link:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured; no steps of several ranks that communicate are among it.
+    """What was measured, without any step of several ranks that communicate.
 
     Attributes:
         alone: seconds of "forward", "backward" and "update" of a rank that is alone, by its batch; two batches or more.

@@ -65,7 +65,7 @@ class Exchange(Protocol):
         ...
 
     def activations(self, network: Sequence[Layer], batch: int, cluster: Cluster, devices: int) -> float:
-        """Seconds in which activations are sent, which nothing overlaps."""
+        """Seconds of sending activations, which overlap with nothing."""
         ...
 
 
@@ -86,15 +86,15 @@ class Plain:
         return [FLOAT * _count(bucket)]
 
     def seconds(self, bucket: Sequence[Piece], cluster: Cluster, devices: int) -> float:
-        """Of all-reduces, one after the other."""
+        """Seconds of the all-reduces, one after the other."""
         return sum(cluster.quickest(size, devices) for size in self.messages(bucket))
 
     def work(self, bucket: Sequence[Piece], device: Device) -> float:
-        """None."""
+        """No extra work."""
         return 0.0
 
     def activations(self, network: Sequence[Layer], batch: int, cluster: Cluster, devices: int) -> float:
-        """None."""
+        """No activations are sent."""
         return 0.0
 
 
@@ -117,8 +117,8 @@ class HalfPrecision(Plain):
 class PowerSGD(Plain):
     """Low-rank gradients (Vogels, Karimireddy & Jaggi 2019), as torch's `powerSGD_hook` sends them.
 
-    Of a matrix m x n, P (m x rank) is summed, made orthogonal, then Q (n x rank). What this does not make twice as small
-    goes as it is, in a message of its own.
+    For an m x n matrix, P (m x rank) is summed and orthogonalised, then Q (n x rank) is summed. Gradients of which this
+    would not halve the size are sent uncompressed, in a message of their own.
     """
 
     name: str = "PowerSGD rank 2"
@@ -169,7 +169,7 @@ class ModelParallelClassifier(Plain):
     value_bytes: int = 2
 
     def pieces(self, network: Sequence[Layer], devices: int) -> list[Piece]:
-        """With a share of the rows of each of the classifier's parameters."""
+        """Every gradient; for the classifier's parameters only a share of their rows."""
         group = min(self.group, devices)
         return [
             Piece(number, (math.ceil(shape[0] / group), *shape[1:]), group)
@@ -180,14 +180,14 @@ class ModelParallelClassifier(Plain):
         ]
 
     def seconds(self, bucket: Sequence[Piece], cluster: Cluster, devices: int) -> float:
-        """Of an all-reduce; over the other groups alone for what is cut."""
+        """Seconds of an all-reduce; for parameters that are cut, over the other groups alone."""
         (group,) = {piece.group for piece in bucket}
         if group == 1:
             return super().seconds(bucket, cluster, devices)
         return cluster.all_reduce_shares(FLOAT * _count(bucket), devices, group)
 
     def activations(self, network: Sequence[Layer], batch: int, cluster: Cluster, devices: int) -> float:
-        """Of gathering the inputs of each classifier layer, and scattering their gradients."""
+        """Seconds of gathering the inputs of each classifier layer, and of scattering their gradients."""
         seconds = 0.0
         for layer in network:
             if layer.in_classifier and layer.parameters:

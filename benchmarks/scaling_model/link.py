@@ -30,7 +30,7 @@ class Link:
     """A link by its latency and bandwidth.
 
     Attributes:
-        bandwidth: in one direction, usable, bytes/s; inside a host of each device, between hosts of each host.
+        bandwidth: usable bytes/s in one direction; per device inside a host, per host between hosts.
         protocols: the same number for the links inside and between hosts.
         source: where the figures are from.
     """
@@ -46,8 +46,8 @@ class Cluster:
     """Hosts of `devices_per_host` devices, linked `inside` each host and `between` them.
 
     Attributes:
-        overlaps: whether messages travel while the devices compute. Not so where the same cores do both.
-        ranks_per_core: moving bytes takes so many times as long where ranks share a core.
+        overlaps: whether messages travel while the devices compute; false where the same cores do both.
+        ranks_per_core: where ranks share a core, moving bytes takes this many times as long.
         algorithms: those that the library at hand has.
     """
 

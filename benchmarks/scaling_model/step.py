@@ -51,7 +51,7 @@ class Step:
 def fill(pieces: Sequence[Piece], limits: Buckets) -> list[list[Piece]]:
     """Buckets of gradients, in the order of the backward pass: the last module's last parameter first.
 
-    The first of a layer to come is its last parameter, as DDP assumes. Parameters that are cut over devices share no bucket
+    Within a layer the last parameter comes first, as DDP assumes. Parameters that are cut over devices share no bucket
     with whole ones.
     """
     buckets: list[list[Piece]] = []
@@ -119,7 +119,7 @@ def _gradient_ready(seconds: LayerSeconds) -> list[float]:
 
 
 def update_seconds(network: Sequence[Layer], device: Device) -> float:
-    """Of SGD with momentum: weight, momentum and gradient are read, weight and momentum written, in fp32."""
+    """Seconds of SGD with momentum: weight, momentum and gradient are read, weight and momentum written, in fp32."""
     return 5 * FLOAT * sum(layer.weights for layer in network) / (device.bandwidth * device.achieved)
 
 

@@ -2,13 +2,13 @@
 
     python -m benchmarks.throughput [--networks vgg16 ...] [--precisions bf16 ...] [--data SOURCE] [--json FILE]
 
-Every cell of the grid is measured in turns with the others and with a plain fp32 NCHW loop over torchvision's layers, on one
-batch that lies in memory; with `--data` also from a prepared data set, end to end. Before the first round it says what each
-step should take: its arithmetic and its traffic, layer by layer, at the rates of a large matrix product and a large copy. MFU
-is the step's arithmetic over what a large matrix product of the same precision reaches in the same turns; joules are shown
-where the device counts them. A cell that does not fit into memory, or cannot be compiled, is named and left out. `torchrun`
-starts it on several ranks; then the time of communication is that of a step with the gradients' reduction less that of one
-without.
+The cells of the grid are measured alternately, together with a plain fp32 NCHW loop over torchvision's layers, on one
+batch in memory; with `--data` also from a prepared data set, end to end. Before the first round it predicts the time of
+each step: its arithmetic and its traffic, layer by layer, at the rates of a large matrix product and a large copy. MFU
+is the step's FLOP/s over those of a large matrix product of the same precision in the same rounds; joules are shown
+where the device counts them. A cell that does not fit into memory, or cannot be compiled, is left out with a message.
+`torchrun` starts it on several ranks; the time of communication is then that of a step with the reduction of gradients
+less that of one without.
 """
 
 from __future__ import annotations
@@ -125,9 +125,9 @@ def measure(options: argparse.Namespace, world: World) -> list[dict[str, Any]]:
 def build_steps(
     cells: list[Cell], options: argparse.Namespace, world: World
 ) -> tuple[dict[str, tuple[Cell, Step]], dict[str, str]]:
-    """The steps that can be taken, each after a first one, by name; and why others cannot.
+    """The steps that can be measured, each already taken once, by name; and why the others cannot.
 
-    Several ranks must take the same: an error of one ends them all.
+    All ranks must have the same steps, so an error on one rank ends them all.
 
     Raises:
         UserError: none can be taken.
@@ -135,7 +135,7 @@ def build_steps(
     if any(options.compile):
         import torch._dynamo.config as dynamo
 
-        # Each cell is compiled for its own sizes, as a training is, not for any batch once a second one has been met.
+        # Each cell is compiled for its own sizes, as a training is: no dynamic shapes from the second batch size on.
         dynamo.automatic_dynamic_shapes = False
         dynamo.recompile_limit = 8 * len(cells)
     joules = energy_meter(world.device) or (lambda: math.nan)
@@ -151,7 +151,7 @@ def build_steps(
             try:
                 step = Step(cell, world, batches, joules)
                 step.run(step.first_steps)
-                if len(cells) == 1 and not steps:  # otherwise others lie in the same memory
+                if len(cells) == 1 and not steps:  # otherwise other cells use the same memory
                     step.measure_peak(world)
                 steps[name] = cell, step
             except (UserError, torch.OutOfMemoryError) as error:
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["vgg16"], choices=networks, help="(default: vgg16)")
     parser.add_argument("--image-sizes", nargs="+", type=command.count, default=[32], help="pixels (default: 32)")
     parser.add_argument(
-        "--batches", nargs="+", type=command.count, default=[256], help="images a rank and step (default: 256)"
+        "--batches", nargs="+", type=command.count, default=[256], help="images of a rank's step (default: 256)"
     )
     precisions = [*command.PRECISIONS, "tf32"]
     parser.add_argument("--precisions", nargs="+", default=["auto"], choices=precisions, help=command.PRECISION_HELP)
@@ -209,7 +209,7 @@ def main() -> None:
     )
     both = {"true": True, "false": False}
     parser.add_argument("--fused", nargs="+", default=["true"], choices=list(both), help="model.fused (default: true)")
-    parser.add_argument("--data", help="also end to end, from what vgg-ddp prepare takes")
+    parser.add_argument("--data", help="also measure end to end from this source, as vgg-ddp prepare takes it")
     parser.add_argument("--loader", default="auto", help="with --data (default: auto)")
     parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave out the plain fp32 loop")
     parser.add_argument("--steps", type=command.count, default=2, help="steps in a round (default: 2)")

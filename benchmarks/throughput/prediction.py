@@ -53,7 +53,7 @@ def predicted(network: list[Layer], cell: Cell, product: float, copy: float) -> 
 def predict(
     steps: dict[str, tuple[Cell, Step]], products: dict[str, Callable[[], float]], copied: Callable[[], float]
 ) -> dict[str, Prediction]:
-    """What each step should take, by the rates that the device reaches now, after a first try."""
+    """The prediction for each step, from the rates that the device reaches now, after one warm-up."""
     rates = {name: [rate() for _ in range(2)][-1] for name, rate in {**products, "copy": copied}.items()}
     return {
         name: predicted(step.layers, cell, rates[cell.precision], rates["copy"]) for name, (cell, step) in steps.items()

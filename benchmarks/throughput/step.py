@@ -37,7 +37,7 @@ class Timing:
 
     Attributes:
         seconds: of all of them, the device's work included.
-        joules: of all of them; not a number where nobody counts.
+        joules: of all of them; NaN where the device does not count them.
         phases: seconds of each phase of one step, as the host sees them.
     """
 
@@ -51,8 +51,8 @@ class Step:
 
     Attributes:
         is_graph, first_steps: see `TrainingStep`.
-        phases_apart: whether the phases are those of further steps, in which the host waits after each: where it runs ahead
-            of the device, as on a GPU.
+        phases_apart: whether phases are timed in extra steps, in which the host waits for the device after each phase:
+            needed where it runs ahead of the device, as on a GPU.
         peak_bytes: the most memory that a rank uses for a step, where that was measured (`measure_peak`).
     """
 
@@ -83,8 +83,8 @@ class Step:
         return Timing(seconds, joules, phases)
 
     def measure_peak(self, world: World) -> None:
-        """Note the peak of one more step, or of all so far where they are a graph. All ranks together."""
-        if not self.is_graph:  # whose memory was allocated as it was recorded: playing it again allocates none
+        """Record the peak memory of one more step, or of all so far if they are a graph. A collective call."""
+        if not self.is_graph:  # a graph's memory is allocated while it is recorded: a replay allocates none
             reset_peak(world.device)
             self.run(1)
         self.peak_bytes = peak_bytes(world)

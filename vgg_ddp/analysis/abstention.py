@@ -66,7 +66,7 @@ def curve(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> dict[str, list
     Answers of equal probability are taken together.
     """
     order = np.argsort(-sure, kind="stable")
-    last = np.flatnonzero(np.append(np.diff(sure[order]) != 0, True))  # of those that it is as sure of
+    last = np.flatnonzero(np.append(np.diff(sure[order]) != 0, True))  # the last answer of each distinct probability
     wanted = np.unique(np.linspace(0, len(last) - 1, POINTS).round().astype(np.int64))
     ends = last[wanted]
     accuracy = np.cumsum(right[order])[ends] / (ends + 1)

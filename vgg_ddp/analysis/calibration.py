@@ -12,7 +12,7 @@ from vgg_ddp.analysis.intervals import wilson
 from vgg_ddp.analysis.predictions import Predictions, loss
 
 BINS = 15  # as in the paper
-HOTTEST = 20.0  # temperatures are sought between its inverse and it
+HOTTEST = 20.0  # highest temperature tried; the lowest is its inverse
 FEWEST_TO_FIT = 100  # images; of fewer the temperature says more about them than about the network
 HALF_CHI_SQUARED = 1.9207  # of one degree of freedom at 95 %
 DRAWS = 500  # of networks that are exactly as sure as they should be
@@ -64,7 +64,7 @@ def noise(confidence: NDArray[np.float64]) -> dict[str, Any]:
         confidence: probability of each answer, [n >= 1].
 
     Returns: `error`: the mean of its calibration error; `highest_error`: what `NOISE_LEVEL` of such networks stay below;
-    `gaps`: the ends between which as many have their mean confidence less their accuracy.
+    `gaps`: the ends of the interval in which mean confidence less accuracy lies for as many of them.
     """
     order = np.argsort(_bin_of(confidence), kind="stable")
     sure = np.nan_to_num(confidence)[order]

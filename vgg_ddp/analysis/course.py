@@ -12,8 +12,8 @@ from vgg_ddp.analysis.confusions import Counts
 from vgg_ddp.analysis.intervals import QUANTILE
 from vgg_ddp.analysis.significance import CHANCE
 
-ASTRAY = 4.0  # times the loss of guessing, or
-LARGE = 10.0  # if that is more: validation losses above it are of weights that make no sense
+ASTRAY = 4.0  # times the loss of guessing: validation losses above both this
+LARGE = 10.0  # and this come from weights that make no sense
 RISEN = 2.0  # times the loss that a training began with
 
 
@@ -28,7 +28,7 @@ def warnings(metrics: list[dict[str, Any]], confusion: Counts) -> list[str]:
 
 
 def of_training(metrics: list[dict[str, Any]], classes: int) -> list[str]:
-    """`warnings` of what can be told before a network of so many classes came out."""
+    """The `warnings` that can be given before the training of a network of this many classes has ended."""
     return [said for said in (_diverged(metrics), astray(metrics, classes)) if said]
 
 
@@ -49,7 +49,7 @@ def _called(row: dict[str, Any]) -> str:
 
 
 def astray(metrics: list[dict[str, Any]], classes: int) -> str:
-    """That a loss rose far above where it began, or above that of guessing, ln(classes); empty where none did."""
+    """A warning that a loss rose far above its start, or above that of guessing, ln(classes); empty if none did."""
     guessing = math.log(max(classes, 2))
     finite = [row for row in metrics if math.isfinite(_loss(row))]
     training = [row for row in finite if row["split"] == "train"]

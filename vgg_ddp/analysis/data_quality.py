@@ -17,12 +17,13 @@ from vgg_ddp.data.decoding import TURNS
 from vgg_ddp.data.exif import jpeg_exif, segments
 from vgg_ddp.data.splits import EncodedSplit, RawSplit, Split
 
-MOST_PIXELS = 60_000_000  # to pay for of a split (see `_price`): 58,000 images of 32 x 32, some seconds on one core
+MOST_PIXELS = 60_000_000  # cost limit of a split (see `_price`): 58,000 images of 32 x 32, some seconds on one core
 MOST_PAIRS = 24  # to name
-PROBES = 200  # files of a split that are looked into for what its images cost
+PROBES = 200  # files of a split that are read to estimate what its images cost
 JPEG, PROGRESSIVE = b"\xff\xd8", 0xC2  # how a file begins, and a marker in it
-# Bytes of a JPEG file that are read in the time of one pixel: all are, at whatever size it is decoded. Measured as a whole,
-# with shrinking, on files of 64 to 2,560 pixels a side, of quality 75 to 95; progressive ones go over all pixels several times.
+# Bytes of a JPEG file that are read in the time of one pixel; all are read, whatever the decoded size. Measured with
+# shrinking included, on files of 64 to 2,560 pixels a side, of quality 75 to 95; progressive ones go over all pixels
+# several times.
 BYTES_A_PIXEL, PROGRESSIVE_BYTES_A_PIXEL = 4, 1
 
 
@@ -30,7 +31,7 @@ def describe(dataset: Dataset, most_pixels: int = MOST_PIXELS, go_on: duplicates
     """Images of each class in each split, and the near-duplicates of test images.
 
     Args:
-        most_pixels: to pay for in search of them, of each split; see `affordable`.
+        most_pixels: cost limit of the search, for each split; see `affordable`.
         go_on: called now and then, to show that the search goes on.
 
     Returns: `class_counts` by split, `notes` on unusual images, `nearest_neighbour` (see `_nearest_neighbour`), and
@@ -117,9 +118,9 @@ def _cost(split: Split) -> float:
 
 
 def _price(file: bytes, pixels: int) -> float:
-    """What a look at an image file of so many pixels costs, in pixels of an image that is decoded whole.
+    """The cost of looking at an image file with this many pixels, in pixels of an image that is decoded whole.
 
-    Of a JPEG file those of the reduced size that `_brightness` decodes, and its bytes.
+    For a JPEG file, the pixels of the reduced size that `_brightness` decodes, and its bytes.
     """
     side = duplicates.SIDE
     try:

@@ -47,7 +47,7 @@ def grey(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 class Neighbours(NamedTuple):
-    """The most alike of some pictures to each of others, as blurred pictures, mirrored or not.
+    """For each picture, those of the others that are most like it when blurred, mirrored or not.
 
     Attributes:
         others: [n, up to `NEIGHBOURS`], the most alike first.
@@ -128,7 +128,7 @@ def find_within(small: NDArray[np.uint8], go_on: GoOn = tuple) -> list[Pair]:
 
 
 def _coarse(small: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    """Pictures blurred to 8 x 8: what stays the same in the mirror and what changes its sign there, [n, 32] each.
+    """Pictures blurred to 8 x 8: the part that mirroring keeps, and the part whose sign it flips, [n, 32] each.
 
     The sum of the products of both is the correlation of two pictures; with the second product subtracted it is that of one
     and the other's mirror image. Even pictures are zeros.

@@ -28,9 +28,9 @@ class Level:
 
     Attributes:
         cells: how many figures there are of it.
-        mean: over the levels of the other factors, each as often.
-        difference: from the factor's first level; `interval`: its, at 95 %; `p_value`: how often chance alone would bring one
-            as large (t test). None of the first level, and where the figures do not tell.
+        mean: over the levels of the other factors, all weighted equally.
+        difference: from the factor's first level; `interval`: of it, at 95 %; `p_value`: how often chance alone would
+            bring one as large (t test). None for the first level, and where the figures do not determine them.
     """
 
     name: str
@@ -70,12 +70,12 @@ class _Fit:
         self.residual = float(((figures - columns @ self.solution) ** 2).sum())
 
     def value(self, weights: Array) -> float | None:
-        """The sum of the terms by these weights [k]; None where the figures do not tell it."""
+        """The sum of the terms with these weights [k]; None where the figures do not determine it."""
         told = np.allclose(weights @ self._inverse @ self.columns, weights, atol=1e-8)
         return float(weights @ self.solution) if told else None
 
     def tested(self, weights: Array) -> tuple[float | None, Interval | None, float | None]:
-        """That sum, its interval at 95 % and the p-value of its being zero; None for those without figures to spare."""
+        """That sum, its interval at 95 % and its p-value against zero; these two None without degrees of freedom."""
         value = self.value(weights)
         if value is None or self.freedom < 1:
             return value, None, None
@@ -109,11 +109,11 @@ def effects(
     """What each factor does to the figures, and which pairs of factors depend on one another.
 
     Args:
-        figures: one of each cell, [n].
-        factors: of each factor its level in each cell.
+        figures: one for each cell, [n].
+        factors: for each factor, its level in each cell.
         blocks: the seed of each cell.
-        orders: the levels of a factor in their order; of others it is that in which they are met. The first level is what the
-            others are held against.
+        orders: the levels of a factor in their order; by default they are in the order in which they occur. The other levels
+            are compared with the first one.
     """
     orders = {name: orders.get(name) or list(dict.fromkeys(levels)) for name, levels in factors.items()}
     terms = {name: _indicators(levels, orders[name]) for name, levels in factors.items()}

@@ -17,7 +17,7 @@ from vgg_ddp.analysis.predictions import Predictions
 MOST_NAMES = 3  # of members, in the name of a group that was found
 DRAWS = 200  # of wrong answers without structure
 ROUNDS = 3  # of exchanges between two draws; each moves nearly every answer
-CHANCE = 0.01  # groups that chance makes as good as this often are none
+CHANCE = 0.01  # p-value from which on found groups count as chance
 
 
 def mean_probabilities(predictions: Predictions) -> NDArray[np.float64]:

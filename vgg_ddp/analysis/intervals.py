@@ -11,7 +11,7 @@ Interval = tuple[float, float]
 
 
 def wilson(count: int, total: int, quantile: float = QUANTILE) -> Interval | None:
-    """Wilson's score interval of `count` out of `total` (Wilson 1927); None of none.
+    """Wilson's score interval of `count` out of `total` (Wilson 1927); None if `total` is 0.
 
     By its formula: scipy's `binomtest` computes a p-value with it, which takes 200 times as long.
 

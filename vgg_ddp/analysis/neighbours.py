@@ -51,9 +51,9 @@ def of_mistakes(
     Args:
         features: of the images of `predictions`; `train` and `train_labels`: of the training images that are searched.
 
-    Returns: how many `mistakes`, the `nearest` of each that are counted, and the mean shares of them that carry the
-    `wrong_answer`, with its interval over the mistakes (None of fewer than `FEWEST`), and the
-    `true_label`; beside them the shares `by_chance`: of all training images that are searched.
+    Returns: how many `mistakes` there are, how many `nearest` images of each are counted, and the mean shares of these
+    that carry the `wrong_answer`, with its interval over the mistakes (None for fewer than `FEWEST`), and the
+    `true_label`; beside them the shares `by_chance`: those among all training images that are searched.
     """
     sure = labels.surest_mistakes(predictions.label, predictions.prediction, predictions.probabilities.max(axis=1))
     sure = sure[:SUREST]
@@ -80,7 +80,7 @@ def of_each_mistake(
     """The mistakes, as samples [n], and the labels of the nearest training images of each, the nearest first, [n, `SHOWN`].
 
     Args:
-        most: mistakes that are looked at; of more, as many as these, evenly spread.
+        most: how many mistakes are looked at; if there are more, they are chosen evenly spread.
     """
     mistakes = np.flatnonzero(predictions.prediction != predictions.label)
     mistakes = mistakes[spread(len(mistakes), most)]

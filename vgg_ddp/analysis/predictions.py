@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-UNEVEN = 1.5  # times as many images in the largest class as in the smallest: accuracy tells of the large ones
+UNEVEN = 1.5  # images of the largest class over the smallest; above this, accuracy mostly reflects the large classes
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-SHARE = 20  # of the steps, one on either side of each is averaged over
-BELOW = 10.0  # times below the rate at which the loss is lowest, the suggestion
+SHARE = 20  # one in this many of all steps, on either side of each, is averaged over
+BELOW = 10.0  # the suggestion is the rate with the lowest loss divided by this
 BEGUN = 0.1  # share of the whole fall of the loss after which it has begun to fall
 RISEN = 4.0  # times the lowest loss: the training has diverged
 

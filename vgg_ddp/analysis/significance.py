@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vgg_ddp.analysis.intervals import wilson
 
 DRAWS = 10_000  # of the bootstrap
-NO_ERROR = 1e-12  # of a mean of equal figures, but for rounding
+NO_ERROR = 1e-12  # a standard error below this is rounding: all figures are equal
 CHANCE = 0.05  # below this p-value a difference is called more than chance
 
 
@@ -43,7 +43,7 @@ class MeanDifference:
     Attributes:
         difference: mean of the second less that of the first; `interval`: Welch's, at 95 %.
         p_value: of Welch's t test: how often seeds alone would bring a difference as large. None, and no interval, where the
-            figures differ between the recipes and on neither side: a few equal shares do not show that seeds change nothing.
+            figures differ between the recipes but within neither: a few equal ones do not show that seeds do nothing.
     """
 
     difference: float

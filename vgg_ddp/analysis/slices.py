@@ -12,7 +12,7 @@ from vgg_ddp.analysis import intervals, significance, standing
 MOST_VALUES = 20  # of one attribute that are shown, the most frequent
 MOST_ATTRIBUTES = 20
 QUARTERS = 4  # of an attribute in numbers
-AGREEMENT = {"nearly all agree": 0.95, "most agree": 0.75, "they do not agree": 0.0}  # share of the label most given
+AGREEMENT = {"nearly all agree": 0.95, "most agree": 0.75, "they do not agree": 0.0}  # least share of the top label
 
 
 def by_attribute(right: NDArray[np.bool_], columns: dict[str, list[str]]) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _row(
 
 
 def _in_quarters(values: list[str]) -> list[str]:
-    """Values that are all numbers as the quarter that they are in, e.g. "1 to 2.5"; others as they are."""
+    """If all values are numbers, the quarter that each is in, e.g. "1: 1 to 2.5"; otherwise the values as they are."""
     try:
         numbers = np.array([float(value) if value else np.nan for value in values])
     except ValueError:

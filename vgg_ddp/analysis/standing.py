@@ -22,8 +22,8 @@ class Standing:
 
     Attributes:
         verdicts: of each class.
-        p_values: of each class, corrected for their number: in 5 % of data sets whose classes are all equal is any below
-            0.05. 1 where there are too few images.
+        p_values: of each class, corrected for their number: if all classes were equal, any would be below 0.05 in at
+            most 5 % of data sets. 1 where there are too few images.
         best, worst: the classes that stand out, the most extreme first; the others here cannot be told from it.
     """
 
@@ -94,7 +94,7 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _alike(classes: list[int], right: NDArray[np.int64], images: NDArray[np.int64]) -> list[int]:
-    """The first of `classes`, and those of them whose accuracy is as the first's but for chance."""
+    """The first of `classes`, and those whose accuracy differs from the first's by no more than chance."""
     from scipy.stats import fisher_exact
 
     def differs(k: int) -> bool:

@@ -70,7 +70,7 @@ class Appearance:
         return pixels, labels
 
     def _is_strong(self, piece: Slice | DeviceSlice) -> bool | Tensor:
-        """Whether images are cut out of and mixed in this epoch."""
+        """Whether cutout and mixing apply in this epoch."""
         if self.config.strong_epochs is None:
             return True
         first, end = self.config.strong_epochs
@@ -82,7 +82,7 @@ class Appearance:
 
     @cached_property
     def _constants(self) -> dict[torch.device, dict[str, Tensor]]:
-        """What does not differ between images, on the host and on the device: a graph cannot copy from the host."""
+        """Constants shared by all images, on the host and on the device: a CUDA graph cannot copy from the host."""
         to_yiq = np.array(RGB_TO_YIQ)
         variances, components = np.linalg.eigh(self.covariance)
         components = components * np.where(components[0] < 0, -1, 1)  # an eigenvector's sign is anyone's choice
@@ -126,7 +126,7 @@ class Appearance:
     def _colour_shifts(self, piece: Slice | DeviceSlice) -> Tensor:
         """Krizhevsky et al., "ImageNet classification with deep CNNs" (2012), section 4.1: the shift of each image, [n, 3].
 
-        Along each principal component of the training set's colours by its standard deviation times a normal number.
+        It moves along each principal component of the set's colours by the standard deviation times a normal number.
         """
         draws = self._uniform(piece, "colour shift")
         radius = (-2 * torch.log1p(-draws[:, :2])).sqrt()  # Box and Muller (1958): two draws, two normal numbers
@@ -145,8 +145,8 @@ class Appearance:
     def _mix(self, pixels: Tensor, labels: Tensor, piece: Slice | DeviceSlice) -> tuple[Tensor, Tensor]:
         """Mixup (Zhang et al., ICLR 2018) or cutmix (Yun et al., ICCV 2019) of neighbours in the order.
 
-        The order is random, so the image next to one is a random image; and as a pair lies on one rank, the mixture does
-        not depend on how many there are. Where both are asked for, each pair tosses a coin.
+        The order is random, so an image's neighbour is a random image; and as a pair lies on one rank, the mixture does
+        not depend on the number of ranks. If both are on, each pair gets one of them, with equal probability.
         """
         assert isinstance(piece, Slice), "the shares of a mixture are computed on the host"
         assert piece.start % 2 == 0 and len(piece.samples) % 2 == 0, "a pair is cut in two"
@@ -159,7 +159,7 @@ class Appearance:
         centre = draws[:, 2:] * size
         low, high = (np.clip(centre + sign * side[:, None] / 2, 0, size).astype(np.int64) for sign in (-1, 1))
         box = _boxes(torch.from_numpy(low), torch.from_numpy(high), size).numpy() & cut[:, None, None]
-        share = np.where(cut, 1 - box.mean(axis=(1, 2)), share)  # of what was really cut
+        share = np.where(cut, 1 - box.mean(axis=(1, 2)), share)  # from the area that was really pasted
         own = np.where(cut[:, None, None], ~box, share[:, None, None]).repeat(2, axis=0)
         weight, target_weight = on_device(pixels, own)[:, None], on_device(pixels, share.repeat(2))[:, None]
         targets = torch.nn.functional.one_hot(labels, self.classes).to(pixels.dtype)
@@ -173,7 +173,7 @@ def _swap(values: Tensor) -> Tensor:
 
 
 def _beta(share: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
-    """Uniform numbers to numbers distributed as Beta(alpha, alpha), by its inverse; ones where alpha is 0."""
+    """Map uniform numbers to Beta(alpha, alpha) by its inverse distribution function; ones where alpha is 0."""
     if not alpha:
         return np.ones_like(share)
     from scipy.special import betaincinv

@@ -28,9 +28,9 @@ class Placement:
 
     Attributes:
         box: top, left, bottom, right of the region of each source image that is scaled to the output square, in pixels,
-            float64[n, 4]. Whole numbers of the output's size where nothing is resized.
+            float64[n, 4]. Where nothing is resized, they are whole numbers and the box has the output's size.
         rows, columns: which row and column of the square each output row and column takes, int64[n, size]; None where each
-            takes its own. They reflect what lies outside of the image.
+            takes its own. Positions outside of the image are reflected into it.
         flip: which images are mirrored left to right after that, bool[n]; None where none is.
         angle: rotation counter-clockwise, degrees, float64[n]; None where nothing turns.
     """
@@ -184,7 +184,7 @@ def training_geometry(data: DataConfig, config: AugmentConfig, seed: int) -> Geo
 
 
 def evaluation_geometry(data: DataConfig) -> Geometry:
-    """Resized to `data.resize` and cut from the centre: what becomes of every image that a network answers to."""
+    """The geometry of every image that a network is evaluated on: resized to `data.resize`, cropped at the centre."""
     side = data.shorter_side
     return Geometry(None, data.image_size, None if side is None else (side, side))
 

@@ -51,7 +51,7 @@ def random_words(seed: int, epoch: Tensor, purpose: str, position: Tensor) -> Te
         position: int64 [n].
     """
     zero = torch.zeros_like(position)
-    words = [position + 1, zero, zero, zero]  # NumPy counts up before it draws
+    words = [position + 1, zero, zero, zero]  # NumPy increments the counter before it draws
     keys = [zero + _signed(seed), zero + ((epoch << 32) | zlib.crc32(purpose.encode()))]
     for _ in range(ROUNDS):
         high0, low0 = _product(words[0], MULTIPLIERS[0])

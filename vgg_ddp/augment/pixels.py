@@ -179,7 +179,7 @@ def _resampled(
 
 
 def _margin(low: NDArray[np.float64], high: NDArray[np.float64], size: int) -> int:
-    """How many pixels outside of an image the filter reaches to, at most."""
+    """The most pixels that the filter reaches beyond an image's edge."""
     return math.ceil(float(np.maximum((high - low) / size, 1.0).max(initial=1.0))) + 1
 
 
@@ -202,7 +202,7 @@ def _weights(
 def on_device(like: Tensor, values: NDArray[Any] | Tensor) -> Tensor:
     """`values` on the device of `like`; float64 becomes the type of `like`.
 
-    From the host to a GPU through page-locked memory, so that the host does not wait for the work before the copy.
+    The copy to a GPU goes through page-locked memory, so that the host does not wait for the GPU's earlier work.
     """
     tensor = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
     tensor = tensor.to(like.dtype) if tensor.dtype == torch.float64 else tensor

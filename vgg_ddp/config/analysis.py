@@ -25,7 +25,7 @@ class AnalysisConfig(Group, frozen=True):
         Literal["full", "small", "none"],
         key(
             "how long to look for causes of mistakes (nearest training images, what the network relies on, a map); full: up "
-            "to a minute on two cores for images of 32 pixels; small: seconds; none: not"
+            "to a minute on two cores for images of 32 pixels; small: seconds; none: not at all"
         ),
     ] = "full"
     attributes: Annotated[
@@ -38,8 +38,8 @@ class AnalysisConfig(Group, frozen=True):
     human_labels: Annotated[
         str | None,
         key(
-            "how many people gave each test image each class, as CIFAR-10H has it: .npy or .csv of counts or shares, a row an "
-            "image, a column a class; null: none"
+            "how many people gave each test image each class, as CIFAR-10H has it: .npy or .csv of counts or shares, "
+            "one row per image, one column per class; null: none"
         ),
     ] = None
 

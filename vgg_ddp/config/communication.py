@@ -23,7 +23,7 @@ class CommunicationConfig(Group, frozen=True):
     powersgd_warmup_steps: Annotated[int, key("powersgd: first steps that send whole gradients", ge=0)] = 100
     bucket_mb: Annotated[
         Annotated[float, Meta(gt=0)] | Literal["auto"],
-        key("size of a gradient bucket, MiB (25: DDP's own, the first of 1); auto: tried for a few steps at start"),
+        key("size of a gradient bucket, MiB (25, the first 1: DDP's default); auto: the quickest in trials at start"),
     ] = 25.0
     synchronise_every: Annotated[
         int, key("local SGD: steps of each rank on its own before the ranks' parameters are averaged; 1 is off", ge=1)

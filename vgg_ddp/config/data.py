@@ -101,5 +101,5 @@ class DataConfig(Group, frozen=True):
 
     @property
     def shorter_side(self) -> int | None:
-        """To how many pixels the shorter side of an image is resized; None keeps it (also an "auto" that nobody settled)."""
+        """The pixels that an image's shorter side is resized to; None keeps it, as does an "auto" not settled yet."""
         return None if self.resize == "auto" else self.resize

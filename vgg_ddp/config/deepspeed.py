@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class DeepSpeedConfig(Group, frozen=True):
-    """What the deepspeed engine takes beside the keys of all engines."""
+    """Keys that only the deepspeed engine has."""
 
     stage: Annotated[
         Literal[0, 1, 2, 3],

@@ -47,7 +47,7 @@ BUCKETS = {"reduce_bucket_size": 25 * 2**20 // 4}
 """Gradients reduced in one message: 25 MiB of float32, as with DDP. By default DeepSpeed keeps 2 GB for it."""
 
 WHOLE_GRADIENTS = {"reduce_scatter": False}
-"""Stages 1 and 2 send whole gradients either way; so they are copied once less, which was 5 % of a step on a CPU."""
+"""Stages 1 and 2 send whole gradients either way; this saves one copy of them, which took 5 % of a step on a CPU."""
 
 UNSUPPORTED = (
     "zero_optimization.offload_optimizer",
@@ -65,7 +65,7 @@ def read(config: Config) -> dict[str, Any]:
     """What the user's file adds; nothing where `deepspeed.config` is null.
 
     Raises:
-        UserError: DeepSpeed is not installed; the file cannot be read, or sets what is not its to set.
+        UserError: DeepSpeed is not installed; the file cannot be read, or sets a key that it must not.
     """
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("engine=deepspeed needs DeepSpeed; pip install 'vgg_ddp[deepspeed]', or use engine=ddp")
@@ -87,7 +87,7 @@ def derive(config: Config, world_size: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": config.local_batch(world_size) // config.accumulation,
         "gradient_accumulation_steps": config.accumulation,
         "gradient_clipping": config.optimizer.clip_norm or 0.0,
-        "zero_allow_untested_optimizer": True,  # it lists Adam alone; every rule that goes element by element is right
+        "zero_allow_untested_optimizer": True,  # it has tested only Adam; any elementwise update rule is correct
         "steps_per_print": None,
         "torch_autocast": {"enabled": half is not None, **({"dtype": half} if half else {})},
     }

@@ -19,9 +19,9 @@ class EvaluateConfig(Group, frozen=True):
     protocol: Annotated[
         Literal["single", "shifted", "dense", "multicrop", "dense+multicrop"],
         key(
-            "what the network sees of a test image; single: its centre; shifted: that, and moved by a pixel; dense: all of it, "
-            "by the network made fully convolutional; multicrop: 5 x 5 crops; of several views the soft-max is averaged "
-            "(section 3.2 of the paper)"
+            "what the network sees of a test image; single: its centre; shifted: also moved by a pixel; dense: all of "
+            "it, with the network made fully convolutional; multicrop: 5 x 5 crops; the soft-max is averaged over "
+            "several views (section 3.2 of the paper)"
         ),
     ] = "single"
     scales: Annotated[
@@ -32,7 +32,7 @@ class EvaluateConfig(Group, frozen=True):
     ] = msgspec.field(default_factory=list)
     flips: Annotated[
         bool | Literal["auto"],
-        key("average over mirrored test images too; auto: unless single, if trained on mirrored images"),
+        key("average over mirrored test images too; auto: if trained on mirrored images, except with protocol=single"),
     ] = "auto"
     views: Annotated[
         Annotated[float, Meta(gt=0, lt=1)] | Literal["all"],

@@ -17,7 +17,7 @@ class ModelConfig(Group, frozen=True):
     ] = "compact"
     activation: Annotated[
         Literal["relu", "gelu", "silu"],
-        key("of the convolutions; where a pool follows, it comes before the activation"),
+        key("activation after each convolution, or after the pool that follows it"),
     ] = "relu"
     pool_before_norm: Annotated[
         bool, key("pool before batch normalisation, which then normalises a quarter of the values")
@@ -38,8 +38,8 @@ class ModelConfig(Group, frozen=True):
     initialization: Annotated[
         Literal["kaiming", "glorot", "paper", "dirac"],
         key(
-            "initial weights: Kaiming's, Glorot's, the paper's normal of variance 0.01, or (dirac) Kaiming's of which each "
-            "convolution's first outputs are its inputs"
+            "initial weights: Kaiming's, Glorot's, the paper's normal of variance 0.01, or (dirac) Kaiming's with each "
+            "convolution's first outputs set to copy its inputs"
         ),
     ] = "kaiming"
     initialize_from: Annotated[
@@ -61,14 +61,12 @@ class ModelConfig(Group, frozen=True):
     )
     fused: Annotated[
         bool,
-        key(
-            "on a GPU, without a compiler: batch norm, ReLU and a 2x2 pool between them as one, where a layer is large"
-        ),
+        key("on a GPU, without torch.compile: fuse the batch norm, 2x2 pool and ReLU of large layers"),
     ] = True
 
     @property
     def variant(self) -> dict[str, Any]:
-        """What `vgg` takes beside the configuration, head and normalisation; of an exported file's metadata."""
+        """What `vgg` takes besides configuration, head and normalisation; stored in an exported file's metadata."""
         return {name: getattr(self, name) for name in ("activation", "pool_before_norm", "logit_scale")}
 
     def __post_init__(self) -> None:

@@ -38,10 +38,10 @@ class OptimizerConfig(Group, frozen=True):
         float,
         key("learning rate of the batch norms' biases, and of convolutions', as a multiple of the others'", gt=0),
     ] = 1.0
-    momentum: Annotated[float, key("sgd, lars, muon's rest: momentum", ge=0, lt=1)] = 0.9
+    momentum: Annotated[float, key("sgd, lars, muon (other than convolutions): momentum", ge=0, lt=1)] = 0.9
     nesterov: Annotated[bool, key("sgd, muon: Nesterov momentum")] = True
     muon_rate: Annotated[
-        float, key("muon: the convolutions' peak learning rate, whatever the batch; learning_rate is the rest's", gt=0)
+        float, key("muon: the convolutions' peak learning rate, whatever the batch; others use learning_rate", gt=0)
     ] = 0.24
     muon_momentum: Annotated[float, key("muon: the convolutions' momentum", ge=0, lt=1)] = 0.6
     muon_fixed_norm: Annotated[
@@ -63,8 +63,8 @@ class OptimizerConfig(Group, frozen=True):
     sharpness_radius: Annotated[
         float,
         key(
-            "sharpness-aware minimisation (SAM): each step takes the gradient of weights moved this far along a first one, for "
-            "twice the computing (0.05 to 0.2); 0 is off",
+            "sharpness-aware minimisation (SAM): each step uses the gradient at weights moved this far along a first "
+            "gradient, at twice the compute (0.05 to 0.2); 0 is off",
             ge=0,
         ),
     ] = 0.0
@@ -124,8 +124,8 @@ class LossConfig(Group, frozen=True):
     hardest: Annotated[
         float,
         key(
-            "train on this share of each micro-batch, the images with the largest loss, which a forward pass of all finds; the "
-            "log's training loss and accuracy are theirs; 1 is off",
+            "train only on this share of each micro-batch, the images with the largest loss in a first forward pass; "
+            "training loss and accuracy are logged for these images; 1 is off",
             gt=0,
             le=1,
         ),
@@ -137,8 +137,8 @@ class LossConfig(Group, frozen=True):
     on_nonfinite: Annotated[
         Literal["stop", "skip"],
         key(
-            "a loss or gradient that is not finite ends the training; skip: no step is taken with it, on any rank, and these "
-            "are counted"
+            "what to do if a loss or gradient is not finite; stop: end the training; skip: leave the step out on all "
+            "ranks, and count it"
         ),
     ] = "stop"
     implementation: Annotated[

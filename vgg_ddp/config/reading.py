@@ -1,6 +1,6 @@
 """Reads a configuration from YAML and overrides (`key.sub=value`), and writes it back.
 
-A value without quotes is read as its key's type has it: `run.dir=007` is a name, `seed=007` is 7. Every mistake is a
+An unquoted value is read according to its key's type: `run.dir=007` is a name, `seed=007` is 7. Every mistake is a
 `UserError` that names the file or override, the key's path and, for an unknown key, the nearest right one.
 """
 
@@ -59,7 +59,7 @@ OTHER_NAMES = {  # under which other trainers know a key
 
 
 class _Plain(str):
-    """A value that stands without quotes: its key says of which type it is."""
+    """An unquoted value: its key decides the type."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -168,10 +168,10 @@ def _let_words_decide(raw: dict[str, Any], origins: dict[str, str]) -> None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; what stands without quotes is text, for its key's type to read.
+    """The mapping in a YAML file; unquoted values stay text, to be read according to their keys' types.
 
     Raises:
-        UserError: a missing file, or one that is no such YAML.
+        UserError: a missing file, or one that does not hold such YAML.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -237,7 +237,7 @@ def _alternatives(annotation: Any, *kinds: Any) -> list[Any]:
 
 
 def _typed(raw: dict[str, Any], struct: type[Group], prefix: str = "") -> dict[str, Any]:
-    """The values of a file and of words, of the types of their keys where they can be read so."""
+    """The values of a file and of overrides, converted to the types of their keys where possible."""
     typed: dict[str, Any] = {}
     for name, annotation in _types(struct).items():
         if name in raw:
@@ -268,7 +268,7 @@ def _as_type(value: Any, annotation: Any) -> Any:
 
 
 def _natural(text: str) -> int | float | bool | str | None:
-    """A number, true, false or null as YAML 1.2 writes them, and yes, no, on, off; else the text. No octals, no clocks."""
+    """A number, true, false or null as in YAML 1.2, and yes, no, on, off; else the text. No octal, no base 60."""
     if NUMBER.fullmatch(text):
         number = float(text)
         return int(number) if number.is_integer() and abs(number) < 2**53 else number
@@ -280,7 +280,7 @@ def _natural(text: str) -> int | float | bool | str | None:
 
 
 def _expanded(path: str) -> str:
-    """A path with the home directory for a ~ and variables where it begins with one of them, as a shell has it.
+    """A path with ~ and environment variables expanded as by a shell, if it begins with one of them.
 
     Raises:
         UserError: no file can have that name.

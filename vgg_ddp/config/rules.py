@@ -60,7 +60,7 @@ def check_between_groups(config: Config) -> None:
 def _check_gradients(config: Config) -> None:
     skips = config.loss.on_nonfinite == "skip"
     looks = "loss.on_nonfinite=skip" if skips else "log.gradient_norm=true" if config.log.gradient_norm else ""
-    not_alike = {  # where ranks would see different gradients, or what is not finite would stay
+    not_alike = {  # where ranks would see different gradients, or a non-finite value would persist
         f"engine={config.engine}": config.engine != "ddp",
         "communication.synchronise_every": config.communication.synchronise_every > 1,
         "communication.split_head": config.communication.split_head != "none",
@@ -71,7 +71,7 @@ def _check_gradients(config: Config) -> None:
 
 
 def _check_second_passes(config: Config) -> None:
-    """Of `optimizer.sharpness_radius` and `loss.hardest`, which both compute on the images of a step once more."""
+    """Check `optimizer.sharpness_radius` and `loss.hardest`, each of which takes a second pass over a step's images."""
     size, largest = config.loss.hardest_size, config.data.image_size
     if size is not None and size >= largest:
         raise ValueError(f"loss.hardest_size ({size}) must be less than data.image_size ({largest}), to save time")

@@ -125,7 +125,7 @@ class Config(Group, frozen=True):
     ] = "auto"
     numa: Annotated[
         Literal["auto", "none"],
-        key("auto: bind each rank to the cores next to its GPU, or to a NUMA node, if that leaves it its share"),
+        key("auto: bind each rank to the cores next to its GPU, or a NUMA node, if that leaves it its share of cores"),
     ] = "auto"
     seed: Annotated[int, key("seed of weights, order and augmentation", ge=0, lt=2**32)] = 0
     resume: Annotated[Literal["never", "auto"], key("auto: continue a run found in run.dir; never: refuse it")] = (
@@ -181,8 +181,8 @@ class Config(Group, frozen=True):
         """The local batch: images that each rank takes of the global batch.
 
         Raises:
-            UserError: the ranks do not divide the batch, the micro-batches the local batch, or pairs to mix a micro-batch;
-                or batch normalisation would get one image of one pixel.
+            UserError: the batch does not divide over the ranks, the local batch into micro-batches, or these into pairs
+                to mix; or batch normalisation would get a single pixel of a single image.
         """
         if self.batch % world_size:
             lower = max(self.batch // world_size, 1) * world_size
@@ -195,7 +195,7 @@ class Config(Group, frozen=True):
                 f"the local batch of {local_batch} images does not divide into accumulation={self.accumulation} micro-batches"
             )
         smallest = min([self.data.image_size, *self.data.train_sizes])
-        one_pixel = smallest < 32 or self.model.pool_before_norm  # is what the last batch norm gets of an image
+        one_pixel = smallest < 32 or self.model.pool_before_norm  # whether the last batch norm gets one pixel an image
         alone = world_size == 1 or not self.model.sync_batch_norm
         trained_on = math.ceil(self.loss.hardest * (local_batch // self.accumulation))  # of each micro-batch
         if trained_on == 1 and self.model.batch_norm and one_pixel and alone:

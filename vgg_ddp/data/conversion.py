@@ -25,9 +25,9 @@ from vgg_ddp.data.storage import Difference, Storage
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.files import file_sha256
 
-PREPARATION = "3"  # counts the ways in which sources were made into datasets: what is prepared anew when it changes
+PREPARATION = "3"  # version of the conversion: datasets are prepared anew when it changes
 LISTED = 50  # remarks on images that are printed; all of them are in dataset.json
-UNEVEN = 1.5  # times as many images in the largest class as in the smallest are reported
+UNEVEN = 1.5  # reported: a largest class with more than this many times the images of the smallest
 
 
 @dataclass(frozen=True)

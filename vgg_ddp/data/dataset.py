@@ -20,8 +20,8 @@ class Dataset:
     """A prepared dataset opened for reading.
 
     Args:
-        trained: the record of the dataset that a network was trained on, for whose evaluation this one is opened. Classes,
-            matched by name, and normalisation are then those of that one.
+        trained: the record of the dataset that a network was trained on, if this one is opened to evaluate that
+            network. Classes, matched by name, and normalisation are then taken from that record.
         copy: the name of a copy of dataset.json in `directory`, where the images themselves are not.
 
     Raises:
@@ -69,7 +69,7 @@ class Dataset:
         """The split called `name`: the same object each time, so that its decoded pixels can be cached by it.
 
         Raises:
-            UserError: naming a file of it that differs from its hash, where it cannot be opened.
+            UserError: it cannot be opened; names a file of it that differs from its hash, if there is one.
         """
         if name not in self._splits:
             try:
@@ -102,7 +102,7 @@ class Dataset:
         """Check every file against its hash; the number of files checked.
 
         Args:
-            at_most: bytes. Of a set that has more, images and shards are left out: images are checked as they are read
+            at_most: bytes. In a larger set, images and shards are left out: images are checked as they are read
                 (`EncodedSplit.encoded`, `RawSplit.pixels`).
 
         Raises:

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vgg_ddp.data.exif import Exif, jpeg_exif, read_exif, with_orientation
 
-# By Pillow's names. Left out are its readers of documents, films and measurements. TGA, which has no mark of its own, is last.
+# By Pillow's names, without its readers of documents, films and measurements. TGA, which has no signature, is last.
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png", ".apng"),
@@ -55,7 +55,7 @@ class Decoded:
     Attributes:
         pixels: uint8 height x width x 3, upright.
         kind: Pillow's name of the format.
-        mode: Pillow's name of what the file's pixels are.
+        mode: Pillow's name for the file's pixel format.
         frames: how many pictures the file has; the first is taken.
         transparent: whether the file has transparency beside its pixels.
         exif: its EXIF data; None where it has none.
@@ -72,8 +72,8 @@ class Decoded:
 def decode_image(data: bytes) -> NDArray[np.uint8]:
     """The RGB pixels of an image file, uint8 height x width x 3, upright as its EXIF data says; see `decode`.
 
-    A JPEG file without EXIF data goes to libjpeg-turbo directly, by simplejpeg: the same bits as by Pillow, which has that
-    library too, in a tenth of the time for a picture of 32 x 32 pixels. What is unusual or damaged is left to Pillow.
+    A JPEG file without EXIF data goes directly to libjpeg-turbo, by simplejpeg: the same bits as by Pillow, which
+    uses that library too, in a tenth of the time for 32 x 32 pixels. Unusual or damaged files are left to Pillow.
     """
     if data.startswith(b"\xff\xd8") and jpeg_exif(data) is None:
         with contextlib.suppress(ValueError):
@@ -99,14 +99,14 @@ def decode(data: bytes) -> Decoded:
     except UnidentifiedImageError:
         raise ValueError(f"it is no image of a format that is read ({', '.join(FORMATS)})") from None
     with opened as image:
-        if image.format == "PNG" and b"IEND\xaeB`\x82" not in data:  # Pillow alone does not look
+        if image.format == "PNG" and b"IEND\xaeB`\x82" not in data:  # Pillow does not check this
             raise ValueError("image file is truncated")
         mode, frames = image.mode, getattr(image, "n_frames", 1)
         image.load()  # a PNG file may have its EXIF data behind its pixels; a TIFF file is turned here
         packed = image.info.get("exif")
         if packed and image.format in ("PNG", "WEBP", "AVIF"):
             exif = read_exif(packed.removeprefix(b"Exif\0\0"))
-        kind = "JPEG" if image.format == "MPO" else image.format or ""  # a camera's preview beside its picture
+        kind = "JPEG" if image.format == "MPO" else image.format or ""  # MPO: a camera's picture with a preview
         pixels = _rgb(image, TURNS.get(exif.orientation) if exif else None)
         return Decoded(pixels, kind, mode, 1 if image.format == "MPO" else frames, "transparency" in image.info, exif)
 
@@ -126,5 +126,5 @@ def _rgb(image: Image.Image, turn: Image.Transpose | None) -> NDArray[np.uint8]:
         grey = (values.astype(np.float64) / 257).round().astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if upright.mode == "P" and "transparency" in upright.info:
-        upright = upright.convert("RGBA")  # Pillow warns of the direct way
+        upright = upright.convert("RGBA")  # Pillow warns if converted directly
     return np.asarray(upright.convert("RGB"))

@@ -47,7 +47,7 @@ def ensure_at(target: Path, config: DataConfig, fallback: bool, report: Callable
         UserError: the source cannot be had or is not what it should be.
     """
     source = config.fallback if fallback else config.source
-    prepared_already = Path(source) == target  # a prepared data set, which is opened or missed later
+    prepared_already = Path(source) == target  # a prepared data set: if it is missing, opening it fails later
     of_another = target.name in BUILT_IN_SOURCES and target.name != source  # a run that took the fallback is evaluated
     if not prepared_already and not of_another:
         _prepare_once(source, target, config, report)
@@ -82,7 +82,7 @@ def _policy(config: DataConfig) -> Policy:
 
 
 def _folder_name(path: Path, policy: Policy) -> str:
-    """A name for the dataset made from what is at `path` now: another one once that, or the way of making it, has changed."""
+    """A name for the dataset made from what is at `path`; it changes when that, or the way of preparing it, changes."""
     must_be_there(path)
     found = listing(path) if path.is_dir() else None
     entries = [path, *(path / name for name in sorted(found.files + found.folders))] if found else [path]

@@ -15,7 +15,7 @@ START_OF_SCAN, APP1 = 0xDA, 0xE1
 
 @dataclass(frozen=True)
 class Exif:
-    """What EXIF data says of the way up, and whether it is as the standard has it.
+    """The orientation in EXIF data, and whether the data follow the standard.
 
     Attributes:
         orientation: 1 to 8 (TIFF 6.0); 1 where it says nothing.
@@ -27,7 +27,7 @@ class Exif:
 
 
 def read_exif(tiff: bytes) -> Exif:
-    """What EXIF data, which begins with a TIFF header, says of the way up; damage elsewhere in it does not matter to that."""
+    """The orientation in EXIF data, which begins with a TIFF header, whatever damage there is elsewhere in it."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None or len(tiff) < 10:
         return Exif(sound=False)

@@ -17,7 +17,7 @@ TINY = 8  # pixels: a shorter side below this is unusual
 HUGE = 20e6  # pixels: an image of more is unusual
 # What libjpeg says of a file whose pixels end before its end mark: there is something else between, or they went wrong early.
 SURPLUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
-FEW = 16  # bytes of anything that may stand there; more of them are padding or text, or what is left of damaged pixels
+FEW = 16  # bytes of anything are accepted there; more must be padding or text, else they are the rest of damaged pixels
 DEEP = "has 16 bits"
 MODES = {
     "L": "is greyscale",
@@ -66,7 +66,7 @@ def inspect(key: str, data: bytes) -> Inspection:
     except Exception as error:  # whatever a decoder raises of a broken file
         return Inspection(None, str(error).strip() or type(error).__name__)
     unusual = _remarks(key, decoded)
-    if decoded.kind == "PNG" and data[24] == 16 and DEEP not in unusual:  # Pillow's mode tells it of grey ones alone
+    if decoded.kind == "PNG" and data[24] == 16 and DEEP not in unusual:  # Pillow's mode shows it for greyscale only
         unusual.insert(0, DEEP)
     if surplus:
         unusual.append("has surplus bytes before its end")

@@ -40,7 +40,7 @@ def problem(on_gpu: bool) -> str:
 
 
 def _import_problem() -> str:
-    """What its import raises or dies of, tried in a process of its own."""
+    """Why its import fails, tried in a separate process; "" if it works."""
     if "nvidia.dali.fn" in sys.modules:
         return ""
     try:

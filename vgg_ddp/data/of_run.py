@@ -32,5 +32,5 @@ def is_of(run: RunDirectory, directory: str) -> bool:
 
 
 def held(run: RunDirectory) -> Dataset | None:
-    """The same without its images, as the run holds it; None in a run of an earlier version."""
+    """The data set of a run without its images, from the run's own record; None in a run of an earlier version."""
     return Dataset(run.path, copy=run.data.name) if run.data.is_file() else None

@@ -1,8 +1,8 @@
 """Image files that every decoder decodes to the same pixels, and the rewriting of those that are not.
 
-Pillow, libjpeg-turbo, DALI's decoders and nvJPEG part ways over what few files have: CMYK, palettes, transparency, 16 bits,
-damaged EXIF data, formats that DALI does not know. It is decided here, once, by Pillow's reading: what a dataset stores is
-plain.
+Pillow, libjpeg-turbo, DALI's decoders and nvJPEG disagree about what few files have: CMYK, palettes, transparency,
+16 bits, damaged EXIF data, formats that DALI does not know. That is settled here, once, by Pillow's reading: a dataset
+stores plain files only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ADOBE = 0xEE
 
 
 def plain(data: bytes, decoded: Decoded, damaged: bool) -> tuple[bytes, str]:
-    """A file of the same pixels that is plain, `data` itself where it is, and its suffix.
+    """A plain file with the same pixels (`data` itself if it is plain), and its suffix.
 
     Args:
         damaged: a strict decoder warned of the file.

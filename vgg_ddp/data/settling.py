@@ -21,20 +21,20 @@ from vgg_ddp.data.splits import Split
 from vgg_ddp.errors import UserError
 
 MUCH_LARGER = 1.25  # times the size that the network sees; of what is larger, a crop shows less than two thirds
-NOT_MIRRORED = ("digits",)  # data sets of signs, of which a mirrored one is another or none
+NOT_MIRRORED = ("digits",)  # data sets of signs, whose mirror image is another sign or none
 FILES_OF_WEIGHTS = (".pth", ".pt", ".safetensors")  # a run or a checkpoint is a folder
 SMALLEST_BATCH = 16  # batch norm needs some images
 ROOM = (8, 7)  # resized side to crop, the paper's 256 to 224
 
 
 def settle(config: Config, dataset: Dataset, ranks: int = 1) -> tuple[Config, list[str]]:
-    """The configuration with values in place of what it leaves to the data set, and what was chosen, a line each.
+    """The configuration with everything settled that it leaves to the data set, and a line for each choice.
 
     Args:
-        ranks: that train; each must get a part of the batch.
+        ranks: how many train; each must get a part of the batch.
 
     Raises:
-        UserError: `analysis.groups` names what is no class of the data set, or what was chosen does not go with other keys.
+        UserError: `analysis.groups` names an unknown class, or a value that was chosen conflicts with other keys.
     """
     check_groups(config.analysis.groups, dataset)
     data, choices = settle_sizes(config.data, dataset.split("train"))
@@ -69,7 +69,7 @@ def settle(config: Config, dataset: Dataset, ranks: int = 1) -> tuple[Config, li
 
 @contextlib.contextmanager
 def _obeying_rules(choices: list[str]) -> Iterator[None]:
-    """Turns a rule between keys, broken by `choices` and not by what was typed, into a `UserError`."""
+    """Turn a violated rule between keys into a `UserError`, which says that `choices`, not the user, set the values."""
     try:
         yield
     except ValueError as error:
@@ -100,7 +100,7 @@ def check_test_images(config: Config, dataset: Dataset) -> None:
 
 
 def too_small(key: str, shape: np.ndarray, size: int) -> UserError:
-    """What to say of an image, of which `shape` is height and width, where the network sees `size` x `size` pixels."""
+    """The error for an image of `shape` (height, width), which is smaller than the network's `size` x `size` pixels."""
     return UserError(
         f"{key} is {shape[1]} x {shape[0]} pixels, smaller than data.image_size ({size}); set data.resize={size} to enlarge it"
     )
@@ -154,10 +154,10 @@ def with_class_weights(config: LossConfig, dataset: Dataset) -> LossConfig:
 
 
 def settle_batch(config: Config, trained_on: int, ranks: int = 1) -> tuple[Config, list[str]]:
-    """The configuration with a batch that `trained_on` images have enough of, its learning rate, and what was chosen.
+    """The configuration with a batch small enough for `trained_on` images, its learning rate, and what was chosen.
 
-    Few steps of a large rate diverge where many would not. The rate is in proportion to the batch (Goyal et al., "Accurate,
-    large minibatch SGD", 2017, section 2.1).
+    Few steps with a high rate diverge where many with a low rate would not. The rate is in proportion to the batch
+    (Goyal et al., "Accurate, large minibatch SGD", 2017, section 2.1).
     """
     batch = config.batch
     micro_batches = config.accumulation * ranks

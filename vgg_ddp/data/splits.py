@@ -25,7 +25,7 @@ class RawSplit:
     """A split of decoded pixels of one size.
 
     Args:
-        check: compare pixels with their checksums as they are read, if there are any: of a set that no run reads whole before.
+        check: compare pixels with their checksums, if any, as they are read; for a set too large to verify at start.
     """
 
     def __init__(self, directory: Path, name: str, check: bool = False) -> None:
@@ -155,7 +155,7 @@ class EncodedSplit:
     def encoded_batch(self, samples: NDArray[np.int64]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
         """The stored bytes of samples: small files as rows of one array with zeros behind each, large ones in a list.
 
-        To hand over one array takes a third of the time that decoding a file of 1 KB does; to hand over 256, twice that.
+        Handing over one array takes a third of the time of decoding a file of 1 KB; handing over 256, twice that time.
         """
         sizes = self._size[samples]
         longest = int(sizes.max(initial=1))

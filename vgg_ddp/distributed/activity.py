@@ -25,8 +25,8 @@ class Seen(NamedTuple):
         process: its id; 0 where it has not begun.
         phase: where it is.
         first_step, step: the steps that were taken before this process began, and until now; both 0 before the loop.
-        since: when it came there or went on there, on the monotonic clock, which is the same for all processes of a host;
-            infinite where it waits for other ranks.
+        since: when it entered the phase or last made progress in it, on the monotonic clock, which all processes of a
+            host share; infinite where it waits for other ranks.
     """
 
     process: int
@@ -102,7 +102,7 @@ class Board:
 
 
 def where(seen: Seen) -> str:
-    """In words, after what happened to a rank."""
+    """Where a rank is, in words that can follow what happened to it."""
     return {
         "start": "at its start",
         "fetch": f"while it fetched the images of step {seen.step + 1}",

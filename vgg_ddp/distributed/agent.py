@@ -41,7 +41,7 @@ class ForkingAgent(SimpleElasticAgent):
         arguments: list[str],
         meeting: RendezvousHandler,
     ) -> None:
-        # No restarts: the agent would restart whatever failed, and counts for all time.
+        # No restarts: the agent would restart after every failure, and never resets its count.
         super().__init__(
             WorkerSpec("ranks", ranks, meeting, entrypoint=__name__, max_restarts=0, monitor_interval=INTERVAL)
         )

@@ -32,7 +32,7 @@ class Devices(msgspec.Struct, frozen=True):
 
     @property
     def backend(self) -> str:
-        """What carries the ranks' messages: NCCL refuses two ranks on one GPU."""
+        """The communication backends; gloo for GPUs too if ranks share one, which NCCL refuses."""
         return "cpu:gloo,cuda:gloo" if self.ranks_per_gpu > 1 else "cpu:gloo,cuda:nccl"
 
     def gpus(self) -> int:
@@ -87,7 +87,7 @@ def _processor() -> str:
 
 
 def _has_driver() -> bool:
-    """Whether there may be a driver of GPUs, without which torch finds none: seconds sooner than torch says so."""
+    """Whether there may be a GPU driver, without which torch finds no GPU; takes seconds less than asking torch."""
     if any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))):  # NVIDIA's, Windows's, AMD's
         return True
     try:

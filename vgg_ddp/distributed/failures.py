@@ -20,7 +20,7 @@ class Ending(msgspec.Struct, frozen=True):
 
     Attributes:
         code: the exit code of the launch, unless the ranks start again.
-        text: what is told; "": a rank has told it.
+        text: the message to print; "": a rank has printed its own.
         restart: the number of the restart that follows; 0: none.
         step: how far the ranks had come.
     """
@@ -38,8 +38,8 @@ class Restarts:
     Attributes:
         allowed: the key `restarts`.
         alone: whether there is one rank.
-        count: how many there were since they last got further.
-        furthest: the step that they had come to.
+        count: how many restarts there were since the ranks last got further.
+        furthest: the furthest step that they have reached.
     """
 
     allowed: int

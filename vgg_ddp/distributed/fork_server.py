@@ -1,9 +1,9 @@
 """Where a supervisor's ranks come from: a process that has imported what they run, and is forked once for each.
 
 Importing torch takes seconds of a core: ranks forked from one process pay for it once, and restarted ranks not at all. The
-server only imports: no GPU is initialised, and no thread runs but OpenBLAS's, which handles forks; neither would survive one.
+server only imports: it initialises no GPU and runs no threads, as neither survives a fork (OpenBLAS handles its own).
 
-`serve PID SOCKET MODULE` is that process, of the supervisor PID.
+That process runs `serve`, with the arguments PID (the supervisor's), SOCKET and MODULE.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ class Rank:
 
 
 class ForkServer:
-    """A server, and the ranks that were forked from it, by local rank, since `ranks` was cleared. As a context, it ends with
-    all of them.
+    """A server, and the ranks forked from it since `ranks` was cleared, by local rank.
+
+    At the end of its context, the server and all of its ranks are killed.
 
     Args:
         module: what ranks run: it has a `main(arguments)` that returns the exit code.
@@ -101,7 +102,7 @@ class ForkServer:
         return rank
 
     def run_alone(self, environment: dict[str, str], arguments: list[str]) -> dict[int, int]:
-        """Run one rank that has no others; its exit code, of rank 0, if it did not end well."""
+        """Run a single rank; its exit code, by rank (0), if it failed."""
         own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
         rank = self.fork(own | environment, arguments)
         while rank.code is None:
@@ -114,11 +115,11 @@ class ForkServer:
             self._hear_one()
 
     def forked(self) -> int:
-        """How many ranks have been forked, those that have ended again with them."""
+        """How many ranks have been forked, including those that have ended."""
         return sum(rank.process != 0 or rank.code is not None for rank in self.ranks)
 
     def running(self) -> list[int]:
-        """The process ids of the ranks that have not ended, so far as it was heard."""
+        """The process ids of the ranks that have not ended, as far as the messages read so far tell."""
         return [rank.process for rank in self.ranks if rank.code is None and rank.process]
 
     def _hear_one(self) -> None:
@@ -194,7 +195,7 @@ def _be_rank(order: _Order, module: str, server: int) -> NoReturn:
 def serve() -> NoReturn:
     """Be the server that `sys.argv` describes."""
     pid, descriptor, module = sys.argv[1:]
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # those to all processes at once; none is lost to a rank
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # meant for the ranks, which must not lose one
     parent.end_with(int(pid))
     warnings.filterwarnings(
         "ignore", "This process .* is multi-threaded", DeprecationWarning
@@ -204,7 +205,7 @@ def serve() -> NoReturn:
         for name in LATER if "torch" in sys.modules else ():
             importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # what all share is not looked at again by those that collect garbage, and stays shared
+    gc.freeze()  # so that the ranks' garbage collectors leave these objects, and their memory stays shared
     with socket.socket(fileno=int(descriptor)) as connection:
         _serve(connection, module)
     leave(0)

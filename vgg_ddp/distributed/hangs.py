@@ -89,7 +89,7 @@ class Hangs:
         return LONGEST if one.phase in ("save", *EVALUATIONS) else math.inf
 
     def _steady(self, rank: int, one: Seen) -> bool:
-        """Whether it does what it has done before: the first time compiles, tries and fills caches, as long as that takes."""
+        """Whether it repeats work: the first time, compilation, trials and filling caches may take any time."""
         if one.phase in EVALUATIONS:
             return rank in self._repeating
         return one.phase in ("fetch", "step") and one.step > one.first_step

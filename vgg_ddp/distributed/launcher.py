@@ -27,14 +27,14 @@ def ranks_of_this_host(config: Config) -> int:
 
 @contextlib.contextmanager
 def own_ranks() -> Iterator[None]:
-    """Inside the context, the environment names no ranks: those that started here are all there are.
+    """Inside the context, the environment names no ranks: the only ranks are those started here.
 
-    Containers, and shells below another launcher, come with variables of ranks that are not ours.
+    In a container, or a shell below another launcher, it may describe ranks that are not ours.
     """
     left = {name: os.environ.pop(name) for name in RANK_VARIABLES if name in os.environ}
     named = " ".join(f"{name}={left[name]}" for name in ("RANK", "WORLD_SIZE") if name in left)
     if named:
-        say(f"{named} in the environment left aside: ranks are started here; for those of torchrun, -m vgg_ddp.train")
+        say(f"{named} in the environment left aside: ranks are started here; under torchrun, start -m vgg_ddp.train")
     try:
         yield
     finally:
@@ -45,7 +45,7 @@ def start(task: Task, ranks: int) -> int:
     """Run a task on `ranks` ranks of this host; the exit code.
 
     They run under `vgg_ddp.distributed.supervisor`, which ends all when one fails, and starts them again where the task allows
-    it; a single rank of a task that does not runs in this process.
+    it. A single rank of a task without restarts runs in this process.
     """
     with own_ranks():
         if ranks == 1 and not task.restarts:

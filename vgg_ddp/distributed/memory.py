@@ -84,7 +84,7 @@ def peak_bytes(world: World) -> int:
 
 
 def total_bytes(world: World, root: Path = Path("/")) -> int:
-    """Bytes of this rank's GPU or its part of it; without one, those of the host (or control group) by local ranks.
+    """Bytes of this rank's part of its GPU's memory, or without a GPU, of that of the host (or control group).
 
     Args:
         root: where /proc and /sys are.
@@ -95,7 +95,7 @@ def total_bytes(world: World, root: Path = Path("/")) -> int:
 
 
 def available_bytes(world: World, root: Path = Path("/")) -> int:
-    """Bytes that this rank can still allocate: of what is free on its GPU, or else on the host, its part.
+    """Bytes that this rank can still allocate: its part of what is free on its GPU, or else on the host.
 
     Args:
         root: where /proc and /sys are.

@@ -37,7 +37,7 @@ def _near_gpu(world: World, root: Path) -> tuple[set[int], int]:
 
 
 def _beside(device: torch.device, root: Path) -> set[int]:
-    """By the GPU's address: CUDA's numbers follow CUDA_VISIBLE_DEVICES and another order than the bus."""
+    """The cores beside a GPU, by its address: CUDA's numbers follow CUDA_VISIBLE_DEVICES, not the order of the bus."""
     import torch
 
     gpu: Any = torch.cuda.get_device_properties(device)  # torch's stubs do not list all of it
@@ -49,7 +49,7 @@ def _beside(device: torch.device, root: Path) -> set[int]:
 
 
 def _node_in_turn(world: World, root: Path) -> tuple[set[int], int]:
-    """A node's cores, and how many local ranks take it: in turn, where each node gets as many of them."""
+    """A node's cores, and how many local ranks take it: nodes are taken in turn, if each gets equally many ranks."""
     found = nodes(root)
     if len(found) < 2 or world.local_size % len(found):
         return set(), 1

@@ -26,7 +26,7 @@ STOPPED = "stopped on request, a checkpoint is saved; start again with resume=au
 
 
 def run(body: Callable[[World], None], devices: Devices) -> int:
-    """Run `body` as one of the ranks; the exit code. Errors that are none of the user's, nor a requested stop, are raised."""
+    """Run `body` as a rank; return its exit code. User errors, stops and lost connections are reported, not raised."""
     keep_freed_memory()
     activity = Activity.of_rank()
     try:
@@ -72,7 +72,7 @@ def _run_reporting(world: World, body: Callable[[World], None]) -> None:
             complain(f"vgg-ddp: {ending}")
         elif world.is_main:
             say(f"vgg-ddp: {STOPPED}")
-        world.barrier()  # the first rank to end has the supervisor end the others: not before it is said
+        world.barrier()  # the supervisor ends all ranks once one has ended: first let rank 0 report
         raise
     except UserError:
         world.announce_failure()

@@ -1,7 +1,7 @@
 """Where the hosts of a launch and their ranks meet: one key-value store, which one of the supervisors serves.
 
-In place of torchrun's c10d rendezvous, which unpickles what it finds in a store that listens on every interface. This store
-listens at one address, and of what it holds nothing is executed: torchrun's agent reads JSON, the ranks numbers and JSON.
+It replaces torchrun's c10d rendezvous, which unpickles what it finds in a store that listens on every interface. This
+store listens at one address, and none of its content is executed: the agent reads JSON, the ranks numbers and JSON.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LEAVE_TIMEOUT = 3.0  # seconds that a supervisor waits at the end until those of the other hosts are done with the store
 LEAVE_TIMEOUT_AFTER_GRACE = 0.6  # seconds that it waits at most beyond the grace period of the ranks
 FAILURE_GRACE = 5.0  # seconds that ranks have to end after another has failed
-FROZEN = 2.0  # seconds without a look at the ranks after which they, too, were suspended: by Ctrl-Z, or a container's freezer
+FROZEN = 2.0  # seconds between looks that mean that the ranks were suspended too: by Ctrl-Z, or a container's freezer
 REGATHER_TIMEOUT = 60.0  # seconds that the other hosts have to end their ranks before all start again
 ENDING, AGAIN, LEFT = (
     "agent/ending",
@@ -73,8 +73,8 @@ def run(task: Task, ranks: int, place: MeetingPlace | None, server: ForkServer, 
     where the task allows it; else the exit code is one of `RETURNED_CODES` where a rank had it, 128 + n after a signal, or 1.
 
     Args:
-        place: where they meet the supervisors and ranks of other hosts, and one another; None: one rank, which is all there
-            are, and then no torch is imported here.
+        place: where they meet one another, and the supervisors and ranks of other hosts; None: a single rank in all,
+            for which no torch is imported here.
         server: of the task's module.
         grace: seconds that ranks have to end after SIGTERM, SIGINT or SIGHUP before they are killed; None: no limit.
     """
@@ -226,23 +226,23 @@ class _Watch:
             self._end_ranks(self._grace)
 
     def _pause(self) -> None:
-        """Stop, and the ranks with this process, until a shell lets it go on.
+        """Stop this process and its ranks until a shell continues them.
 
-        Not where no shell could (the kernel ignores Ctrl-Z too in the process group of a session's leader), nor with several
-        hosts, of which the others would wait in vain.
+        Do nothing where no shell could (the kernel, too, ignores Ctrl-Z in the process group of a session's leader), or
+        with several hosts, since the others would wait in vain.
         """
         self._suspended = False
         if os.getpgrp() == os.getsid(0) or self._hosts > 1:
             return
         self._send(signal.SIGSTOP)
-        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # all threads; but this one does not go on first
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # stops all threads, this one before it goes on
         self._send(signal.SIGCONT)
 
     def ended(self, codes: dict[int, int]) -> Ending:
-        """What the exit codes of this host's ranks come to, the same on all hosts unless a signal came.
+        """What the exit codes of this host's ranks mean for the launch, the same on all hosts unless a signal came.
 
         Args:
-            codes: of those that did not end well, by rank.
+            codes: of the ranks that failed, by rank.
         """
         wait = FAILURE_GRACE if EXIT_LOST_RANK in codes.values() else 0.0  # for the host that may know why
         elsewhere = self._read_ending(wait)
@@ -279,7 +279,7 @@ class _Watch:
             there = self._store.add(self._key(AGAIN), 0)
 
     def _tell(self, ending: Ending) -> Ending:
-        """Tell the other hosts; what holds is what was told first."""
+        """Tell the other hosts how the ranks ended; what was told first holds."""
         if self._store is None:
             return ending
         with contextlib.suppress(RuntimeError):  # the host of the store is gone
@@ -287,7 +287,7 @@ class _Watch:
         return self._read_ending() or ending
 
     def _read_ending(self, seconds: float = 0.0) -> Ending | None:
-        """What a host has told of this launch of the ranks; waited for."""
+        """How a host says that this launch of the ranks ended, waiting up to `seconds` for it."""
         deadline = time.monotonic() + seconds
         while self._store is not None:
             try:
@@ -312,7 +312,7 @@ class _Watch:
         if self._elsewhere is not None:
             self._end_ranks(self._grace if self._elsewhere.code > 128 else self._failure_grace())
             if self._store is not None and not self._server.running():
-                # Those here had ended well: the agent waits for the others, in vain, at this key.
+                # The ranks here have succeeded: the agent waits for the other hosts', in vain, at this key.
                 self._store.set(f"agents/{_name(self.attempt)}/torchelastic/agent/terminal_state/last_member", "")
 
     def _look_here(self) -> None:

@@ -92,9 +92,9 @@ class World:
         return max(1, min(self.host_cores // self.local_size, cores.usable()))
 
     def cores_for_loading(self) -> int:
-        """Of its share of cores, how many a rank loads images with while it trains; at least 1.
+        """How many cores of its share a rank uses to load images while it trains; at least 1.
 
-        A GPU leaves all but the one that feeds it, of which 16 decode as much as one can take; a CPU trains on them itself.
+        With a GPU, all but the one that feeds it, at most 16, which decode all it can take; a CPU needs most itself.
         """
         share = self.share_of_cores()
         return max(1, min(share - 1, 16) if self.device.type == "cuda" else share // 8)
@@ -250,7 +250,7 @@ def _variable(name: str, otherwise: int) -> int:
 def _meet(rank: int, size: int, local_rank: int, timeout: timedelta) -> Store:
     """The store at which all ranks meet.
 
-    torch waits for them where Python hears no signal, so it waits in a thread; after some seconds the user is told.
+    torch waits for them where Python handles no signals, so a thread waits; after some seconds the user is told.
 
     Raises:
         UserError: the environment does not say where, or ranks are missing after `timeout`.
@@ -324,8 +324,8 @@ def _own_device(devices: Devices, world: World) -> torch.device:
     """The device of this rank, made torch's own.
 
     Raises:
-        UserError: there are not enough of them for this single rank.
-        ReportedElsewhere: nor for several ranks. The host's first rank prints the error; only then does any rank end.
+        UserError: this is a single rank, and its device does not exist.
+        ReportedElsewhere: the same with several ranks. The host's first rank prints the error; only then does any end.
     """
     try:
         devices.check(world.local_size)

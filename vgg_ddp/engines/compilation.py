@@ -1,8 +1,9 @@
 """torch.compile: of the whole network, stage by stage, or whichever of these, eager and a CUDA graph is the quickest here.
 
-Compiled, the backward pass of a network is one operation, after which all gradients come at once. Compiled inside DDP's forward
-pass it is cut where DDP's buckets end (`torch._dynamo.config.optimize_ddp`), so that they travel while it runs. The code
-of the first call is kept, so that call too must be made inside DDP, whichever of the two wraps the other.
+The backward pass of a network compiled on its own is one operation, which yields all gradients at its end. Compiled
+inside DDP's forward pass, it is split where DDP's buckets end (`torch._dynamo.config.optimize_ddp`), so that they are
+sent while it runs. The code compiled in the first call is kept, so that call must be made inside DDP, whichever of the
+two wraps the other.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def unrecordable(config: Config, world: World) -> str:
         "communication.compression=powersgd": config.communication.compression == "powersgd",
         "communication.split_head": config.communication.split_head != "none",
         "ranks_per_gpu": config.ranks_per_gpu > 1 and world.size > 1,  # gloo's messages go through the host
-        "loss.on_nonfinite=skip": config.loss.on_nonfinite == "skip",  # asks the device
+        "loss.on_nonfinite=skip": config.loss.on_nonfinite == "skip",  # waits for the device
         "optimizer.name=lamb": optimizer.name == "lamb",
         f"optimizer.name={optimizer.name} in fp16": optimizer.name in ("lars", "muon")
         and config.precision == "fp16",  # asks for overflows

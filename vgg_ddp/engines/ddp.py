@@ -23,8 +23,8 @@ from vgg_ddp.optim.precision import autocast
 class DdpEngine:
     """Forward, backward, step. See `vgg_ddp.engines.Engine`.
 
-    What a configuration adds is an object around it, which does nothing where it is off: a head that is split over the
-    ranks, a compiled network, the reduction of gradients (in buckets of a measured size, compressed), their clipping.
+    Each optional feature is an object of its own that does nothing when it is off: a head that is split over the ranks,
+    a compiled network, the reduction of gradients (in buckets of a measured size, compressed), their clipping.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class DdpEngine:
         self.measured: dict[str, Any] = {**measured, **self._reduction.measured}
 
     def forward(self, images: Tensor, labels: Tensor, last: bool) -> tuple[Tensor, Tensor]:
-        """Gradients are reduced in the backward pass of the last micro-batch, of all that were accumulated."""
+        """The backward pass of the last micro-batch reduces the gradients accumulated over all of them."""
         self._gradients.begin()
         with self._reduction.only_if(last), self._autocast:
             logits = self._network(images)
@@ -80,7 +80,7 @@ class DdpEngine:
         self.optimizer.zero_grad()
 
     def figures(self) -> dict[str, float]:
-        """Of the gradients, where the configuration asks."""
+        """The figures of the gradients that the configuration asks for."""
         return self._gradients.figures()
 
     def synchronise(self) -> None:

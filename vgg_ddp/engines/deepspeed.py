@@ -170,10 +170,10 @@ def _initialize(
     with contextlib.redirect_stdout(sys.stderr):
         import deepspeed
 
-        for name in ("DeepSpeed", "torch.utils.cpp_extension"):  # the latter misses CUDA where a CPU operator is built
+        for name in ("DeepSpeed", "torch.utils.cpp_extension"):  # the latter warns about missing CUDA
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)  # old names, which DeepSpeed calls
-        # Else it would build an operator for inference, which takes a C++ compiler and a home that can be written.
+        # Otherwise it would build an operator for inference, which needs a C++ compiler and a writable home directory.
         deepspeed.ops.__compatible_ops__ = {}
         deepspeed.init_distributed()  # takes the group as it is
         try:

@@ -1,7 +1,7 @@
 """Channels-last convolution weights for DeepSpeed, which copies parameters into flat buffers and only takes contiguous ones.
 
-A weight [out, in, row, column] in channels-last memory is, as [out, row, column, in], contiguous. Kept so, it can be laid into
-flat memory, and the kernels read it, and write its gradient, in the layout that they are fastest with.
+A channels-last weight [out, in, row, column] is contiguous when seen as [out, row, column, in]. Kept that way, it can
+be copied into flat memory, and kernels read it, and write its gradient, in the layout in which they are fastest.
 """
 
 from __future__ import annotations

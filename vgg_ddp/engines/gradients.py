@@ -11,19 +11,19 @@ from vgg_ddp.config import Config
 from vgg_ddp.distributed.world import SharedUserError
 from vgg_ddp.errors import AFTER_DIVERGENCE
 
-MOST_IN_A_ROW = 20  # steps that are not taken: a training that has diverged takes none again
+MOST_IN_A_ROW = 20  # steps not taken in a row: a training that has diverged never takes one again
 
 
 class Gradients:
-    """What a configuration does with gradients before a step; where it does nothing, neither does this.
+    """What a configuration does with gradients before a step, which may be nothing.
 
-    They are averaged over the ranks: all ranks see the same norm, and decide alike whether the step is taken. With
-    `loss.on_nonfinite=skip` the host waits for the device in each step.
+    The gradients are averaged over the ranks by then, so all ranks see the same norm and decide alike whether to take
+    the step. With `loss.on_nonfinite=skip` the host waits for the device in each step.
 
     Args:
-        network: whose buffers a forward pass changes: not even these keep anything of a step that is not taken.
-        parameters: what has gradients.
-        scaler: where it is enabled (fp16), it skips the steps itself, to learn of them.
+        network: its buffers, which forward passes change, are restored where the step is not taken.
+        parameters: those that have gradients.
+        scaler: where it is enabled (fp16), it gets such steps too and skips them itself, to adapt the loss scale.
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class Gradients:
         self._skipped = self._in_a_row = 0
 
     def begin(self) -> None:
-        """Before a forward pass, of the first micro-batch of a step or of another."""
+        """Call this before the forward pass of every micro-batch; the first of a step saves the buffers."""
         if self._skips and not self._before:
             self._before = [buffer.clone() for buffer in self._buffers]
 
     def may_be_taken(self) -> bool:
-        """Clip the gradients of a whole step; whether it may be taken. Where they are not finite, the buffers are as before it.
+        """Clip the gradients of a whole step; whether to take it. Where they are not finite, restore the buffers.
 
         Raises:
-            SharedUserError: so many steps in a row may not be taken that the training has diverged.
+            SharedUserError: too many steps in a row could not be taken, so the training has diverged.
         """
         if self._most is not None or self._logs or self._skips:
             self._scaler.unscale_(self._optimizer)

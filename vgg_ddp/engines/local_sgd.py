@@ -42,7 +42,7 @@ class LocalSgdEngine:
         self.weights, self.whole_network = inner.weights, inner.whole_network
 
     def step(self) -> None:
-        """A step of this rank's own; every `synchronise_every` steps the outer step after it."""
+        """Take a step of this rank alone and, every `synchronise_every` steps, the outer step after it."""
         self._inner.step()
         self._steps += 1
         if self._steps % self._config.synchronise_every == 0:
@@ -77,7 +77,7 @@ class LocalSgdEngine:
         return change.add_(buffer, alpha=momentum)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Every rank's optimizer, and the common momentum. The ranks' parameters agree then: `synchronise` came before."""
+        """Every rank's optimizer state and the common momentum. Call `synchronise` first: parameters must agree."""
         assert self._synchronised_at == self._steps, "saved between two outer steps"
         own, values = self._inner.state()
         tensors = rank_state.gather(own, self._world)

@@ -36,7 +36,7 @@ def as_matrix(tensor: Tensor) -> Tensor:
 
 
 def orthonormal(factors: Sequence[Tensor]) -> list[Tensor]:
-    """For each factor [r, n] one whose rows are orthonormal and span the same: equal shapes in one batched operation.
+    """For each factor [r, n], one with orthonormal rows that span the same space; equal shapes are computed as a batch.
 
     By QR decomposition, which a GPU computes for many small matrices as quickly as for one.
     """
@@ -124,7 +124,7 @@ class PowerSgd(NoCompression):
         return _Sent(torch.futures.Future(devices=devices), buffer, large, small, message, work)
 
     def _is_worth_it(self, matrix: Tensor) -> bool:
-        """Whether the factors are less than half of it."""
+        """Whether the factors have less than half as many values as the matrix."""
         return 2 * self._rank * sum(matrix.shape) < matrix.numel()
 
     def _low_rank(self, name: str, parameter: Tensor, matrix: Tensor) -> _LowRank:

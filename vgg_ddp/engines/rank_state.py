@@ -28,8 +28,8 @@ def take(stored: dict[str, Tensor], world: World, common_kinds: Collection[str] 
     Where another number of ranks saved them, each rank gets the mean over the ranks that saved.
 
     Args:
-        common_kinds: kinds (a key ends with "/" and its kind) that must be the same on all ranks now, as an optimizer's state
-            where gradients are averaged, and were not when they were saved, as in local SGD: every rank gets the mean.
+        common_kinds: kinds (a key ends with "/" and its kind) that must be the same on all ranks now, such as optimizer
+            state if gradients are averaged, but may have differed when saved, as in local SGD: each rank gets the mean.
     """
     common = {key: tensor for key, tensor in stored.items() if "@" not in key}
     by_rank: dict[str, dict[int, Tensor]] = defaultdict(dict)

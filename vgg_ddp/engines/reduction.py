@@ -65,11 +65,11 @@ class NoReduction:
         self.measured: dict[str, Any] = {}
 
     def around(self, network: nn.Module) -> nn.Module:
-        """What to call in the forward pass in place of `network`; once."""
+        """Wrap `network`: what to call in the forward pass in its place. Called once."""
         return network
 
     def rehearsed(self, network: nn.Module) -> nn.Module:
-        """The same for a trial, of which nothing is kept; any number of times."""
+        """The same for a trial, of which nothing is kept. Called any number of times."""
         return network
 
     def only_if(self, last: bool) -> AbstractContextManager[Any]:

@@ -22,8 +22,8 @@ class SharpnessAwareEngine:
     """A second gradient for each step of an engine, at weights moved `radius` along the first. See `vgg_ddp.engines.Engine`.
 
     A step costs two forward and backward passes. Both gradients are the mean over the ranks where `inner` reduces them, so
-    that every rank moves its weights alike. Batch statistics, logged losses and accuracies are of the first pass; a logged
-    norm is of the second's gradient, along which the step is.
+    that every rank moves its weights alike. Batch statistics, logged losses and accuracies are those of the first pass;
+    a logged gradient norm is that of the second pass, whose gradient the step uses.
     """
 
     def __init__(self, inner: Engine, network: nn.Module, radius: float) -> None:

@@ -21,7 +21,7 @@ from vgg_ddp.model import batch_statistics
 from vgg_ddp.randomness import torch_seed
 
 Trial = Callable[[nn.Module], None]
-WARM_UP = 1  # trials that do not count, after the first, in which a compiler works: after it DDP rebuilds its buckets
+WARM_UP = 1  # trials that do not count, after a first one in which the compiler works: DDP rebuilds its buckets in them
 TRIALS = 3  # that count
 BEFORE_RECORDING = 11  # steps before a CUDA graph is recorded: DDP rebuilds its buckets in the first ones
 
@@ -98,7 +98,7 @@ def _median_seconds(
             trial(candidate)
     except Exception as error:
         problem = error
-    # A rank that failed so far has sent nothing; no other may wait for what it would send.
+    # A rank that failed up to here has sent nothing: no other may go on and wait for its messages.
     if world.sum(torch.tensor([problem is not None], dtype=torch.int64)).item():
         return problem or RuntimeError("another rank failed")
     times = []

@@ -17,7 +17,7 @@ from vgg_ddp.errors import UserError
 
 LARGEST = 256 * 2**20  # bytes of a file
 LONGEST = 200  # letters of a value
-SUM_OF_SHARES = 1e-6  # of the labels of an image, at least, if there are any
+SUM_OF_SHARES = 1e-6  # if an image's shares sum to no more than this, it has no labels
 
 
 def check(config: AnalysisConfig, dataset: Dataset) -> None:
@@ -82,7 +82,7 @@ def _places(names: list[str], split: Split) -> dict[str, int | None]:
         parts = split.key(index).split("/")
         for start in range(len(parts)):
             end = "/".join(parts[start:])
-            ends[end] = index if end not in ends or start == 0 else None  # one that two images share names none
+            ends[end] = index if end not in ends or start == 0 else None  # a shared ending names no image
     return {name: ends.get(name.removeprefix("./")) for name in names}
 
 

@@ -12,7 +12,7 @@ from vgg_ddp.run import checkpoint
 from vgg_ddp.training import continuing
 
 CALIBRATION_IMAGES = 10_000  # at most, to fit one temperature on
-TRAINING_IMAGES = 2_000  # of every data set; of more than that, as `analysis.budget` says, as many as test images
+TRAINING_IMAGES = 2_000  # of any data set; up to the number of test images if that is more, within `analysis.budget`
 
 
 def training_images(config: Config, dataset: Dataset, state: checkpoint.State) -> HeldOut:

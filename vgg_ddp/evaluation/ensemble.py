@@ -22,7 +22,7 @@ from vgg_ddp.evaluation.stored import StoredEvaluation, read_evaluation, write_e
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.run.resolved import ResolvedRun
 
-SMALLEST = np.finfo(np.float32).tiny  # a probability that float32 rounds to nothing is not taken to be none
+SMALLEST = np.finfo(np.float32).tiny  # replaces probabilities that float32 rounds to 0, to keep logarithms finite
 
 
 def common_test_set(members: Sequence[ResolvedRun]) -> Dataset:

@@ -1,4 +1,4 @@
-"""Which files of a folder are images. Imports nothing that takes time: a mistake in a path is told at once."""
+"""Which files of a folder are images. Imports nothing slow, so that a wrong path is reported at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vgg_ddp.errors import UserError
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Every image file in `folder` and below it, in the order of their names, but for what is hidden; or the one it is.
+    """Every image file in `folder` and below it that is not hidden, sorted by name; or `folder` if it is one itself.
 
     Raises:
         UserError: it is no folder, or has no such file.

@@ -34,8 +34,8 @@ from vgg_ddp.run import checkpoint
 from vgg_ddp.training import loading, parts, shrunk_images
 
 WAITING = 64  # whole photographs in memory at once, at most
-MOST_TRAINING_IMAGES = 2_000  # among which the nearest are looked for, evenly spread,
-MOST_TRAINING_PIXELS = 10_000_000  # and what the network sees of them all: seconds, on two cores
+MOST_TRAINING_IMAGES = 2_000  # searched for the nearest ones, at most; evenly spread
+MOST_TRAINING_PIXELS = 10_000_000  # of all of them, at most, at the size that the network sees: seconds on two cores
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class OwnImages:
         return logits.double().log_softmax(dim=1), list(found[0])
 
     def nearest(self, dataset: Dataset, of_images: Sequence[Features]) -> tuple[NDArray[np.int64], int]:
-        """The training images that are most like each of some images, by their features, and of how many.
+        """The training images most like each of some images, by their features, and how many were searched.
 
         Args:
             dataset: what the network was trained on, with its images.
@@ -184,8 +184,7 @@ def at_scales(pixels: NDArray[np.uint8], protocol: Protocol) -> list[NDArray[np.
 
 
 def class_of(name: str, classes: list[str]) -> str | None:
-    """The class that the nearest folder in a file's path `name` is called after; in other letters, `Truck` for `truck`, where
-    only one class can be meant."""
+    """The class that the nearest folder in the path `name` is named after; case may differ if only one matches."""
     for folder in Path(name).parts[-2::-1]:
         same = [one for one in classes if one.casefold() == folder.casefold()]
         if folder in classes or len(same) == 1:

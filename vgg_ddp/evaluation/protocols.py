@@ -95,7 +95,7 @@ class Protocol:
         }
 
     def each(self) -> list[tuple[int, bool, str]]:
-        """What is averaged over: for each scale, its number, whether mirrored, and the way of `METHODS`."""
+        """The views to average over: for each, the number of its scale, whether it is mirrored, and its kind."""
         mirrored = (False, True) if self.flips else (False,)
         return list(itertools.product(range(len(self.scales)), mirrored, METHODS[self.name]))
 
@@ -143,11 +143,11 @@ def _offsets(room: int, along: int) -> list[int]:
 
 
 class Asked:
-    """A network that is asked by a protocol.
+    """A network that classifies images by a protocol.
 
     Args:
         network: in evaluation mode.
-        pixels: in one forward pass, at most, but for one image that has more.
+        pixels: at most, in one forward pass, except for a single image that has more.
     """
 
     def __init__(
@@ -280,7 +280,7 @@ def _largest(split: Split, protocol: Protocol) -> int:
 def _read(
     split: Split, pieces: list[NDArray[np.int64]], protocol: Protocol, world: World
 ) -> Iterator[tuple[NDArray[np.int64], list[list[NDArray[np.uint8]]]]]:
-    """Samples and the pixels of each at every scale, a piece after another; the next is read while one is worked on."""
+    """Samples and their pixels at every scale, piece by piece; the next piece is read while one is processed."""
 
     def scaled(sample: int) -> list[NDArray[np.uint8]]:
         image = split.decode(sample)

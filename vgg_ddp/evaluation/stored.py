@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zipfile
 import zlib
@@ -70,7 +71,8 @@ def write_evaluation(
         sample_index=predictions.sample_index,
     )
     with run.writing():
-        run.report.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):  # then there is none
+            run.report.unlink(missing_ok=True)
         (run.evaluation / "summary.json").unlink(missing_ok=True)
     run.write_bytes(run.evaluation / "predictions.npz", arrays.getvalue())
     run.write_bytes(run.evaluation / "why.npz", searched.getvalue())

@@ -53,7 +53,7 @@ class Answered:
 
 
 def left_out(reason: str, budget: str) -> dict[str, Any]:
-    """What summary.json says of it where nothing was looked for, with the name of the budget that was asked for."""
+    """The entry in summary.json where nothing was searched for, and why, with the name of the requested budget."""
     return {"budget": budget, "left_out": [reason], **NOTHING}
 
 
@@ -225,7 +225,7 @@ class Search:
         }
 
     def _kinds(self, label: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
-        """By group, or where there is none by class, which of some images are of it; nothing where these are too many."""
+        """By group, or by class if there are no groups, which images belong to it; empty if there are too many."""
         classes = self._dataset.classes
         groups = {name: group["classes"] for name, group in self._described["groups"].items()}
         members = groups or {name: [name] for name in classes}

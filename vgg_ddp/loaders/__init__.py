@@ -76,11 +76,11 @@ class Loader(Protocol):
         ...
 
     def leave_to_step(self) -> None:
-        """From here on leave to `finish` what needs nothing of the host."""
+        """From now on, leave work that needs nothing from the host to `finish`."""
         return
 
     def finish(self, batch: Batch) -> Batch:
-        """A batch of `stream` with what was left to be done on its device, as the first part of the step."""
+        """Complete a batch of `stream` on its device, as the first part of the step."""
         return batch
 
 

@@ -24,7 +24,7 @@ MORE = "give the container more, e.g. docker run --shm-size=1g"
 
 @dataclass(frozen=True)
 class Choice:
-    """A loader's name, why it is this one, and what was used in its place for want of NVIDIA DALI ("": nothing)."""
+    """A loader's name, why it was chosen, and what was used for lack of NVIDIA DALI ("": nothing)."""
 
     name: str
     reason: str
@@ -93,10 +93,10 @@ def shortage_for_workers(config: DataConfig, world: World, batch: int) -> str:
 
 
 def workers_left_out(config: DataConfig, world: World, batch: int) -> list[str]:
-    """A line that the torch loader does without workers, if they cannot hand over batches of `batch` images; else none.
+    """A line if the torch loader runs without workers, as they cannot hand over batches of `batch` images; else none.
 
     Raises:
-        UserError: they cannot, and `data.workers` asks for some by number.
+        UserError: they cannot, and `data.workers` is a number.
     """
     shortage = shortage_for_workers(config, world, batch)
     if shortage and config.workers != "auto":

@@ -2,7 +2,7 @@
 
 Bytes and boxes come from Python by `external_source`; DALI makes batches ahead of the step on its own threads, and hands them
 to torch without a copy (DLPack). Reflecting and turning are done for the whole batch afterwards: DALI has no reflect padding,
-and made of its operators it took as long as decoding a small JPEG.
+and emulating it with DALI's operators took as long as decoding a small JPEG.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The resident loader: every image decoded once, kept as uint8 on the device, and augmented there in whole batches.
 
-A run that takes the same small images many times need not decode them every epoch. Raw pixels that are trained on by a CPU stay
-where they are, mapped from their file. With `residency: sharded`, each rank keeps the samples whose index modulo the world
+A run that uses the same small images many times need not decode them every epoch. For training on a CPU, raw pixels
+stay mapped from their file. With `residency: sharded`, each rank keeps the samples whose index modulo the world
 size is its rank, and the ranks exchange what each batch needs.
 """
 

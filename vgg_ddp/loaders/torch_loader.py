@@ -61,7 +61,7 @@ class TorchLoader(Loader):
             )
 
     def _start(self) -> Iterator[Item]:
-        """Begin a stream; the first one forks the workers, which are deaf to the signals that ask the rank to stop.
+        """Begin a stream; the first one forks the workers, which block the signals that ask the rank to stop.
 
         Its workers must not collect garbage of their parent: the destructor of an object that owns threads, such as a DALI
         pipeline, would wait for threads that do not exist after a fork.
@@ -69,7 +69,7 @@ class TorchLoader(Loader):
         if self._started:
             return iter(self._loader)
         self._started = True
-        heard = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # as it is now is how a worker gets it
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # which the workers inherit
         gc.freeze()
         try:
             return iter(self._loader)

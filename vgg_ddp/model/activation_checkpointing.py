@@ -45,7 +45,7 @@ def _contexts(
     if not keep_products:
         return ExitStack(), _statistics_kept(stage)
     first, second = create_selective_checkpoint_contexts(_policy, allow_cache_entry_mutation=True)
-    return first, _both(_statistics_kept(stage), second)  # outside: copies are not among the recorded operations
+    return first, _both(_statistics_kept(stage), second)  # outermost, so that copies are not recorded
 
 
 def _policy(context: Any, operation: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
@@ -55,7 +55,7 @@ def _policy(context: Any, operation: Any, *arguments: Any, **named: Any) -> Chec
 
 @contextmanager
 def _statistics_kept(stage: nn.Sequential) -> Iterator[None]:
-    """In the recomputation, batch norms update copies of their running statistics: these have this batch already."""
+    """While recomputing, let batch norms update copies of their running statistics: these count the batch already."""
     norms = [module for module in stage if isinstance(module, nn.BatchNorm2d)]
     buffers = [norm._buffers for norm in norms]
     for norm in norms:

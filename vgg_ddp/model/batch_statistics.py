@@ -35,7 +35,7 @@ def measured(network: nn.Module, batches: Iterable[Tensor], autocast: torch.auto
                 norm.momentum = None  # the mean of all batches, each counting the same
             with torch.no_grad(), autocast:
                 for images in batches:
-                    if len(images) > 1:  # a last one by itself, of which a layer of one pixel has no variance
+                    if len(images) > 1:  # a single image has no variance in a layer of one pixel
                         network(images)
             yield
         finally:

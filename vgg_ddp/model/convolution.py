@@ -56,7 +56,7 @@ class CpuConvolution(Convolution):
 
 @torch.no_grad()
 def move_biases_into_running_means(features: nn.Module, keys: object) -> None:
-    """Loaded biases that no convolution adds, since a batch norm subtracts them again: (x + b) - mean = x - (mean - b)."""
+    """Move loaded biases that no convolution adds into the batch norms that follow: (x + b) - mean = x - (mean - b)."""
     for layer, following in itertools.pairwise(features.children()):
         if isinstance(layer, Convolution) and not layer.adds_bias and isinstance(following, nn.BatchNorm2d):
             assert following.running_mean is not None and layer.bias is not None
@@ -66,7 +66,7 @@ def move_biases_into_running_means(features: nn.Module, keys: object) -> None:
 
 @fx.wrap  # the choices by size are one node of a graph
 def _convolved(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """One pixel meets the middle tap alone."""
+    """Convolve; in an image of one pixel, only the middle tap counts."""
     if weight.shape[2:] == (3, 3) and images.shape[2:] == (1, 1):
         return functional.conv2d(images, weight[:, :, 1:2, 1:2], bias)
     return functional.conv2d(images, weight, bias, padding=weight.shape[2] // 2)
@@ -99,7 +99,7 @@ def _on_2x2(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _is_small_and_wide(images: Tensor, weight: Tensor) -> bool:
-    """Where a matrix product a tap beats oneDNN's gradient of the weights: measured, 1.5 times on 4x4, 3 times on 3x3."""
+    """Whether a matrix product per tap beats oneDNN's weight gradient: measured, 1.5 times on 4x4, 3 times on 3x3."""
     return (
         max(images.shape[2:]) <= 4
         and min(weight.shape[:2]) >= 256
@@ -108,7 +108,7 @@ def _is_small_and_wide(images: Tensor, weight: Tensor) -> bool:
 
 
 class _ProductsOfTaps(torch.autograd.Function):
-    """A 3x3 convolution padded by 1. The gradient of its weights is one matrix product a tap, over the pixels that it meets."""
+    """A 3x3 convolution padded by 1; its weight gradient is one matrix product per tap, over the pixels it meets."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -14,12 +14,12 @@ from vgg_ddp.model.network import VGG
 class FullyConvolutional(nn.Module):
     """Images, float [n, 3, height, width], to a map of class scores, float [n, num_classes, rows, columns].
 
-    Of the paper's head the first layer becomes a convolution of 7x7 (for a network of 224 pixels; a 32nd of its images' size),
-    the others become 1x1; cells are 32 pixels apart. Of the compact head the global max pool becomes the maximum over
-    each window of the size that it covers in training; cells are 16 pixels apart (of vgg_tiny, which has one pool less, 16 and
-    8). The cell of an image of that size has the logits of the network itself.
+    In the paper's head, the first layer becomes a convolution of 7x7 (for images of 224 pixels, a 32nd of that),
+    the others become 1x1; cells are 32 pixels apart. In the compact head, the global max pool becomes the maximum over
+    each window of the size that it covers in training; cells are 16 pixels apart (for vgg_tiny, with one pool less, 16
+    and 8). An image of the training size has one cell, with the logits of the network itself.
 
-    The layers are the network's own, their weights only seen as kernels: state dicts of the two load into one another.
+    The layers are the network's own, with their weights viewed as kernels: state dicts of the two are interchangeable.
 
     Args:
         network: any VGG.

@@ -1,8 +1,8 @@
 """Batch norm and ReLU, with a 2x2 max pool between them or without, as one layer of Triton kernels, for channels-last images.
 
-Memory bounds them. One after the other they read and write whole images again and again, and where they pool, an index of 8
-bytes for each pooled pixel. Here images are read once for the statistics and once for the outputs; in the backward pass once
-for the sums of the gradients and once for the gradient. Which pixel was the largest is computed again, not kept.
+They are bound by memory bandwidth. Run one by one, they read and write whole images again and again and, if they pool,
+an index of 8 bytes for each pooled pixel. Here images are read once for the statistics and once for the outputs; in the
+backward pass once for the sums of the gradients and once for the gradient. Which pixel was the largest is recomputed.
 
 The rounding is torch's: a normalised pixel is rounded to the images' type before it is compared, so that there are the same
 ties, of which the first wins. Triton's interpreter runs the kernels on a CPU (TRITON_INTERPRET=1 when this is imported).
@@ -22,9 +22,9 @@ from torch.nn import functional
 
 ROWS, CHANNELS = 16, 64  # pixels after the pool, and channels, that a program holds at a time
 PROGRAMS = 2048  # that share the images where they sum: about 16 for each multiprocessor of an H100
-PARTS, FEW = 128, 8  # of those programs' sums, and channels, that a program holds which adds them up
+PARTS, FEW = 128, 8  # partial sums, and channels, that a program holds while it adds up the sums of all programs
 KINDS = (torch.float32, torch.float16, torch.bfloat16)  # of images
-SMALLEST = 2**25  # values in a layer's images, from which on torch's kernels take longer than starting these does
+SMALLEST = 2**25  # values in a layer's images; from this size on torch's kernels take longer than launching these
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def _of_channels(means, scales, shifts, channel, inside):
 
 @triton.jit
 def _largest(images, output, channel, mask, mean, scale, shift, height, width, channels, POOL: tl.constexpr):
-    """The largest normalised value under each output pixel, the value of that pixel before, and which of them it was."""
+    """The largest normalised value under each output pixel, the same before normalisation, and its pixel's number."""
     best = tl.full(mask.shape, float("-inf"), tl.float32)
     pixel = tl.full(mask.shape, 0.0, tl.float32)
     winner = tl.full(mask.shape, 0, tl.int32)
@@ -189,7 +189,7 @@ def _sums(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Over the pixels that each program sees the sums of the gradient, and of it times the distance from the mean."""
+    """The sums, over each program's pixels, of the gradient and of the gradient times the distance from the mean."""
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
     mean, scale, shift = _of_channels(means, scales, shifts, channel, inside)
@@ -332,9 +332,9 @@ class _NormRelu(torch.autograd.Function):
 
 
 class FusedNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d`, with `pool` of 2 `nn.MaxPool2d(2)`, and `nn.ReLU` in one, with the parameters and buffers of the first.
+    """`nn.BatchNorm2d`, `nn.MaxPool2d(2)` if `pool` is 2, and `nn.ReLU` in one, with the state dict of the first.
 
-    Few values go through torch's layers.
+    Small inputs go through torch's own layers.
     """
 
     def __init__(self, channels: int, epsilon: float, momentum: float | None, pool: int) -> None:
@@ -347,7 +347,7 @@ class FusedNorm2d(nn.BatchNorm2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Float [n, channels, height, width] to [n, channels, height // pool, width // pool], in the images' type."""
-        odd = images.shape[2] % self.pool or images.shape[3] % self.pool  # the pool leaves out what the statistics have
+        odd = images.shape[2] % self.pool or images.shape[3] % self.pool  # the pool drops what the statistics include
         unknown = images.dtype not in KINDS or self.momentum is None
         if odd or unknown or images.numel() < SMALLEST or not self.training:
             normalised = super().forward(images)

@@ -44,7 +44,7 @@ def has_c_compiler() -> bool:
 
 
 def _triton_runs(device: torch.device) -> bool:
-    """Whether Triton is there, which comes with torch on Linux, with the C compiler that it starts kernels by, for this GPU."""
+    """Whether Triton (part of torch on Linux) supports this GPU and finds the C compiler that it needs for launches."""
     if importlib.util.find_spec("triton") is None or not has_c_compiler():
         return False
     return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= OLDEST

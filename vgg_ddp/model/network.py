@@ -63,7 +63,7 @@ def vgg(
         convolution: the class of its convolutions, e.g. `CpuConvolution`; they differ in speed alone.
         activation: what follows convolutions, after the pool where there is one (with ReLU that is the same as before it).
         pool_before_norm: pool before the batch norm, not after it, as airbench94 does: a quarter of the values to normalise.
-            Of `features` the batch norm and the pool change places then.
+            In `features`, the batch norm and the pool swap places then.
         logit_scale: what the logits are multiplied by.
 
     Raises:

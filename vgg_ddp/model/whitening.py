@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from vgg_ddp.randomness import random_words, uniform
 
-EPSILON = 5e-4  # added to variances, airbench94's: directions with next to none are not blown up
+EPSILON = 5e-4  # added to variances, as in airbench94, so that directions with almost none are not blown up
 
 
 def patch_moments(batches: Iterable[Tensor], side: int = 3) -> Tensor:
@@ -38,7 +38,7 @@ def filters(moments: Tensor, count: int, seed: int) -> Tensor:
 
     Args:
         moments: see `patch_moments`, [k, k].
-        seed: of the combinations that fill up what is more than 2 k.
+        seed: of the random combinations that are added where `count` is more than 2 k.
     """
     variances, directions = torch.linalg.eigh(moments)
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))

@@ -51,7 +51,7 @@ class Average:
 
 
 class Lookahead(Average):
-    """Every few steps the network is moved into the average, and goes on from there (Zhang et al., NeurIPS 2019).
+    """Every few steps the average is moved towards the network, which continues from it (Zhang et al., NeurIPS 2019).
 
     The decay rises with the cube of the share of training that is done, as in airbench94 (Jordan 2024, arXiv 2404.00498,
     section 3.4), which ends at 0.95^5 with an average every five steps.

@@ -16,8 +16,8 @@ from torch import Tensor
 from vgg_ddp.optim.lars_lamb import OfGroups
 
 ITERATIONS = 5
-# Of the polynomial a x + b x^3 + c x^5, which takes a singular value of 0.003 to 1 into about 0.7 to 1.2 in five iterations
-# (Jordan et al. 2024, who chose the steepest at zero).
+# Coefficients of the polynomial a x + b x^3 + c x^5, five iterations of which map singular values of 0.003 to 1 to
+# about 0.7 to 1.2 (Jordan et al. 2024, who chose the steepest at zero).
 A, B, C = 3.4445, -4.7750, 2.0315
 SMALLEST = 1e-7  # norm of a matrix that is not all zeros
 
@@ -59,9 +59,9 @@ class Muon(OfGroups):
 
 
 def orthogonalised(tensors: list[Tensor]) -> list[Tensor]:
-    """Each tensor, seen as a matrix of its first dimension by all others, with singular values of about 1 and the same vectors.
+    """Each tensor, seen as a matrix [first dimension, all others], with all its singular values set to about 1.
 
-    Those of one shape go through the iteration together.
+    The singular vectors are kept. Tensors of one shape are batched.
     """
     of_shape: dict[torch.Size, list[int]] = defaultdict(list)
     for number, tensor in enumerate(tensors):
@@ -78,7 +78,7 @@ def orthogonalised(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
-    """Kernels as [out, row, column, in], which is a view and no copy of channels-last memory; the order plays no part."""
+    """Kernels as [out, row, column, in]: a view of channels-last memory, not a copy; the order does not matter here."""
     return tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
 
 

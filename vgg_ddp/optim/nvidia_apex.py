@@ -70,7 +70,7 @@ def chosen(implementation: str, key: str, device: torch.device, built: bool = Tr
 
 
 def has_the_steps(groups: list[dict[str, Any]], config: OptimizerConfig) -> bool:
-    """Whether apex has the optimizer; its LAMB scales the steps of what is decayed, and those of nothing else.
+    """Whether apex has the optimizer as configured; its LAMB scales the steps of decayed parameters, and no others.
 
     Raises:
         UserError: apex's LAMB is asked for, and other parameters than the weights are decayed, or none.

@@ -73,7 +73,7 @@ def prepare_for_recording(optimizer: torch.optim.Optimizer, device: torch.device
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of every parameter group, as much of it as the group's `rate` says."""
+    """Set the learning rate of every parameter group, multiplied by the group's `rate`."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):  # which a recorded step reads
             group["lr"].fill_(learning_rate * group["rate"])

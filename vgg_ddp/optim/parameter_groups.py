@@ -15,9 +15,9 @@ Groups = list[dict[str, Any]]
 def parameter_groups(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> Groups:
     """Weights (two or more dimensions) with weight decay; biases and norms without, unless the config decays them too.
 
-    `adapt` says whether LARS and LAMB scale the steps of a group: those of weights; `orthogonal`, whether it is Muon's: the
-    weights of convolutions. `rate` is the group's factor of the learning rate; that of norms' biases may be large (airbench94,
-    Jordan 2024, arXiv 2404.00498, section 3.4). What is frozen is in no group.
+    `adapt`: whether LARS and LAMB scale the group's steps, as they do for weights; `orthogonal`: whether Muon updates
+    it, as it does convolution weights. `rate` is the group's factor of the learning rate; that of norms' biases may be
+    large (airbench94, Jordan 2024, arXiv 2404.00498, section 3.4). Frozen parameters are in no group.
     """
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in parameters.items():

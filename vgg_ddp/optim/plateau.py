@@ -34,7 +34,7 @@ def has_ended(config: ScheduleConfig, accuracies: Sequence[float]) -> bool:
 
 
 def news(config: ScheduleConfig, accuracies: Sequence[float]) -> str:
-    """What to say where the last of these validations lowers the rate or ends the training; else nothing."""
+    """The message if the last of these validations lowers the rate or ends the training; else empty."""
     found = plateaus(config, accuracies)
     if config.name != "plateau" or found == plateaus(config, accuracies[:-1]):
         return ""

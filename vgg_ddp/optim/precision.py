@@ -23,7 +23,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def alone(word: str) -> list[str]:
-    """What the ranks of a process that has no others say."""
+    """The `of_all` of a process without other ranks."""
     return [word]
 
 
@@ -44,8 +44,8 @@ def set_arithmetic(
 def resolve(config: Config, device: torch.device, of_all: Callable[[str], list[str]] = alone) -> tuple[Config, str]:
     """The configuration with a precision in place of "auto", and why it is this one; "" where none was to be chosen.
 
-    fp16 is passed over where a rule of the configuration refuses it, and any format where the ranks' devices differ in it:
-    gradients that only some ranks scale, as fp16 needs, have no average.
+    fp16 is not chosen where a rule of the configuration forbids it; where the ranks' devices prefer different formats,
+    fp32 is: gradients that only some ranks scale, as fp16 needs, cannot be averaged.
 
     Args:
         of_all: gives what each rank calls it with, as `World.of_all`.

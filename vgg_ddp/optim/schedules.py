@@ -1,7 +1,7 @@
 """Learning-rate schedules: pure functions from the step to a factor of the peak learning rate.
 
-A schedule is one function and its line in `SCHEDULES`. Steps count from 0 over the whole training. Beside the step it gets the
-accuracies of all validations before it, oldest first.
+A schedule is one function and its line in `SCHEDULES`. Steps count from 0 over the whole training. Besides the step, a
+schedule gets the accuracies of all validations so far, oldest first.
 """
 
 from __future__ import annotations

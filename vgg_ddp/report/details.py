@@ -108,7 +108,7 @@ def _sparse(confusion: NDArray[np.int64]) -> list[int]:
 
 
 def _steps(shares: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
-    """Shares in steps of 1/65535; only none at all is 0, and only all of them 65535."""
+    """Shares in steps of 1/65535; only an exact 0 becomes 0, and only an exact 1 becomes 65535."""
     rounded = np.round(shares.astype(np.float64) * 65535)
     return np.where((shares > 0) & (shares < 1), np.clip(rounded, 1, 65534), rounded).astype(np.uint16)
 

@@ -34,8 +34,10 @@ OTHER_CHECKPOINT = "of another checkpoint than RUN/evaluation"
 
 
 def rows(targets: list[Path]) -> tuple[list[list[str]], Counter[str]]:
-    """A row for RUN/evaluation of each run, or folder of several networks' answers, and for each of RUN/evaluations on the same
-    data and of the same checkpoint; how many other evaluations there were, by what they are of.
+    """A row for each evaluation of `targets`, and how many evaluations were left out, by reason.
+
+    A target is a run, or a folder of several networks' answers. Its rows are of RUN/evaluation, and of those in
+    RUN/evaluations on the same data and of the same checkpoint.
 
     Raises:
         UserError: a folder has no evaluation, or a damaged one.
@@ -84,7 +86,7 @@ def _row(run: RunDirectory, summary: dict[str, Any]) -> list[str]:
 
 
 def _if_doubted(enough: float | None) -> str:
-    """That images have more than the first view only where that gives no class this probability."""
+    """A note that images get more views than the first only where that gives no class this probability."""
     return "" if enough is None else f" if below {enough:g}"
 
 

@@ -62,7 +62,7 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Pictures:
-    """Of an evaluation: those that are kept, and where `dataset` is there every other one too, which is then kept."""
+    """The pictures of an evaluation: those that are kept and, given `dataset`, any other, which is then kept too."""
 
     def __init__(self, kept: Kept, dataset: Dataset | None) -> None:
         self.kept, self._dataset = kept, dataset
@@ -141,7 +141,7 @@ def carried(evaluation: Evaluation, split: Split | None) -> Carried:
 
 
 def of_kept(evaluation: Evaluation, kept: Kept) -> Carried:
-    """What a run's kept pictures are of. Those of many images that an earlier version kept tell neither `even` nor `asked`."""
+    """The positions of a run's kept pictures. With many images, earlier versions kept neither `even` nor `asked`."""
     if len(kept.index) == len(evaluation.label):
         return _all(evaluation)
     return Carried(*(np.searchsorted(evaluation.sample_index, found) for found in (kept.index, kept.even, kept.asked)))

@@ -84,9 +84,9 @@ def _shown_group(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_best(run: RunDirectory, evaluation: Evaluation, recipe: Config | None) -> bool:
-    """Whether an evaluation is of the best checkpoint of `run`, whatever its configuration says, which a word may have changed.
+    """Whether an evaluation is of the best checkpoint of `run`, even if an override changed what was evaluated.
 
-    By the hashes of their manifests; where there is no best checkpoint, or no hash, by the configuration.
+    Decided by the hashes of the manifests; without a best checkpoint, or a hash, by the configuration.
     """
     evaluated = evaluation.summary.get("checkpoint_sha256")
     try:
@@ -102,7 +102,7 @@ def of_best(run: RunDirectory, evaluation: Evaluation, recipe: Config | None) ->
 def validation_images(run: RunDirectory, evaluation: Evaluation, recipe: Config | None) -> list[int]:
     """On how many images of each class a training was validated; empty where that is not known.
 
-    Of a run of an earlier version, which holds no record of its data, from what was counted at its evaluation.
+    For a run of an earlier version, which has no record of its data, from the counts in its evaluation.
     """
     if recipe is None:
         return []

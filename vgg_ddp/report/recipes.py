@@ -17,7 +17,7 @@ SECTIONS = [("story", "In short"), ("changes", "What changed"), ("training", "Tr
 
 
 def write_recipes(first: list[Path], second: list[Path], path: Path) -> Path:
-    """Write a page that holds the recipe of the runs `second` against that of the runs `first`.
+    """Write a page that compares the recipe of the runs `second` with that of the runs `first`.
 
     Raises:
         UserError: a side with one run or with one seed twice, runs that were evaluated on different images, a run without an
@@ -61,7 +61,7 @@ def write_recipes(first: list[Path], second: list[Path], path: Path) -> Path:
 
 
 def _check_seeds(side: list[Run]) -> None:
-    """Raises a `UserError` where two runs of a recipe have the same seed: the same training twice is one."""
+    """Raises a `UserError` where two runs of a recipe have the same seed, since they are the same training."""
     seen: dict[str, str] = {}
     for run in side:
         seed = run.config.get("seed")

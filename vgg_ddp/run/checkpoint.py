@@ -28,7 +28,7 @@ Files = dict[str, bytes]
 NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")  # of every checkpoint
 ANSWERS = "answers.safetensors"
 OPTIONAL_NAMES = ("ema.safetensors", ANSWERS)
-# Identity of which earlier checkpoints say nothing, and what they were made with.
+# Identity keys that earlier checkpoints lack, and the values that they were made with.
 ADDED_IDENTITY = {
     "data.normalisation": "data",
     "data.train_share": 1.0,
@@ -39,7 +39,7 @@ ADDED_IDENTITY = {
     "model.norm_scale": True,
     "model.whiten": False,
 }
-# Identity that earlier checkpoints do not keep, whatever they were made with.
+# Identity keys that earlier checkpoints lack, and that may have had any value.
 KEPT_LATER = ("data.split_seed", "data.balance_classes")
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -277,7 +277,7 @@ def state(files: Files) -> State:
 
 
 def identity_of(found: State, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The identity of a checkpoint, of an earlier version too, of which what it does not keep is taken to be as `wanted`."""
+    """The identity of a checkpoint; what an earlier version does not keep is filled in, or taken from `wanted`."""
     return {**{key: wanted[key] for key in KEPT_LATER if key in wanted}, **ADDED_IDENTITY, **found.identity}
 
 

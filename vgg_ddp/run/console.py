@@ -1,6 +1,6 @@
 """What a person sees while something runs: a progress bar on a terminal, plain lines in a log.
 
-Nobody need see it: where the terminal is closed, a pipe's reader gone or the log's disk full, what runs goes on unseen.
+Output is optional: where the terminal is closed, a pipe's reader gone or the log's disk full, the run goes on without.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FIRST = 10  # columns that a drawn table has for its first, at least
 
 
 class _StandardOutput:
-    """`sys.stdout` as rich takes it, whatever stands in its place at the time."""
+    """A file for rich that passes everything on to whatever `sys.stdout` is at the time."""
 
     def write(self, text: str) -> None:
         _write(sys.stdout, text)

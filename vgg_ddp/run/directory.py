@@ -132,8 +132,10 @@ class RunDirectory:
 
 
 def find_run(target: Path) -> tuple[RunDirectory, Path | None]:
-    """The run that `target` (a run directory, or a checkpoint in one) belongs to, and the checkpoint if it is one, its path
-    absolute and without links.
+    """The run that `target` belongs to, and the checkpoint if it is one, as an absolute path without links.
+
+    Args:
+        target: a run directory, or a checkpoint in one.
 
     Raises:
         UserError: it is neither.

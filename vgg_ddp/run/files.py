@@ -23,8 +23,8 @@ NOT_HERE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # a fil
 def lock_at(path: Path) -> FileLock:
     """The lock file `path`, which nobody holds yet.
 
-    Where the file system has no locks, to acquire it is an OSError: filelock alone would sometimes (ENOSYS) take the file
-    itself for the lock, which stays for ever after a crash.
+    Where the file system has no locks, acquiring it raises an OSError: by default filelock would sometimes (ENOSYS)
+    take the file's existence for the lock, which would stay for ever after a crash.
     """
     return FileLock(path, fallback_to_soft=False)
 
@@ -50,9 +50,9 @@ def report_no_locks(folder: Path, report: Callable[[str], None]) -> None:
 
 @contextmanager
 def locked(path: Path, waiting: str, report: Callable[[str], None]) -> Iterator[None]:
-    """Holds the lock file `path`, however long another process does; then `waiting` is reported.
+    """Hold the lock file `path`. While another process holds it, report `waiting` and wait without limit.
 
-    Where there are no locks it holds nothing: what is then written reports that, once.
+    On a file system without locks nothing is held: whoever then writes there reports that, once.
     """
     lock = lock_at(path)
     try:

@@ -20,7 +20,7 @@ Ending = Literal["running", "finished", "stopped", "failed"]
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How a training ended: "running" stays of one that was killed; `why` says in one line what a "failed" one met."""
+    """How a training ended: one that was killed stays "running"; `why` says in one line why one "failed"."""
 
     state: Ending
     why: str = ""
@@ -98,7 +98,7 @@ def diverged(rows: list[Row], why: str = "") -> bool:
 
 
 def noted(run: RunDirectory) -> Outcome:
-    """What the run noted of how it ended; one of an earlier version has noted nothing."""
+    """How the run ended, as it noted itself; "running" if it noted nothing, as in earlier versions."""
     try:
         return msgspec.json.decode(run.outcome.read_bytes(), type=Outcome)
     except (OSError, msgspec.DecodeError):
@@ -106,7 +106,7 @@ def noted(run: RunDirectory) -> Outcome:
 
 
 def _trained(run: RunDirectory, rows: list[Row]) -> bool:
-    """Whether the training itself came to its end: its summary is of the last of `rows`."""
+    """Whether the training itself came to its end: its summary is not older than the last of `rows`."""
     with contextlib.suppress(UserError):
         steps = (read_json(run.summary) or {}).get("steps")
         return steps is not None and (not rows or steps >= rows[-1]["step"])
@@ -119,7 +119,7 @@ def _evaluated(run: RunDirectory, of_its_end: bool) -> bool:
     if not (place.is_file() and of_its_end):
         return place.is_file()
     summary: dict[str, Any] = {}
-    with contextlib.suppress(UserError):  # a damaged one, of which what reads it tells
+    with contextlib.suppress(UserError):  # a damaged one, which its readers report
         summary = read_json(place) or {}
     evaluated = summary.get("checkpoint_sha256")
     ends = (named(run.checkpoints, "latest"), named(run.checkpoints, "best"))

@@ -48,7 +48,7 @@ def read_epochs(run: RunDirectory, images: int) -> Iterator[NDArray[np.float32]]
 
 
 def keep_until(run: RunDirectory, epoch: int) -> None:
-    """Remove those of the epochs from `epoch` on, which a training that continues before them takes again."""
+    """Remove the answers of the epochs from `epoch` on, which a training that continues there will repeat."""
     kept = {_name(earlier) for earlier in range(epoch)}
     for path in run.answers.glob("epoch-*.safetensors"):
         if path.name not in kept:

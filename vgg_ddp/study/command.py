@@ -120,7 +120,7 @@ def claimed(folder: Path, mark: str, instead: str = "wait for it, or choose anot
 
 
 def _begin(folder: Path, definition: Definition, base: str) -> None:
-    """Write down what the study is, or see to it that it is the one that was begun there; it may have grown.
+    """Record the study's definition, or check that it is the study that was begun there, which may have grown.
 
     Raises:
         UserError: it is another study.

@@ -30,7 +30,7 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """A study's file. Values are kept as text: a key's own type decides what they mean.
 
     Attributes:
-        base: the configuration that is varied: a path from where one stands, or from the study's file.
+        base: the configuration that is varied: a path relative to the current directory, or to the study's file.
         overrides: words that change it for all cells, e.g. "epochs=4".
         grid: the values of each key, every combination of which is trained. A value with keys of its own,
             `{schedule.name: plateau, schedule.patience: 2}`, sets these; what it stands under is then only a name.
@@ -93,7 +93,7 @@ class Cell:
         name: of its folder in STUDY/runs.
         configuration: the number of its configuration, which cells with other seeds share.
         values: of what is varied, as text, in the order of the study's file.
-        words: what sets them, and the seed, behind the study's own overrides of STUDY/base.yaml.
+        words: overrides that set them, and the seed; they follow the study's own overrides of STUDY/base.yaml.
     """
 
     name: str
@@ -152,9 +152,9 @@ def found_base(definition: Definition, path: Path) -> Path:
 
 
 def base_text(base: Path) -> str:
-    """What STUDY/base.yaml holds: the base, whole: a study does not change with the file it came from.
+    """What STUDY/base.yaml holds: the whole base, so that a study does not change with the file that it came from.
 
-    Without the overrides, which stay words: a recipe leaves to a word what it would settle itself.
+    Without the overrides, which are applied on loading: there they replace what a recipe would adapt to its data set.
 
     Raises:
         UserError: it cannot be read, or breaks a rule.
@@ -166,7 +166,7 @@ def cells(definition: Definition, base: Path) -> list[Cell]:
     """Every cell of a study in the order in which they are trained: all configurations with one seed, then the next.
 
     Raises:
-        UserError: a value that is none of its key's, or a configuration that breaks a rule: before anything is trained.
+        UserError: a value that its key does not take, or a configuration that breaks a rule, before any training.
     """
     overrides = definition.overrides
     seed = load(base, overrides).seed
@@ -185,7 +185,7 @@ def _grid(definition: Definition) -> list[dict[str, Any]]:
 
 
 def _drawn(definition: Definition, base: Path, overrides: Sequence[str], seed: int) -> list[dict[str, Any]]:
-    """`trials` draws, each of those that are equal once; more of them begin with the same ones."""
+    """`trials` draws without repetitions; more trials begin with the same draws."""
     require_optuna()
     import optuna
 
@@ -202,10 +202,10 @@ def _drawn_text(value: Any) -> str:
 
 
 def _distribution(key: str, given: Any, base: Path, overrides: Sequence[str]) -> BaseDistribution:
-    """What to draw a key from; between whole numbers where its values are.
+    """The distribution to draw a key from; one of whole numbers if the key's values are.
 
     Raises:
-        UserError: it says neither what to choose from nor from where to where, or an end is none of the key's values.
+        UserError: it gives neither a list of values nor a range, or an end of the range is no value of the key.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -255,7 +255,7 @@ def _label(value: Any) -> str:
 
 
 def _name(number: int, values: dict[str, Any], seed: int) -> str:
-    """Sorts by configuration, says its values as far as a folder's name can, and is no other cell's."""
+    """A name for the cell's folder: unique, sorted by configuration, with its values as far as they fit."""
     said = "-".join(f"{key.rpartition('.')[2]}-{value}" for key, value in _shown(values).items())
     said = re.sub(r"[^A-Za-z0-9._]+", "-", said)[:LONGEST_NAME].strip("-.")
     return f"{number:03d}-{said}-seed-{seed}"

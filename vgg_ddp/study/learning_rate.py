@@ -21,7 +21,7 @@ from vgg_ddp.run.files import read_json
 from vgg_ddp.run.metrics_log import Row, read_metrics
 from vgg_ddp.study import command, running
 
-# What is done in place of the recipe's own; words of the user's come behind these.
+# Overrides of the recipe for the test; the user's own follow them.
 RISING = ["schedule.name=exponential", "schedule.first=1e-7", "optimizer.learning_rate=10", "schedule.warmup_epochs=0"]
 SHORT = ["epochs=1e-9", "min_steps=120", "log.every_steps=1", "data.train_sizes=[]", "stop.patience=null"]
 PLAIN = [

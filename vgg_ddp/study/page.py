@@ -171,11 +171,14 @@ def _sure(summary: Summary, by_number: dict[int, Configuration]) -> dict[str, st
         return {"answer": "Yes", "words": f"Every other one that was compared is worse by more than chance. {how}"}
     alike = words.listed([f"\u201c{_named(by_number[number])}\u201d" for number in summary.as_good[:5]])
     more = f" and {len(summary.as_good) - 5} more" if len(summary.as_good) > 5 else ""
-    return {"answer": f"Not than {len(summary.as_good)} of them", "words": f"It may be as good as {alike}{more}. {how}"}
+    return {
+        "answer": f"Not better than {len(summary.as_good)} of them",
+        "words": f"It may be as good as {alike}{more}. {how}",
+    }
 
 
 def reach(definition: Definition, summary: Summary, found: list[Found]) -> dict[str, str]:
-    """How far the figures carry."""
+    """What can be concluded from the figures, and what cannot."""
     said = [f"{len(summary.configurations)} configurations, {_seeds(definition.seeds)} each."]
     if definition.seeds < FEW_SEEDS:
         said.append("So few seeds hardly show how much results vary between seeds: differences of a point may be luck.")

@@ -53,9 +53,9 @@ Start = Callable[[list[str], Path, dict[str, str]], Process]
 
 
 def start_command(words: list[str], output: Path, variables: dict[str, str]) -> Process:
-    """`vgg-ddp WORDS`, whose output is added to a file, with these variables in its environment.
+    """Start `vgg-ddp WORDS`, with its output appended to a file, and these variables in its environment.
 
-    It is out of reach of a Ctrl-C, which this process hands on, and ends when this process is killed.
+    Ctrl-C does not reach it; this process passes it on. It ends when this process is killed.
     """
     with output.open("ab") as file:
         return subprocess.Popen(
@@ -84,7 +84,7 @@ class Cells:
     """Trains cells in a study's folder.
 
     Args:
-        words: what every cell's command has beside its own.
+        words: overrides for every cell's command, before the cell's own.
         ended: called whenever a cell has come to its end.
     """
 
@@ -195,7 +195,7 @@ def objective(run: RunDirectory, rows: list[Row], definition: Definition) -> flo
         return None
     chosen = found[-1]
     if load(run.config).evaluate.checkpoint == "best":
-        best = (read_json(run.summary) or {}).get("best_validation_accuracy")  # which `stop.min_delta` has a say in
+        best = (read_json(run.summary) or {}).get("best_validation_accuracy")  # which depends on `stop.min_delta`
         highest = max(found, key=lambda row: row["accuracy"] or 0.0)
         chosen = next((row for row in found if row["accuracy"] == best), highest)
     value = chosen[definition.objective]
@@ -208,7 +208,7 @@ def said(definition: Definition, value: float) -> str:
 
 
 def failure(output: Path, code: int, first: int = 0) -> str:
-    """The line in which a command said why it failed, or what it ended with; its output begins at the byte `first`."""
+    """The line in which a command said why it failed, or its exit code and last line, from byte `first` on."""
     lines = output.read_bytes()[first:].decode(errors="replace").splitlines() if output.is_file() else []
     ours = [line.removeprefix("vgg-ddp: ") for line in lines if line.startswith("vgg-ddp: ")]
     told = [line for line in ours if FAILED not in line]
@@ -218,7 +218,7 @@ def failure(output: Path, code: int, first: int = 0) -> str:
 
 
 def places(config: Config, count: int) -> list[dict[str, str]]:
-    """What each of `count` trainings at once finds in its environment: its share of the GPUs, or of the cores without one."""
+    """The variables for each of `count` trainings at once: its share of the GPUs or, without any, of the cores."""
     if count == 1:
         return [{}]
     gpus = Devices.of(config).gpus()

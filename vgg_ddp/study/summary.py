@@ -23,7 +23,7 @@ from vgg_ddp.study.definition import Definition
 from vgg_ddp.study.running import run_folder
 from vgg_ddp.study.trials import Ending, Found
 
-PARTS = 3  # that values drawn from a range are put in, each as many, to tell what the key does
+PARTS = 3  # of equal size, into which values drawn from a range are grouped to estimate what the key does
 
 
 class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +70,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """STUDY/summary.json.
 
     Attributes:
-        best: the number of the configuration with the best mean, of those that most seeds are done of.
+        best: the number of the configuration with the best mean, among those with the most finished seeds.
         as_good: those that differ from it by no more than chance; None if there is no other, or one seed each cannot tell.
     """
 

@@ -46,7 +46,7 @@ class Trials:
         """Open or make the storage in `folder`.
 
         Raises:
-            UserError: Optuna is not installed, the pruner is none, or the storage cannot be read or made.
+            UserError: Optuna is not installed, the pruner is unknown, or the storage cannot be read or created.
         """
         require_optuna()
         import optuna
@@ -67,9 +67,9 @@ class Trials:
             SQLAlchemyError,
             optuna.exceptions.OptunaError,
             RuntimeError,
-        ) as error:  # the last: another Optuna's file
+        ) as error:  # the last: a file of another Optuna version
             raise UserError(
-                f"{folder / 'study.db'} cannot be used: {error}; see to it, or choose another --out"
+                f"{folder / 'study.db'} cannot be used: {error}; check it, or choose another --out"
             ) from None
 
     def found(self, cells: list[Cell]) -> list[Found]:

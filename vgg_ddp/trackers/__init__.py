@@ -76,7 +76,7 @@ class Tracker(Protocol):
         ...
 
     def warned(self, words: str) -> None:
-        """The training goes on, but what comes of it will make no sense: a loss that rose far above guessing, say."""
+        """The training goes on, but its result will make no sense, e.g. as a loss rose far above that of guessing."""
         ...
 
     def failed(self, state: str, words: str) -> None:
@@ -120,7 +120,7 @@ def named(row: dict[str, Any], classes: Sequence[str] = ()) -> dict[str, float]:
         elif key == "class_accuracy" and len(classes) <= MOST_CLASSES:
             shares = zip(classes, value, strict=False)
             values |= {f"{section}_class/{name}": share for name, share in shares if share is not None}
-        elif key == "seconds":  # of training until then, whatever the row is of
+        elif key == "seconds":  # of training so far, whatever kind of row it is
             values["throughput/training_seconds"] = value
         elif key in RANK_FIGURES:
             values[f"throughput/{key}"] = value

@@ -87,7 +87,7 @@ def described(dashboard: Dashboard) -> str:
 
 
 def panels_of(section: Section) -> list[Any]:
-    """The section's panels as those of wandb-workspaces, which checks them as it takes them."""
+    """The section's panels as objects of wandb-workspaces, which validates them."""
     import wandb_workspaces.reports.v2 as reports
 
     def panel(given: Any) -> Any:
@@ -132,7 +132,7 @@ def report(dashboard: Dashboard, project: str, entity: str) -> Any:
 
 
 def create(project: str, entity: str | None) -> list[str]:
-    """Make the workspace and the report in W&B; their addresses. Whatever W&B raises."""
+    """Create the workspace and the report in W&B; their addresses. Raises whatever W&B raises."""
     import wandb
 
     owner = entity or wandb.Api().default_entity

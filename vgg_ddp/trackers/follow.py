@@ -81,14 +81,14 @@ class FollowerProcess:
     """A tracker's process, seen from the training.
 
     It is in a session of its own, where neither Ctrl-C nor a signal to the training's process group reaches it, and ends
-    by the word that it is told, or when the training is gone.
+    once it is told how the training ended, or when the training is gone.
     """
 
     def __init__(self, assignment: Assignment, run: RunDirectory) -> None:
         self._name, self._run = assignment.tracker, run
         self._log = position_file(run.path, self._name).with_suffix(".log")
         self._log.parent.mkdir(exist_ok=True)
-        # With this process's path: python -m would look into the current directory first, whatever lies there.
+        # With this process's sys.path: python -m would search the current directory first, whatever is in it.
         program = f"import sys; sys.path[:] = {sys.path!r}; from vgg_ddp.trackers.follower import run; run()"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

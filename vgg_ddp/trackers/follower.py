@@ -1,8 +1,8 @@
 """A tracker's process: reads what the training writes into its run's folder, and hands it to the tracker.
 
-Started by `follow`, with an `Assignment` as its argument. One word on the standard input, how the training ended, is all
-that it is told; the end of the input without a word means that the training is gone. What it has to say goes to the
-standard output, a `Message` a line; whatever else is printed, to RUN/tracking/NAME.log.
+Started by `follow`, with an `Assignment` as its argument. All that it is told is one word on its standard
+input, how the training ended; if the input ends without a word, the training is gone. Its messages go to the standard
+output, one `Message` per line; whatever else is printed goes to RUN/tracking/NAME.log.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _take_standard_output() -> Say:
-    """A way to say something to the training; what libraries print goes to the log from now on."""
+    """A function that sends messages to the training; from now on, what libraries print goes to the log."""
     output = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
 
@@ -91,7 +91,7 @@ def _end_after(training: int) -> None:
 
 
 def follow(assignment: Assignment, say: Say) -> None:
-    """Hand every row of the run to its tracker as it comes, at the end the evaluation; whatever the tracker raises."""
+    """Hand the run's rows to its tracker as they come, and finally the evaluation. Raises what the tracker raises."""
     run = RunDirectory(assignment.run)
     dataset = Dataset(assignment.dataset, read_record(run.data))
     module = importlib.import_module(TRACKERS[assignment.tracker])
@@ -130,7 +130,7 @@ class NewRows:
     """The rows of RUN/metrics.jsonl that a tracker has not had yet.
 
     Attributes:
-        first_step: the first step of which an earlier process has handed over nothing.
+        first_step: the first step of which no earlier process has handed over anything.
         step: the step of the last row.
     """
 
@@ -164,7 +164,7 @@ class NewRows:
             replace_file(self._position_file, msgspec.json.encode(self._position))
 
     def first_warning(self) -> str:
-        """That the training went astray, the first time that new rows show it; else ""."""
+        """A warning that the training went astray, the first time that new rows show it; else ""."""
         said = "" if self._warned else course.astray(self._judged, len(self._classes))
         self._judged, self._warned = self._judged[:1], self._warned or bool(said)
         return said

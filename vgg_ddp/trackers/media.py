@@ -55,7 +55,7 @@ class Media:
 
     @property
     def scalars(self) -> dict[str, float]:
-        """`test/accuracy` and the like, those that there are."""
+        """`test/accuracy` and similar figures, those that are known."""
         summary = self.evaluation.summary
         values = {key: summary.get(key) for key in ("accuracy", "top5_accuracy", "loss")}
         values["calibration_error"] = summary["calibration"]["expected_calibration_error"]
@@ -143,7 +143,7 @@ def draw_reliability(media: Media) -> NDArray[np.uint8]:
     figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
     axes = figure.add_subplot(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.bar(rows[:, 0], rows[:, 4], width=rows[:, 1] - rows[:, 0], align="edge", edgecolor="white", color="#0072b2")
-    axes.plot([0, 1], [0, 1], linestyle="--", color="black", label="as certain as right")
+    axes.plot([0, 1], [0, 1], linestyle="--", color="black", label="perfectly calibrated")
     axes.legend()
     return _pixels(figure)
 

@@ -23,7 +23,7 @@ def wandb_mode(asked: str) -> str:
     if asked == "disabled":
         return "disabled"
     spec = importlib.util.find_spec("wandb")
-    installed = spec is not None and spec.origin is not None  # a folder of that name, which W&B itself makes, is none
+    installed = spec is not None and spec.origin is not None  # a folder of that name, which W&B creates, is no package
     if asked == "auto":
         if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
             return "disabled"

@@ -79,7 +79,7 @@ class WandbTracker:
         self._run.alert(title=f"Went astray: {self._run.name}", text=words, level="WARN")
 
     def failed(self, state: str, words: str) -> None:
-        """Send an alert, which W&B passes on by mail or Slack as its user has it."""
+        """Send an alert, which W&B passes on by mail or Slack, as the user has configured it."""
         print(f"{state}: {words}")
         self._run.alert(title=f"{state}: {self._run.name}", text=words, level="ERROR")
 
@@ -102,7 +102,7 @@ class WandbTracker:
         record = self._dataset.record
         data = wandb.Artifact(_artifact_name(record.name), "dataset", metadata={"sha256": self._dataset.sha256})
         data.add_file(str(self._dataset.directory / "dataset.json"))  # it holds the hash of every file
-        if self._run.offline:  # W&B knows inputs online alone
+        if self._run.offline:  # W&B records inputs only online
             self._run.log_artifact(data)
         else:
             self._run.use_artifact(data)
@@ -173,7 +173,7 @@ def _init(assignment: Assignment, config: Config, mode: Any) -> wandb.Run:
             git_commit=(environment["commit"] or "").removesuffix("-changed") or None,
             init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", SECONDS_TO_CONNECT)),
             finish_timeout=0.8 * tracking.finish_seconds,  # before the training ends this process
-            x_transaction_log_flush_interval=1.0,  # so that what is ended by force has lost a second
+            x_transaction_log_flush_interval=1.0,  # so that a killed process loses at most a second
             x_stats_pid=assignment.process,
         ),
     )

@@ -21,7 +21,7 @@ MOST_NAMED = 5  # images in a message
 
 
 class TrainingAnswers:
-    """Keeps them for the epoch at hand, by position in its order, and writes them to RUN/answers as it ends.
+    """Keeps the answers of the current epoch, by position in its order, and writes them to RUN/answers when it ends.
 
     A rank writes at the positions of its own slices and has zeros elsewhere. Each position belongs to one rank, so the sum
     over the ranks has every value unchanged, whatever their number. A checkpoint within an epoch has the answers so far.
@@ -37,11 +37,11 @@ class TrainingAnswers:
         piece = batch.slice
         where = piece.position if isinstance(piece, DeviceSlice) else slice(piece.start, piece.stop)
         margin, probability = margin_and_probability(logits.detach().float(), batch.labels)
-        # Of one tensor on the device: to set a part to a number copies that from the host, which no CUDA graph records.
+        # Assigns one device tensor: a Python number would be copied from the host, which a CUDA graph cannot record.
         self._kept[:, where] = torch.stack([margin, probability, torch.ones_like(margin)])
 
     def so_far(self, state: State) -> Tensor | None:
-        """The answers [2, positions] of the epoch at hand, not a number where they are not known; None at its beginning.
+        """The answers [2, positions] of the current epoch, NaN where they are unknown; None at its beginning.
 
         All ranks together.
         """
@@ -51,7 +51,7 @@ class TrainingAnswers:
         return torch.where(kept[2] > 0, kept[:2], torch.nan)
 
     def first_not_finite(self, state: State) -> str:
-        """In which step of the epoch at hand answers were first not finite, and to which images; "" if none is known.
+        """The first step of the current epoch with answers that are not finite, and their images, in words; else "".
 
         All ranks together.
         """
@@ -73,7 +73,7 @@ class TrainingAnswers:
         return self._world.sum(kept)
 
     def load(self, answers: Tensor | None, state: State) -> None:
-        """Go on after a checkpoint, from what `so_far` gave for it; what was written of later epochs goes. All ranks together.
+        """Continue from the answers in a checkpoint (see `so_far`); remove those of later epochs. All ranks together.
 
         Raises:
             UserError: the disk is read-only.
@@ -87,7 +87,7 @@ class TrainingAnswers:
             self._kept[:, : answers.shape[1]] = torch.cat([answers.nan_to_num(), known[None].float()])
 
     def end_epoch(self, state: State) -> None:
-        """Write the epoch's, whose last step was taken. All ranks together.
+        """Write the answers of the epoch whose last step was just taken. All ranks together.
 
         Raises:
             UserError: the disk is full or read-only.

@@ -24,7 +24,7 @@ NO_SETTINGS = (
     "run.dir",
     "data.source",
     "data.directory",
-)  # of the training; the data are known by their hash
+)  # not settings of the training; data are identified by their hash
 
 
 def changes(run: RunDirectory, config: Config) -> list[str]:
@@ -38,7 +38,7 @@ def changes(run: RunDirectory, config: Config) -> list[str]:
 
 
 def changes_so_far(job: Job, state: State) -> list[str]:
-    """Those of every continuation, the present one included, each with the step from which it holds."""
+    """The changes of every continuation, including this one, each with the step from which it applies."""
     earlier = (read_json(job.run.environment) or {}).get("changes", [])
     if not state.step:
         return []
@@ -46,9 +46,9 @@ def changes_so_far(job: Job, state: State) -> list[str]:
 
 
 def as_trained(job: Job, state: State) -> Config | None:
-    """The configuration that a run without a step left to take was trained with; None where its evaluation is there too.
+    """The configuration that a finished run was trained with; None if the run has been evaluated as well.
 
-    Says so, and which words have no effect. All ranks together.
+    Prints that nothing is trained, and which overrides have no effect. All ranks together.
     """
 
     def found() -> bytes:
@@ -78,7 +78,7 @@ def _is_evaluated(run: RunDirectory, config: Config) -> bool:
     return chosen is not None and all(place.report.is_file() for place in places) and {*evaluated} == {chosen}
 
 
-# Identity that may change where an epoch has ended: it is of the order of an epoch's images.
+# The part of the identity that may change between epochs: it only affects the order of images within one.
 OF_AN_EPOCH = ("data.balance_classes",)
 
 

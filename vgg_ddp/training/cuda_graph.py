@@ -1,7 +1,7 @@
 """The training step as a CUDA graph: recorded once, then launched as one, so that the host does nothing for its kernels.
 
-What differs between steps reaches the graph through memory that stays: the batch, its place in the order, the learning rate;
-the seed of dropout is torch's own, which a graph reads when it is launched.
+What differs between steps (the batch, its place in the order, the learning rate) is passed in memory at fixed
+addresses; dropout's seed is torch's own, which a graph reads at each launch.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from vgg_ddp.engines.trials import BEFORE_RECORDING, record
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import Batch
 
-# Steps that the host may launch ahead of the device. A graph is few operations to the driver, whose queue would take hundreds:
-# the host would then wait for all of them at once, as if it hung, and hear a request to stop that much later.
+# Steps that the host may launch ahead of the device. To the driver a graph is only a few operations, so its queue
+# would hold hundreds: the host would wait for all at once, seem to hang, and notice a stop request only afterwards.
 STEPS_AHEAD = 4
 
 Shape = tuple[int, torch.Size, int | None]  # of a batch: images in it, their shape, the size they are shrunk to
@@ -53,7 +53,7 @@ def settled(config: Config, engine: Engine) -> Config:
 
 
 class StaticBatch:
-    """Memory for batches of one shape, each of which takes the place of the one before."""
+    """Static memory for batches of one shape; each batch overwrites the one before it."""
 
     def __init__(self, batch: Batch) -> None:
         self._steps = torch.arange(len(batch), device=batch.images.device)
@@ -61,7 +61,7 @@ class StaticBatch:
         self._batch = Batch(torch.empty_like(batch.images), torch.empty_like(batch.labels), self._piece)
 
     def load(self, batch: Batch) -> Batch:
-        """This batch, in this memory."""
+        """Copy `batch` into this memory, and return it from there."""
         assert isinstance(batch.slice, Slice)
         self._batch.images.copy_(batch.images)
         self._batch.labels.copy_(batch.labels)
@@ -72,7 +72,7 @@ class StaticBatch:
 
 
 class CudaGraphStep:
-    """Takes the first steps of a shape as they are, on a stream of their own, then records one and launches it ever after."""
+    """Takes the first steps of each shape eagerly, on a side stream, then records one and launches it from then on."""
 
     def __init__(self, step: Step, device: torch.device) -> None:
         self._step = step

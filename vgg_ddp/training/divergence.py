@@ -46,7 +46,7 @@ class Layers:
         """Nothing: the loss follows from what is looked at."""
 
     def found(self) -> Tensor:
-        """1 for each of `names` that was not finite in the last step, float64 [names]; weights are asked if no output was."""
+        """1 for each of `names` that was not finite, float64 [names]; weights are checked only if no output was."""
         if not self._found.any():
             for number, weight in enumerate(self._weights.values(), start=len(self.names) - len(self._weights)):
                 self._look(number, weight)
@@ -64,9 +64,9 @@ def where(job: Job, take_step: TakeStep, state: State) -> str:
 def first_layer(job: Job, take_step: TakeStep, last_step: int) -> str:
     """The first layer that is not finite when the steps up to `last_step` are repeated; "" if none is found within a minute.
 
-    They are repeated from the newest checkpoint, or the initial weights, with newly built parts: those of the diverged training
-    are of no use. The step is not compiled, since the layers of a compiled network cannot be looked at. A training that is a
-    CUDA graph is not searched: the graph holds its memory, and a second training beside it may find none.
+    They are repeated from the newest checkpoint, or from the initial weights, with newly built parts: those of the
+    diverged training are of no use. The step is not compiled, since a compiled network's layers cannot be hooked.
+    A training with compile=graph is not searched: its graph holds memory that a second training would need.
     """
     config, world = msgspec.structs.replace(job.config, compile=False), job.world
     if job.config.compile == GRAPH or config.engine != "ddp" or config.communication.split_head != "none":

@@ -110,14 +110,13 @@ def _fallbacks(job: Job) -> list[str]:
 
 
 def choices(job: Job) -> list[str]:
-    """What the network begins with, what was chosen by measuring, with what each candidate took, and what has no effect: a line
-    each."""
+    """A line for each: initial weights, choices made by measuring (with what was measured), and keys without effect."""
     measured = [f"{key}: {found['chosen']}, by trial ({_tried(found)})" for key, found in job.engine.measured.items()]
     return [*job.initial.choices, *measured, *_too_late(job)]
 
 
 def _too_late(job: Job) -> list[str]:
-    """What is asked for from an epoch on that the training ends before."""
+    """The keys that ask for something from an epoch on that the training does not reach."""
     strong, schedule = job.config.augment.strong_epochs, job.config.schedule
     epochs: dict[str, Sequence[float]] = {
         "augment.strong_epochs": [] if strong is None else strong[:1],
@@ -135,7 +134,7 @@ def _too_late(job: Job) -> list[str]:
 def _tried(found: dict[str, Any]) -> str:
     if "bytes" in found:
         sizes = ", ".join(f"{images} images {size / 1e9:.2f} GB" for images, size in found["bytes"].items())
-        return f"{sizes}; {found['limit_bytes'] / 1e9:.2f} GB to be had"
+        return f"{sizes}; {found['limit_bytes'] / 1e9:.2f} GB available"
     seconds = found["seconds"].items()
     return ", ".join(f"{name} failed" if value is None else f"{name} {value:.3g} s" for name, value in seconds)
 
@@ -158,7 +157,7 @@ def engine(config: Config) -> str:
 
 
 def cuda_versions() -> dict[str, str]:
-    """Of CUDA and its libraries, as torch brings them, and of what the driver knows; none in a torch without CUDA."""
+    """The versions of torch's CUDA libraries and of the CUDA that the driver supports; none if torch has no CUDA."""
     if torch.version.cuda is None:
         return {}
     driver = nvidia_dali.driver_cuda()

@@ -1,7 +1,7 @@
 """The largest micro-batch whose step fits into memory, found by trying larger and larger ones (`fit_memory`).
 
-The memory of a step grows by the same amount with each image. So two tries tell what the next one needs, and none is made that
-would not fit. The global batch stays as it is: the local batch, a rank's images of it, is divided into more micro-batches.
+A step's memory grows linearly with its images, so two trials predict what the next one needs, and sizes that would
+not fit are not tried. The global batch stays as it is: each rank's local batch is divided into more micro-batches.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def fitted(
 ) -> tuple[Config, dict[str, Any]]:
     """The configuration with as many micro-batches as fit, and what was measured. All ranks together.
 
-    A run that is continued on as many ranks keeps the number that it was fitted to, where that may be had: the same bits.
+    A run continued on as many ranks keeps its number of micro-batches where possible, for bitwise equal results.
 
     Args:
         network: builds a network for the trials.
@@ -68,7 +68,7 @@ def fitted(
 
 
 def _stored(run: RunDirectory, world: World) -> int:
-    """The micro-batches that this run was fitted to on as many ranks, and devices of the same name, as now; 0 if it was not."""
+    """The micro-batches that this run was fitted to on as many ranks and the same kind of device as now; else 0."""
     if not run.config.exists():
         return 0
     before = load(run.config, [])
@@ -87,7 +87,7 @@ def _may_be(config: Config, accumulation: int, world: World) -> bool:
 
 
 def _tries(step: _Step, sizes: list[int], limit: float) -> tuple[int, dict[str, int]]:
-    """The largest of `sizes` whose step was tried and fits, 0 if none; and the bytes of each that was tried."""
+    """The largest of `sizes` whose step was tried and fits, 0 if none; and the peak bytes of each that fits."""
     peaks: dict[int, int] = {}
     size = next((n for n in sizes if n >= SMALLEST), sizes[-1])
     while size and size not in peaks:

@@ -34,12 +34,12 @@ class EveryImage:
 
 @dataclass(frozen=True)
 class HardestImages(EveryImage):
-    """The part of a batch that is trained on, the same share of each, so that every rank has as many.
+    """Selects the same share of every micro-batch to train on, so that all ranks train on equally many images.
 
     Attributes:
-        loss: how many images are chosen, and the side of those that are looked at, where they are larger.
-        network: whose loss it is, without dropout. Its batch norms take the statistics of these images, as in training: their
-            running ones may be of images of another size. Those stay as they were.
+        loss: says how many images are chosen, and to which side larger images are shrunk to find their losses.
+        network: computes the losses, without dropout. Its batch norms use these images' statistics, as in training,
+            since the running ones may be of images of another size; the running ones do not change.
         class_weights: of the loss, float [classes]; None weighs all the same.
     """
 

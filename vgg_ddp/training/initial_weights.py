@@ -73,14 +73,14 @@ def initial_weights(config: Config, num_classes: int, run: RunDirectory, world: 
 
 @torch.no_grad()
 def _draw_and_load(draw: Callable[[VGG], None], taken: Weights, network: VGG) -> None:
-    """What is not taken is as it would be drawn without."""
+    """Draw all weights, then load those taken: the others are the same as without `model.initialize_from`."""
     draw(network)
     if taken:
         network.load_state_dict({**network.state_dict(), **taken})
 
 
 def _read(config: Config, num_classes: int, run: RunDirectory) -> bytes:
-    """What is taken, packed for the other ranks: nothing where a checkpoint of the run will take its place."""
+    """The tensors to take, packed for the other ranks; none where a checkpoint of the run will replace them."""
     if checkpoint.find(run.checkpoints):
         record = (read_json(run.environment) or {}).get("initial_weights")
         return _packed({}, [], record)
@@ -99,7 +99,7 @@ def _packed(taken: Weights, choices: list[str], record: dict[str, Any] | None) -
 
 
 def differences(place: Path, config: Config) -> list[str]:
-    """A line for each key by which the run that a checkpoint lies in computes otherwise with the same weights."""
+    """A line for each key whose value in the checkpoint's own run makes the same weights compute something else."""
     try:
         theirs = load(find_run(place)[0].config)
     except UserError:  # a file, or a checkpoint that was copied out of its run
@@ -154,7 +154,7 @@ def read_file(path: Path) -> tuple[Weights, str]:
 
 
 def take(weights: Weights, place: Path, network: VGG, config: Config) -> tuple[Weights, str]:
-    """What `network`, on the meta device, takes of `weights`, by its own names, and that in words.
+    """The tensors that `network`, on the meta device, takes from `weights`, by its own names, and that in words.
 
     Raises:
         UserError: the weights are of another network, or not finite.
@@ -249,7 +249,7 @@ def _paper_names(source: VGG, network: VGG, batch_norm: bool) -> dict[str, str]:
 
 
 def _head(weights: Weights, network: VGG) -> tuple[Weights, str]:
-    """The layers of the head from the first up to the last that fits, and what of it is left.
+    """The layers of the head from the first up to the last that fits, and, in words, those left to draw.
 
     A layer above one that is drawn anew would be given other inputs than it was trained on.
     """

@@ -34,7 +34,7 @@ class Job:
     """The parts of a training, built once.
 
     Attributes:
-        build_seconds: building took, once the data were open: initial weights, whitening, and trials of memory and compilation.
+        build_seconds: of building after the data were open: initial weights, whitening, memory and compilation trials.
     """
 
     config: Config
@@ -60,7 +60,7 @@ class Job:
     def batches(self, state: State) -> Iterator[Batch]:
         """This rank's batches of the epoch at hand, from the state's position to the epoch's or the training's end.
 
-        None are left where the training was stopped in an epoch, and is continued with an end before that.
+        There are none if the training was stopped within an epoch and is continued with an earlier end.
         """
         slices = self.data.order.slices(state.epoch, self.world.rank, self.world.size, state.step_in_epoch)
         return self.data.train_loader.stream(islice(slices, max(0, self.total_steps - state.step)))

@@ -34,7 +34,7 @@ def resume(job: Job) -> State:
 
 
 def begin(job: Job) -> State:
-    """`resume` without a trace: what the run's folder holds of later steps stays."""
+    """As `resume`, but without changing the run's folder: what it holds of later steps stays."""
     return _loaded(job, _newest_of_all(job))
 
 
@@ -46,7 +46,7 @@ def _loaded(job: Job, contents: checkpoint.Files) -> State:
     if not state.step_in_epoch:  # by today's rule, which may have more patience
         state.stopped = state.stopped and stopping.must_stop(job.config, state)
     job.engine.load_weights(checkpoint.tensors(contents, "model.safetensors"))
-    # An engine that takes no outer steps does not count them; local SGD that goes on from it keeps to the training's steps.
+    # An engine without outer steps does not count them; local SGD that continues from it counts the training's steps.
     values = {**state.engine, "outer_steps": state.step}
     job.engine.load_state(checkpoint.tensors(contents, "optimizer.safetensors"), values)
     if job.config.ema:
@@ -62,7 +62,7 @@ def _newest_of_all(job: Job) -> checkpoint.Files:
 
 
 def _newest(job: Job, expected: Expected, identity: dict[str, object]) -> bytes:
-    """The newest checkpoint of the run that fits, packed; nothing where there is none. What is passed over is said."""
+    """The newest checkpoint of the run that fits, packed; empty if there is none. Prints which ones it passed over."""
 
     def check(where: Path, files: checkpoint.Files) -> None:
         found = checkpoint.state(files)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.profiler import profile, record_function, schedule
 
-WARM_UP = 3  # steps that are left out where there are so many: memory is allocated, kernels are chosen
+WARM_UP = 3  # steps left out first, if there are enough: memory is allocated and kernels are chosen
 
 
 @contextlib.contextmanager
@@ -35,9 +35,9 @@ def _nvtx(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def traced(steps: int, left: int, file: Path) -> Iterator[Callable[[], object]]:
-    """Traces `steps` of the `left` steps of a training into `file` (Chrome's format); 0 is off, and so is none left.
+    """Trace `steps` of the `left` steps of a training into `file` (Chrome's format); off if either is 0.
 
-    Gives what is to be called after every step. A training that ends early leaves the trace until then.
+    Yields a function to call after every step. A training that ends early leaves the trace up to that point.
     """
     if not steps or left <= 0:
         yield lambda: None
@@ -51,7 +51,7 @@ def traced(steps: int, left: int, file: Path) -> Iterator[Callable[[], object]]:
 
     left_out = max(min(1, left - 1), min(WARM_UP, left - steps))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it misses a warm-up where there is but one step
+        warnings.simplefilter("ignore")  # it warns about a missing warm-up if there is only one step
         plan = schedule(wait=0, warmup=left_out, active=steps, repeat=1)
     with profile(schedule=plan, on_trace_ready=write) as trace:
         yield trace.step

@@ -69,8 +69,8 @@ class Recorder:
 
         Args:
             figures: more of them for each row, by name.
-            may_overflow: a loss that is not finite is none of a training that has diverged, but of a step that is skipped. It
-                is not counted.
+            may_overflow: a loss that is not finite does not mean that the training has diverged, but that the step is
+                skipped. It is not counted.
             first_not_finite: says where a loss that is not finite began; all ranks call it together.
         """
         self._first_not_finite, self._figures = first_not_finite, figures
@@ -84,7 +84,7 @@ class Recorder:
         self._counted_until = self._window_start = time.perf_counter()
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches as they are, with the time spent waiting for each noted, and what is done with each a phase."""
+        """Yield the batches, noting the time spent waiting for each; what is done with each is a profiler phase."""
         iterator, activity = iter(batches), self._world.activity
         while True:
             start = time.perf_counter()
@@ -189,7 +189,7 @@ class Recorder:
         )
 
     def resume_clock(self) -> None:
-        """Count the time since the last call into the training's seconds; what came between two windows is no step's."""
+        """Add the time since the last call to the training's seconds; time between two windows counts for no step."""
         now = time.perf_counter()
         self._state.seconds += now - self._counted_until
         self._counted_until = self._window_start = now

@@ -26,7 +26,7 @@ THREAD = "checkpoint"  # how the name of a writing thread begins
 class Saver:
     """Saves checkpoints into RUN/checkpoints, one at a time. All ranks call each method together; rank 0 writes.
 
-    An error of writing is raised by the next call. As a context, it ends when everything is on the disk.
+    A write error is raised by the next call. As a context manager, it exits once everything is on the disk.
     """
 
     def __init__(self, directory: Path, config: CheckpointConfig, world: World) -> None:
@@ -78,7 +78,7 @@ class Saver:
             self._writing.exception()
 
     def _wait(self, go_on: bool = False) -> None:
-        """Wait for the one that is being written; where it cannot be, and `go_on`, say so in place of raising it."""
+        """Wait for the one that is being written; if that fails and `go_on`, print the error instead of raising it."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             try:
@@ -89,7 +89,7 @@ class Saver:
                 complain(f"vgg-ddp: {error}; going on")
 
     def _write_in_turn(self, write: Callable[[], None], best: bool) -> None:
-        """Write a checkpoint, and before it the best one if that is still to be written: later ones count as less good."""
+        """Write a checkpoint, and before it the best one if that had failed: checkpoints since then are no better."""
         if best:
             self._owed = write
         elif self._owed is not None:
@@ -131,9 +131,9 @@ class Saver:
 
 
 class Snapshot:
-    """Copies of tensors in the host's memory, that later changes of the tensors do not reach.
+    """Copies of tensors in host memory, unaffected by later changes to the tensors.
 
-    Of tensors on a GPU, the copies lie in pinned memory, and are made by the GPU after what it was told before.
+    Copies of GPU tensors lie in pinned memory; the GPU makes them after the work that was queued before.
     """
 
     def __init__(self, groups: list[dict[str, Tensor]]) -> None:
@@ -146,7 +146,7 @@ class Snapshot:
             self._made.record()
 
     def get(self) -> list[dict[str, Tensor]]:
-        """The copies, waited for."""
+        """The copies, once they are complete."""
         if self._made is not None:
             self._made.synchronize()
         return self._groups

@@ -1,4 +1,4 @@
-"""Batch-norm statistics of images as they are evaluated, where those of training are of shrunk ones (`data.train_sizes`)."""
+"""Batch-norm statistics at the evaluated image size, for trainings on shrunk images (`data.train_sizes`)."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _are_of_shrunk_images(config: Config, state: State) -> bool:
 def share_of_shrunk_images(config: Config, full_size_steps: int) -> float:
     """The share that shrunk images have in batch norms' running statistics, so many steps after the last of them.
 
-    Where weights are averaged (`ema`), it is about their share in the averaged statistics: with the decay that theirs rises to.
+    With averaged weights (`ema`), approximately their share in the averaged statistics, at the decay's final value.
     """
     running = averaged = 1.0
     for step in range(1, full_size_steps + 1):

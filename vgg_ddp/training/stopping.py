@@ -23,8 +23,8 @@ class StopRequest:
     Outside the main thread signals cannot be handled: there they are left to the program around it.
 
     Args:
-        every_steps: how often GPUs ask one another; ranks on CPUs ask at each step, which costs them nothing noticeable.
-        synchronise_every: how often ranks that step on their own agree on the parameters; they ask no sooner.
+        every_steps: how often ranks on GPUs ask one another; ranks on CPUs ask at each step, at no noticeable cost.
+        synchronise_every: the steps between two averages of local SGD's parameters; its ranks ask only then.
     """
 
     def __init__(self, world: World, every_steps: int, synchronise_every: int = 1) -> None:
@@ -43,7 +43,7 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        if kind is not None:  # the process ends, with what is under way: signals are still noted, until it has
+        if kind is not None:  # the process is ending with this exception: keep recording signals until it has
             return
         self._world.activity.enter("evaluate")  # everything is saved
         for number, handler in self._before.items():
@@ -64,7 +64,7 @@ class StopRequest:
 
 
 def note_validation(config: Config, state: State, accuracy: float, loss: float) -> bool:
-    """Take in the validation of the epoch that has just ended; whether it is the best so far. Sets `state.stopped`.
+    """Record the validation of the epoch that has just ended, and set `state.stopped`; whether it is the best so far.
 
     A network whose loss is not finite is never the best.
     """

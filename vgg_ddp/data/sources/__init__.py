@@ -1,7 +1,7 @@
 """Where images come from.
 
-A module a format, each with `find`: what it finds in a container of files (`containers`), as one of the two kinds of source
-(`source`), or None. To add one: such a module, and its place in `FORMATS`.
+One module per format, each with a function `find`: what it finds in a container of files (`containers`), as one of the
+two kinds of source (`source`), or None. To add a format, write such a module and give it a place in `FORMATS`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vgg_ddp.data.sources.source import Source
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.files import file_sha256
 
-# What is looked for first stands first; class folders, which raise where there are none, are last.
+# In the order in which they are tried; class folders, which raise where there are none, are last.
 FORMATS: tuple[Callable[[Container], Source | None], ...] = (
     cifar.find,
     arrays.find,

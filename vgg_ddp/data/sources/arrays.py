@@ -57,7 +57,7 @@ def _label_key(key: str) -> str:
 
 
 def _pixels(images: NDArray[np.generic], labels: NDArray[np.generic]) -> Pixels:
-    """Images [n, height, width, 3] of such, of grey ones, and with channels first; labels [n] of [n] or [n, 1]."""
+    """Images [n, height, width, 3] from colour or grey ones, channels last or first; labels [n] from [n] or [n, 1]."""
     if images.dtype != np.uint8:
         raise ValueError(f"its images are {images.dtype}, not uint8")
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
@@ -73,7 +73,7 @@ def _pixels(images: NDArray[np.generic], labels: NDArray[np.generic]) -> Pixels:
 
 
 def _names(name: str, count: int) -> list[str]:
-    """The names of CIFAR's classes in a file that is called so, else numbers: such a file has none of its own."""
+    """CIFAR's class names if the file is named after it, else numbers: such a file has no class names of its own."""
     if "cifar" in name.lower():
         for names in (NAMES_CIFAR10, NAMES_CIFAR100):
             if len(names) == count:

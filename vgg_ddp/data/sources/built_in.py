@@ -10,7 +10,7 @@ from vgg_ddp.data.sources.source import Pixels, PixelSource
 def digits() -> PixelSource:
     """The 1,797 handwritten digits inside scikit-learn (Alpaydin & Kaynak, UCI 1998), enlarged from 8 to 32 pixels.
 
-    A fifth of each class, taken in the set's own order, is the test split: the writers of its end are not in its beginning.
+    The last fifth of each class, in the set's own order, is for testing: the last writers are not among the first.
     """
     from PIL import Image as PillowImage
     from sklearn.datasets import load_digits

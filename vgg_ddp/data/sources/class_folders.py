@@ -75,7 +75,7 @@ def stem(container: Container) -> str:
 
 
 def groups_of(classes: list[str]) -> dict[str, list[str]]:
-    """The groups of classes that are CIFAR-10's; none of others."""
+    """CIFAR-10's groups if the classes are CIFAR-10's; else none."""
     return GROUPS_CIFAR10 if sorted(c for g in GROUPS_CIFAR10.values() for c in g) == sorted(classes) else {}
 
 

@@ -133,7 +133,7 @@ class Listing:
 
 
 def listing(top: Path) -> Listing:
-    """List a folder. Links to other folders are followed; one to a folder that it lies in itself would have no end.
+    """List a folder. Links to other folders are followed, but not one to a folder above itself, which would never end.
 
     Raises:
         UserError: it or a folder in it cannot be read.
@@ -311,7 +311,7 @@ def _bearable(size: int, name: str, path: Path) -> int:
     """The size that an archive says a file has, which is read into memory whole.
 
     Raises:
-        UserError: it is too large for that, whether or not it is true.
+        UserError: it is too large for that, whether or not the archive tells the truth.
     """
     if size > LARGEST:
         raise UserError(

@@ -127,7 +127,7 @@ def only_used(classes: list[str], used: set[int]) -> tuple[list[str], dict[int, 
 
 
 def must_train_every_class(source: Source) -> None:
-    """Raises a `UserError` where a class of files has images of other splits alone."""
+    """Raises a `UserError` if a class of image files has images in other splits, but none to train on."""
     if isinstance(source, PixelSource):
         return
     counts = Counter(source.keys.values())

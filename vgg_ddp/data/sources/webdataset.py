@@ -27,7 +27,7 @@ FIELDS = ("cls", "label", "class")  # of a .json file
 def find(container: Container) -> FileSource | None:
     """The samples of a tar, or of a folder of tars, each of the split that its folder or the tar's path names.
 
-    Images without a class are left out, which is said.
+    Images without a class are left out, with a remark.
 
     Returns:
         None where there is no tar of samples.
@@ -131,10 +131,10 @@ def _of_images(tar: Tar) -> list[str]:
 
 
 def _one_a_sample(tar: Tar, images: list[str]) -> list[str]:
-    """The images of a tar, of each sample one: that without an inner suffix where there are others (1.jpg beside 1.seg.png).
+    """The images of a tar, one per sample: of several, the one without an inner suffix (1.jpg beside 1.seg.png).
 
     Raises:
-        UserError: a sample of several images of which none is that, or more than one.
+        UserError: a sample of several images, where none or more than one is without an inner suffix.
     """
     samples: dict[str, list[str]] = {}
     for name in images:
