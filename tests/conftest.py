@@ -26,7 +26,7 @@ from vgg_ddp.data.ensure import ensure
 from vgg_ddp.data.record import FileRecord, SplitRecord, encoded
 from vgg_ddp.run.files import file_sha256
 
-# What the caller's shell, terminal, job or login has set must not reach the tests, nor the processes that they start.
+# Variables of the caller's shell, terminal, job or login, which must not reach the tests or the processes they start.
 INHERITED = (
     "WANDB_",
     "TORCHELASTIC_",
@@ -54,20 +54,20 @@ INHERITED += (
     "NO_COLOR",
 )
 INHERITED += ("FORCE_COLOR", "CLICOLOR", "PY_COLORS", "TTY_", "PYTHONWARNINGS", "PYTHONOPTIMIZE")
-INHERITED += ("PYTHONDONTWRITEBYTECODE",)  # of images of containers: every process would compile all of the code again
+INHERITED += ("PYTHONDONTWRITEBYTECODE",)  # set in container images: every process would recompile all modules
 sys.dont_write_bytecode = False
 for name in [name for name in os.environ if name.startswith(INHERITED)]:
     del os.environ[name]
-os.environ["WANDB_MODE"] = "disabled"  # the trainings of the tests are nobody's runs, whoever is logged in here
+os.environ["WANDB_MODE"] = "disabled"  # no test run may reach the account of whoever is logged in
 os.environ["NETRC"] = os.devnull
 os.environ["COLUMNS"] = "80"
-os.environ["OMP_NUM_THREADS"] = "1"  # of commands: the workers and their ranks share the cores
-os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as `launch` sets it, which for forked commands is after torch's import
+os.environ["OMP_NUM_THREADS"] = "1"  # for commands: the test workers and their ranks share the cores
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as `launch` sets it, which is too late in forked commands
 torch.set_num_threads(1)
-for number in (signal.SIGINT, signal.SIGHUP):  # ignored under nohup and in the background, and then by children too
+for number in (signal.SIGINT, signal.SIGHUP):  # ignored under nohup or in the background; children inherit that
     if signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, lambda *_: None)  # ignored here all the same; a program that is started has the default
-# Derandomised, so that a failure is seen by everyone; without deadlines, since machines differ.
+        signal.signal(number, lambda *_: None)  # still does nothing here; programs that are started get the default
+# Derandomised, so that everyone sees the same failures; without deadlines, since machines differ.
 hypothesis.settings.register_profile(
     "tests", derandomize=True, deadline=None, max_examples=60, database=None, print_blob=False
 )
@@ -76,14 +76,14 @@ hypothesis.settings.load_profile("tests")
 
 @pytest.fixture(autouse=True)
 def own_arithmetic() -> Iterator[None]:
-    """What a test, or a command that it calls, sets for the whole process is not the next one's."""
+    """Reset process-wide settings that a test, or a command that it calls, may have changed."""
     yield
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Here, since pytest takes options from the outermost conftest alone."""
+    """Options are added here, since pytest takes them only from the outermost conftest."""
     parser.addoption(
         "--gpu-rehearsal", action="store_true", help="run the bodies of tests/gpu on the CPU without a GPU"
     )
@@ -97,13 +97,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-STARTING = {"launch", "train", "start_with", "runs"}  # fixtures of tests that start processes
-STARTERS = {"Command", "Ranks", "apart", "program", "vgg_ddp", "Popen"}  # what others do so with
+STARTING = {"launch", "train", "start_with", "runs"}  # fixtures that start processes
+STARTERS = {"Command", "Ranks", "apart", "program", "vgg_ddp", "Popen"}  # functions with which other tests start them
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts processes; what takes minutes goes first, so that no worker is left with it at the end."""
+    """Mark tests that start processes; run those that take minutes first, so that no worker ends with one."""
     for item in items:
         called = item.function.__code__.co_names if isinstance(item, pytest.Function) else ()
         if not (STARTING.isdisjoint(getattr(item, "fixturenames", ())) and STARTERS.isdisjoint(called)):
@@ -114,7 +114,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def small_heap() -> Iterator[None]:
-    """For tests that collect garbage: what there is before them is not looked at again, which makes it quick."""
+    """For tests that collect garbage: exempt all objects that exist already, which makes collections quick."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -122,7 +122,7 @@ def small_heap() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def disk() -> Iterator[Path]:
-    """A place for runs: memory where there is some to write to, since checkpoints are large."""
+    """A place for runs: in memory where possible, since checkpoints are large."""
     shared = Path("/dev/shm")
     place = Path(tempfile.mkdtemp(prefix="vgg_ddp-", dir=shared if os.access(shared, os.W_OK) else None))
     yield place
@@ -139,8 +139,8 @@ def digits(disk: Path) -> Path:
 def few_digits(disk: Path, digits: Path) -> Path:
     """The first 16 training and 4 test images of each class, for runs in which the number of images does not matter.
 
-    With noise in every pixel: on an even background rounding would decide which pixel is a pool's maximum, and a gradient
-    would go the one way or the other.
+    With noise in every pixel: on a flat background, rounding would decide which pixel is a pool's maximum, and with it
+    where the gradient goes.
     """
     target = disk / "few"
     target.mkdir()
@@ -164,12 +164,12 @@ def few_digits(disk: Path, digits: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def recipe(disk: Path, few_digits: Path) -> Path:
-    """A configuration of quick steps, of which every bit is defined: a narrow network, 16-pixel crops, one thread."""
+    """A configuration of quick, bitwise reproducible steps: a narrow network, 16-pixel crops, one thread."""
     path = disk / "recipe.yaml"
     settings = {
         "network": "vgg_tiny",
         "batch": 16,
-        "epochs": 1e-9,  # as many steps as min_steps says
+        "epochs": 1e-9,  # so that min_steps decides
         "device": "cpu",
         "nproc": 1,
         "threads": 1,
@@ -180,7 +180,7 @@ def recipe(disk: Path, few_digits: Path) -> Path:
         "optimizer": {"learning_rate": 0.01},
         "schedule": {"name": "constant"},
         "checkpoint": {"keep": 1},
-        "analysis": {"budget": "none"},  # the search for causes, seconds in each run, is for the tests of it
+        "analysis": {"budget": "none"},  # the search for causes takes seconds, and has tests of its own
         "log": {"every_steps": 1},
         "tracking": {"finish_seconds": 300.0},
     }
@@ -190,7 +190,7 @@ def recipe(disk: Path, few_digits: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(disk: Path) -> Iterator[Path]:
-    """A place for the runs of a module, which takes them away."""
+    """A place for the runs of a module, removed after its tests."""
     place = Path(tempfile.mkdtemp(dir=disk))
     yield place
     shutil.rmtree(place)
@@ -209,7 +209,7 @@ def launch(runs: Path, recipe: Path) -> Callable[..., Ranks]:
 
 @pytest.fixture(scope="module")
 def train(runs: Path, launch: Callable[..., Ranks]) -> Train:
-    """Runs a training to its end: `train(name, *words, size=1)`; the run's folder."""
+    """Runs a training to its end and returns the run's folder: `train(name, *words, size=1)`."""
 
     def whole(name: str, *words: str, size: int = 1) -> Path:
         ranks = launch(name, *words, size=size)
@@ -221,7 +221,7 @@ def train(runs: Path, launch: Callable[..., Ranks]) -> Train:
 
 @pytest.fixture
 def half_a_core() -> Iterator[Path]:
-    """A control group of this machine with a quota of half a core; its file that takes processes."""
+    """The cgroup.procs file of a control group with a quota of half a core."""
     for parent, quota in (("/sys/fs/cgroup/cpu", "cpu.cfs_quota_us"), ("/sys/fs/cgroup", "cpu.max")):
         group = Path(parent) / f"vgg_ddp-{os.getpid()}"
         try:

@@ -1,4 +1,4 @@
-"""Imports go one way between the rooms of vgg_ddp, without circles; the root stays small."""
+"""Imports between the rooms of vgg_ddp go one way, without cycles; the root stays small."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ OURS = modules("vgg_ddp")
 
 
 def imported(path: Path, at_import: bool = False) -> set[str]:
-    """The modules of vgg_ddp that a file imports: all, or those that run when it is imported itself.
+    """The modules of vgg_ddp that a file imports: all, or only those that its own import imports.
 
-    The others stand inside functions or under TYPE_CHECKING.
+    The other imports are inside functions or under TYPE_CHECKING.
     """
     found = set()
     for node in statements(ast.parse(path.read_text())) if at_import else ast.walk(ast.parse(path.read_text())):
@@ -86,7 +86,7 @@ def test_a_room_imports_only_itself_and_rooms_below(name: str) -> None:
 
 def test_no_modules_import_one_another_in_a_circle() -> None:
     graph = {name: imported(path, at_import=True) - {name} for name, path in OURS.items()}
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
 def test_the_root_has_at_most_eight_modules() -> None:
@@ -109,7 +109,7 @@ def test_vgg_ddp_imports_neither_launchers_nor_benchmarks() -> None:
 
 @pytest.mark.processes
 def test_training_imports_no_report_tracker_or_benchmark_and_asks_for_no_gpu() -> None:
-    """The latter would not survive the fork of a rank, nor would what is imported for it later."""
+    """A GPU query would not survive the fork of a rank; so the modules imported later must not make one either."""
     code = "import json, sys, torch; torch._C._cuda_getDeviceCount = torch.cuda.device_count = None; import vgg_ddp.train; "
     code += "print(json.dumps(sorted(sys.modules))); from vgg_ddp.distributed.fork_server import LATER; "
     code += "[__import__(name) for name in LATER]"

@@ -21,7 +21,7 @@ ALLOWED = len(os.sched_getaffinity(0))
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
-    """A made-up /proc and /sys."""
+    """Write a fake /proc and /sys."""
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -38,7 +38,7 @@ CASES = {
     ),
     "v1, one core and a half": (
         {
-            "proc/self/cgroup": "4:cpu,cpuacct:/docker/0a1b\n1:memory:/\n",  # as the host knows it
+            "proc/self/cgroup": "4:cpu,cpuacct:/docker/0a1b\n1:memory:/\n",  # the path as seen on the host
             "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "150000\n",
             "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
         },
@@ -77,9 +77,9 @@ def test_a_process_in_such_a_group_counts_one_core(half_a_core: Path) -> None:
         ({"OMP_NUM_THREADS": "4,2"}, 4),
         ({"OMP_NUM_THREADS": "many"}, None),
         ({"OMP_NUM_THREADS": "1"}, 1),
-        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"}, None),  # torchrun's own
+        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"}, None),  # set by torchrun
         ({"OMP_NUM_THREADS": "3", "TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"}, 3),
-        ({"OMP_NUM_THREADS": "3", cores.OWN_THREADS: "1"}, None),  # our launchers' own
+        ({"OMP_NUM_THREADS": "3", cores.OWN_THREADS: "1"}, None),  # set by our launchers
     ],
 )
 def test_openmp_s_variable_is_a_person_s_word(
@@ -131,7 +131,7 @@ def test_a_launcher_s_own_choice_is_told_from_a_person_s(
     ],
 )
 def test_cores_for_loading(device: str, host: int, ranks: int, loading: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On two cores one, as it was measured best; a GPU leaves the others free."""
+    """One of two cores, which measured best; a GPU leaves the others free."""
     monkeypatch.setattr(cores, "usable", lambda: host)
     world = World(0, ranks, 0, ranks, torch.device(device), host_cores=host)
     assert world.cores_for_loading() == loading

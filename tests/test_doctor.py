@@ -1,4 +1,4 @@
-"""`vgg-ddp doctor` looks for what an installation brings."""
+"""`vgg-ddp doctor` looks for what an installation should include."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_extra_that_is_named_for_a_package_brings_it() -> None:
 
 
 def test_without_torch_it_names_it_and_looks_no_further(tmp_path: Path) -> None:
-    """A package of that name that cannot be imported, and whose record is not there, as where it is not installed."""
+    """With a torch that cannot be imported and has no package record, as where it is not installed."""
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
     hide = (
         "import importlib.metadata as m; version = m.version\n"

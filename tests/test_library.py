@@ -1,6 +1,6 @@
-"""`import vgg_ddp`: what it has, what it costs, and the pages that tell of it.
+"""`import vgg_ddp`: its names, the cost of the import, and the pages about it.
 
-`python -m tests.test_library > docs/api.md` writes the list of its names anew.
+`python -m tests.test_library > docs/api.md` regenerates the list of its names.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """docs/tutorial.ipynb: made from docs/tutorial.md, and executed in an empty folder.
 
-`python -m tests.test_notebook > docs/tutorial.ipynb` makes it anew.
+`python -m tests.test_notebook > docs/tutorial.ipynb` regenerates it.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def test_it_runs_from_an_empty_folder(ranks: int, few_digits: Path, tmp_path: Pa
         if cell.cell_type == "code":
             cell.source = cell.source.replace('["data.source=digits", "data.train_sizes=[]"]', str(small))
             cell.source = cell.source.replace('"data.source=digits", ', "".join(f'"{word}", ' for word in small))
-    if ranks == 2:  # what differs is the training
+    if ranks == 2:  # only the training differs
         last = next(k for k, cell in enumerate(whole.cells) if "run_training" in cell.source)
         whole.cells = [
             cell for cell in whole.cells[: last + 1] if "import" in cell.source or "run_training" in cell.source
@@ -107,7 +107,7 @@ def test_it_runs_from_an_empty_folder(ranks: int, few_digits: Path, tmp_path: Pa
     client = nbclient.NotebookClient(
         whole, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     )
-    # Under pytest, by this variable, a kernel leaves alone what its children print, which it otherwise shows below the cell.
+    # With this variable of pytest's set, a kernel does not show what its children print below the cell.
     there = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
     client.execute(env={**there, "PATH": path, "IPYTHONDIR": str(tmp_path / "ipython")})
     outputs = [output for cell in whole.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -1,4 +1,4 @@
-"""What a rank makes of its arguments before anything else."""
+"""How a rank reads its arguments before anything else."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ from vgg_ddp.errors import UserError
 @pytest.mark.parametrize("arguments", [[], ["--local_rank=0"]])
 def test_a_rank_without_a_configuration_says_what_is_missing(arguments: list[str]) -> None:
     """As `torchrun -m vgg_ddp.train` starts it."""
-    assert preflight.devices(arguments, load) == Devices()  # which tells nothing: all ranks together do
+    assert preflight.devices(arguments, load) == Devices()  # no error yet: all ranks raise it together
     with pytest.raises(UserError, match=r"^no CONFIG .* is given; add one after the module"):
         preflight.on_ranks(arguments, World(0, 1, 0, 1, torch.device("cpu")), preflight.check_training)

@@ -59,7 +59,7 @@ def run(line: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like a checkout's, with the configs and the packages that are not installed, and one with a photo."""
+    """A folder like a checkout, with the configs, the packages that are not installed, and a folder with a photo."""
     folder = tmp_path_factory.mktemp("readme")
     write_folder(folder / "photos", {"me.jpg": encode(smooth(300, 200, 0))})
     shutil.copytree(ROOT / "configs", folder / "configs")
@@ -83,7 +83,7 @@ def starts_hosts(line: str) -> bool:
 @pytest.mark.parametrize("page", [page for page in PAGES if of("vgg-ddp", page) and page != "docs/tutorial.md"])
 def test_vgg_ddp_commands_run_in_their_order(page: str, few_digits: Path, folder: Path) -> None:
     small = [*SMALL, f"data.source={few_digits}"]
-    if page not in ("README.md", "docs/report.md"):  # where the search for causes has no part in it
+    if page not in ("README.md", "docs/report.md"):  # the other pages do not need the search for causes
         small += ["analysis.budget=none"]
     for line in filterfalse(starts_hosts, of("vgg-ddp", page)):
         words = shlex.split(line)

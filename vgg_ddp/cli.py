@@ -341,25 +341,30 @@ def _report(options: argparse.Namespace) -> int:
         print(command.report(first))
         return EXIT_OK
     run, _ = find_run(first)
+    # A checkpoint stands for its run; folders of several networks' answers stay what they are.
+    targets, against = (
+        [find_run(one)[0].path if os.path.isfile(one / "manifest.json") else one for one in given]
+        for given in (options.targets, options.against or [])
+    )
 
     from vgg_ddp.data import of_run
     from vgg_ddp.report import write_recipes, write_report, write_side_by_side
     from vgg_ddp.run import outcome
     from vgg_ddp.run.metrics_log import read_metrics
 
-    for target in (run, *map(RunDirectory, (*others, *(options.against or ())))):
+    for target in (run, *map(RunDirectory, (*targets[1:], *against))):
         account = outcome.account(target, read_metrics(target.metrics))
         if account.state:
             print(f"{target.path}: {account.words} {account.command}".rstrip())
-    if options.against:
-        out = options.out or first / "report" / "recipes.html"
-        print(write_recipes(options.against, options.targets, out))
+    if against:
+        out = options.out or run.report.with_name("recipes.html")
+        print(write_recipes(against, targets, out))
         return EXIT_OK
     dataset = of_run.find(run)
     if dataset is None and (run.evaluation / "summary.json").is_file():
         print(f"the images of {first} are gone: its pages have the pictures that it keeps of them, if any")
     if others:
-        print(write_side_by_side(options.targets, dataset, options.out or run.report.with_name("comparison.html")))
+        print(write_side_by_side(targets, dataset, options.out or run.report.with_name("comparison.html")))
     else:
         print(write_report(run.path, dataset))
     return EXIT_OK

@@ -149,9 +149,11 @@ def answer_images(resolved: ResolvedRun, folder: Path, world: World) -> None:
     dataset = of_run.held(run) or Dataset(resolved.dataset)
     unreadable: list[str] = []
     network = own_images.OwnImages(config, dataset, Path(resolved.checkpoint), world)
-    answers, described = [], []
+    answers: list[Answer] = []
+    described = []
     for one in network.answers(folder, unreadable):
-        answers.append(Answer.of(one.name, one.label, one.probabilities, one.pixels, one.seen))
+        drawn = len(answers) < MOST_IMAGES
+        answers.append(Answer.of(one.name, one.label, one.probabilities, one.pixels, one.seen, drawn))
         described += [one.features] if one.features is not None else []
     if not answers:
         raise UserError(f"no image in {folder} can be decoded; the first: {unreadable[0]}")

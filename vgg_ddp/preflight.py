@@ -173,10 +173,12 @@ def _check_installed(config: Config) -> None:
 def _check_initial_weights(config: Config) -> None:
     """Check that the initial weights exist; a run that continues from a checkpoint does not need them again."""
     from vgg_ddp.run.directory import RunDirectory
+    from vgg_ddp.run.files import EXCHANGING
     from vgg_ddp.run.trained_weights import find_weights
 
     name, checkpoints = config.model.initialize_from, RunDirectory(config.run.dir).checkpoints
-    if name is not None and (config.resume == "never" or not any(checkpoints.glob("step-*"))):
+    there = [*checkpoints.glob("step-*"), *checkpoints.glob(f"{EXCHANGING}step-*")]
+    if name is not None and (config.resume == "never" or not there):
         find_weights(name)
 
 
@@ -200,6 +202,7 @@ def _check(
     from vgg_ddp.data.validation import check_validation
     from vgg_ddp.distributed.launcher import ranks_of_this_host
     from vgg_ddp.evaluation import attributes
+    from vgg_ddp.run.directory import RunDirectory
 
     fallbacks: list[str] = []
     if dataset is None:
@@ -207,7 +210,9 @@ def _check(
         dataset = Dataset(directory, None if trained is None else read_record(trained))
     if ranks is None:
         ranks = ranks_of_this_host(config) if config.min_steps_per_epoch and trained is None else 1
-    config, choices = settle(config, dataset, ranks) if dataset.has_images else (config, [])
+    earlier = RunDirectory(run).config
+    continued = load(earlier).batch if trained is None and config.resume != "never" and earlier.is_file() else None
+    config, choices = settle(config, dataset, ranks, continued) if dataset.has_images else (config, [])
     if trained is None:
         check_validation(config, dataset)
         check_train_sizes(config.data)

@@ -1,4 +1,4 @@
-"""What a network gets right where it may leave an image out, or name several classes."""
+"""How often a network is right when it may abstain from an image, or name several classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vgg_ddp.analysis.predictions import Predictions
 
 
 def drawn(images: int, classes: int, seed: int, temperature: float = 1.0) -> Predictions:
-    """Labels drawn with the probabilities that the network gives, which are as sharp as `temperature` makes them."""
+    """Labels drawn from softmax(logits), and the logits divided by `temperature`: calibrated only at 1."""
     random = np.random.default_rng(seed)
     logits = random.normal(0, 3, (images, classes)).astype(np.float32)
     probabilities = Predictions(np.zeros(images, np.int64), logits, np.arange(images)).probabilities.astype(np.float64)
@@ -25,19 +25,19 @@ def drawn(images: int, classes: int, seed: int, temperature: float = 1.0) -> Pre
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
 def test_sets_hold_the_true_class_as_often_as_promised_however_wrong_the_probabilities_are(temperature: float) -> None:
-    """Over many draws of 200 validation and 300 test images, in the mean; more only for being whole images."""
+    """On average over many draws of 200 validation and 300 test images; above 0.9 only by rounding to whole images."""
     found = []
     for seed in range(60):
         validation, test = drawn(200, 10, 2 * seed, temperature), drawn(300, 10, 2 * seed + 1, temperature)
         found.append(abstention.sets(test, validation)["coverage"])
     images = 300 * len(found)
-    spread = np.sqrt(0.09 / images + 0.09 / (200 * len(found)))  # of test and of validation images
+    spread = np.sqrt(0.09 / images + 0.09 / (200 * len(found)))  # test variance plus validation variance
     assert 0.9 - 4 * spread <= np.mean(found) <= 0.9 + 1 / 201 + 4 * spread
 
 
 @pytest.mark.parametrize("images", [10, 99, 100, 1234])
 def test_the_least_probability_is_numpy_s_quantile(images: int) -> None:
-    """As the method's authors write it: the ceil((n + 1)(1 - alpha)) / n quantile of one less the probability."""
+    """In the authors' formula: the ceil((n + 1)(1 - alpha)) / n quantile of one minus the probability."""
     validation = drawn(images, 5, images)
     scores = 1 - abstention.true_probabilities(validation)
     level = np.ceil((images + 1) * 0.9) / images
@@ -46,7 +46,7 @@ def test_the_least_probability_is_numpy_s_quantile(images: int) -> None:
 
 
 class Answers(ClassifierMixin, BaseEstimator):
-    """For MAPIE: a fitted classifier of five classes whose input are its probabilities."""
+    """A fitted five-class classifier for MAPIE, which returns its input as the probabilities."""
 
     classes_ = np.arange(5)
 
@@ -84,7 +84,7 @@ def test_too_few_images_to_promise_anything_name_every_class() -> None:
 
 
 def by_loop(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> dict[float, float]:
-    """The accuracy by coverage, at each sureness that there is."""
+    """Accuracy by coverage, at each distinct confidence."""
     found = {}
     for least in np.unique(sure):
         chosen = sure >= least
@@ -94,7 +94,7 @@ def by_loop(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> dict[float, 
 
 def test_the_curve_is_the_accuracy_of_its_surest_answers() -> None:
     random = np.random.default_rng(0)
-    sure = random.integers(30, 100, 500) / 100  # with ties, which go together
+    sure = random.integers(30, 100, 500) / 100  # with ties, which are accepted or left out together
     right = random.random(500) < sure
     curve, expected = abstention.curve(sure, right), by_loop(sure, right)
     assert dict(zip(curve["coverage"], curve["accuracy"])) == pytest.approx(expected)

@@ -38,7 +38,7 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def predictions_like(images: int, classes: int, sharpness: float = 1.0, seed: int = 0) -> Predictions:
-    """Answers that are right more often than not, about as sure as they should be where `sharpness` is 1."""
+    """Answers that are mostly right, and calibrated where `sharpness` is 1."""
     random = np.random.default_rng(seed)
     logits = random.normal(0, 1.2, (images, classes))
     chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -75,7 +75,7 @@ def test_the_interval_of_a_difference_is_newcombe_s(
 
 
 def test_the_interval_of_f1_covers_it_in_95_of_100_draws() -> None:
-    """Of a class that is answered with chances known, drawn again and again."""
+    """For a class with known outcome probabilities, over 2,000 draws."""
     random = np.random.default_rng(0)
     chances = [0.12, 0.04, 0.06, 0.78]  # true positive, false positive, false negative, neither
     truth = 2 * chances[0] / (2 * chances[0] + chances[1] + chances[2])
@@ -108,12 +108,12 @@ def test_confusions_are_what_counting_gives(predictions: Predictions) -> None:
 
 
 def test_equal_classes_have_no_worst_and_no_best() -> None:
-    """Of 200 networks that are right about 80 % of 50 images of each of 100 classes."""
+    """In 200 networks with a true accuracy of 80 % on each of 100 classes of 50 images."""
     random = np.random.default_rng(0)
     images = np.full(100, 50)
     found = [standing.of_counts(random.binomial(images, 0.8), images) for _ in range(200)]
     assert sum(bool(one.best or one.worst) for one in found) <= 10  # 5 %
-    assert min(min(one.p_values) for one in found) < 0.2  # the correction is not what makes it silent
+    assert min(min(one.p_values) for one in found) < 0.2  # the correction is not so strict that nothing could stand out
 
 
 def test_a_class_that_is_bad_is_found_and_those_that_are_as_bad_are_named_with_it() -> None:
@@ -122,7 +122,7 @@ def test_a_class_that_is_bad_is_found_and_those_that_are_as_bad_are_named_with_i
     chances[[2, 3]] = 0.5, 0.7
     for _ in range(50):
         found = standing.of_counts(random.binomial(400, chances), np.full(10, 400))
-        assert found.worst == [2]  # 3 is worse than the others too, but can be told from it
+        assert found.worst == [2]  # 3 is worse than the others too, but distinguishable from 2
         assert {2, 3} <= set(found.unlike("worse"))
     right = np.full(10, 360)
     right[[2, 3]] = 200, 203
@@ -153,7 +153,7 @@ def test_standings_are_fisher_s_test_corrected_step_by_step(counts: list[tuple[i
         one_sided = [fisher_exact([[right[k], wrong[k]], rest], which).pvalue for which in ("less", "greater")]
         tails.append(min(1.0, 2 * min(one_sided)))
     highest, left = 0.0, len(tails)
-    for place in np.argsort(tails, kind="stable"):  # Holm's rule: the smallest times all, the next times the rest
+    for place in np.argsort(tails, kind="stable"):  # Holm: the smallest times the count, the next times one less
         highest, left = max(highest, min(1.0, left * tails[place])), left - 1
         assert found.p_values[judged[place]] == pytest.approx(highest, abs=1e-9)
 
@@ -181,7 +181,7 @@ def test_groups_are_found_again_in_confusions_made_from_them() -> None:
 
 
 def network(images: int, kinship: np.ndarray, seed: int, sureness: float = 2.0) -> Predictions:
-    """Answers to ten classes: logits are noise, higher for the own class, and for others as `kinship` [10, 10] has it."""
+    """Answers among ten classes: noise logits, raised for the true class, and for the others by `kinship` [10, 10]."""
     random = np.random.default_rng(seed)
     label = np.arange(images) % 10
     logits = random.normal(0, 1, (images, 10)) + kinship[label]
@@ -190,7 +190,7 @@ def network(images: int, kinship: np.ndarray, seed: int, sureness: float = 2.0) 
 
 
 def told_groups(kinship: np.ndarray, seed: int) -> dict[str, Any]:
-    """What is said of the groups of a network with 500 validation images, on 1,000 test images."""
+    """The groups reported for a network with 500 validation and 1,000 test images."""
     test, validation = network(1000, kinship, seed), network(500, kinship, seed + 100_000)
     confusion = confusion_matrix(test.label, test.prediction, labels=range(10))
     return groups.found_or_named(confusion, CLASSES, {}, "data set", validation)
@@ -231,7 +231,7 @@ def test_planted_groups_are_found_and_are_more_than_chance() -> None:
 
 
 def test_few_validation_images_tell_planted_groups_by_probabilities_where_counts_of_mistakes_do_not() -> None:
-    """Of 50 images some 11 are mistaken: too few to tell groups by, and the probabilities of all others tell them."""
+    """About 11 of 50 images are misclassified: too few to find groups by, but the probabilities of all images do."""
     is_vehicle = np.isin(np.arange(10), [0, 1, 8, 9])
     kinship = 2.0 * (is_vehicle[:, None] == is_vehicle)
 
@@ -262,7 +262,7 @@ def test_chance_keeps_errors_in_their_groups_as_often_as_their_sizes_say() -> No
     by_chance = [group["within_by_chance"] for group in judged["groups"].values()]
     assert by_chance == pytest.approx([0.82 + 0.18 * 3 / 9, 0.82 + 0.18 * 5 / 9], abs=0.003)
     assert judged["together"]["p_value"] > 0.1
-    confusion[0, :] = confusion[:, 0] = 0  # a class that is never shown nor answered
+    confusion[0, :] = confusion[:, 0] = 0  # a class that is neither shown nor predicted
     drawn = groups.without_structure(confusion, np.zeros(10, dtype=np.int64))
     assert (drawn == confusion.sum() - np.trace(confusion)).all()
 
@@ -351,7 +351,7 @@ def test_the_temperature_undoes_what_made_the_network_too_sure(sharpness: float)
 
 @pytest.mark.parametrize(("classes", "images"), [(2, 120), (10, 200)])
 def test_a_perfect_network_is_called_calibrated(classes: int, images: int) -> None:
-    """One whose answers are right as often as they are sure, whatever the noise of so few images shows."""
+    """One whose confidence is its accuracy by construction, despite the sampling noise of so few images."""
     found = [calibration.describe(predictions_like(images, classes, seed=seed), None, "") for seed in range(200)]
     called = [one["verdict"] for one in found]
     assert called.count("calibrated") >= 190  # 95 %
@@ -418,7 +418,7 @@ def test_doubtful_labels_are_those_of_the_paper_s_equations(classes: int) -> Non
             margins[image] = row[given_] - max(row[k] for k in range(classes) if k != given_)
     found = labels.doubtful_labels(label, probabilities)
     assert found.tolist() == sorted(margins, key=lambda image: margins[image])
-    assert flipped[found].mean() > flipped.mean()  # more often than among all images
+    assert flipped[found].mean() > flipped.mean()  # a higher share than among all images
 
 
 @given(any_predictions())
@@ -430,7 +430,7 @@ def test_surest_mistakes_are_mistakes_and_sorted(predictions: Predictions) -> No
 
 
 def patches() -> list[np.ndarray]:
-    """Parts of the two photographs that scikit-learn brings, at several scales, [40, 40, 3], in no order, without even ones."""
+    """Parts of scikit-learn's two sample photographs at several scales, [40, 40, 3], shuffled, without flat ones."""
     found = []
     for photo in load_sample_images().images:
         for share in (1.0, 0.7, 0.5, 0.35, 0.25):
@@ -443,7 +443,7 @@ def patches() -> list[np.ndarray]:
 
 
 def changed(patch: np.ndarray, how: str, random: np.random.Generator) -> np.ndarray:
-    """The middle of a patch, [32, 32, 3], as another collector of images might have it."""
+    """The middle of a patch, [32, 32, 3], altered as in another collection of images."""
     middle = patch[4:36, 4:36]
     if how == "re-encoded":
         file = io.BytesIO()
@@ -457,7 +457,7 @@ def changed(patch: np.ndarray, how: str, random: np.random.Generator) -> np.ndar
 
 
 def test_changed_copies_are_found_among_photographs_and_others_are_not() -> None:
-    """Of parts of photographs, half of which have a copy among the others: recall 0.7 or more at a precision of 0.9."""
+    """Among parts of photographs, half of which have a changed copy: recall of at least 0.7 and precision of 0.9."""
     random, pool = np.random.default_rng(0), patches()
     test, others = pool[: len(pool) // 2], pool[len(pool) // 2 :]
     kinds = ["shifted", "mirrored", "re-encoded", "recoloured"]
@@ -523,7 +523,7 @@ def test_the_bootstrap_interval_is_that_of_resampled_images() -> None:
 
 
 def test_what_was_never_seen_is_not_ruled_out() -> None:
-    """Of eight images that both name, or neither, up to a third may be lost; 400 say more. No verdict of McNemar's changes."""
+    """With eight images on which both agree, the difference may be a third; 400 narrow it. McNemar's p stays 1."""
     for right in (np.ones(8, bool), np.zeros(8, bool)):
         found = significance.compare(right, right)
         assert found.interval == pytest.approx((-0.324, 0.324), abs=0.001) and found.p_value == 1.0
@@ -535,7 +535,7 @@ def test_what_was_never_seen_is_not_ruled_out() -> None:
 @pytest.mark.parametrize("images", [12, 100, 10_000])
 @pytest.mark.parametrize(("gained", "lost"), [(0, 5), (0, 6), (1, 7), (1, 8), (3, 9)])
 def test_an_interval_that_leaves_out_zero_is_of_networks_that_differ(images: int, gained: int, lost: int) -> None:
-    """By McNemar's test of the same answers, which is exact."""
+    """By McNemar's exact test of the same answers."""
     order = np.arange(images)
     found = significance.compare(order >= gained, (order >= gained + lost) | (order < gained))
     assert (found.only_second, found.only_first) == (gained, lost)
@@ -556,7 +556,7 @@ def test_equal_networks_seldom_differ_and_better_ones_do() -> None:
 
 
 def test_intervals_of_classes_are_corrected_as_their_p_values_are() -> None:
-    """Of 40 classes one differs: only its interval leaves out zero, and all are wider than one by itself."""
+    """One of 40 classes differs: only its interval excludes zero, and each is wider than an uncorrected one."""
     random = np.random.default_rng(0)
     label = np.repeat(np.arange(40), 100)
     first = random.random(4000) < 0.7
@@ -590,10 +590,10 @@ def test_one_recipe_seldom_seems_better_than_itself_whatever_its_seeds() -> None
 @pytest.mark.parametrize(
     ("first", "highest", "classes", "astray"),
     [
-        (2.3, 4.6, 10, False),  # twice the loss of guessing, 2.303, which it began below
+        (2.3, 4.6, 10, False),  # limit: twice the loss of guessing, 2.303, as it began below that
         (2.3, 4.61, 10, True),
         (0.1, 4.6, 10, False),
-        (7.0, 13.9, 10, False),  # twice where it began, if that is more
+        (7.0, 13.9, 10, False),  # limit: twice the first loss, if that is more
         (7.0, 14.1, 10, True),
         (6.9, 13.8, 1000, False),  # guessing among 1,000 classes: 6.908
         (6.9, 13.82, 1000, True),
@@ -603,7 +603,7 @@ def test_a_training_loss_of_twice_where_it_began_has_gone_astray(
     first: float, highest: float, classes: int, astray: bool
 ) -> None:
     row = {"split": "train", "scope": "steps", "step": 1, "epoch": 0.25}
-    rows = [row | {"loss": None, "skipped": 1}]  # begins with a step that was left out
+    rows = [row | {"loss": None, "skipped": 1}]  # the first step was skipped
     rows += [row | {"step": k, "epoch": k / 4, "loss": loss} for k, loss in ((2, first), (3, highest), (4, 1.0))]
     said = (
         f"The training went astray: its training loss rose to {highest:g} at epoch 0.75, where guessing gives "

@@ -22,7 +22,7 @@ FULL, SMALL = BUDGETS["full"].compared_pixels, BUDGETS["small"].compared_pixels
 
 
 class Files(EncodedSplit):
-    """A split of these image files, over and over again."""
+    """A split that repeats these image files."""
 
     def __init__(self, count: int, *files: bytes) -> None:
         self.name, self.labels = "train", np.zeros(count, np.int64)
@@ -42,7 +42,7 @@ class Pixels(RawSplit):
 
 
 def photo(height: int, width: int, which: int = 0, mode: str = "RGB", turned: int = 1, **settings: Any) -> bytes:
-    """A photograph as a file, of quality 90 where nothing else is said; `turned` is its EXIF orientation."""
+    """A photograph as a file, of quality 90 by default; `turned` is its EXIF orientation."""
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = turned
     whole = Image.fromarray(load_sample_images().images[which]).convert(mode)
@@ -61,7 +61,7 @@ def test_a_double_is_found_among_photos_with_more_pixels_than_are_paid_for(tmp_p
         for split, seed in (("test", 0), ("train", 100))
         for k in range(24)
     }
-    files["train/cat/08.jpg"] = encode(smooth(224, 224, 3), quality=50)  # as test/cat/03.jpg
+    files["train/cat/08.jpg"] = encode(smooth(224, 224, 3), quality=50)  # a near-duplicate of test/cat/03.jpg
     source = write_folder(tmp_path / "source", files)
     dataset = prepare(str(source), tmp_path / "dataset", lambda line: None, tmp_path / "downloads")
     signs: list[str] = []
@@ -80,7 +80,7 @@ def test_many_more_photos_are_looked_at_than_could_be_decoded_whole(height: int,
 
 
 def test_what_is_decoded_of_a_set_too_large_stays_within_the_bound_and_spends_it() -> None:
-    """Reckoned once more from the sizes that libjpeg decodes to, for files of many kinds."""
+    """Recomputed from the sizes that libjpeg decodes to, for files of many kinds."""
     jpegs = [photo(224, 224), photo(400, 500, 1), photo(300, 200, quality=75), photo(90, 1200, 1), photo(64, 64)]
     turned = photo(240, 320, progressive=True)
     png = photo(96, 100, kind="PNG")

@@ -1,4 +1,4 @@
-"""What the answers to training images say, against counting by hand, and against labels that were flipped."""
+"""Statistics of the answers to training images, against counting by hand and against flipped labels."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_of_few_epochs_nothing_is_said() -> None:
 
 @pytest.fixture(scope="module")
 def flipped(digits: Path, runs: Path) -> tuple[Path, NDArray[np.int64]]:
-    """The digits with 2 % of their training labels wrong, and which."""
+    """The digits with 2 % of their training labels flipped, and the indices of those."""
     target = runs / "flipped"
     target.mkdir()
     dataset = Dataset(digits)

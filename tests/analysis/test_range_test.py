@@ -11,7 +11,7 @@ RATES = np.logspace(-6, 1, 120)
 
 
 def losses(begins: float, lowest: float, noise: float = 0.02) -> np.ndarray:
-    """Flat, falling by a straight line over the logarithm of the rate from `begins` to `lowest`, then rising."""
+    """Losses that are flat, fall linearly in the logarithm of the rate from `begins` to `lowest`, then rise."""
     at = np.log10(RATES)
     fallen = np.clip((at - np.log10(begins)) / (np.log10(lowest) - np.log10(begins)), 0, 1)
     risen = np.clip(at - np.log10(lowest), 0, None)
@@ -22,8 +22,8 @@ def losses(begins: float, lowest: float, noise: float = 0.02) -> np.ndarray:
 def test_the_rates_at_which_the_loss_turns_are_found(lowest: float) -> None:
     found = range_test.read(RATES, losses(lowest / 1000, lowest))
     assert found is not None and found.suggested == found.lowest / 10
-    assert lowest / 2.5 < found.lowest < lowest * 1.5  # the mean over neighbours begins to rise before
-    tenth = lowest / 1000 * 1000**0.1  # where a tenth of the way down the line is
+    assert lowest / 2.5 < found.lowest < lowest * 1.5  # the smoothed loss begins to rise earlier
+    tenth = lowest / 1000 * 1000**0.1  # where a tenth of the fall is done
     assert tenth / 3 < found.begins < tenth * 3
 
 

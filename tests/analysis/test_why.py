@@ -26,10 +26,10 @@ def test_nearest_images_are_those_of_scikit_learn() -> None:
     distances, _ = reference.kneighbors(images.astype(np.float32))
     np.testing.assert_allclose(
         1 - np.take_along_axis(cosine, found, axis=1), distances, atol=1e-3
-    )  # not of length 1 quite
+    )  # the vectors are only nearly of length 1
     own = neighbours.nearest(others, others, 4, themselves=True)
     reference = NearestNeighbors(n_neighbors=4, metric="cosine").fit(others.astype(np.float32))
-    assert (own == reference.kneighbors(return_distance=False)).mean() > 0.99  # all but those that are as near
+    assert (own == reference.kneighbors(return_distance=False)).mean() > 0.99  # all but ties in distance
     assert not (own == np.arange(300)[:, None]).any()
     assert neighbours.nearest(images[:3], others[:0], 5).shape == (3, 0)
     assert neighbours.nearest(others[:1], others[:1], 5, themselves=True).shape == (1, 0)
@@ -42,7 +42,7 @@ def test_mistakes_whose_like_was_seen_under_another_name_are_told_from_others(se
     train_labels, label = rng.integers(0, 10, 2000), rng.integers(0, 10, 300)
     prediction = np.where(rng.random(300) < 0.5, label, (label + 3) % 10)
     train = unit(centres[train_labels] + 0.3 * rng.normal(size=(2000, 32)))
-    # Mistakes lie where their wrong answer's training images lie, or where no class in particular does.
+    # Mistakes lie among the training images of their wrong answer, or near no class in particular.
     place = centres[prediction] if seen else np.zeros((300, 32))
     predictions = Predictions(label, random_logits(label, prediction, 10), np.arange(300))
     found = neighbours.of_mistakes(predictions, unit(place + 0.3 * rng.normal(size=(300, 32))), train_labels, train)
@@ -56,7 +56,7 @@ def test_mistakes_whose_like_was_seen_under_another_name_are_told_from_others(se
 def test_mistakes_that_are_few_or_all_alike_have_no_interval_without_width(
     mistakes: int, low: float | None, high: float | None
 ) -> None:
-    """All of the nearest carry the wrong answer: of few nothing is concluded, of more as much as Wilson's interval says."""
+    """All of the nearest have the wrong answer: few mistakes give no interval, more give Wilson's."""
     label = np.zeros(mistakes, np.int64)
     predictions = Predictions(label, random_logits(label, label + 1, 3), np.arange(mistakes))
     train = unit(np.random.default_rng(0).normal(size=(20, 8)))
@@ -67,7 +67,7 @@ def test_mistakes_that_are_few_or_all_alike_have_no_interval_without_width(
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_flipped_labels_are_found_among_training_images(seed: int) -> None:
-    """2 % of the labels of scikit-learn's digits, by a classifier that was trained on them: 6 in 10 at that count, or more."""
+    """2 % of the labels of scikit-learn's digits, by a classifier trained on them: a precision of 0.6 at that count."""
     images, truth = load_digits(return_X_y=True)
     rng = np.random.default_rng(seed)
     flipped = rng.choice(len(truth), len(truth) // 50, replace=False)
@@ -124,7 +124,7 @@ def test_slices_are_held_against_the_others_over_all_attributes_at_once() -> Non
             raw.append(fisher_exact(counts).pvalue)
     assert rows["fog"]["stands"] == "worse" and rows["fog"]["p_value"] < 1e-6
     tests = len(raw) + len(found["brightness"]["values"])
-    assert rows["fog"]["p_value"] <= tests * 2 * min(raw)  # twice the smaller tail is at most that much more
+    assert rows["fog"]["p_value"] <= tests * 2 * min(raw)  # doubling the smaller tail at most doubles p
 
 
 def test_equal_slices_are_told_apart_in_one_of_twenty_tables_at_most() -> None:
@@ -134,7 +134,7 @@ def test_equal_slices_are_told_apart_in_one_of_twenty_tables_at_most() -> None:
         columns = {f"a{k}": rng.integers(0, 4, 300).astype(str).tolist() for k in range(4)}
         found = slices.by_attribute(rng.random(300) < 0.7, columns)
         false += any(row["stands"] for column in found.values() for row in column["values"])
-    assert false <= 9  # of 5 expected at most, three standard deviations
+    assert false <= 9  # 5 are expected at most, with a standard deviation of 2.2
 
 
 def test_accuracy_where_people_agree_and_where_they_do_not() -> None:
@@ -175,6 +175,6 @@ def test_budgets_bound_what_is_looked_at() -> None:
         for side, images in ((32, 10_000), (224, 200), (224, 50_000)):
             count = budget.changed(images, side, 12)
             assert count >= 1 and 12 * count * side**2 <= max(budget.changed_pixels, images * side**2)
-    assert small.changed(10, 1000, 12) == 1 == full.changed(10, 1000, 12)  # however large they are
+    assert small.changed(10, 1000, 12) == 1 == full.changed(10, 1000, 12)  # at least one, however large the images are
     assert spread(10, 3).tolist() == [0, 4, 9] and spread(3, 10).tolist() == [0, 1, 2]
     assert holm(np.array([])).tolist() == []

@@ -80,7 +80,7 @@ def test_another_seed_or_epoch_is_another_picture(keys: dict[str, Any]) -> None:
     ],
 )
 def test_a_colour_jitter_is_torchvisions(key: str, change: Any) -> None:
-    """Of one kind each: the factor that was drawn is read off the first image, and must lie within its bounds."""
+    """One kind at a time, with the factors drawn for each image, which must lie within their bounds."""
     which = appearance(**{key: 0.4})
     got = which(images(8), torch.zeros(8, dtype=torch.int64), part(0, 8))[0]
     factors = 1 + 0.4 * (2 * part(0, 8).uniform(which.seed, "colour jitter") - 1)[:, list(JITTER).index(key)]
@@ -96,7 +96,7 @@ def test_a_turn_of_hue_leaves_grey_and_luma_and_a_whole_turn_everything() -> Non
     labels = torch.zeros(4, dtype=torch.int64)
     turned, _ = appearance(hue=0.5)(grey, labels, part(0, 4))
     assert (turned - floats(grey)).abs().max() < 0.1
-    mild = 84 + pixels // 8  # far from being clipped
+    mild = 84 + pixels // 8  # values far from the clipping limits
     luma = torch.tensor([0.299, 0.587, 0.114])
     changed, _ = appearance(hue=0.5)(mild, labels, part(0, 4))
     assert (torch.einsum("nchw,c->nhw", changed - floats(mild), luma)).abs().max() < 0.1
@@ -111,7 +111,7 @@ def test_colour_shifts_have_the_training_sets_covariance_times_the_strength_squa
     pixels = images(8)
     changed, _ = appearance(colour_shift=0.1)(pixels, torch.zeros(8, dtype=torch.int64), part(0, 8))
     difference = (changed - floats(pixels)).flatten(2)
-    assert difference.std(dim=2).max() < 1e-4  # every pixel of a channel by the same
+    assert difference.std(dim=2).max() < 1e-4  # all pixels of a channel shift alike
     np.testing.assert_allclose(difference.mean(dim=2).numpy(), shifts[:8], rtol=1e-3, atol=1e-3)
 
 
@@ -122,7 +122,7 @@ def test_colours_shift_along_scikit_learns_principal_components_of_the_same_pixe
     moments.add(pixels)
     shift = Appearance(AugmentConfig(colour_shift=1.0), 3, np.array(moments.covariance), np.array(moments.mean), 10)
     analysis = PCA(3).fit(pixels.reshape(-1, 3))
-    found = shift._constants[torch.device("cpu")]["components"].numpy()[::-1]  # theirs begin with the largest
+    found = shift._constants[torch.device("cpu")]["components"].numpy()[::-1]  # scikit-learn's begin with the largest
     expected = analysis.components_ * np.sqrt(analysis.explained_variance_)[:, None]
     signs = np.sign((found * expected).sum(axis=1))[:, None]
     count = pixels.size // 3
@@ -135,7 +135,7 @@ def test_a_cutout_is_a_square_of_the_mean_colour() -> None:
     hole = (changed != floats(pixels)).any(dim=1)
     sizes = hole.flatten(1).sum(dim=1)
     assert sizes.max() == 64
-    assert sizes.min() >= 16  # at a corner a quarter is left
+    assert sizes.min() >= 16  # at a corner a quarter of the hole is left
     for image, where in zip(changed, hole, strict=True):
         assert (image[:, where] - torch.tensor(MEAN, dtype=torch.float32)[:, None]).abs().max() < 1e-4
         rows, columns = where.any(dim=1).sum(), where.any(dim=0).sum()

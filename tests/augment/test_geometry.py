@@ -227,14 +227,14 @@ def test_a_rotation_is_pillows_counter_clockwise_and_black_outside(angle: float)
     got = rotate(torch.from_numpy(image)[None], np.array([angle]))[0].numpy().astype(int)
     expected = np.asarray(Image.fromarray(image).rotate(angle, Image.Resampling.BILINEAR)).astype(int)
     inside, outside = _turned(48 - 4, angle), ~_turned(48 + 4, angle)
-    assert np.abs(got - expected)[inside].max() <= 1  # at the edge itself Pillow blends with the background otherwise
+    assert np.abs(got - expected)[inside].max() <= 1  # Pillow blends the edge with the background differently
     assert not got[outside].any()
     assert inside.sum() > 500
     assert outside.any() or abs(angle) < 5
 
 
 def _turned(side: int, angle: float) -> NDArray[np.bool_]:
-    """Where in 48 x 48 pixels a turned square about their centre lies."""
+    """Which of 48 x 48 pixels a rotated square about their centre covers."""
     canvas = Image.new("L", (100, 100))
     low, high = (100 - side) // 2, (100 + side) // 2
     canvas.paste(255, (low, low, high, high))

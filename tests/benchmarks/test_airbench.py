@@ -1,4 +1,4 @@
-"""The other recipe of the race: its whitened layer, its crops, and that it learns."""
+"""The airbench recipe: its whitening layer, its crops, and that it learns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_the_first_layer_whitens_patches() -> None:
     assert torch.equal(outputs[:half], -outputs[half:])
     covariance = outputs[:half] @ outputs[:half].T / outputs.shape[1]
     assert (covariance - covariance.diagonal().diag()).abs().max() < 1e-4
-    assert covariance.diagonal().min() > 0.8 and covariance.diagonal().max() <= 1  # less what keeps it from noise
+    assert covariance.diagonal().min() > 0.8 and covariance.diagonal().max() <= 1  # below 1, as noise is damped
 
 
 def test_crops_move_and_mirror_by_whole_pixels() -> None:

@@ -1,4 +1,4 @@
-"""What is compared is computed alike: each side in the arithmetic of its own precision, its joules over its own steps."""
+"""Fair comparisons: each side computes in the arithmetic of its own precision, and its joules are of its own steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CELLS = [Cell("vgg11", 16, 2, precision, "channels_last") for precision in ("fp3
 
 @pytest.fixture(autouse=True)
 def settings() -> Iterator[None]:
-    """What a test has set is not the next one's."""
+    """Reset the arithmetic after each test."""
     yield
     set_arithmetic(Config(precision="fp32"), ALONE.device)
 
@@ -66,7 +66,7 @@ def test_each_cell_of_a_grid_has_the_arithmetic_of_its_precision(order: tuple[in
 
 @pytest.mark.parametrize("phases_apart", [False, True], ids=["CPU", "GPU"])
 def test_joules_are_of_the_steps_that_are_divided_by(phases_apart: bool) -> None:
-    """By a counter that counts a joule a step."""
+    """By a counter that adds one joule per step."""
     taken = itertools.count()
     batch = noise(2, 16, ALONE)
     batches = (batch for _ in taken)
@@ -92,7 +92,7 @@ def test_peers_run_in_the_arithmetic_of_ours() -> None:
         return lambda steps: found.append(in_tf32()) or 1.0  # type: ignore[func-returns-value]
 
     class Connection:
-        """The other end asks for a round and is done."""
+        """The other end, which asks for one round and then ends."""
 
         asked = iter((1, 0))
         sent: list[float | str] = []  # noqa: RUF012
@@ -102,8 +102,8 @@ def test_peers_run_in_the_arithmetic_of_ours() -> None:
 
         send = sent.append
 
-    torch.set_float32_matmul_precision("high")  # what another side had set in this process
+    torch.set_float32_matmul_precision("high")  # as if another side had set it in this process
     peers.work(peer, CELLS[0], 1, Connection())  # type: ignore[arg-type]
     torch.set_float32_matmul_precision("highest")
-    assert found == [(False, False)] * 3  # built, tried, and a round
+    assert found == [(False, False)] * 3  # when built, when tried, and in a round
     assert Connection.sent == ["", 1.0]

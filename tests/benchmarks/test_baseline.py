@@ -1,4 +1,4 @@
-"""The verdict on simulated runs whose truth is known, and on files."""
+"""The verdict on simulated runs whose true speed is known, and on result files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ TRIALS = 200
 def simulated(
     generator: np.random.Generator, speed: float = 1.0, between: float = 0.045, drift: float = 0.15, rounds: int = 7
 ) -> dict[str, Any]:
-    """A run on a machine that is slower or faster as a whole for its time, and from round to round."""
-    whole = generator.normal(0, drift) + generator.normal(0, 0.03, rounds)  # falls on the reference as well
+    """A run on a machine whose speed varies between runs, and from round to round."""
+    whole = generator.normal(0, drift) + generator.normal(0, 0.03, rounds)  # affects the reference as well
     own = generator.normal(0, between) + generator.normal(0, 0.02, rounds)
     rates = 1000 * speed * np.exp(whole + own)
     reference = 1e12 * np.exp(whole + generator.normal(0, 0.005, rounds))
@@ -90,7 +90,7 @@ def test_a_share_is_not_divided_by_the_machine_s_speed(unit: str) -> None:
     before = {"name": "step", **rounds.summary([0.1, 0.1, 0.1], unit, [1.0] * 3)}
     found = baseline.verdict({**before, "reference": [2.0] * 3}, [before])
     assert (found.word, found.change, found.reference) == ("noise", 0.0, None)
-    assert len(baseline.table([found]).splitlines()) == 2  # nothing is said of a reference
+    assert len(baseline.table([found]).splitlines()) == 2  # no line about a reference
 
 
 def options(*files: Path) -> Namespace:
@@ -132,7 +132,7 @@ def test_a_baseline_of_other_rows_is_refused(tmp_path: Path) -> None:
 def test_rows_of_one_name_are_compared_with_the_same_settings_alone(key: str, tmp_path: Path) -> None:
     row = {"name": "weak, 2 ranks", "all": [1.0, 2.0], "version": "1"}
     stored = write(tmp_path / "stored.json", [{**row, key: 11}])
-    for alike in (row, {**row, key: 11, "version": "2"}):  # a file may be older than the key
+    for alike in (row, {**row, key: 11, "version": "2"}):  # a file may have been written before the key existed
         assert len(baseline.verdicts([alike], [stored])) == 1
     with pytest.raises(UserError, match=rf"stored\.json: 'weak, 2 ranks' .* {key}=11, and this run has {key}=16"):
         baseline.verdicts([{**row, key: 16}], [stored])

@@ -1,4 +1,4 @@
-"""What every benchmark has as a command."""
+"""The options that all benchmark commands share, and their errors."""
 
 from __future__ import annotations
 

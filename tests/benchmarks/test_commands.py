@@ -90,7 +90,7 @@ def test_the_arithmetic_of_a_network_is_counted_from_its_definition(name: str, g
 
 
 def test_a_benchmark_takes_an_earlier_run_of_itself(digits: Path, tmp_path: Path) -> None:
-    """The verdict is of the row that both have."""
+    """The verdict compares the row that both runs have."""
     keys = ["network=vgg_tiny", "data.image_size=16", f"data.source={digits}", "batch=16"]
     first = tmp_path / "first.json"
     options = ["--steps", 2, "--rounds", 2, "--threads", 1, "--config", ROOT / "configs" / "vgg16_cifar10.yaml"]
@@ -107,7 +107,7 @@ def test_a_benchmark_takes_an_earlier_run_of_itself(digits: Path, tmp_path: Path
 
 
 def namespaces_left() -> set[str]:
-    """Of benchmarks that have ended."""
+    """Network namespaces that ended benchmarks have left behind."""
     names = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout.split()
     return {name for name in names if name.startswith("vgg-ddp-") and not Path("/proc", name.split("-")[2]).exists()}
 

@@ -14,7 +14,7 @@ from benchmarks.scaling_model.network import layers, training_flops
 
 
 def test_the_cost_of_an_image() -> None:
-    """VGG-16's by its layers; ResNet-18's 0.56 billion multiplications and additions, the backward pass twice as many."""
+    """VGG-16's from its layers; ResNet-18's from 0.56 billion multiply-adds, and twice as many in the backward pass."""
     vgg = training_flops(layers("vgg16", True, "compact", 10, 32)) / 1e15
     assert common_recipe.pflop_of_image("vgg16", 10) == pytest.approx(vgg, rel=1e-3)
     assert common_recipe.pflop_of_image("resnet18", 10) == pytest.approx(3 * 2 * 0.5557e-6, rel=0.01)
@@ -46,7 +46,7 @@ def test_it_learns_and_ends_where_it_is_told(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_first_steps_are_not_in_the_images_per_second(
     steps: int, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock that goes on by a second each time that it is looked at: at the start, after the warm-up, at the end."""
+    """By a clock that advances a second per reading: at the start, after the warm-up, at the end."""
     monkeypatch.setattr(common_recipe, "time", SimpleNamespace(perf_counter=itertools.count(0.0).__next__))
     for name, value in {"BATCH": 1, "HELD_OUT": 2, "network_of": network, "pflop_of_image": lambda *_: 0.0}.items():
         monkeypatch.setattr(common_recipe, name, value)

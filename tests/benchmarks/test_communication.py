@@ -1,4 +1,4 @@
-"""The benchmark of communication computes on the CPU, whatever there is; and a training that fails is one line."""
+"""The communication benchmark computes on the CPU on any machine; a training that fails gives one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processor's counters are added up over packages, and over the end of their range."""
+"""The processor's energy counters are summed over packages, and across a wrap-around."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_joules_of_all_packages_go_on_over_the_end_of_a_counter(tmp_path: Path) 
     assert joules() == 0.0
     first.write_text("7500000\n")
     assert joules() == pytest.approx(2.5)
-    second.write_text("2000000\n")  # from 999 on, past 1,000, to 2 joules
+    second.write_text("2000000\n")  # from 999 J, past the wrap at 1,000 J, to 2 J
     assert joules() == pytest.approx(5.5)
 
 

@@ -1,4 +1,4 @@
-"""The session for a machine with a GPU, rehearsed whole on the CPU."""
+"""The session for a machine with a GPU, rehearsed in full on the CPU."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STAGES = [
 
 
 def session(folder: Path, *words: object) -> tuple[int, list[str]]:
-    """The exit code of a session, whose stages are forked as the tests' other commands are, and its lines."""
+    """The exit code and the output lines of a session; its stages are forked, like the tests' other commands."""
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         patch.setattr(sys, "argv", ["gpu_session", "--out", str(folder), *map(str, words)])
@@ -76,9 +76,9 @@ def test_a_step_is_predicted_from_what_it_computes_and_moves(whole: Path) -> Non
     predicted = cell["predicted"]
     assert predicted["flop"] == cell["batch"] * cell["flop_per_image"]
     weights = 9_229_898
-    assert predicted["bytes"] > 4 * weights * 8  # read twice, a gradient written; then the update
+    assert predicted["bytes"] > 4 * weights * 8  # weights read twice, gradients written, then the update
     (product,) = (row["flop_per_second"] for row in rows(whole, "step-32") if "flop_per_second" in row)
-    assert predicted["seconds"] > predicted["flop"] / product / 10  # at rates measured a moment earlier
+    assert predicted["seconds"] > predicted["flop"] / product / 10  # predicted from rates measured just before
     log = (whole / "step-32.log").read_text()
     assert log.index("predicted:") < log.index("images/s")
 
@@ -101,7 +101,7 @@ def test_the_table_has_all_stages_and_the_longest_kernels(whole: Path) -> None:
 
 
 def test_only_what_has_no_result_is_run_again(whole: Path, tmp_path: Path) -> None:
-    """A stage that fails is told, with its last line, and the next one runs."""
+    """A stage that fails is reported with its last line, and the next one runs."""
     again = tmp_path / "again"
     shutil.copytree(whole, again)
     for stage in ("environment", "accuracy"):

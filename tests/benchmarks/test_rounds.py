@@ -1,4 +1,4 @@
-"""Turns and statistics."""
+"""Alternating rounds, their statistics, and the reference."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_interval_holds_the_true_median_about_as_often_as_it_says() -> None:
 
 
 def test_the_interval_narrows_as_that_of_a_normal_median_does() -> None:
-    values = norm.ppf((np.arange(400) + 0.5) / 400).tolist()  # a normal sample without chance
+    values = norm.ppf((np.arange(400) + 0.5) / 400).tolist()  # normal quantiles: a sample without randomness
     low, high = rounds.median_interval(values)
     expected = 2 * 1.96 * np.sqrt(np.pi / 2 / 400)  # the asymptotic standard error of a median
     assert high - low == pytest.approx(expected, rel=0.15)
@@ -54,13 +54,13 @@ def test_a_summary_names_its_unit_and_keeps_every_round() -> None:
 
 def test_products_and_copies_count_operations_and_bytes() -> None:
     device = torch.device("cpu")
-    assert 1e8 < matrix_product(device, seconds=0.02)() < 1e14  # one thread of any machine
+    assert 1e8 < matrix_product(device, seconds=0.02)() < 1e14  # bounds for one thread of any machine
     assert 1e7 < copy(device, seconds=0.02)() < 1e13
 
 
 @pytest.mark.seconds
 def test_the_reference_lies_between_its_parts() -> None:
-    """The best of several trials of each: what else runs here makes some of them slow."""
+    """The best of several trials of each, since other processes slow some of them down."""
     trials = [make(torch.device("cpu")) for make in (matrix_product, copy, reference)]
     product, copied, both = (max(trial() for _ in range(5)) for trial in trials)
     assert min(product, copied) / 3 < both < max(product, copied) * 3

@@ -66,7 +66,7 @@ def test_ranks_that_do_not_divide_the_batch_get_one_line() -> None:
 def test_noise_holds_runs_of_one_version_against_one_another(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """The runs are forked, as the tests' other commands are."""
+    """The runs are forked, like the tests' other commands."""
     file = tmp_path / "noise.json"
     options = ["--data", "digits", "--photos", "0", "--batch", "8", "--seconds", "0.01", "--rounds", "3", "--only"]
     words = ["--runs", "4", "--json", str(file), "loaders", *options, "synthetic raw", "resident raw"]
@@ -76,7 +76,7 @@ def test_noise_holds_runs_of_one_version_against_one_another(
     noise.main()
     assert "verdicts are noise" in capsys.readouterr().out
     found = json.loads(file.read_text())
-    assert [row["verdicts"] for row in found["rows"]] == [6, 2]  # of two loaders
+    assert [row["verdicts"] for row in found["rows"]] == [6, 2]  # one row per loader
     assert len(found["runs"]) == 4
     assert found["scatter_over_reference"] > 0
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""The model against other people's code and figures, and against what must hold of any such model."""
+"""The model against other people's code and figures, and against invariants of any such model."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_step_lies_between_perfect_overlap_and_none() -> None:
     for cluster in CLUSTERS.values():
         found = step(PAPER, seconds, 0.0, 64, H100, cluster, 512, Plain())
         assert max(compute, found.communication) <= found.seconds <= compute + found.communication
-        assert found.exposed > 0  # at least the last bucket's, whose gradients come last
+        assert found.exposed > 0  # at least the last bucket, whose gradients come last
 
 
 def test_nothing_overlaps_where_the_same_cores_compute_and_copy() -> None:

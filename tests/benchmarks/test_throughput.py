@@ -1,4 +1,4 @@
-"""What throughput asks of a step, by steps that note what they are asked; and a data set that is too small for one."""
+"""What the throughput benchmark asks of a step, recorded by fake steps; and a data set smaller than a batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ONE, TWO = World(0, 1, 0, 1, CPU), World(0, 2, 0, 2, CPU)
 
 
 class FakeStep:
-    """A step that notes what it is asked."""
+    """A step that records what it is asked."""
 
     def __init__(self, asked: list[Any], is_graph: bool = False) -> None:
         self.asked, self.is_graph, self.first_steps, self.flop_per_image = asked, is_graph, 3, 1.0
@@ -62,7 +62,7 @@ def test_only_ddp_takes_a_step_without_a_reduction(engine: str, without: bool, m
 def test_the_peak_is_that_of_the_only_cell(
     is_graph: bool, cells: int, expected: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is read before anything else that is measured is in memory."""
+    """It is read before anything else to be measured is in memory."""
     asked: list[Any] = []
     monkeypatch.setattr(throughput, "Step", lambda *_: FakeStep(asked, is_graph))
     monkeypatch.setattr(of_cell, "reset_peak", lambda device: asked.append("reset"))

@@ -104,7 +104,7 @@ def test_two_seeds(few_digits: Path, tmp_path: Path) -> None:
 
 
 def finished_run(recipe: str, run: Path, target: float, command_seconds: float | None) -> dict[str, Any]:
-    """A row in place of `time_to_accuracy.read`; a run named "unheld" holds no images out."""
+    """A row in place of that of `time_to_accuracy.read`; the run named "unheld" holds out no images."""
     figures = {"seconds": 2.0, "epochs": 1.0, "pflop": 0.1, "accuracy_then": 0.5, "final_validation_accuracy": 0.6}
     figures["seconds_with_building"] = 2.5
     if recipe == "unheld":
@@ -117,7 +117,7 @@ def finished_run(recipe: str, run: Path, target: float, command_seconds: float |
 def test_a_training_that_fails_loses_none_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It did not reach the target; the first one that fails, with nothing to lose, ends all."""
+    """It counts as not having reached the target; but a failure without any earlier result ends the benchmark."""
     well = iter([True, False, True, False, False])
 
     def train(recipe: time_to_accuracy.Recipe, seed: int, directory: Path) -> tuple[Path, float]:

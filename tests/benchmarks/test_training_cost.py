@@ -23,7 +23,7 @@ def test_pflop_follows_the_size_of_each_epochs_images() -> None:
     assert large == pytest.approx(counted_by_hand[32], rel=1e-6)
     assert (
         0.8 * counted_by_hand[16] < small < counted_by_hand[16]
-    )  # of a single pixel, products with padding are left out
+    )  # on a single pixel, products with padding are skipped
 
 
 def test_flop_of_a_second_gradient_and_of_the_pass_that_finds_the_hardest_images() -> None:
@@ -41,11 +41,11 @@ def test_flop_of_a_second_gradient_and_of_the_pass_that_finds_the_hardest_images
 
 
 def test_flop_of_an_update_are_muon_s_matrix_products() -> None:
-    """X X^T and the last product of each out x in x 9 matrix, and 17 of out x out or in x in between, whichever is less."""
+    """Per matrix: X X^T and the final product, with 17 products of square matrices of the smaller side in between."""
     shapes = [(3 * 9, 64), (64 * 9, 128), (128 * 9, 256), (256 * 9, 256), (256 * 9, 512)] + 3 * [(512 * 9, 512)]
     expected = sum(2 * (2 * min(s) ** 2 * max(s) + 17 * min(s) ** 3) for s in shapes)
     muon = Config(network="vgg11", optimizer=OptimizerConfig(name="muon"))
     assert training_cost.flop_of_update(muon, 10) == pytest.approx(expected, rel=1e-6)
     alone, two = (training_cost.pflop_of_steps(muon, 10, steps_per_epoch=10, ranks=ranks)(5) for ranks in (1, 2))
-    assert two - alone == pytest.approx(5 * expected / 1e15)  # every rank makes the whole update
+    assert two - alone == pytest.approx(5 * expected / 1e15)  # every rank computes the whole update
     assert training_cost.flop_of_update(Config(network="vgg11"), 10) == 0

@@ -1,9 +1,9 @@
-"""Kills, signals, full disks and damaged files, at random moments and places, and what comes of each.
+"""Kills, signals, full disks and damaged files, at random moments and places, and how a run survives each.
 
     python -m tests.chaos [--size small|whole] [--seed 0] [--only kills,stop,...]
 
-It prints a table: what was done, how often, and how often the end was another than without. `small` is what the suite runs
-with its fixed seed; `whole` takes some hours on two cores.
+It prints a table: what was done, how often, and how often the run did not end like an undisturbed one. `small` is what
+the suite runs with its fixed seed; `whole` takes some hours on two cores.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 
 def main() -> int:
-    """Run it; pytest's exit code."""
+    """Run the tests and return pytest's exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.split("\n\n")[0])
     parser.add_argument("--size", choices=("small", "whole"), default="whole")
     parser.add_argument("--seed", default="0")

@@ -1,4 +1,4 @@
-"""How much of each is done, and the table of it."""
+"""The number of tries of each test, and the table of their results."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 
 @dataclass
 class Tries:
-    """What is tried, what was measured, and what went wrong in it.
+    """The tries of one kind of disturbance, and what went wrong in them.
 
     Attributes:
-        tell: writes a line to the terminal at once, since all of it takes hours.
+        tell: writes a line to the terminal at once, since the whole takes hours.
         figure: what was measured, for the table.
     """
 
@@ -27,7 +27,7 @@ class Tries:
     wrong: list[str] = field(default_factory=list)
 
     def check(self, right: bool, otherwise: str) -> None:
-        """Note a try, which may not have ended as it should have."""
+        """Record and print `otherwise` unless the try ended `right`."""
         if not right:
             self.wrong.append(otherwise)
             self.tell(f"\n{self.what}: {otherwise}")
@@ -39,7 +39,7 @@ TABLE: list[Tries] = []
 
 @pytest.fixture
 def tries(request: pytest.FixtureRequest) -> Begin:
-    """`tries(what, small, whole)`: so many tries of it, which are all to end well."""
+    """`tries(what, small, whole)`: that many tries, depending on --chaos; all of them must end well."""
     made: list[Tries] = []
 
     def begin(what: str, small: int, whole: int) -> Tries:
@@ -64,7 +64,7 @@ def tries(request: pytest.FixtureRequest) -> Begin:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table, where it was asked for."""
+    """Print the table if it was asked for."""
     if terminalreporter.config.getoption("--chaos") == "whole" or "chaos" in str(terminalreporter.config.args):
         terminalreporter.section("chaos")
         for tried in TABLE:

@@ -1,4 +1,4 @@
-"""`vgg-ddp train`, as a person starts it."""
+"""`vgg-ddp train`, started as a user starts it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Launched:
 
         Args:
             fault: see `tests.support.faults`.
-            core: the only one that all of its processes run on.
+            core: the only core that all of its processes may run on.
         """
         faults = {"PYTHONPATH": f"{FAULTS}:{ROOT}", "FAULT": json.dumps(fault)} if fault else {}
         bound = [] if core is None else ["taskset", "--cpu-list", str(core)]
@@ -51,7 +51,7 @@ class Launched:
         )
 
     def said(self) -> str:
-        """The output so far; the file's position, which the processes write at, stays."""
+        """The output so far, read without moving the file position at which the processes write."""
         file = self._output.fileno()
         return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
 

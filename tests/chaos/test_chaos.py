@@ -1,4 +1,4 @@
-"""At random: whatever is done to a run, it ends, or goes on to its end, with the bits of one that was left alone."""
+"""Random faults: whatever happens to a run, it ends or can be continued, with the bits of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ WORDS = (
 
 @pytest.fixture(scope="module")
 def golden(train: Train) -> dict[int, Path]:
-    """The run that nobody disturbs, of one rank and of two."""
+    """The undisturbed run, with one rank and with two."""
     return {size: train(f"golden {size}", *WORDS, size=size) for size in (1, 2)}
 
 
 def ends_as(run: Path, golden: Path) -> str:
-    """What differs from the undisturbed run; nothing where it is the same."""
+    """How the run differs from the undisturbed one; empty if it does not."""
     try:
         assert_undisturbed(run, golden)
     except (AssertionError, OSError) as error:
@@ -60,13 +60,13 @@ def steps(run: Path) -> int:
 
 
 def wait_for_step(run: Path, step: int, launched: Launched) -> None:
-    """Until so many steps are logged, or it has ended."""
+    """Wait until `step` steps are logged, or the launch has ended."""
     while steps(run) < step and launched.process.poll() is None:
         time.sleep(0.01)
 
 
 def wait_until_caught(number: signal.Signals, launched: Launched) -> None:
-    """Until the signal is caught: what comes while the interpreter itself is starting ends it as it ends any other."""
+    """Wait until the signal has a handler: while the interpreter starts, it ends the process like any other."""
     status = Path(f"/proc/{launched.process.pid}/status")
     while launched.process.poll() is None:
         caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt:"))
@@ -89,7 +89,7 @@ CASES = [
 
 
 def test_faults_by_phase(tries: Begin, golden: dict[int, Path], recipe: Path, runs: Path) -> None:
-    """In a phase of a rank of two: it goes on by itself, or ends as it should, and goes on when it is started again."""
+    """A fault in a phase of one of two ranks: the run recovers by itself, or ends as it should and can be continued."""
     tried = tries("a fault of a rank, by phase", 2, len(CASES))
     for rank, phase, what in tried.rng.sample(CASES, tried.count):
         fault = {"rank": rank, "phase": phase, "step": tried.rng.randrange(1, 20), "what": what}
@@ -112,8 +112,8 @@ def problems_after(fault: dict[str, object], code: int, said: str, run: Path) ->
     if what in ("KILL", "STOP", "link") or (what == "exception" and phase != "start"):
         if code != 0 or "all ranks start again from the newest checkpoint" not in said:
             yield "it has not started again"
-        elif json.loads((run / "summary.json").read_text())["restarts"] != (phase != "report"):  # of the training
-            yield "it has started again another number of times"
+        elif json.loads((run / "summary.json").read_text())["restarts"] != (phase != "report"):  # only the training's
+            yield "it has restarted the wrong number of times"
     elif what in ("TERM", "HUP"):
         if code not in (EXIT_STOPPED, 128 + signal.Signals[f"SIG{what}"]) or lines != 1 or "Traceback" in said:
             yield "it has not stopped"
@@ -125,7 +125,7 @@ def problems_after(fault: dict[str, object], code: int, said: str, run: Path) ->
 
 
 def test_kills_of_a_rank(tries: Begin, golden: dict[int, Path], recipe: Path, runs: Path) -> None:
-    """One a run, from its first moment to its report: it goes on by itself."""
+    """One kill per run, at any time from its start to its report: it recovers by itself."""
     tried = tries("a rank is killed, two ranks, one kill a run", 1, 100)
     for number in range(tried.count):
         run = runs / f"killed {number}"
@@ -146,7 +146,7 @@ def test_kills_of_a_rank(tries: Begin, golden: dict[int, Path], recipe: Path, ru
 
 
 def test_kills_in_one_run(tries: Begin, golden: dict[int, Path], train: Train, recipe: Path, runs: Path) -> None:
-    """One after the other, each a checkpoint after the one before."""
+    """One after the other, each one checkpoint later than the one before."""
     tried = tries("a rank is killed, two ranks, all in one run", 1, 100)
     run = runs / "killed again and again"
     longer = [f"min_steps={4 * tried.count + 8}"] if tried.count > 4 else []
@@ -167,7 +167,7 @@ def test_kills_in_one_run(tries: Begin, golden: dict[int, Path], train: Train, r
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_stop_requests(number: signal.Signals, tries: Begin, golden: dict[int, Path], recipe: Path, runs: Path) -> None:
-    """At any moment: saved, or said that nothing was, and continued to the same end."""
+    """At any moment: it saves, or says that there was nothing to save, and can be continued to the same end."""
     tried = tries(f"{number.name} to the launch, of one rank or two", 1, 50)
     for attempt in range(tried.count):
         size, run = tried.rng.choice([1, 2]), runs / f"{number.name} {attempt}"
@@ -191,8 +191,8 @@ def test_stop_requests(number: signal.Signals, tries: Begin, golden: dict[int, P
 
 
 def test_kills_of_the_writer(tries: Begin, tmp_path: Path) -> None:
-    """There is always a checkpoint that is whole, and none under its name that is not."""
-    tried = tries("killed inside the saving path", 0, 300)  # a few of them: tests/run/test_checkpoint.py
+    """There is always a whole checkpoint, and never a partial one under a checkpoint's name."""
+    tried = tries("killed inside the saving path", 0, 300)  # the suite has a few in tests/run/test_checkpoint.py
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as place:
         for attempt in range(tried.count):
             folder = Path(place, str(attempt))
@@ -218,7 +218,7 @@ def problems_of(folder: Path) -> list[str]:
 
 
 def test_full_disks(tries: Begin, recipe: Path, tmp_path: Path) -> None:
-    """However large the disk is: one line, and what is there can be loaded."""
+    """Whatever the size of the disk: one line of error, and the checkpoints on it can be loaded."""
     tried = tries("a disk that fills up", 1, 30)
     for attempt in range(tried.count):
         size = f"{int(2 ** tried.rng.uniform(12, 26)) // 4096 * 4}k"
@@ -235,7 +235,7 @@ def test_full_disks(tries: Begin, recipe: Path, tmp_path: Path) -> None:
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
-    """One bit flipped, some bytes zeroed, or cut off."""
+    """One bit flipped, some bytes zeroed, or the end cut off."""
     place = rng.randrange(len(data))
     kind = rng.randrange(4)
     if kind == 0:
@@ -305,7 +305,7 @@ def test_nothing_grows(tries: Begin, launch: Launch, runs: Path) -> None:
 
 
 def held(process: int) -> dict[str, int]:
-    """What a process has of each kind; of descriptors and threads the fewest in a while, since some come and go."""
+    """The resources that a process holds; for descriptors and threads the fewest in a while, since some come and go."""
     place = Path(f"/proc/{process}")
     looks = []
     for _ in range(50):

@@ -1,4 +1,4 @@
-"""Malformed input, made by mutation: one line in time, and nothing outside of its place is touched."""
+"""Malformed input, made by mutation: one line of error in time, and nothing is written elsewhere."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from vgg_ddp.run.checkpoint import State
 
 pytestmark = pytest.mark.processes
 
-SECONDS, BYTES = 10, 2 * 2**30  # at most, for each input; and of memory, in all
+SECONDS, BYTES = 10, 2 * 2**30  # limits: seconds per input, and bytes of memory in total
 NASTY = (
     b"", b"\0", b"-1", b"null", b"1e999", b"nan", b"{}", b"[]", b"[[[[", b": ", b"\xff\xfe", b"!!python/object:os.system",
     b"&a [*a, *a]", b"%00", b"../../..", b"/", b"~", b"a" * 5000, b"\x1b[2J", b"-", b"--", b"=", b"\n", b"2**64", b"'", b'"',
@@ -41,7 +41,7 @@ NASTY = (
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """A few changes: bytes flipped, cut off, taken out, written twice, or replaced by what is nasty."""
+    """A few changes: bytes cut off, removed, duplicated, or replaced by random or nasty ones."""
     for _ in range(rng.randrange(1, 4)):
         start = rng.randrange(len(data) + 1)
         end = min(len(data), start + rng.choice([0, 1, 4, 40]))
@@ -63,7 +63,7 @@ def configurations(rng: random.Random, place: Path) -> None:
 
 
 def command_lines(rng: random.Random, place: Path) -> None:
-    """None of them can train: the run is missing, and so is the data."""
+    """Command lines none of which can train: both the run and the data are missing."""
     (place / "config.yaml").write_text("data: {source: missing}\nrun: {dir: run}\ndevice: cpu\n")
     words = rng.choice(
         [
@@ -124,7 +124,7 @@ SETS = [(split, label) for split in ("train", "test") for label in "ab" for _ in
 
 
 def checkpoints(rng: random.Random, place: Path) -> None:
-    """One with hashes that are right."""
+    """A mutated checkpoint whose hashes are right."""
     weights = {"w": torch.arange(20.0)}
     files = checkpoint.encode(weights, {"w/momentum_buffer": weights["w"]}, State(step=3), weights)
     name = rng.choice(list(files))
@@ -145,7 +145,7 @@ KINDS = {kind.__name__: kind for kind in (configurations, command_lines, picture
 
 
 def problems(kind: str, seed: str, count: int, place: Path) -> list[str]:
-    """What went wrong in so many tries, of which a process takes all."""
+    """What went wrong in `count` tries, all of them in this process."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, too_long)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -178,7 +178,7 @@ def too_long(number: int, frame: object) -> None:
 
 
 def names(place: Path, pattern: str = "*") -> set[str]:
-    """What is in `place`, but for what is inside."""
+    """The names below `place`, except those below `inside`."""
     return {str(path.relative_to(place)) for path in place.rglob(pattern) if "inside/" not in str(path)}
 
 

@@ -1,4 +1,4 @@
-"""Each item of the saved state left out in turn: at least one test fails, or the suite would prove nothing."""
+"""Each item of the saved state is left out in turn: at least one test must fail, or the suite would prove nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.host]
 ROOT = Path(__file__).resolve().parents[2]
 RESUME = "tests/training/test_resume.py"
 CHECKPOINT = "tests/run/test_checkpoint.py"
-# What is left out: the file, its text, what is there in its place, and the tests that see it.
+# What is left out: the file, the text, its replacement, and the tests that must notice.
 STATE = ("vgg_ddp/run/checkpoint.py", "msgspec.json.encode(state)")
 MUTATIONS = {
     "momentum": ("vgg_ddp/engines/ddp.py", "if isinstance(value, Tensor):", "if False:", RESUME),
@@ -46,9 +46,9 @@ MUTATIONS = {
 
 
 def without(file: str, text: str, other: str) -> str:
-    """The code of a file with `other` in place of its one `text`."""
+    """The code of a file with its only `text` replaced by `other`."""
     code = (ROOT / file).read_text()
-    assert code.count(text) == 1, f"{file} has no one {text}"
+    assert code.count(text) == 1, f"{file} does not have exactly one {text}"
     return code.replace(text, other)
 
 
@@ -60,7 +60,7 @@ def test_there_is_each_item_to_leave_out(name: str) -> None:
 
 
 def test_each_item_of_the_state_is_missed(tries: Begin, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """In a copy of the code; its own tests, in a process of theirs."""
+    """In a copy of the code, whose own tests run in a separate process."""
     tried = tries("an item of the state is left out", 0, len(MUTATIONS))
     for name, (file, text, other, tests) in list(MUTATIONS.items())[: tried.count]:
         copy = tmp_path / name

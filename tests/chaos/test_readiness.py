@@ -1,6 +1,6 @@
-"""What kills cost a training, and what being ready for them costs one that nobody kills: with `--chaos whole` alone.
+"""What kills cost a training, and what fault tolerance costs an undisturbed one: with `--chaos whole` only.
 
-Both measure, and want a machine that does nothing else.
+Both are measurements, and need an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def begin(digits: Path, run: Path, size: int, *words: str, core: int | None = No
 
 
 def seconds(run: Path) -> float:
-    """How long the steps took, with validation and saving, that the run has and keeps: those that were made again once."""
+    """The time of the steps that the run has kept, with validation and saving; repeated steps count once."""
     return float(metrics(run)[-1]["seconds"]) if metrics(run) else 0.0
 
 
 def test_goodput(tries: Begin, digits: Path, runs: Path) -> None:
-    """A rank is killed every minute for 15 minutes: at least 95 % of that time goes into steps that stay."""
+    """A rank is killed every minute for 15 minutes: at least 95 % of that time goes into steps that are kept."""
     tried = tries("a rank is killed every minute: goodput", 0, 15)
     run = runs / "goodput"
     training = begin(digits, run, 2, "epochs=100000", "log.every_steps=1", *READY)
@@ -59,11 +59,11 @@ def test_goodput(tries: Begin, digits: Path, runs: Path) -> None:
 
 
 def test_cost_of_being_ready(tries: Begin, digits: Path, runs: Path) -> None:
-    """A training of one rank that is ready for faults beside one that is not: at most 2 % more of a core's time.
+    """A fault-tolerant training of one rank against one that is not: at most 2 % more of a core's time.
 
-    Both at once on the same core, which takes turns between them every few milliseconds, so that both find the same machine:
-    their clocks on two cores differ by several per cent from pair to pair. A core that is never idle is all that such a
-    training has; saving beside the steps takes its time too.
+    Both run at once on the same core, which switches between them every few milliseconds, so that both see the same
+    machine: on two cores their times differ by several per cent from pair to pair. Such a training has only this core,
+    which is never idle, so saving in the background takes its time too.
     """
     tried = tries("ready for faults, without any: cost", 0, 10)
     cores = sorted(os.sched_getaffinity(0))[:2]
@@ -85,7 +85,7 @@ def test_cost_of_being_ready(tries: Begin, digits: Path, runs: Path) -> None:
 
 
 def used_by(training: Launched) -> float:
-    """The seconds of a core that a training and all of its processes have used, once they have ended."""
+    """The CPU seconds that a training and all of its processes have used, once they have ended."""
     _, status, usage = os.wait4(training.process.pid, 0)
     training.process.returncode = os.waitstatus_to_exitcode(status)
     code, said = training.end()

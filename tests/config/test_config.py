@@ -1,4 +1,4 @@
-"""What a user can get wrong in a configuration, and that what is right comes back as it was."""
+"""What a user can get wrong in a configuration, and that a valid one is read back unchanged."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ OTHER_VALUES: dict[str, Any] = {
     "tracking.mistakes": 0,
     "tracking.finish_seconds": 0.5,
 }
-NEEDED = {  # what has to be set for a key to be set at all
+NEEDED = {  # what each of these keys requires
     "accumulation": {"batch": 32},
     "communication.outer_learning_rate": {"communication.synchronise_every": 2},
     "communication.outer_momentum": {"communication.synchronise_every": 2},
@@ -192,7 +192,7 @@ NEEDED = {  # what has to be set for a key to be set at all
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A nested mapping as full keys and values."""
+    """The leaves of a nested mapping, with their full keys."""
     for key, value in tree.items():
         if isinstance(value, dict) and prefix + key not in all_keys():
             yield from leaves(value, f"{prefix}{key}.")
@@ -206,7 +206,7 @@ def every_key() -> dict[str, Any]:
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
-    """A file with nothing in it: every default."""
+    """An empty file: all defaults."""
     path = tmp_path / "config.yaml"
     path.write_text("")
     return path
@@ -256,7 +256,7 @@ def test_aliases_of_few_values_are_taken(config_file: Path) -> None:
 
 
 def test_a_configuration_of_many_classes_is_read_back(config_file: Path) -> None:
-    """Whose weights follow from the data set, and stand for as many numbers."""
+    """`balanced` stands for weights computed from the data set, one for each class."""
     config = load(config_file, ["loss.class_weights=balanced"])
     config_file.write_text(dump(config))
     assert load(config_file).loss.class_weights == "balanced"
@@ -280,16 +280,16 @@ def test_dump_and_load_of_every_key_at_once(config_file: Path) -> None:
         "batch": 32,
         "model.head": "compact",
         "model.batch_norm": True,
-        "model.pool_before_norm": False,  # these do not go with initialize_from
+        "model.pool_before_norm": False,  # these are incompatible with initialize_from
         "model.whiten": False,
-        "augment.random_resized_crop": None,  # which does not go with scale_jitter
+        "augment.random_resized_crop": None,  # incompatible with scale_jitter
         "communication.synchronise_every": 1,
         "communication.outer_learning_rate": 1.0,
         "communication.outer_momentum": 0.0,
         "communication.split_head": "none",
-        "loss.on_nonfinite": "stop",  # these two do not go with what is set of communication
+        "loss.on_nonfinite": "stop",  # these two are incompatible with the communication keys
         "log.gradient_norm": False,
-        "optimizer.sharpness_radius": 0.0,  # nor do these
+        "optimizer.sharpness_radius": 0.0,  # so are these
         "loss.hardest": 1.0,
         "loss.hardest_size": None,
         "engine": "ddp",
@@ -378,12 +378,12 @@ def test_unknown_key_names_the_nearest(wrong: str, right: str, config_file: Path
     message = refusal(config_file, wrong)
     assert re.search(f"unknown key '({key}|{key.split('.')[0]})'", message)  # the key, or the group if that is wrong
     assert f"did you mean '{right}'?" in message
-    assert f"'{wrong}'" in message  # where: the word
+    assert f"'{wrong}'" in message  # it names the argument
     group, _, name = key.rpartition(".")
     config_file.write_text(f"{group}: {{{name}: {value}}}" if group else f"{name}: {value}")
     message = refusal(config_file)
     assert f"did you mean '{right}'?" in message
-    assert str(config_file) in message  # where: the file
+    assert str(config_file) in message  # it names the file
 
 
 @pytest.mark.parametrize(
@@ -477,7 +477,7 @@ def test_missing_file_names_one_of_a_similar_name(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "nowhere" / "else.yaml")
 
 
-# A hundred thousand names of one class, of which each alias names ten times as many as the one before.
+# A hundred thousand copies of one class name: each alias holds ten of the one before.
 NESTED_ALIASES = b"analysis:\n groups:\n  a0: &a0 [cat]\n" + b"".join(
     b"  a%d: &a%d [%s]\n" % (k, k, b", ".join([b"*a%d" % (k - 1)] * 10)) for k in range(1, 6)
 )

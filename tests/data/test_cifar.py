@@ -1,4 +1,4 @@
-"""Archives made in the official CIFAR formats: torchvision's own reader is the reference; what is malicious never runs."""
+"""Archives in the official CIFAR formats, with torchvision's reader as the reference; malicious code never runs."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_every_name_but_numpys_own_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_pickle_cannot_change_the_reader() -> None:
-    """BUILD sets attributes on what has been built; what a name stands for must not be changed by that."""
+    """BUILD sets attributes on an object; it must not be able to change what a name stands for."""
     before = [(name, dict(vars(builder))) for name, builder in cifar._BUILDERS.items()]
     for module, name in cifar._BUILDERS:
         change = b"\x80\x02c" + f"{module}\n{name}\n".encode() + b"N}" + text("__doc__") + text("changed") + b"s\x86b."
@@ -235,7 +235,7 @@ def test_a_pickle_cannot_change_the_reader() -> None:
 
 
 def test_a_pickle_that_asks_for_more_memory_than_it_has_bytes_is_refused() -> None:
-    """Ten bytes that have Python's reader make room for four thousand million values."""
+    """Ten bytes that make Python's reader allocate room for four billion values."""
     program = "from vgg_ddp.data.sources import cifar; cifar.read_plain_pickle(b'\\x80\\x02Nr\\xff\\xff\\xff\\x7f.')"
 
     def limited() -> None:
@@ -283,7 +283,7 @@ def test_a_batch_that_is_not_in_the_format_is_refused(tmp_path: Path, kind: str)
 
 
 def test_labels_may_not_slip_from_one_batch_into_the_next(tmp_path: Path) -> None:
-    """One label too few in a batch and one too many in the next: the totals agree, the labels are another image's."""
+    """One label too few in a batch and one too many in the next: the total is right, but labels are misassigned."""
     first, second = FILES10["data_batch_1"], FILES10["data_batch_2"]
     files = {
         **FILES10,

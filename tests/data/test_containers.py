@@ -1,4 +1,4 @@
-"""Archives and folders that are none of images: refused in one line, before they have taken minutes; what a tar has twice."""
+"""Archives and folders without images, refused in one line before they take minutes; duplicate members of a tar."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vgg_ddp.errors import UserError
 
 
 def tar_of_empty_files(path: Path, count: int) -> Path:
-    """Folders are no files, however many there are."""
+    """With as many folders, which must not be counted as files."""
     with tarfile.open(path, "w") as archive:
         for k in range(count):
             archive.addfile(tarfile.TarInfo(f"{k}.jpg"))
@@ -48,7 +48,7 @@ def test_more_empty_files_than_any_set_of_images_has(
 
 
 def test_of_a_member_that_is_there_twice_the_last_counts(tmp_path: Path) -> None:
-    """As `tar -u` writes an archive: each file that has changed once more, behind the others."""
+    """As `tar -u` writes an archive: each changed file is appended once more."""
     files = [("a.png", b"old"), ("b.png", b"b"), ("./a.png", b"new")]
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
         for name, data in files:
@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_read_is_one_line_in_a_training(
         return real(path)
 
     (tmp_path / "set" / "closed").mkdir(parents=True)
-    monkeypatch.setattr(containers.os, "scandir", scandir)  # root, which may run this, can read all
+    monkeypatch.setattr(containers.os, "scandir", scandir)  # patched, since root can read everything
     config = DataConfig(source=str(tmp_path / "set"), directory=str(tmp_path / "datasets"))
     with pytest.raises(UserError, match=r"set/closed cannot be read: Permission denied$"):
         ensure(config, print)
@@ -84,13 +84,13 @@ def test_a_link_to_itself_is_no_source(tmp_path: Path) -> None:
 
 
 def test_everything_is_no_source_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers.os, "scandir", None)  # it is not walked
+    monkeypatch.setattr(containers.os, "scandir", None)  # it must not be walked
     with pytest.raises(UserError, match=r"data\.source: / is no file or folder of images"):
         ensure(DataConfig(source="/", directory=str(tmp_path / "datasets")), print)
 
 
 def test_a_tar_whose_last_file_is_a_zip_is_a_tar(tmp_path: Path) -> None:
-    """A zip is known by its end, which here is that of the tar too, but for its padding."""
+    """A zip is recognised by its end, which here is also the end of the tar, except for the padding."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as inner:
         inner.writestr("a.png", b"x")

@@ -45,7 +45,7 @@ class Mirror(ThreadingHTTPServer):
         return f"{self.scheme}://127.0.0.1:{self.server_port}/set.tar.gz"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up on a liar is no error here."""
+        """Ignore errors of clients that hang up on a server that lies."""
 
 
 class Request(BaseHTTPRequestHandler):
@@ -74,7 +74,7 @@ class Request(BaseHTTPRequestHandler):
         self.end_headers()
 
     def body(self, data: bytes) -> None:
-        self.server.sent += len(data)  # before the client has it, which then asks at once how much was sent
+        self.server.sent += len(data)  # before the write: with the data, the client may ask at once how much was sent
         self.wfile.write(data)
 
 
@@ -113,7 +113,7 @@ def stalls(after: int) -> Behaviour:
 
 
 def chunked(data: bytes, whole: bool = True) -> Behaviour:
-    """Says nothing of the size and ignores ranges; without `whole` it hangs up before the last chunk."""
+    """Does not send the size and ignores ranges; unless `whole`, it hangs up before the last chunk."""
 
     def behave(request: Request, number: int) -> None:
         request.head(200, Transfer_Encoding="chunked")

@@ -1,4 +1,4 @@
-"""Hosts that share no disk: each prepares the data set for itself, in the same place, and other data are noticed."""
+"""Hosts without a shared disk: each prepares its own data set, in the same place, and differing data are noticed."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ COUNTS = {f"{split}/{label}": count for split, count in (("train", 16), ("test",
 
 
 def train_on_own_host(places: list[Path], words: list[str]) -> int:
-    """A rank of several hosts, as torchrun starts them: each has one rank, and its own folder to work in."""
+    """A rank as torchrun starts it on several hosts: each host has one rank and its own working folder."""
     os.chdir(places[int(os.environ["RANK"])])
     os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return train.main(words)
 
 
 def evaluate_with_own_data(run: Path, datasets: list[Path]) -> int:
-    """A rank of several that the launcher starts, of which each finds other data."""
+    """One of several ranks, each of which finds different data."""
     resolved = preflight.check_evaluation(str(run), [])
     own = msgspec.structs.replace(resolved, dataset=str(datasets[int(os.environ["RANK"])]))
     return evaluate.main([own.argument()])
@@ -45,7 +45,7 @@ def words(recipe: Path, run: Path) -> list[str]:
 
 @pytest.fixture
 def places(tmp_path: Path) -> list[Path]:
-    """What two hosts work in, with the same pictures as files of different times."""
+    """The working folders of two hosts: the same pictures, with different file times."""
     found = [tmp_path / "one", tmp_path / "two"]
     for place in found:
         write_folder(place / "images", jpegs(COUNTS))
@@ -91,5 +91,6 @@ def build_without_dali(recipe: Path, run: Path) -> None:
 
 
 def test_what_one_rank_lacks_ends_all_before_they_exchange_anything(recipe: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
     ranks = Ranks(build_without_dali, (recipe, tmp_path / "run"), 2, tmp_path / "ranks")
     assert ranks.wait() == [0, 0], ranks.stderr

@@ -1,4 +1,4 @@
-"""A prepared data set is what was prepared: whatever has changed in it since is named, and nothing of it is trained on."""
+"""A prepared data set must stay as it was prepared: any later change is reported, and nothing changed is trained on."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_truncated_or_missing_file_is_refused(storage: str, prepared: dict[str
 
 @pytest.mark.parametrize("storage", ["raw", "original"])
 def test_any_flipped_bit_is_found_before_training(storage: str, prepared: dict[str, Path]) -> None:
-    """As a training begins: by opening it, and by the hashes of a set that is not large."""
+    """At the start of a training: by opening the set, and by its hashes unless it is large."""
     dataset, rng = prepared[storage], random.Random(storage)
     for name in [*names(dataset), "dataset.json"]:
         path = dataset / name
@@ -69,7 +69,7 @@ def test_any_flipped_bit_is_found_before_training(storage: str, prepared: dict[s
             changed = bytearray(data)
             changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
             path.write_bytes(changed)
-            if json_of(bytes(changed)) == json_of(data) != b"":  # a space in dataset.json
+            if json_of(bytes(changed)) == json_of(data) != b"":  # only white space in dataset.json has changed
                 continue
             with pytest.raises(UserError):
                 Dataset(dataset).verify(at_most=QUICKLY_READ)
@@ -82,7 +82,7 @@ def test_any_flipped_bit_is_found_before_training(storage: str, prepared: dict[s
 def test_a_flipped_bit_in_an_index_or_a_header_is_one_line_before_any_rank_starts(
     storage: str, prepared: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The splits are opened, to fit sizes to them, before hashes are compared."""
+    """The splits are opened, to choose sizes, before hashes are compared."""
     dataset, rng = prepared[storage], random.Random(storage)
     (tmp_path / "recipe.yaml").write_text(f"data: {{source: {dataset}, validation: 0}}")
     names = {"raw": ["images.npy", "labels.npy"], "original": ["index.npz"]}[storage]
@@ -137,7 +137,7 @@ def test_of_a_large_set_each_sample_is_checked_as_it_is_read(padding: int, tmp_p
         shard.write_bytes(data)
 
 
-@pytest.mark.parametrize("side", [32, 15])  # 15 x 15 pixels are no whole number of words
+@pytest.mark.parametrize("side", [32, 15])  # 15 x 15 pixels are not a whole number of words
 def test_of_a_large_raw_set_each_sample_is_checked_as_it_is_read(
     side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +198,7 @@ def test_the_identity_of_a_dataset_is_that_of_its_bytes(tmp_path: Path) -> None:
 
 
 def test_checksums_are_no_part_of_the_identity(tmp_path: Path) -> None:
-    """Sets of earlier versions have none, and go on with the runs that were trained on them."""
+    """Sets of earlier versions have none, and stay valid for the runs that were trained on them."""
     dataset = made(write_folder(tmp_path / "source", jpegs(COUNTS)), tmp_path / "dataset")
     earlier = without_checksums(dataset)
     assert earlier.sha256 == dataset.sha256

@@ -1,4 +1,4 @@
-"""Whether NVIDIA DALI runs here: asked of its import, in a process of its own, and of the driver."""
+"""Whether NVIDIA DALI runs here: found by importing it in a separate process, and by asking the driver."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vgg_ddp.errors import UserError
 
 @pytest.fixture(autouse=True)
 def asked_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is known yet, and this process has not imported it."""
+    """Clear what is cached, and hide that this process has imported DALI."""
     monkeypatch.delitem(sys.modules, "nvidia.dali.fn", raising=False)
     nvidia_dali.problem.cache_clear()
     yield
@@ -35,7 +35,7 @@ def test_one_whose_import_fails_is_told_by_its_last_words(
     (tmp_path / "nvidia" / "dali").mkdir(parents=True)
     (tmp_path / "nvidia" / "__init__.py").touch()
     (tmp_path / "nvidia" / "dali" / "__init__.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # of the process that tries it
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # for the process that tries the import
     problem = nvidia_dali.problem(on_gpu=False)
     assert "cannot be imported" in problem and told in problem
     with pytest.raises(UserError, match=r"^loader=dali does not run here: .*loader=torch$"):
@@ -57,6 +57,6 @@ def test_a_driver_must_know_the_cuda_that_dali_was_built_for(
 ) -> None:
     monkeypatch.setattr(nvidia_dali, "driver_cuda", lambda: driver)
     monkeypatch.setattr(nvidia_dali, "built_cuda", lambda: built)
-    monkeypatch.setitem(sys.modules, "nvidia.dali.fn", sys)  # imported well
+    monkeypatch.setitem(sys.modules, "nvidia.dali.fn", sys)  # as if the import had succeeded
     assert nvidia_dali.problem(on_gpu=True) == told
     assert nvidia_dali.problem(on_gpu=False) == ""  # its CPU operators need no driver

@@ -1,4 +1,4 @@
-"""The order is a pure function of (seed, epoch, step): held against Philox as published, and against itself cut otherwise."""
+"""The order is a pure function of (seed, epoch, step): against published Philox, and itself split differently."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_permutations_are_these() -> None:
 def test_the_order_follows_from_seed_and_epoch_alone() -> None:
     first, second = order_of(), order_of()
     expected = list(first.slices(epoch=4))
-    for epoch in (0, 9):  # what was asked before makes no difference, nor does NumPy's own random state
+    for epoch in (0, 9):  # neither earlier requests nor NumPy's random state make a difference
         list(second.slices(epoch))
     next(second.slices(epoch=4, rank=1, world_size=2))
     np.random.seed(1)
@@ -207,7 +207,7 @@ UNEVEN = st.lists(st.integers(1, 25), min_size=1, max_size=6)  # images of each 
 
 
 def balanced(counts: list[int], batch: int, seed: int = 3) -> BalancedOrder:
-    """Of classes with so many images; sample k of class c is 1000 c + k, and not all numbers in between are trained on."""
+    """Classes of these sizes; sample k of class c is 1000 c + k, so that the sample numbers have gaps."""
     labels = np.repeat(np.arange(len(counts)), counts)
     within = np.concatenate([np.arange(count) for count in counts])
     mixed = permutation(seed, 0, len(labels))
@@ -231,7 +231,7 @@ def test_balanced_classes_come_equally_often_in_any_epochs(
 def test_a_balanced_class_repeats_none_of_its_images_before_all_were_seen(
     seed: int, counts: list[int], batch: int, epochs: int
 ) -> None:
-    """So after any epochs, the images of a class were seen equally often, but for one time."""
+    """So after any number of epochs, the images of a class were seen equally often, give or take one."""
     order = balanced(counts, batch, seed)
     drawn = np.concatenate([order.epoch(epoch) for epoch in range(epochs)])
     for label, count in enumerate(counts):

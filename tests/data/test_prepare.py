@@ -1,4 +1,4 @@
-"""prepare and ensure: what a source gives is kept to the byte, what is wrong with it is one line and leaves nothing."""
+"""prepare and ensure: a source's files are kept to the byte; an error is one line and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def contents(dataset: Dataset) -> dict[str, tuple[int, bytes]]:
 
 
 def refused(source: Path | str, tmp_path: Path, name: str = "dataset") -> str:
-    """The one line with which the source is refused; nothing of the dataset is left, and no file is open."""
+    """The one-line error with which the source is refused; no file is left behind or open."""
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError) as raised:
         made(source, tmp_path / name)
@@ -75,7 +75,7 @@ def refused(source: Path | str, tmp_path: Path, name: str = "dataset") -> str:
     assert "\n" not in message
     assert " at 0x" not in message
     del raised
-    gc.collect()  # what was left open warns here, and a warning is an error
+    gc.collect()  # a file left open warns here, and warnings are errors
     return message
 
 
@@ -84,7 +84,7 @@ def refused(source: Path | str, tmp_path: Path, name: str = "dataset") -> str:
 
 @pytest.fixture(params=["folder", "tar", "tar.gz", "tar.bz2", "tar.xz", "tar with ./"])
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The same image files as a folder and as tars, in no order."""
+    """The same image files as a folder and as shuffled tars."""
     files = jpegs(COUNTS)
     if request.param == "folder":
         return write_folder(tmp_path / "source", files)
@@ -104,7 +104,7 @@ def test_a_folder_and_a_tar_of_it_give_the_same_samples_and_bytes(source: Path, 
     for name in ("train", "test"):
         split = encoded(dataset, name)
         keys = [split.key(i) for i in range(len(split))]
-        assert keys == sorted(key for key in files if key.startswith(name))  # the order is the keys', not the source's
+        assert keys == sorted(key for key in files if key.startswith(name))  # ordered by key, not as in the source
         for i, key in enumerate(keys):
             assert_array_equal(split.decode(i), np.asarray(Image.open(io.BytesIO(files[key])).convert("RGB")))
             assert split.shapes(np.array([i])).tolist() == [[32, 32]]
@@ -202,7 +202,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return made(write_folder(folder / "source", files), folder / "dataset")
 
 
-REWRITTEN = {"palette.png", "black_and_white.png", "alpha.png", "cmyk.jpeg"}  # which decoders do not read alike
+REWRITTEN = {"palette.png", "black_and_white.png", "alpha.png", "cmyk.jpeg"}  # decoders read these differently
 
 
 def test_every_plain_jpeg_and_png_is_kept_to_the_byte_at_its_own_size(kinds: Dataset) -> None:
@@ -329,7 +329,7 @@ def test_the_digits_are_the_same_pictures_enlarged(digits: Dataset) -> None:
     bunch, (train, test) = load_digits(), (digits.split(name) for name in ("train", "test"))
     assert isinstance(train, RawSplit)
     assert isinstance(test, RawSplit)
-    for label in range(10):  # the first of each class, in the set's own order, are to train on, the last to test on
+    for label in range(10):  # of each class, in the set's own order, the first are for training, the last for testing
         images = np.concatenate([train.images[train.labels == label], test.images[test.labels == label]])
         assert (images[..., :1] == images).all()  # grey
         small = images[..., 0].reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4)) / 255 * 16
@@ -419,7 +419,7 @@ def test_a_tar_that_is_cut_is_refused(tmp_path: Path, compression: str, share: f
 
 
 def offsets(path: Path) -> list[int]:
-    """Where the members' headers lie in a plain tar."""
+    """The offsets of the members' headers in a plain tar."""
     with tarfile.open(path) as archive:
         return [member.offset for member in archive]
 
@@ -441,7 +441,7 @@ def test_a_tar_with_a_damaged_header_is_refused_and_not_read_up_to_there(tmp_pat
 
 
 def test_a_compressed_tar_whose_checksum_is_wrong_is_refused(tmp_path: Path) -> None:
-    """Packed without compression, so that a flipped bit is one of a picture and nothing but the checksum shows it."""
+    """Packed without compression, so that a flipped bit changes only a picture, and only the checksum shows it."""
     data = write_tar(tmp_path / "source.tar", jpegs(COUNTS)).read_bytes()
     packed = bytearray(gzip.compress(data, compresslevel=0))
     packed[packed.index(b"\xff\xda") + 100] ^= 4  # after the marker that begins the pixels of a JPEG file
@@ -494,7 +494,7 @@ def test_a_full_disk_is_named_and_nothing_is_left_on_it(tmp_path: Path, small_di
     files = {**jpegs(COUNTS), "train/cat/large.jpg": encode(noise(500, 500, 0), quality=95)}
     source = "digits" if raw else write_folder(tmp_path / "source", files)
     message = refused(source, small_disk)
-    assert "No space left on device" in message or "requested and" in message  # NumPy's own words for it
+    assert "No space left on device" in message or "requested and" in message  # NumPy's wording
     assert "free space" in message
     assert str(small_disk / "dataset") in message
 
@@ -520,7 +520,7 @@ def program(text: str, *arguments: object) -> subprocess.Popen[str]:
 ENSURE = "print(ensure(DataConfig(source=sys.argv[1], directory=sys.argv[2]), lambda line: None)[0])"
 
 
-# In the middle of its work: an image of which the inspection never ends.
+# Stuck in the middle of its work: the inspection of an image never ends.
 STUCK = """
 import itertools, threading
 import vgg_ddp.data.conversion as module
@@ -604,7 +604,7 @@ def test_a_training_says_what_to_do_with_images_that_are_not_as_they_should_be(t
     dropping = msgspec.structs.replace(config, unreadable="drop")
     first = ensure(dropping, silent)[0]
     assert len(contents(Dataset(first))) == sum(COUNTS.values()) + 1
-    with pytest.raises(UserError, match="is greyscale"):  # not the one that was prepared by other rules
+    with pytest.raises(UserError, match="is greyscale"):  # the set prepared under other rules is not reused
         ensure(msgspec.structs.replace(dropping, unusual="refuse"), silent)
 
 
@@ -630,7 +630,7 @@ def test_a_prepared_dataset_is_a_source_as_it_is(tmp_path: Path) -> None:
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every mirror of every archive is a port of this host at which nobody answers, and no archive lies about."""
+    """Every mirror of every archive is a local port that refuses connections, and no archive has been downloaded."""
     with refusing_port() as port:
         for name, archive in list(ARCHIVES.items()):
             monkeypatch.setitem(ARCHIVES, name, replace(archive, urls=(f"http://127.0.0.1:{port}/{name}",)))

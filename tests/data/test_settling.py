@@ -1,4 +1,4 @@
-"""Keys that are left to the data set: sizes, mirroring, the batch."""
+"""Keys whose values are derived from the data set: sizes, mirroring, the batch."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_sizes_follow_the_images(name: str) -> None:
     assert (settled.image_size, settled.resize) == expected
     assert settled.photo_size is None
     changed = (settled.image_size != config.image_size) + (config.resize == "auto" and settled.resize is not None)
-    assert len(choices) == changed  # what was chosen is said
+    assert len(choices) == changed  # each choice is reported
     assert settle_sizes(settled, Shapes(*shapes)) == (settled, [])  # type: ignore[arg-type]
 
 
@@ -121,14 +121,25 @@ def test_a_batch_is_halved_only_while_micro_batches_are_whole_and_of_several_ima
 
 @pytest.mark.parametrize(
     ("batch", "accumulation", "ranks", "settled"),
-    [(512, 4, 8, 64), (512, 1, 16, 32), (256, 1, 32, 64), (256, 1, 2, 16), (512, 1, 512, 512)],
+    [(512, 4, 8, 32), (512, 1, 16, 16), (256, 1, 32, 32), (256, 1, 2, 16), (512, 1, 512, 512)],
 )
 def test_a_halved_batch_still_divides_over_the_ranks(batch: int, accumulation: int, ranks: int, settled: int) -> None:
-    """With two images at least in each rank's micro-batches."""
-    config = Config(batch=batch, accumulation=accumulation, min_steps_per_epoch=40)
+    config = Config(
+        batch=batch, accumulation=accumulation, min_steps_per_epoch=40, data=DataConfig(image_size=64, resize=None)
+    )
     found = settle_batch(config, 400, ranks)[0]
     assert found.batch == settled
     assert found.local_batch(ranks) * ranks == settled
+
+
+def test_a_continued_training_keeps_its_batch_on_other_ranks() -> None:
+    """Its rate too: both were halved alike."""
+    config = Config(batch=256, min_steps_per_epoch=40, data=DataConfig(image_size=16, resize=None))
+    on_many, _ = settle_batch(config, 400, 32)
+    assert on_many.batch == 64  # of two images for each: one alone has no variance in the last batch norm
+    assert settle_batch(config, 400, 2)[0].batch == 16
+    assert settle_batch(config, 400, 2, continued=64)[0] == on_many
+    assert settle_batch(config, 400, 2, continued=48)[0].batch == 16  # which halving does not give
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +149,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return prepare(str(write_folder(place / "source", files)), place / "dataset", lambda line: None, place)
 
 
-BROKEN = {  # rules that the size of photos, 64 pixels, breaks, and not that of small images
+BROKEN = {  # rules that the photo size of 64 pixels breaks, but that of small images does not
     "data.resize=48": r"data\.resize \(48\) is smaller than data\.image_size \(64\)",
     "evaluate.scales=[32,48]": r"evaluate\.scales \(32\) is smaller than data\.image_size \(64\)",
     "augment.scale_jitter=[40,80]": r"augment\.scale_jitter starts below data\.image_size \(64\)",

@@ -1,4 +1,4 @@
-"""The storages that prepare writes, and what it says of images that are not as they should be."""
+"""The storage formats that prepare writes, and what it reports of unusual and broken images."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def animated() -> bytes:
 
 
 def flipped(data: bytes, seed: int = 0) -> bytes:
-    """With bits changed in its middle, where a JPEG has its coefficients."""
+    """The file with bits flipped in its middle, where a JPEG has its coefficients."""
     changed = bytearray(data)
     for place in np.random.default_rng(seed).integers(len(data) // 3, len(data) - 10, 12):
         changed[place] ^= 0x15

@@ -1,4 +1,4 @@
-"""Every kind of picture and every layout of a set that people bring: what must come out, pictures alike from every loader."""
+"""Every kind of picture and every layout that users bring: what must come out, the same from every loader."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.errors import UserError
 from vgg_ddp.loaders import build
 
-# What is said of kinds beside what `odd_pictures` has.
+# Remarks on kinds in addition to those in `odd_pictures`.
 MORE_REMARKS = {"16 bits.png": "has 16 bits", "one colour clear.png": "has a transparent colour"}
 LOADERS = ("dali", "torch", "resident")
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """All kinds in one class, what cannot be read in another, prepared."""
+    """All readable kinds in one class and the unreadable ones in another, prepared."""
     folder = tmp_path_factory.mktemp("zoo")
     some = KINDS["rgb.png"].data
     files = {f"train/kinds/{name}": kind.data for name, kind in KINDS.items()} | {"train/others/some.png": some}
@@ -87,7 +87,7 @@ def test_a_kind_of_picture_is_the_same_from_every_loader(
 
 
 def test_what_dali_alone_cannot_decode_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a data set that holds files as they came, as earlier versions made them."""
+    """In a data set with the original files, as earlier versions prepared it."""
     monkeypatch.setattr("vgg_ddp.data.inspection.plain", lambda data, decoded, damaged: (data, "qoi"))
     name = "plain.qoi"
     files = {f"{split}/{label}/{name}": KINDS[name].data for split in ("train", "test") for label in "ab"}
@@ -133,7 +133,7 @@ def test_parquet_gives_its_images_under_their_classes(tmp_path: Path) -> None:
 
 MORE_NAMES = "\n".join([*CLASSES, "dog", "eel"]).encode()
 BOTH = {f"{split}.tar": tar_bytes(samples(str)) for split in ("train", "test")}
-# What is said of the first class, of which there are images to test on alone.
+# The remark on the first class, which has only test images.
 NOT_TRAINED = "class 'ant' has no training images, only 2 of test; add some, take the class away"
 UNEVEN_SPLITS = {
     "train.tar": tar_bytes({n: d for n, d in samples(str).items() if n[0] != "0"}),
@@ -242,12 +242,8 @@ def test_what_other_tools_describe_in_a_parquet_file_is_as_if_it_were_not_there(
     table = pyarrow.table({"image": images, "label": [k % 3 for k in range(30)]})
     (tmp_path / "set").mkdir()
     files.write_table(table.replace_schema_metadata({"huggingface": described}), tmp_path / "set" / "train.parquet")
-    try:
-        dataset = prepare(str(tmp_path / "set"), tmp_path / "dataset", lambda line: None, tmp_path)
-    except UserError as error:
-        assert described == "{" and "is not a whole Parquet file" in str(error)
-    else:
-        assert dataset.classes == ["0", "1", "2"]
+    dataset = prepare(str(tmp_path / "set"), tmp_path / "dataset", lambda line: None, tmp_path)
+    assert dataset.classes == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(
@@ -318,4 +314,4 @@ def test_the_letters_of_a_suffix_may_be_large(tmp_path: Path) -> None:
     with (tmp_path / "set" / "SET.NPZ").open("wb") as file:
         np.savez(file, x_train=pixels, y_train=labels, x_test=pixels[:3], y_test=labels[:3])
     dataset = prepare(str(tmp_path / "set" / "SET.NPZ"), tmp_path / "dataset", print, tmp_path)
-    assert dataset.record.splits["train"].count == 30
+    assert (dataset.name, dataset.record.splits["train"].count) == ("SET", 30)

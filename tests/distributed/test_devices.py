@@ -29,7 +29,7 @@ def test_a_rank_on_another_kind_of_device_than_rank_0_is_named() -> None:
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's answers on a host with two."""
+    """What torch answers on a host with two GPUs."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
@@ -87,7 +87,7 @@ def test_a_rank_without_a_gpu_ends_when_the_store_is_gone(two_gpus: None) -> Non
 
 
 def test_without_a_gpu_there_are_no_more_ranks_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container with a quota of two cores, on a host of eight nodes."""
+    """As in a container with a quota of two cores on a host with eight NUMA nodes."""
     monkeypatch.setattr(numa, "nodes", lambda: [{k} for k in range(8)])
     monkeypatch.setattr(launcher.cores, "usable", lambda: 2)
     assert launcher.ranks_of_this_host(Config(device="cpu")) == 2

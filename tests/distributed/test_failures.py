@@ -1,4 +1,4 @@
-"""A mistake that one rank meets alone is told once, and ends all ranks."""
+"""An error that only one rank meets is reported once, and ends all ranks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vgg_ddp.run.files import file_sha256
 
 @pytest.fixture(scope="module")
 def damaged(disk: Path) -> Path:
-    """64 JPEG files prepared as a dataset, of which one has lost its beginning since."""
+    """64 JPEG files prepared as a dataset, one of which has since lost its beginning."""
     source, target = disk / "pictures", disk / "damaged"
     pixels = np.random.default_rng(0).integers(0, 256, (72, 16, 16, 3), dtype=np.uint8)
     for index, image in enumerate(pixels):
@@ -40,7 +40,7 @@ def damaged(disk: Path) -> Path:
     (shard,) = target.glob("train-*.tar")
     content = shard.read_bytes()
     shard.write_bytes(content.replace(sample, bytes(8) + sample[8:]))
-    # Of a set too large for its hashes to be taken as a training begins; here that of the shard is made to fit.
+    # As in a set too large to be hashed at the start of a training; here the shard's recorded hash is made to match.
     record = Dataset(target).record
     train = record.splits["train"]
     files = [replace(file, sha256=file_sha256(shard)) if file.name == shard.name else file for file in train.files]
@@ -53,7 +53,7 @@ def words(damaged: Path, recipe: Path, run: Path, seed: int) -> list[str]:
     return [str(recipe), f"data.source={damaged}", f"run.dir={run}", "min_steps=4", f"seed={seed}"]
 
 
-# The sample falls to the one rank or to the other.
+# Depending on the seed, the sample falls to one rank or the other.
 @pytest.mark.parametrize(("seed", "loader"), [(0, "torch"), (1, "dali"), (2, "torch")])
 def test_a_damaged_sample_is_one_line_of_all_ranks(
     seed: int, loader: str, damaged: Path, recipe: Path, runs: Path
@@ -93,4 +93,4 @@ def test_ranks_that_were_killed_since_they_did_not_end_when_asked_leave_the_sign
     ranks = {0: Seen(1, "step", 0, 7, 0.0)}
     judge = Restarts(3).judge
     assert judge({0: -signal.SIGKILL}, ranks, {}, asked=signal.SIGINT, killed=True).code == 128 + signal.SIGINT
-    assert judge({0: 1}, ranks, {}, asked=signal.SIGINT, killed=True).code == 1  # a bug on the way
+    assert judge({0: 1}, ranks, {}, asked=signal.SIGINT, killed=True).code == 1  # a bug met while ending

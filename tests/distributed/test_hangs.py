@@ -75,7 +75,7 @@ def test_the_limit_by_itself_is_well_beyond_the_slowest_step() -> None:
 
 
 def test_an_evaluation_whose_batches_are_all_slow_is_no_hang() -> None:
-    """Of a process that only evaluates: it knows of no step."""
+    """In a process that only evaluates, and so has timed no step."""
     hangs = Hangs(None, stopped=lambda process: False)
     looks = [(batch * 80.0, batch * 80.0 + seconds) for batch in range(5) for seconds in (0.1, 40.0, 79.9)]
     assert all(hangs.look([rank("evaluate", 0, since)], now) is None for since, now in looks)

@@ -152,7 +152,7 @@ def test_the_rank_that_is_left_is_asked_to_end(failing: int, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_suspended_launch_has_its_ranks_wait_and_none_hangs(ranks: int, tmp_path: Path) -> None:
-    """As by Ctrl-Z, for longer than a rank may give no sign."""
+    """As by Ctrl-Z, for longer than a rank may go without a sign of life."""
     (tmp_path / "stepping.py").write_text(
         "import itertools, os, time\nfrom vgg_ddp.distributed.activity import Activity\n"
         "def main(arguments):\n activity = Activity.of_rank()\n activity.begin(0)\n"
@@ -177,7 +177,7 @@ def test_a_suspended_launch_has_its_ranks_wait_and_none_hangs(ranks: int, tmp_pa
 
 
 def test_a_rank_that_fails_at_once_is_the_one_that_is_told(tmp_path: Path) -> None:
-    """Before anyone has seen both of them run; the other, which waits for it and cannot be asked to end, is killed."""
+    """Even before both were seen running; the other, which waits for it and ignores SIGTERM, is killed."""
     (tmp_path / "failing.py").write_text(
         "import os, signal, time\ndef main(arguments):\n if os.environ['RANK'] == '0': return 1\n"
         " signal.signal(signal.SIGTERM, signal.SIG_IGN)\n time.sleep(3600)\n"
@@ -195,16 +195,16 @@ def _launch_with_grace(folder: Path, module: str, grace: float) -> int:
 
 
 def test_the_grace_period_goes_on_after_a_suspension(tmp_path: Path) -> None:
-    """A rank that was suspended while it saved has had no time to."""
+    """The time that a rank was suspended while it saved does not count."""
     (tmp_path / "saving.py").write_text(
         "import os, signal, time\ndef main(arguments):\n asked = []\n"
         " signal.signal(signal.SIGTERM, lambda *about: asked.append(1))\n"
-        " time.sleep(1)\n"  # in which the supervisor hears that this rank runs
+        " time.sleep(1)\n"  # time for the supervisor to learn that this rank runs
         " open('begun', 'w')\n"
         " while not asked: time.sleep(0.01)\n"
         " open('saving', 'w')\n"
         " while not os.path.exists('go on'): time.sleep(0.01)\n"
-        " time.sleep(1)\n"  # which a supervisor that takes the suspension for the rank's own time does not leave it
+        " time.sleep(1)\n"  # a supervisor that counted the suspension would kill the rank in this time
         " return 75\n"
     )
     grace = 5.0
@@ -221,7 +221,7 @@ def test_the_grace_period_goes_on_after_a_suspension(tmp_path: Path) -> None:
 
 
 def test_what_no_shell_could_let_go_on_is_not_suspended(tmp_path: Path) -> None:
-    """A session's leader, as a container's first process is."""
+    """A session leader, such as a container's first process."""
     (tmp_path / "stepping.py").write_text(
         "import os, signal, time\ndef main(arguments):\n open('begun ' + os.environ['RANK'], 'w')\n"
         " while not os.path.exists('end'): time.sleep(0.01)\n"
@@ -230,7 +230,7 @@ def test_what_no_shell_could_let_go_on_is_not_suspended(tmp_path: Path) -> None:
     launched = Ranks(_launch_in, (tmp_path, "stepping", 2, 0, None, os.setsid), 1, tmp_path / "output")
     wait_until(lambda: all((tmp_path / f"begun {rank}").exists() for rank in range(2)), launched)
     launched.send(signal.SIGTSTP)
-    time.sleep(1)  # in which it would be
+    time.sleep(1)  # time in which it would be suspended
     assert not is_stopped(launched.processes[0].pid)  # type: ignore[arg-type]
     (tmp_path / "end").touch()
     assert launched.wait() == [0], launched.stderr
@@ -247,7 +247,7 @@ def test_files_in_the_current_directory_stand_in_for_no_module(ranks: int, tmp_p
 
 
 def test_a_rank_knows_its_own_command_line(tmp_path: Path) -> None:
-    """Which the run records, and not that of the process it was forked from."""
+    """The run records it, rather than that of the process the rank was forked from."""
     text = "import sys\ndef main(arguments):\n open('told', 'w').write(repr(sys.argv))\n return 0"
     (tmp_path / "telling.py").write_text(text)
     launched = Ranks(_launch_in, (tmp_path, "telling", 2), 1, tmp_path / "output")

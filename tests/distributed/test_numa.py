@@ -1,4 +1,4 @@
-"""Ranks bound to NUMA nodes: of this machine, and of made-up ones."""
+"""Ranks bound to NUMA nodes: of this machine, and of simulated ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_nodes_are_those_of_the_kernel() -> None:
 
 @pytest.fixture
 def two_nodes(tmp_path: Path) -> Path:
-    """The /sys of a host whose nodes have this machine's cores, even ones and odd ones, and of a GPU beside each."""
+    """The /sys of a host with two nodes, which have this machine's even and odd cores, and a GPU beside each."""
     for node in (0, 1):
         cores = ",".join(str(core) for core in [*ALLOWED[node::2], 5000 + node])
         gpu = f"bus/pci/devices/0000:{16 + node:02x}:00.0/local_cpulist"
@@ -54,7 +54,7 @@ def test_ranks_on_cpus_take_nodes_in_turn_unless_that_costs_them_cores(
 
 
 class Properties:
-    """What torch tells of a GPU's place: of the second on the bus, as CUDA_VISIBLE_DEVICES=1 would have it."""
+    """Where torch says the GPU is: the second on the bus, as with CUDA_VISIBLE_DEVICES=1."""
 
     pci_domain_id, pci_bus_id, pci_device_id = 0, 17, 0
 
@@ -82,6 +82,6 @@ def test_a_gpu_s_rank_is_bound_beside_it_by_its_address(two_nodes: Path) -> None
 
 
 def test_a_bound_rank_still_has_its_share_of_the_host_s_cores() -> None:
-    """Each of 8 ranks on 2 nodes, of which this process sees one, or less of it."""
+    """For each of 8 ranks on 2 nodes, although this process sees at most one node."""
     world = replace(RANK, local_size=8, host_cores=8 * len(ALLOWED))
     assert world.share_of_cores() == len(ALLOWED)

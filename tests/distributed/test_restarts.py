@@ -1,6 +1,6 @@
-"""Ranks that are killed or hang start again by themselves, and end with the bits of a run that nobody disturbed.
+"""Ranks that are killed or hang are restarted automatically, and end with the bits of an undisturbed run.
 
-And nobody from outside is let in meanwhile.
+Meanwhile, nobody can connect from outside.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WORDS = ("min_steps=100", "checkpoint.every_steps=4", "data.workers=1", "model.b
 
 
 def test_a_rank_that_is_killed_and_one_that_hangs(recipe: Path, runs: Path, train: Train, tmp_path: Path) -> None:
-    """Also: nothing listens where another host could connect, and what is put into the store is not run."""
+    """Also: nothing listens where another host could connect, and a pickle put into the store is not executed."""
     run = runs / "disturbed"
     words = ["train", str(recipe), f"run.dir={run}", "nproc=2", *WORDS, "timeout=10"]
     launched = Ranks(cli.main, (words,), 1, runs / "disturbed output")
@@ -50,7 +50,7 @@ def test_a_rank_that_is_killed_and_one_that_hangs(recipe: Path, runs: Path, trai
     first, second = launched.stderr.splitlines()
     assert first.startswith("vgg-ddp: rank 0 was killed by SIGKILL ")
     assert second.startswith("vgg-ddp: rank 1 gave no sign for 10 s ")
-    again = "; all ranks start again from the newest checkpoint (restart 1 of 3)"  # they had got further in between
+    again = "; all ranks start again from the newest checkpoint (restart 1 of 3)"  # both 1: progress in between
     assert first.endswith(again) and second.endswith(again)
     assert_undisturbed(run, train("undisturbed", *WORDS, size=2))
     for file in ("summary.json", "environment.json"):
@@ -82,9 +82,9 @@ def test_a_rank_without_others(recipe: Path, runs: Path, train: Train) -> None:
 
 
 def wait_until_further(run: Path, supervisor: int, ranks: list[int], launched: Ranks) -> None:
-    """Until others than `ranks` are there, all of them, and further than those had come.
+    """Wait until new ranks have replaced all of `ranks`, and have got further than those had.
 
-    A step's row is written before its rank says that it has taken it, and a rank may be a step behind the others: so the row
+    A step's row is written before its rank reports the step, and a rank may be a step behind the others: hence the row
     after the next one.
     """
 
@@ -116,7 +116,7 @@ def listens(pid: int) -> list[tuple[str, int]]:
 
 
 def plant(port: int, canary: Path) -> set[str]:
-    """Put a pickle that makes `canary` into a launch's store, wherever torchrun's rendezvous would read one; the prefixes."""
+    """Put a pickle that creates `canary` wherever torchrun's rendezvous would read one; return the prefixes."""
 
     class Canary:
         def __reduce__(self) -> tuple[object, tuple[str]]:

@@ -1,4 +1,4 @@
-"""Whole runs with choices of communication: stopped and continued, validated, saved."""
+"""Whole runs with the communication options: stopped and continued, validated, saved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHOICES = {
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_stopped_and_continued(name: str, train: Train, launch: Launch, runs: Path) -> None:
-    """With batch norm, whose statistics are rank 0's. Eight steps are an epoch: a multiple of three in no way."""
+    """With batch norm, whose statistics are rank 0's. An epoch has eight steps, which is not a multiple of three."""
     words = (*CHOICES[name], "min_steps=12", "data.validation=0.2")
     whole = train(f"{name} whole", *words, size=2)
     run = runs / f"{name} stopped"
@@ -54,7 +54,7 @@ def test_split_head_is_validated_saved_whole_and_continued_by_one_rank(train: Tr
 def test_outer_steps_begin_in_a_run_that_one_rank_has_stopped_between_two(
     train: Train, launch: Launch, runs: Path
 ) -> None:
-    """One rank takes none. Two go on from its fourth step, and save and end with the outer steps after the sixth and ninth."""
+    """One rank takes none. Two continue from its step 4, and save and end with the outer steps after steps 6 and 9."""
     words = (*DILOCO, "min_steps=9")
     run = runs / "alone first"
     stop(launch(run.name, *words, pause=step(4)))

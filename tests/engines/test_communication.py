@@ -71,10 +71,10 @@ def batch(config: Config, step: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Task:
-    """A training of some steps, on so many ranks, that goes on from what another wrote.
+    """A training of some steps, which may continue from what another task wrote.
 
     Attributes:
-        hosts: over which the ranks are spread, evenly.
+        hosts: number of hosts over which the ranks are spread evenly.
         forgets: leave out PowerSGD's errors of the other training.
     """
 
@@ -143,10 +143,10 @@ EXACT: dict[str, dict[str, Any]] = {
     "measured buckets": {"bucket_mb": "auto"},
     "powersgd's warm-up": {"compression": "powersgd", "powersgd_warmup_steps": 4},
 }
-CASTS = {"bf16": 2**-8, "fp16": 2**-11}  # and the rounding of each
+CASTS = {"bf16": 2**-8, "fp16": 2**-11}  # with their rounding errors
 STRAIGHT = {"optimizer": {"learning_rate": 1e-4, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}}
 FEEDBACK = {**STRAIGHT, "communication": POWERSGD}
-FAR = {"optimizer": {**STRAIGHT["optimizer"], "learning_rate": 100.0}}  # a step that is nothing but the gradient
+FAR = {"optimizer": {**STRAIGHT["optimizer"], "learning_rate": 100.0}}  # a step so large that only the gradient counts
 SAM = {"learning_rate": 0.01, "sharpness_radius": 0.5}
 SHARP: dict[str, dict[str, Any]] = {
     "sharp": {"optimizer": SAM},
@@ -234,13 +234,13 @@ def assert_same_bits(found: Path, expected: Path) -> None:
 
 
 def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Relative to the length of `expected`, over all parameters."""
+    """The distance over all parameters, relative to the norm of `expected`."""
     difference = sum((found[name] - expected[name]).double().square().sum() for name in expected)
     return float((difference / sum(value.double().square().sum() for value in expected.values())).sqrt())
 
 
 def way(folder: Path, changes: dict[str, Any]) -> dict[str, Tensor]:
-    """How far each parameter went."""
+    """The total change of each parameter."""
     start = start_of(changes)
     return {name: value - start[name] for name, value in weights(folder).items()}
 
@@ -299,14 +299,14 @@ def test_ranks_agree_and_a_restart_ends_with_the_same_bits(name: str, trained: P
 
 
 def test_after_local_sgd_every_rank_goes_on_with_the_mean_of_the_optimizers(trained: Path) -> None:
-    """Each has a momentum of its own then, with which its weights would leave those of the others."""
+    """By then each rank has its own momentum, with which its weights would drift from the others'."""
     folder = trained / "plain after local SGD"
     assert [key for key, value in weights(folder).items() if not torch.equal(value, weights(folder, 1)[key])] == []
 
 
 @pytest.mark.parametrize("name", ["powersgd", "local SGD"])
 def test_state_of_two_ranks_is_shared_out_among_one_and_three(name: str, trained: Path) -> None:
-    """They go the same way, with a state each of their own."""
+    """They take nearly the same path, each rank with state of its own."""
     alone, three = (way(trained / f"{name} on {size}", {}) for size in (1, 3))
     assert 0 < distance(three, alone) < 0.5
     owners = {key.partition("@")[2] for key in load_file(trained / f"{name} on 3" / "optimizer.safetensors")}
@@ -384,7 +384,7 @@ def test_outer_steps_are_the_paper_s(name: str, rate: float, momentum: float, tr
 
 def test_synchronised_batch_norm_is_that_of_the_whole_batch(trained: Path) -> None:
     found, expected, start = weights(trained / "norm together"), weights(trained / "norm alone"), start_of(NORM)
-    before_norm = {"features.0.bias", "features.4.bias"}  # which the norm takes away again
+    before_norm = {"features.0.bias", "features.4.bias"}  # cancelled by the norm
     floating = {name for name in found if found[name].is_floating_point()} - before_norm
     assert any("running_var" in name for name in floating)
     assert_same_steps(*({name: tensors[name] for name in floating} for tensors in (found, expected, start)))

@@ -1,4 +1,4 @@
-"""torch.compile: the same network, chosen only where it is quicker, and passed over where it cannot be had."""
+"""torch.compile: the same network, chosen only where it is quicker, and skipped where it is unavailable."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SMALL = Config(network="vgg11", batch=4, precision="fp32", data=DataConfig(image
 
 
 def small_network(*widths: int) -> VGG:
-    """A VGG with a convolution of so many channels in each stage, which is quick to compile."""
+    """A VGG with one convolution of the given width in each stage, which is quick to compile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(CONFIGURATIONS, "A", [entry for width in (*widths, 512) for entry in (width, "M")])
         network = vgg("A", True, "compact", 10, 16)
@@ -46,7 +46,7 @@ def small_network(*widths: int) -> VGG:
 
 
 def losses(network: nn.Module, train: nn.Module) -> list[float]:
-    """Of three steps by `train`, on the parameters of `network`."""
+    """The losses of three steps through `train` on the parameters of `network`."""
     generator = torch.Generator().manual_seed(0)
     optimizer, found = torch.optim.SGD(network.parameters(), lr=0.05), []
     for _ in range(3):
@@ -61,7 +61,7 @@ def losses(network: nn.Module, train: nn.Module) -> list[float]:
 
 @pytest.fixture(autouse=True)
 def without_a_pool_of_compiling_processes() -> Iterator[None]:
-    """Each of which would import torch first."""
+    """Compile in this process, since each process of a pool would first import torch."""
     from torch._inductor import config as inductor
 
     with inductor.patch(compile_threads=1):
@@ -78,7 +78,7 @@ def test_compiled_has_the_losses_statistics_and_names_of_eager(
     if name == "whole" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         pytest.skip("no C++ compiler, with which torch compiles for a CPU")
     torch.compiler.reset()
-    if name == "stages":  # what is cut out is the same for every compiler
+    if name == "stages":  # the graphs are cut the same way for every compiler
         monkeypatch.setattr(compilation, "_compiled", partial(torch.compile, backend="aot_eager"))
     eager, network = small_network(*widths), small_network(*widths)
     form = compilations(SMALL, network, ALONE)[name]()
@@ -143,7 +143,7 @@ def test_without_a_compiler_auto_is_eager_and_says_so(tmp_path: Path, monkeypatc
 
 def choose_and_step(output: Path) -> int:
     """As a rank: let `compile=auto` choose under local SGD, and take two steps under DDP, compiled and eager."""
-    from torch._dynamo.backends.debugging import aot_eager  # is there already where ranks are forked
+    from torch._dynamo.backends.debugging import aot_eager  # already imported where ranks are forked
 
     graphs: list[int] = []
 
@@ -198,7 +198,7 @@ def of_two_ranks(runs: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def test_ranks_of_local_sgd_choose_together_by_trials_of_their_own_micro_batch(of_two_ranks: Any) -> None:
-    """24 images are two micro-batches of 6 on each of two ranks. The seconds, means over the ranks, are the same bits."""
+    """24 images are two micro-batches of 6 on each of two ranks. Both have the same mean seconds, bit for bit."""
     first, second = of_two_ranks
     assert second["local SGD"] == first["local SGD"]
     assert first["local SGD"]["seconds"].keys() == {EAGER, "whole", "stages"}
@@ -223,7 +223,7 @@ FORMS = {EAGER, "whole", "stages"}
     ("keys", "size", "more"),
     [
         ({}, 1, {"whole, CUDA graphs", GRAPH}),
-        ({"accumulation": 2}, 1, {GRAPH}),  # each pass of the compiler's graphs overwrites what the one before it left
+        ({"accumulation": 2}, 1, {GRAPH}),  # each replay of the compiler's graphs overwrites the results of the last
         ({"precision": "fp16"}, 8, {"whole, CUDA graphs", GRAPH}),
         ({"precision": "fp16", "optimizer": {"name": "lars"}}, 1, {"whole, CUDA graphs"}),
         ({"precision": "fp16", "optimizer": {"name": "muon"}}, 1, {"whole, CUDA graphs"}),

@@ -20,7 +20,7 @@ CONFIG = Config(
 
 
 def take_step(engine: Engine, factor: float) -> None:
-    """With gradients that are larger by `factor`."""
+    """Take a step with gradients multiplied by `factor`."""
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     loss, _ = engine.forward(images, torch.arange(4), last=True)
     engine.backward(loss * factor)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, r
 
 STAGES = (0, 1, 2, 3)
 STEPS = 4
-TOLERANCE = 2e-4  # of a loss, relative: float32 sums in another order, through four steps
+TOLERANCE = 2e-4  # relative, of a loss: float32 sums in another order over four steps
 BF16_TOLERANCE = 5e-3  # the same in bf16, where ZeRO also sums gradients in bf16
 COMMON = (f"min_steps={STEPS}", "ema=0.5", "data.validation=0.1", "accumulation=2", "optimizer.clip_norm=1")
 
@@ -38,7 +38,7 @@ def zero(stage: int) -> tuple[str, str]:
 
 
 def losses(run: Path) -> list[float]:
-    """Of the steps, then of the validation images, seen by the averaged weights."""
+    """The losses of the steps, then that of the validation with the averaged weights."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if row["scope"] == "steps" or row["split"] == "validation"]
 
@@ -85,7 +85,7 @@ def test_bf16_stays_close_to_ddp(stage: int, train: Train) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_checkpoints_cross_over_bit_by_bit(stage: int, zero_runs: dict[int, Path], runs: Path) -> None:
-    """Saved by ZeRO on two ranks, taken and held by DDP on one, and by ZeRO, on one or two: the same bits."""
+    """Saved by ZeRO on two ranks, loaded by DDP on one and by ZeRO on one or two: the same bits."""
     origin = zero_runs[stage]
     run = runs / f"crossing {stage}"
     shutil.copytree(origin, run)
@@ -130,7 +130,7 @@ def save_again(config_path: Path, words: list[str], output: Path) -> int:
 def test_a_run_goes_on_in_the_other_engine(
     before: tuple[str, ...], after: tuple[str, ...], optimizer: str, runs: Path, train: Train
 ) -> None:
-    """Back to its second step, and on by the other engine: the losses that it had. All on two ranks."""
+    """Set back to its second step and continued by the other engine: the same losses. All on two ranks."""
     name = f"moved {after[-1]}"
     words = (*COMMON, "checkpoint.every_steps=2", "checkpoint.keep=9", f"optimizer.name={optimizer}")
     words += ("optimizer.learning_rate=0.001",)
@@ -145,7 +145,7 @@ def test_a_run_goes_on_in_the_other_engine(
 
 
 def overflow(stage: int, output: Path) -> int:
-    """As a rank: one step of which rank 1's gradients overflow float16, and one of ordinary ones."""
+    """As a rank: a step in which rank 1's gradients overflow float16, then one with ordinary gradients."""
     config = Config(
         network="vgg11",
         batch=16,

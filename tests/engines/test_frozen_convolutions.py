@@ -1,4 +1,4 @@
-"""Convolutions that are frozen or slower than the head, by every engine."""
+"""Convolutions that are frozen, or learn more slowly than the head, with every engine."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ TRIED = {  # engines by the rate of the convolutions
 
 
 def configured(rate: float, **changes: Any) -> Config:
-    """With the rate of the convolutions; they are initialised from a file that nobody reads here."""
+    """A configuration with this rate for the convolutions; the file that they are initialised from is not read here."""
     optimizer = {"learning_rate": 0.05, "features_rate": rate, **changes.pop("optimizer", {})}
     settings = {**PLAIN, "model": {"initialize_from": "some.pth"}, "optimizer": optimizer, **changes}
     return msgspec.convert(settings, Config)
 
 
 def moved(network: VGG) -> None:
-    """Initial weights, and statistics that a batch norm has not had from the start."""
+    """Set initial weights, and batch-norm statistics other than the default ones."""
     initialize(network, "kaiming", 1)
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -88,14 +88,14 @@ def test_frozen_convolutions_keep_every_bit_and_get_no_gradient(name: str, recom
 
 @torch.no_grad()
 def test_the_head_of_frozen_convolutions_learns_on_what_is_evaluated() -> None:
-    """Trained and evaluated, a frozen network gives the same features."""
+    """In training and in evaluation mode, a frozen network gives the same outputs."""
     network = build_network(configured(0), 10, ALONE.device, moved)
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(network.train()(images), network.eval()(images))
 
 
 def engines_on_ranks(output: Path) -> int:
-    """As a rank: the weights after steps of each engine, and after they were saved, loaded by a new one, and continued."""
+    """As a rank: the weights after steps of each engine, and after saving, loading into a new one, and continuing."""
     with joined(devices=CPU) as world:
         world.use_threads(1)
         for rate, names in TRIED.items():
@@ -115,7 +115,7 @@ def engines_on_ranks(output: Path) -> int:
 
 
 def _everywhere(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """What rank 0 saves, on every rank, as after reading a checkpoint."""
+    """Broadcast what rank 0 saves to every rank, as after reading a checkpoint."""
     from safetensors.torch import load as load_bytes
     from safetensors.torch import save
 

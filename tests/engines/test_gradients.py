@@ -1,4 +1,4 @@
-"""Steps whose gradients are not finite: none is taken, nothing of them stays, and they are counted."""
+"""Steps with non-finite gradients: they are not taken, leave nothing behind, and are counted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def engine(**keys: Any) -> Any:
 
 
 def take(trained: Any, seed: int, bad: bool = False) -> None:
-    """A step of two micro-batches, the second of which has a pixel that is no number."""
+    """Take a step of two micro-batches; if `bad`, the second has an infinite pixel."""
     torch.manual_seed(seed)
     for last in (False, True):
         images, labels = torch.randn(4, 3, 16, 16), torch.randint(0, 3, (4,))

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture(scope="module")
 def place(runs: Path, recipe: Path) -> Path:
-    """A folder with images/ and runs/a, trained with relative paths and more batches ahead than there is shared memory."""
+    """A folder with images/ and runs/a, trained with relative paths and more prefetching than shared memory holds."""
     noise = np.random.default_rng(0)
     files = {
         f"{split}/{name}/{k}.png": encode(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8), "PNG")
@@ -77,7 +77,7 @@ def test_an_evaluation_says_what_its_loader_does_in_place_of_what_was_asked_for(
 def test_paths_in_the_record_are_absolute(place: Path) -> None:
     config = load(place / "runs/a/config.yaml")
     assert (config.data.source, config.run.dir) == (str(place / "images"), str(place / "runs/a"))
-    assert Config().data.source == "cifar10"  # a name, no path
+    assert Config().data.source == "cifar10"  # a name, not a path
 
 
 def test_each_set_and_each_folder_keeps_its_own_result(place: Path, few_digits: Path) -> None:
@@ -106,7 +106,7 @@ def test_each_set_and_each_folder_keeps_its_own_result(place: Path, few_digits: 
 
 
 def test_a_run_does_not_say_where_data_are_prepared(place: Path) -> None:
-    """It may be a stranger's."""
+    """The run may be someone else's."""
     assert load(place / "runs/a/config.yaml").data.directory == str(place / "datasets")
     shutil.copytree(place / "images", place / "copy/images")
     (place / "another").mkdir()
@@ -122,7 +122,7 @@ def test_a_run_does_not_say_where_data_are_prepared(place: Path) -> None:
 def test_from_another_directory(place: Path) -> None:
     here = place / "elsewhere"
     before = json.loads((place / "runs/a/evaluation/summary.json").read_text())
-    shutil.rmtree(place / "images")  # what was prepared of them is still there
+    shutil.rmtree(place / "images")  # the data set prepared from them is still there
     done = vgg_ddp("evaluate", "../runs/a", folder=here)
     assert done.returncode == 0, done.stderr
     assert json.loads((place / "runs/a/evaluation/summary.json").read_text()) == before
@@ -132,7 +132,7 @@ def test_from_another_directory(place: Path) -> None:
 
 
 def test_a_checkpoint_is_evaluated_from_beside_it_and_by_a_link(place: Path) -> None:
-    """With what its own run has logged, and no run that the link lies in."""
+    """With the log of its own run, not of a run in which the link lies."""
     checkpoints = place / "runs/a/checkpoints"
     name = (checkpoints / "latest").read_text()
     before = json.loads((place / "runs/a/evaluation/summary.json").read_text())
@@ -147,7 +147,7 @@ def test_a_checkpoint_is_evaluated_from_beside_it_and_by_a_link(place: Path) -> 
 
 
 def test_a_picture_s_name_need_not_be_utf_8(place: Path) -> None:
-    """As archives of old leave it."""
+    """As old archives leave it."""
     (place / "old").mkdir()
     (place / "old" / os.fsdecode(b"caf\xe9.png")).write_bytes(encode(np.zeros((16, 16, 3), np.uint8), "PNG"))
     done = vgg_ddp("evaluate", "runs/a", "--images", "old", "--out", "old answers", folder=place)

@@ -108,7 +108,7 @@ def test_the_summary_is_what_scikit_learn_says_of_the_predictions(alone: Any) ->
 
 
 def test_answers_that_are_not_finite_are_refused(whole_run: Path, tmp_path: Path) -> None:
-    """Of float16, whose largest number is 65504: of weights that are larger there is a finite answer in float32."""
+    """In float16, whose largest number is 65504, such weights overflow; in float32 their answers are finite."""
     run = tmp_path / "large"
     shutil.copytree(whole_run, run)
     folder = latest(run)
@@ -128,7 +128,7 @@ def test_answers_that_are_not_finite_are_refused(whole_run: Path, tmp_path: Path
 
 
 def accuracy_in_training(run: Path, data: Path) -> float:
-    """Of the network of a run on what it was trained on, the middle 16 x 16 of each image, not augmented."""
+    """The accuracy of a run's network on its training images: the middle 16 x 16 of each, not augmented."""
     dataset = Dataset(data)
     split, trained = dataset.split("train"), held_out(dataset, load(run / "config.yaml").data, 0)[0]
     pictures = torch.stack([torch.from_numpy(split.decode(k)[8:24, 8:24].copy()) for k in trained.tolist()])
@@ -144,7 +144,7 @@ def test_the_temperature_is_fitted_on_the_held_out_images_at_any_world_size(
     summaries = [evaluated(run, size, 11, tmp_path / str(size))[0] for size in (1, 2, 3)]
     calibration = summaries[0]["calibration"]
     images = sum(summaries[0]["data"]["class_counts"]["train"])
-    left_out = 100  # of 160, as many of each class as rounding has it
+    left_out = 100  # of 160: 65 % of each class, rounded
     assert calibration["temperature_from"] == f"{left_out} images held out for validation"
     assert calibration["temperature"] > 0
     low, high = calibration["temperature_interval"]
@@ -190,7 +190,7 @@ def test_a_folder_s_class_is_found_in_other_letters_where_only_one_can_be_meant(
 def test_one_s_own_images_are_answered_as_in_the_evaluation(
     whole_run: Path, few_digits: Path, tmp_path: Path, words: list[str], name: str
 ) -> None:
-    """The test images of 32 pixels as files, in folders named after their classes, of which the network sees 16 x 16."""
+    """The test images of 32 pixels as files in folders named after their classes; the network sees 16 x 16 of each."""
     words = [*words, "evaluate.batch=7"]
     ranks = start("vgg_ddp.evaluate", [str(whole_run), *words], 1, tmp_path / "ranks")
     assert ranks.wait() == [0], ranks.stderr
@@ -230,7 +230,7 @@ def test_one_s_own_images_are_answered_as_in_the_evaluation(
 
 
 def answer_without_training_images(run: Path, folder: Path) -> int:
-    """As a rank that cannot have the nearest of them."""
+    """As a rank that cannot get the nearest training images."""
 
     def nearest(self: object, *arguments: object) -> None:
         raise UserError("the 7th cannot be decoded")
@@ -256,7 +256,7 @@ def test_answers_do_not_hang_on_what_is_shown_beside_them(whole_run: Path, tmp_p
 
 
 def other_set(few_digits: Path, folder: Path, classes: dict[str, int]) -> Path:
-    """An image folder of the test images of some digits, each in a class of a name of ours: name to digit."""
+    """An image folder with the test images of some digits, under our own class names; `classes` maps name to digit."""
     split = Dataset(few_digits).split("test")
     for name, digit in classes.items():
         for k in np.flatnonzero(split.labels == digit):

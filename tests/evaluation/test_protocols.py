@@ -38,7 +38,7 @@ SIDE = 16
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """20 test images, of which some have the same shape, some only at a certain scale, and none is a square."""
+    """20 test images: some share a shape, some only at a certain scale, and none is square."""
     folder = tmp_path_factory.mktemp("pictures")
     shapes = [(20, 26), (26, 20), (23, 29), (17, 40)]
     files = {
@@ -139,7 +139,7 @@ def test_averages_are_those_of_a_loop_over_views(
 
 
 def test_images_that_are_plain_at_first_are_shown_in_one_view(pictures: Dataset, network: VGG) -> None:
-    """Of the others the answers are those of all views, and only these are shown again."""
+    """The others are answered by all views, and only they are shown again."""
     first = reference(pictures, network, asking(pictures), flips=False)
     every = reference(pictures, network, asking(pictures, protocol="shifted"), flips=True)
     enough = round(float(np.median(first.max(axis=1))), 6)
@@ -222,7 +222,7 @@ def test_an_image_that_is_too_small_for_the_network_is_refused_by_name(pictures:
 
 @pytest.fixture(scope="module")
 def run(train: Any) -> Path:
-    """Of a training that asks for a protocol."""
+    """The run of a training that asks for a protocol."""
     words = ["evaluate.protocol=dense", "evaluate.scales=[20,24]", "evaluate.batch=77"]
     run: Path = train("run", "min_steps=2", *words)
     return run
@@ -278,7 +278,7 @@ def test_one_word_asks_for_a_protocol(run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def other(train: Any) -> Path:
-    """Of the same training with other weights."""
+    """A run of the same training with other weights."""
     run: Path = train("other", "min_steps=2", "seed=1", "model.batch_norm=false")
     return run
 

@@ -1,4 +1,4 @@
-"""What is asked of the network itself: hidden parts, changed pictures, features; and the files of attributes and labels."""
+"""What the network itself is asked: occlusion, changed pictures, features; and attribute and label files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from vgg_ddp.run.files import file_sha256
 def test_hidden_parts_are_captum_s_occlusion() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 12 * 12, 3)).eval()
-    image = torch.randn(3, 14, 14)  # whose side is no whole number of steps
+    image = torch.randn(3, 14, 14)  # whose side is not a multiple of the step
     reference = Occlusion(network).attribute(image[None], (3, 4, 4), (3, 3, 3), baselines=0.0, target=1)[0]
     found = occlusion.occlusion(network, image, 1, 4, 3)
     torch.testing.assert_close(found.expand(3, 14, 14), reference.float(), atol=1e-5, rtol=1e-4)
@@ -72,7 +72,7 @@ def test_grad_cam_is_captum_s_on_torchvision_s_network() -> None:
 def test_grad_cam_is_captum_s_where_the_last_pool_stands_elsewhere_and_in_fused_layers(
     variant: dict[str, Any], maps: str
 ) -> None:
-    """Of the maps that the last pool gets: those of the convolution, of its batch norm, or, where it is ReLU, behind that."""
+    """For the input maps of the last pool: those of the convolution, of its batch norm, or of the ReLU."""
     torch.manual_seed(0)
     network = vgg("A", True, "paper", 5, 64, **variant).eval()
     for norm in network.features:
@@ -82,7 +82,7 @@ def test_grad_cam_is_captum_s_where_the_last_pool_stands_elsewhere_and_in_fused_
     image = torch.randn(3, 64, 64)
     plain = copy.deepcopy(network)
     pool = max(n for n, layer in enumerate(plain.features) if isinstance(layer, nn.MaxPool2d))
-    if maps == "ReLU":  # theirs stands before the pool
+    if maps == "ReLU":  # in the reference, ReLU comes before the pool
         plain.features[pool], plain.features[pool + 1] = plain.features[pool + 1], plain.features[pool]
         pool += 1
     layer = plain.features[pool - 1]
@@ -111,7 +111,7 @@ def test_each_change_changes_the_pictures_as_it_says_and_the_same_way_every_time
     assert torch.equal(CHANGES["mirrored"](images, fill).flip(3), images)
     assert torch.equal(CHANGES["upside down"](images, fill).flip(2), images)
     shuffled = CHANGES["shuffled"](images, fill)
-    for one, other in zip(shuffled, images):  # the same squares elsewhere
+    for one, other in zip(shuffled, images):  # the same squares in other places
         squares = [
             sorted(
                 picture[:, y : y + side // 4, x : x + side // 4].flatten().tolist()
@@ -128,7 +128,7 @@ def test_each_change_changes_the_pictures_as_it_says_and_the_same_way_every_time
 
 
 def keep_on_ranks(output: Path) -> int:
-    """As one of two ranks, in an evaluation in which rank 0 goes on alone."""
+    """As one of two ranks, in an evaluation that rank 0 continues alone."""
     with joined(devices=CPU) as world:
         world.activity.enter("evaluate")
         network = vgg("A", batch_norm=True, head="compact", num_classes=7, image_size=32)
@@ -163,7 +163,7 @@ def test_features_are_those_that_the_last_layer_multiplies() -> None:
 
 
 def test_what_is_left_out_keeps_the_name_of_its_budget() -> None:
-    """Of images shown in several views no features are kept, whatever the budget."""
+    """No features are kept of images shown in several views, whatever the budget."""
     answers = Predictions(np.array([0, 1]), np.eye(2, dtype=np.float32), np.arange(2))
     for budget, reason in (("full", "shown once"), ("none", "analysis.budget=none")):
         config = Config(network="vgg11", analysis=AnalysisConfig(budget=budget))
@@ -174,7 +174,7 @@ def test_what_is_left_out_keeps_the_name_of_its_budget() -> None:
 
 
 def plant_copies(few_digits: Path, target: Path) -> list[int]:
-    """The few digits with a copy of each test image among the training images, as the next class; the place of each copy."""
+    """The few digits with a copy of each test image in the training set, as the next class; the place of each copy."""
     target.mkdir()
     (images, labels), tested = (
         [np.load(few_digits / f"{split}.{kind}.npy") for kind in ("images", "labels")] for split in ("train", "test")
@@ -199,7 +199,7 @@ def plant_copies(few_digits: Path, target: Path) -> list[int]:
 def test_the_causes_of_a_run_are_those_of_its_network_and_its_images(
     train: Train, few_digits: Path, runs: Path
 ) -> None:
-    """The nearest image is a copy, where it was trained on; what it relies on is told by pictures that NumPy turned over."""
+    """The nearest image is the copy, if that was trained on; reliance is checked with pictures flipped by NumPy."""
     copies = plant_copies(few_digits, runs / "copies")
     words = ["min_steps=40", "model.batch_norm=true", "optimizer.learning_rate=0.03", "augment.flip=false"]
     words += [f"data.source={runs / 'copies'}", "data.validation=0.25", "analysis.budget=full"]
@@ -279,7 +279,7 @@ def test_labels_that_people_gave_come_as_counts_or_shares_csv_or_npy(tmp_path: P
 
 
 def archive() -> bytes:
-    """Of arrays, in a file that is named as one array."""
+    """An archive of arrays, for a file named like a single array."""
     file = io.BytesIO()
     np.savez(file, np.ones((2, 3)))
     return file.getvalue()
@@ -290,7 +290,7 @@ def archive() -> bytes:
     [
         ("a.csv", "1,2\n3,4\n", "has 2 rows of 2, and there are 2 test images of 3 classes"),
         ("a.csv", "1,2,3\n4,5,x\n", "row 2: it needs 3 numbers"),
-        ("a.csv", "a,b,c\n1,5,0,0\n2,0,5,0\n", "row 1: it needs 3 numbers"),  # as R numbers its rows
+        ("a.csv", "a,b,c\n1,5,0,0\n2,0,5,0\n", "row 1: it needs 3 numbers"),  # with row numbers, as R writes them
         ("a.csv", "1,2,3\n4,5,-1\n", "the row of image 1 has a value that is no count"),
         ("a.csv", "1,2,3\n4,5,nan\n", "the row of image 1 has a value that is no count"),
         ("a.npy", b"\x93NUMPY\x01", "cannot be read as an array"),

@@ -1,7 +1,7 @@
 """What only a GPU can show. Every test takes its device from the fixture `device`, and is skipped where there is no GPU.
-They are to be run by themselves, since a GPU is hidden from all other tests.
 
-`pytest tests/gpu --gpu-rehearsal` runs the same bodies on the CPU, so that a mistake in them is seen where there is no GPU.
+Run these tests by themselves, since GPUs are hidden from all other tests. `pytest tests/gpu --gpu-rehearsal` runs the
+same bodies on the CPU, so that a mistake in them is found where there is no GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark these tests. A rehearsal takes the first and the last case of each, which is enough to find a mistake."""
+    """Mark these tests. A rehearsal keeps the first and the last case of each, which is enough to find a mistake."""
     ours = [item for item in items if HERE in item.path.parents]
     for item in ours:
         item.add_marker("gpu")
@@ -47,16 +47,17 @@ def world(device: torch.device) -> World:
 
 @pytest.fixture(scope="session")
 def precision(device: torch.device) -> str:
-    """What trainings on the device use: a CPU may have to emulate bf16."""
+    """The precision of trainings on the device: a CPU may have to emulate bf16."""
     return "bf16" if device.type == "cuda" else "fp32"
 
 
 @pytest.fixture(scope="module")
 def launch(runs: Path, recipe: Path, device: torch.device) -> Launch:
-    """As the fixture of all tests, but on the device, which all ranks share."""
+    """As the fixture of all tests, but on the devices, which ranks share where there are fewer."""
 
     def begin(name: str, *words: str, size: int = 1, pause: dict[str, Any] | None = None) -> Ranks:
-        place = [f"device={device.type}", f"nproc={size}", f"ranks_per_gpu={size}"]
+        on_each = -(-size // max(1, torch.cuda.device_count()))
+        place = [f"device={device.type}", f"nproc={size}", f"ranks_per_gpu={on_each}"]
         arguments = [str(recipe), f"run.dir={runs / name}", *place, *words]
         return start("vgg_ddp.train", arguments, size, runs / f"{name} output", pause, warm=device.type == "cpu")
 

@@ -1,4 +1,4 @@
-"""Loaders whose pixels lie on the GPU give those of the CPU."""
+"""Loaders that keep their pixels on the GPU give the same pixels as on the CPU."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ AUGMENTATIONS = {
 
 @pytest.fixture(scope="module")
 def splits(few_digits: Path, tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> dict[str, Split]:
-    """Stored pixels, and JPEG files of one size, soft as photographs."""
+    """Stored pixels, and JPEG files of one size, as smooth as photographs."""
     folder = tmp_path_factory.mktemp("photos")
     files = jpegs({"train/a": 20, "train/b": 20, "test/a": 1, "test/b": 1}, size=(32, 32), kind=smooth)
     photos = prepare(str(write_folder(folder / "files", files)), folder / "dataset", lambda line: None, folder)
@@ -64,13 +64,13 @@ def test_pixels_are_those_of_the_cpu(
         levels = (ours.images.cpu().int() - theirs.images.int()).abs()
         if moved_only or world.device.type == "cpu":
             assert levels.max() == 0
-        else:  # an inverse cosine transform or an interpolation, rounded by another program
+        else:  # another implementation rounds the inverse cosine transform or the interpolation differently
             assert levels.max() <= 4
             assert levels.float().mean() < 0.5
 
 
 def test_jpeg_files_are_decoded_on_the_gpu(splits: dict[str, Split], world: World) -> None:
-    """By a profile: the kernels of a decoder ran there."""
+    """The profiler shows kernels of a decoder there."""
     loader = build("dali", splits["jpeg"], AUGMENTATIONS["crop and flip"], world)
     if world.device.type == "cpu":
         assert len(epoch(loader, splits["jpeg"])) == 2

@@ -25,7 +25,7 @@ SECONDS_TO_SAY_WHY = 10
 
 @pytest.fixture(scope="module")
 def words(precision: str, device: torch.device) -> tuple[str, ...]:
-    """Steps of which every bit is promised; on a GPU enough of them for a graph to be recorded and launched."""
+    """Bitwise reproducible steps; on a GPU enough of them for a graph to be recorded and launched."""
     steps = BEFORE_RECORDING + 3 if device.type == "cuda" else 4
     return ("determinism=run", f"precision={precision}", "loader=resident", f"min_steps={steps}")
 

@@ -39,13 +39,13 @@ from vgg_ddp.training.recorder import Recorder
 from vgg_ddp.training.stopping import StopRequest
 
 SMALL = Config(network="vgg11", batch=16, data=DataConfig(image_size=16, resize=None, validation=0, workers=0))
-# Of the first update, relative to its length, from that of fp32: the products' operands keep 10, 10 and 7 bits. A CPU was 0.10
-# off in fp16 and 0.2 in bf16; one step of an untrained network enlarges rounding, since pools and ReLU choose otherwise.
+# Relative distance of the first update from that of fp32: the products' operands keep 10, 10 and 7 bits. A CPU was off
+# by 0.10 in fp16 and 0.2 in bf16: an untrained network amplifies rounding, since pools and ReLU choose differently.
 TOLERANCES = {"tf32": 0.2, "fp16": 0.2, "bf16": 0.6}
 
 
 def first_update(precision: str, world: World) -> Tensor:
-    """The change of all weights by the first step that float16 does not overflow in."""
+    """The change of all weights in the first step that does not overflow float16."""
     config = msgspec.structs.replace(SMALL, precision=precision)
     with arithmetic(precision):
         step = TrainingStep(config, world)
@@ -86,7 +86,7 @@ def test_the_fused_layer_is_torch_s_to_rounding(dtype: torch.dtype, pool: int, d
 
 
 def bytes_of_tensors(device: torch.device) -> int:
-    """On a GPU all that is allocated; on a CPU the tensors that live, since a process's memory grows by itself too."""
+    """On a GPU all allocated memory; on a CPU that of live tensors, since a process also grows for other reasons."""
     if device.type == "cuda":
         return used_bytes(device)
     gc.collect()
@@ -128,13 +128,13 @@ def test_no_step_waits_for_the_device_or_keeps_memory(
     world: World,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The training loop itself, in epochs of ten steps; after some that settle, the host may not wait."""
+    """The training loop itself, in epochs of ten steps; after the first few, the host may not wait."""
     if loader == "dali":
         pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
     if compile == "graph" and world.device.type == "cpu":
         pytest.skip("a CPU has no graphs")
     if world.device.type == "cuda":
-        monkeypatch.setattr("vgg_ddp.model.fused_norm.SMALLEST", 0)  # which these images would not reach
+        monkeypatch.setattr("vgg_ddp.model.fused_norm.SMALLEST", 0)  # these images are below the usual threshold
     epochs = 2 if compile == "graph" else 1  # a graph is recorded in the second
     first, last = 10 * epochs - 6, 10 * epochs - 1
     used = []

@@ -1,4 +1,4 @@
-"""A small training that every launcher starts, and what it comes to when nobody disturbs it."""
+"""A small training that every launcher starts, and its result when undisturbed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAUNCH = [sys.executable, "-m", "launch"]
 
 @pytest.fixture(scope="session")
 def config(disk: Path, recipe: Path, digits: Path) -> Path:
-    """The recipe of quick steps on all digits, for a few steps."""
+    """The quick recipe on all digits, for a few steps."""
     settings = yaml.safe_load(recipe.read_text())
     settings["min_steps"], settings["data"]["source"] = 30, str(digits)
     path = disk / "launch.yaml"

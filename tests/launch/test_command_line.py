@@ -27,7 +27,7 @@ MISTAKES = {
     "--nodez 2": "unknown argument --nodez",
     "--nodes 0": "argument --nodes: '0' is not a number from 1",
 }
-# Calls `main` with the words of each line of the input, and prints the exit code, the number of lines said, and these.
+# Calls `main` with the arguments on each input line; prints the exit code, the number of output lines, and the lines.
 EACH_LINE = """
 import contextlib, io, sys
 from launch.command_line import main
@@ -106,7 +106,7 @@ def test_the_train_job_is_of_the_published_schema(config: Path) -> None:
     manifest = yaml.safe_load(done.stdout)
     job = TrainerV1alpha1TrainJob.from_dict(manifest)
     assert job is not None
-    assert job.to_dict() == manifest  # what the schema does not know would be lost on the way
+    assert job.to_dict() == manifest  # fields unknown to the schema would be lost
     assert manifest["apiVersion"] == "trainer.kubeflow.org/v1alpha1"
     trainer = job.spec.trainer
     assert (trainer.num_nodes, trainer.num_proc_per_node, trainer.image) == (4, 2, "here/vgg:1")
@@ -114,7 +114,7 @@ def test_the_train_job_is_of_the_published_schema(config: Path) -> None:
     (job_patch,) = job.spec.runtime_patches[0].training_runtime_spec.template.spec.replicated_jobs
     pod = job_patch.template.spec.template.spec
     (mount,) = pod.containers[0].volume_mounts
-    assert (mount.mount_path, pod.volumes[0].empty_dir.medium) == ("/dev/shm", "Memory")  # 64 MiB without it
+    assert (mount.mount_path, pod.volumes[0].empty_dir.medium) == ("/dev/shm", "Memory")  # it would be 64 MiB otherwise
     assert mount.name == pod.volumes[0].name
     assert done.stdout.startswith("# batch 64 = 4 nodes x 2 ranks x 8 images x 1 accumulated\n")
 
@@ -154,7 +154,7 @@ def test_deepspeed_s_hosts_are_checked(
 
 
 def test_a_host_that_calls_itself_loopback_is_reached_by_its_interface(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Debian's /etc/hosts has it: 127.0.1.1 and the host's name."""
+    """As in Debian's /etc/hosts, which gives the host's name the address 127.0.1.1."""
     monkeypatch.setattr(network.socket, "gethostbyname", lambda host: "127.0.1.1")
     monkeypatch.setattr(network, "interfaces", lambda: {"lo": "127.0.0.1", "eth7": "10.0.0.7"})
     assert network.resolve("node1", "eth7") == "10.0.0.7"

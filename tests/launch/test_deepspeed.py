@@ -1,4 +1,4 @@
-"""DeepSpeed's launcher: what it is handed, what it ends with, and stopped on this host."""
+"""DeepSpeed's launcher: its arguments, its exit codes, and stopping it on this host."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_word_comes_through_the_shell_of_another_host() -> None:
 def test_variables_reach_other_hosts_with_the_user_s_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """DeepSpeed reads a line NAME=VALUE after the other, from one file."""
+    """DeepSpeed reads lines of NAME=VALUE, from one file only."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DS_ENV_FILE", "mine")
     (tmp_path / "mine").write_text("WANDB_API_KEY=abc\n\nOMP_NUM_THREADS=7")
@@ -96,7 +96,7 @@ def test_without_pdsh_there_is_no_ssh(
 
 
 def test_deepspeed_is_found_without_its_program(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where it was installed in another folder (pip install --user)."""
+    """As when it was installed into another folder (pip install --user)."""
     commands: list[list[str]] = []
     prepared: list[Config] = []
     monkeypatch.setattr(deepspeed, "_run", lambda command, by_ssh, grace: commands.append(command) or 247)

@@ -11,7 +11,7 @@ import pytest
 from tests.launch.conftest import ENVIRONMENT, LAUNCH, assert_same_weights, launch, on_one_host, steps_logged
 from tests.support.slurm_cluster import Cluster, slurm_cluster, wait_until, why_not
 
-LONG = "min_steps=80"  # seconds, in which Slurm can intervene
+LONG = "min_steps=80"  # takes some seconds, in which Slurm can intervene
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,6 @@ def test_the_script_has_what_was_asked_for(config: Path) -> None:
     assert done.returncode == 0, done.stderr
     directives = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("#SBATCH")}
     assert {"--nodes=4", "--gpus-per-node=2", "--time=1:00:00", "--account=us", "--qos=high", "--requeue"} <= directives
-    assert "# batch 64 = 4 nodes x 1 rank x 16 images x 1 accumulated" in done.stdout  # nproc of the configuration
+    assert "# batch 64 = 4 nodes x 1 rank x 16 images x 1 accumulated" in done.stdout  # nproc is from the configuration
     assert subprocess.run(["bash", "-n"], input=done.stdout, text=True).returncode == 0
     assert "overrides=(batch=64 'run.dir=a b')" in done.stdout

@@ -30,7 +30,7 @@ def hosts() -> Iterator[Hosts]:
     if reason:
         pytest.skip(reason)
     with two_hosts() as hosts:
-        limit(hosts, 200)  # Mbit/s: a third of a second for each step, in which nothing computes
+        limit(hosts, 200)  # Mbit/s: a third of a second of communication per step
         yield hosts
 
 
@@ -41,7 +41,7 @@ def undisturbed(disk: Path, config: Path) -> Path:
 
 
 class Launches:
-    """Starts `python -m launch` on hosts, for one test, which leaves none behind."""
+    """Starts `python -m launch` on hosts for one test, after which none is left running."""
 
     def __init__(self, port: int) -> None:
         self.endpoint = f"10.77.0.1:{port}"
@@ -122,7 +122,7 @@ def test_two_hosts_come_to_the_same_weights_as_one(launches: Launches, hosts: Ho
 def test_deepspeed_s_launcher_on_two_hosts_comes_to_the_same_weights_as_on_one(
     launches: Launches, hosts: Hosts, config: Path, disk: Path
 ) -> None:
-    """Without ssh: the same command on each, with its number."""
+    """Without ssh: the same command on each host, with its node rank."""
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     few = "min_steps=4"
     one = on_one_host(disk / "deepspeed on one host", config, "engine=deepspeed", few)
@@ -141,7 +141,7 @@ def test_deepspeed_s_launcher_on_two_hosts_comes_to_the_same_weights_as_on_one(
 
 
 def endless(launches: Launches, hosts: Hosts, config: Path, run: Path, *options: str) -> list[Command]:
-    """A training on both hosts that has begun, and would go on."""
+    """A training on both hosts that has begun and would go on for long."""
     started = [launches.start(host, config, *options, f"run.dir={run}", "min_steps=10000") for host in hosts]
     wait_until(lambda: steps_logged(run) >= 2)
     return started
@@ -192,7 +192,7 @@ def test_a_host_whose_ranks_ended_well_ends_as_the_other_does(
 def test_a_link_that_is_cut_and_mended(
     launches: Launches, hosts: Hosts, config: Path, undisturbed: Path, disk: Path
 ) -> None:
-    """For longer than `timeout`: the ranks wait for one another, are ended on both hosts, and start again once it is mended."""
+    """For longer than `timeout`: the ranks wait for each other, are ended on both hosts, and restart once mended."""
     run = disk / "link"
     words = (f"run.dir={run}", "checkpoint.every_steps=2", "timeout=15", "--grace", "90")
     started = [launches.start(host, config, *words) for host in hosts]
@@ -200,7 +200,7 @@ def test_a_link_that_is_cut_and_mended(
     ranks = [rank for launch in started for rank in ranks_of(launch.pid)]
     cut(hosts, True)
     try:
-        wait_until(lambda: not runs(ranks[0]), 60)  # that of the host with the store
+        wait_until(lambda: not runs(ranks[0]), 60)  # the rank on the host with the store
     finally:
         cut(hosts, False)
     codes, said = ends(*started)
@@ -220,7 +220,7 @@ def test_ranks_that_do_not_end_are_killed(launches: Launches, hosts: Hosts, conf
     started = endless(launches, hosts, config, disk / "stuck")
     ranks = [pid for host in hosts for pid in processes(host) if pid not in {launch.pid for launch in started}]
     for pid in ranks:
-        os.kill(pid, signal.SIGSTOP)  # as one that waits for a device or a disk
+        os.kill(pid, signal.SIGSTOP)  # like a rank that waits for a device or a disk
     started[0].send_signal(signal.SIGINT)
     assert_gone(hosts)
     codes, said = ends(*started)

@@ -55,7 +55,7 @@ def make(source: Path, directory: Path) -> Dataset:
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
-    """Small datasets of every storage. `smooth` is of mixed sizes and like photographs; the others are noise."""
+    """Small datasets in every storage. `smooth` has mixed sizes and resembles photographs; the others are noise."""
     folder = tmp_path_factory.mktemp("datasets")
     files = {f"data_batch_{i}": random_part(i, 10, 8) for i in range(1, 6)} | {"test_batch": random_part(6, 10, 13)}
     sources = {
@@ -96,7 +96,7 @@ def loader_of(name: str, split: Split, geometry: Geometry, batch: int = 16) -> L
 
 
 def loaders_of(split: Split) -> list[str]:
-    """The loaders that can serve a split: resident has images of one size only."""
+    """The loaders that can serve a split: resident needs images of one size."""
     return list(LOADERS) if split.uniform_shape else STREAMING
 
 
@@ -135,7 +135,7 @@ def reference(split: Split, geometry: Geometry, part: Slice) -> NDArray[np.uint8
 
 
 def scaled(image: NDArray[np.uint8], shorter: int) -> NDArray[np.uint8]:
-    """The whole image with its shorter side `shorter`, its edge repeated outside; by Pillow in floats, rounded once."""
+    """The image scaled to the shorter side `shorter`, its edge repeated outside; by Pillow in floats, rounded once."""
     height, width = image.shape[:2]
     margin = 8 + max(height, width) // shorter
     size = (width * shorter // min(height, width), height * shorter // min(height, width))
@@ -237,7 +237,7 @@ def test_rotated_pixels_are_the_same_in_every_loader_and_pillows_inside(
     by_torch, *others = (pixels(loader_of(name, split, geometry), parts) for name in loaders_of(split))
     for other in others:
         assert_array_equal(by_torch, other)
-    inner = slice(10, -10)  # within the image at any angle; Pillow treats the edge otherwise
+    inner = slice(10, -10)  # inside the image at any angle; Pillow treats the edge differently
     assert np.abs(by_torch - expected)[:, inner, inner].max() <= 1
     assert (by_torch[:, 0, 0] == 0).any()  # corners do turn black
 
@@ -298,7 +298,7 @@ print(sum(len(batch) for batch in worker.stream(training_slices(split))))
 
 @pytest.mark.seconds
 def test_a_worker_is_not_held_up_by_a_dali_loader_that_was_let_go_of(datasets: dict[str, Dataset]) -> None:
-    """A forked worker that collected its parent's pipeline would wait for that one's threads for ever."""
+    """A forked worker that garbage-collected its parent's pipeline would wait forever for that pipeline's threads."""
     directory, root = datasets["jpeg"].directory, Path(__file__).parents[2]
     command = [sys.executable, "-W", "ignore", "-c", BOTH_LOADERS, str(directory)]
     process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -311,7 +311,7 @@ def test_a_worker_is_not_held_up_by_a_dali_loader_that_was_let_go_of(datasets: d
 
 
 def test_sixteen_bit_pictures_are_the_same_to_every_loader(tmp_path: Path) -> None:
-    """Grey to the last bit. Of RGB Pillow gives the upper eight bits and DALI the nearest: one level apart at most."""
+    """Grey to the last bit. For RGB, Pillow truncates to eight bits and DALI rounds: one level apart at most."""
     values = np.random.default_rng(0).integers(0, 2**16, (6, 32, 32, 3)).astype(np.uint16)
     folders = [f"{split}/{c}" for split in ("train", "test") for c in "ab"]
     files = {f"{folder}/{i}.png": png16(v[..., 0]) for folder in folders for i, v in enumerate(values)}
@@ -437,7 +437,7 @@ DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_damaged_sample_is_named_or_gives_the_same_pixels_with_every_loader(tmp_path: Path, kind: str) -> None:
-    """Few decoders notice a changed pixel; what must not be is that the loaders differ, or fail in another way."""
+    """Few decoders notice a changed pixel; but the loaders must not differ, or fail in another way."""
     apart(check_damage, tmp_path, kind)
 
 
@@ -485,7 +485,7 @@ def check_batches_before_damage(tmp_path: Path, loader_name: str) -> None:
     assert len(served) <= 5
     for got, right in zip(served, expected, strict=False):
         assert_array_equal(got, right)
-    if loader_name.startswith("torch"):  # dali makes batches ahead, resident decodes all at first
+    if loader_name.startswith("torch"):  # dali prefetches batches, resident decodes everything first
         assert len(served) == 5
 
 

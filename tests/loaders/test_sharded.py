@@ -1,4 +1,4 @@
-"""Resident pixels spread over the ranks: each batch is the one that a rank with all pixels makes."""
+"""Resident pixels sharded over the ranks: each batch equals that of a rank with all pixels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GEOMETRIES = {
 
 
 def parts(count: int, rank: int, size: int, name: str) -> list[Slice]:
-    """Three training batches, or 100 images in batches of 30, of which the ranks have different numbers."""
+    """Three training batches, or 100 images in batches of 30, of which the ranks get different numbers."""
     if name == "whole":
         return list(evaluation_slices(np.arange(100), 30, rank, size))
     return list(Order(7, np.arange(count), 24).slices(0, rank, size))[:3]

@@ -1,4 +1,4 @@
-"""Activation checkpointing changes no bit, updates running statistics once, and keeps less."""
+"""Activation checkpointing changes no bit, updates running statistics once, and keeps less memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def step(built: VGG, dtype: torch.dtype) -> Tensor:
 
 
 class Held(TorchDispatchMode):
-    """Follows the memory of all that operations give, until it is freed."""
+    """Tracks the memory of all tensors that operations return, until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Held(TorchDispatchMode):
 
 
 def bytes_an_image(what: Checkpointing) -> int:
-    """What VGG-16 keeps for the backward pass; weights, which are as many for any number of images, are not in it."""
+    """What VGG-16 keeps for the backward pass per image; weights, which do not depend on the images, cancel out."""
     return bytes_held(what, 2) - bytes_held(what, 1)
 
 
@@ -62,7 +62,7 @@ def bytes_held(what: Checkpointing, count: int) -> int:
         output = built(images)
         gc.collect()
         held_bytes = held.bytes()
-    del output  # which has kept all of that until here
+    del output  # which has kept all of that alive
     return held_bytes
 
 

@@ -1,4 +1,4 @@
-"""Batch-norm statistics measured anew for an evaluation, and put back."""
+"""Batch-norm statistics measured anew for an evaluation, and restored."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def network_and_batches() -> tuple[VGG, list[Tensor]]:
 
 
 def measure_together(output: Path) -> int:
-    """As a rank: statistics of synchronised batch norms over its part of each batch, and its own of those, then rank 0's."""
+    """As a rank: statistics of synchronised batch norms over its part of each batch; then its own; then rank 0's."""
     with joined(devices=CPU) as world:
         world.use_threads(1)
         network, batches = network_and_batches()

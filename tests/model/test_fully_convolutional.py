@@ -45,7 +45,7 @@ def of_windows(maps: list[list[Tensor]], answer: nn.Module) -> Tensor:
 @torch.no_grad()
 def test_each_cell_is_the_head_slid_over_the_map_of_the_convolutions(network: VGG) -> None:
     paper = len(network.classifier) > 1
-    whole = images(136, 170)  # of which 8 and 10 pixels fill no cell
+    whole = images(136, 170)  # the last 8 and 10 pixels do not fill a cell
     convolutions = network.features if paper else network.features[:-2]  # without global pool and ReLU
     head = network.classifier if paper else nn.Sequential(*network.features[-2:], nn.Flatten(), *network.classifier)
     if paper:
@@ -60,7 +60,7 @@ def test_each_cell_is_the_head_slid_over_the_map_of_the_convolutions(network: VG
 @pytest.mark.seconds
 @torch.no_grad()
 def test_each_cell_is_the_network_slid_over_the_image_where_padding_plays_no_part(network: VGG) -> None:
-    """A window cut from the image is padded with zeros where the whole image has more of it: not so with 1x1 kernels."""
+    """A window cut from the image is padded with zeros where the whole image has pixels, except with 1x1 kernels."""
     paper = len(network.classifier) > 1
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for module in network.features:

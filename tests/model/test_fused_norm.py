@@ -1,4 +1,4 @@
-"""The fused layer against torch's two and three, by Triton's interpreter on the CPU; and where a network has it."""
+"""The fused layer against torch's two or three layers, by Triton's interpreter on the CPU; and where it is used."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from vgg_ddp.config import Config
 from vgg_ddp.model import fusion, vgg
 from vgg_ddp.model.fully_convolutional import FullyConvolutional
 
-# Relative to the largest value. Triton's interpreter cuts bf16 off where a GPU rounds.
+# Relative to the largest value. Triton's interpreter truncates bf16 where a GPU rounds.
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-7}
-SHAPES = [(3, 64, 4, 6), (2, 70, 10, 8), (2, 8, 5, 4)]  # with ends of blocks, and an odd side
+SHAPES = [(3, 64, 4, 6), (2, 70, 10, 8), (2, 8, 5, 4)]  # with partial blocks, and an odd side
 
 
 def distances(dtype: torch.dtype, shape: tuple[int, ...], pool: int, frozen: bool, device: str) -> list[float]:
     """How far outputs, gradients and statistics are from torch's, relative to the largest value.
 
     Args:
-        frozen: the scales and what is before the layer get no gradients.
+        frozen: the scales and whatever precedes the layer get no gradients.
     """
     from vgg_ddp.model import fused_norm
 
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(-3, 4, shape, generator=generator).float()  # many of the same: ties
-    if dtype != torch.bfloat16:  # there the interpreter would make other ties
+    pixels = torch.randint(-3, 4, shape, generator=generator).float()  # many equal values: ties
+    if dtype != torch.bfloat16:  # whose truncation would create other ties
         pixels[0] = torch.randn(shape[1:], generator=generator)
     upstream = torch.randn(shape[0], shape[1], shape[2] // pool, shape[3] // pool, generator=generator).to(
         device, dtype
@@ -79,7 +79,7 @@ def test_is_torch_s_layers_to_rounding_ties_included() -> None:
 @pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize("kernel", ["_moments", "_statistics", "_outputs", "_sums", "_slopes", "_image_gradients"])
 def test_the_kernels_compile_for_gpus(kernel: str, pool: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To machine code of an A100, which takes no GPU."""
+    """To machine code for an A100, which needs no GPU."""
     triton = pytest.importorskip("triton")
     from vgg_ddp.model import fused_norm
 

@@ -20,7 +20,7 @@ EACH_OF_TORCHVISION = pytest.mark.parametrize("name", [name + bn for name in TOR
 
 
 def on_meta(*arguments: object, **settings: object) -> VGG:
-    """A network without memory."""
+    """A network on the meta device, without memory."""
     with torch.device("meta"):
         return vgg(*arguments, **settings)  # type: ignore[arg-type]
 
@@ -41,7 +41,7 @@ def ours_on_meta(torchvision_name: str) -> VGG:
 
 @pytest.fixture(scope="module")
 def classifier() -> dict[str, Tensor]:
-    """One set of random weights for the three linear layers, which all eight of torchvision's networks share in shape."""
+    """One set of random weights for the three linear layers, whose shapes all eight torchvision networks share."""
     shapes = {n: t.shape for n, t in torchvision_on_meta("vgg11").state_dict().items() if n.startswith("classifier.")}
     return random_weights(shapes, seed=0)
 
@@ -93,7 +93,7 @@ def test_torchvision_state_dict_gives_the_same_bits(name: str, classifier: dict[
     ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
     expected = theirs(images)
-    assert expected.std() > 0.1  # a signal got through
+    assert expected.std() > 0.1  # the signal has not vanished
     assert torch.equal(ours(images), expected)
 
 
@@ -122,7 +122,7 @@ def test_pool_before_relu_has_the_values_and_gradients_of_relu_before_pool(name:
     torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
     assert expected.any()
     unused = {f"{n}.bias" for n, layer in theirs.named_children() if isinstance(layer, nn.Conv2d) and "_bn" in name}
-    assert set(gradients) == set(expected_gradients) - unused  # which a batch norm takes away again
+    assert set(gradients) == set(expected_gradients) - unused  # a batch norm cancels those biases
     for key, gradient in gradients.items():
         largest = expected_gradients[key].abs().max()
         torch.testing.assert_close(gradient, expected_gradients[key], rtol=1e-12, atol=1e-12 * largest)
@@ -136,7 +136,7 @@ def test_pool_before_relu_has_the_values_and_gradients_of_relu_before_pool(name:
 def test_convolution_is_conv2d(
     kind: type[Convolution], channels: tuple[int, int], kernel: int, size: tuple[int, int], layout: torch.memory_format
 ) -> None:
-    """On few pixels it leaves out the taps that meet padding: at one pixel their gradient must come out as zero."""
+    """On few pixels it skips the taps that only meet padding: at one pixel their gradient must be zero."""
     generator = torch.Generator().manual_seed(0)
     ours = kind(*channels, kernel).double().to(memory_format=layout)
     theirs = nn.Conv2d(*channels, kernel, padding=kernel // 2).double()
@@ -196,7 +196,7 @@ def test_compact_head_takes_any_size_from_16_up(configuration: str, size: int) -
 @pytest.mark.parametrize("batch_norm", [False, True])
 @torch.no_grad()
 def test_compact_features_are_the_paper_s_at_32_pixels_and_their_maximum_at_64(batch_norm: bool) -> None:
-    """The global pool stands in the place of the fifth pool, before the last ReLU."""
+    """The global pool takes the place of the fifth pool, before the last ReLU."""
     paper = torchvision_on_meta("vgg11_bn" if batch_norm else "vgg11").features
     compact = on_meta("A", batch_norm, "compact", 10, 32).features
     weights = random_weights({n: t.shape for n, t in paper.state_dict().items()}, seed=5)
@@ -242,7 +242,7 @@ def expected_std(method: str, weight: Tensor) -> float:
 def test_initial_weights_have_the_mean_and_spread_of_their_formula(method: str) -> None:
     network = vgg("A", True, "compact", 100, 32)
     for parameter in network.parameters():
-        parameter.fill_(math.nan)  # whatever is not set shows
+        parameter.fill_(math.nan)  # exposes whatever is not initialised
     initialize(network, method, seed=0)  # type: ignore[arg-type]
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -1,4 +1,4 @@
-"""What a VGG can have beside the paper's: another activation, the pool before the norm, scaled logits, frozen scales."""
+"""Variants of the paper's VGG: another activation, the pool before the norm, scaled logits, frozen scales."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def built(configuration: str = "A", **variant: Any) -> VGG:
 
 
 def by_hand(network: VGG, pixels: Tensor, activation: str, pool_before_norm: bool, scale: float) -> Tensor:
-    """The same layers in the order that the paper's table and these words give, in training mode."""
+    """The same layers in the order given by the paper's table and these arguments, in training mode."""
     convolutions = iter([layer for layer in network.features if isinstance(layer, Convolution)])
     norms = iter([layer for layer in network.features if isinstance(layer, nn.BatchNorm2d)])
     entries = CONFIGURATIONS["A"]

@@ -27,14 +27,14 @@ from vgg_ddp.training.initial_weights import InitialWeights
 
 @pytest.fixture(scope="module")
 def smooth() -> Tensor:
-    """Images whose neighbouring pixels and channels are alike, [64, 3, 16, 16], of mean 0."""
+    """Images with correlated neighbouring pixels and channels, [64, 3, 16, 16], of mean 0."""
     noise = torch.randn(64, 3, 20, 20, generator=torch.Generator().manual_seed(0))
     blurred = functional.avg_pool2d(noise, 5, stride=1) * 5 + noise.mean(dim=1, keepdim=True)[:, :, 2:-2, 2:-2]
     return blurred - blurred.mean()
 
 
 def test_outputs_are_uncorrelated_and_of_variance_one(smooth: Tensor) -> None:
-    """On the images themselves; one half of the filters are the others with the other sign."""
+    """On the images themselves; half of the filters are the negatives of the other half."""
     whiten = filters(patch_moments([smooth[:20], smooth[20:]]), 54, seed=0)
     outputs = functional.conv2d(smooth, whiten.view(54, 3, 3, 3)).transpose(0, 1).flatten(1).double()
     assert torch.equal(whiten[0::2], -whiten[1::2])
@@ -49,7 +49,7 @@ def test_directions_are_scikit_learn_s_principal_components(smooth: Tensor) -> N
     patches = functional.unfold(smooth, 3).transpose(1, 2).flatten(0, 1).double().numpy()
     reference = PCA().fit(
         np.concatenate([patches, -patches])
-    )  # of which the mean is 0, as these moments are not centred
+    )  # mirrored to have mean 0, since our moments are not centred
     found = filters(patch_moments([smooth]), 54, seed=0)[0::2].double()
     along = functional.normalize(found, dim=1).numpy() * reference.components_
     np.testing.assert_allclose(np.abs(along.sum(axis=1)), 1, atol=1e-3)
@@ -84,7 +84,7 @@ def test_a_training_begins_with_them_and_does_not_train_them(few_digits: Path) -
     preprocess = parts.build_preprocess(config, dataset, ALONE.device)
     images = torch.cat([preprocess(batch.images) for batch in loader.stream(evaluation_slices(everything, 100))])
     largest = functional.conv2d(images, weight[:1]).square().mean()
-    assert 0.7 < largest < 1.3  # of all training images, where the filters were measured on some of them
+    assert 0.7 < largest < 1.3  # over all training images; the filters were measured on some of them
     off = msgspec.structs.replace(config, model=ModelConfig())
     untouched = InitialWeights(draw, [], None)
     assert whitening.added(untouched, off, dataset, ALONE) is untouched

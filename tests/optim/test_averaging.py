@@ -93,7 +93,7 @@ def test_average_goes_on_after_a_loaded_checkpoint() -> None:
 
 
 def test_lookahead_is_the_loop_of_its_paper_with_airbench_s_decay() -> None:
-    """Fast weights go on from the slow ones every few steps; in between the average stays."""
+    """Every few steps the fast weights are reset to the slow ones; in between the average stays."""
     network, twin = small_network(), small_network()
     lookahead = Lookahead(lambda: network, 0.8, every=3, total_steps=12)
     slow = {name: value.clone() for name, value in floats(twin).items()}

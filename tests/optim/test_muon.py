@@ -1,4 +1,4 @@
-"""Muon against the singular value decomposition, torch's own for matrices, and torch's SGD for what is no convolution."""
+"""Muon against the SVD, torch's own Muon for matrices, and torch's SGD for all that are not convolutions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 
 
 def test_the_iteration_is_its_polynomial_of_the_singular_values() -> None:
-    matrices = torch.stack([drawn(5, 8), drawn(5, 3, seed=1) @ drawn(3, 8, seed=2)])  # the second has two that are none
+    matrices = torch.stack([drawn(5, 8), drawn(5, 3, seed=1) @ drawn(3, 8, seed=2)])  # the second has two that are zero
     left, values, right = torch.linalg.svd(matrices, full_matrices=False)
     values = values / values.norm(dim=1, keepdim=True)
     for _ in range(5):
@@ -38,12 +38,12 @@ def test_the_iteration_is_its_polynomial_of_the_singular_values() -> None:
     torch.testing.assert_close(newton_schulz(matrices), expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(newton_schulz(matrices.float()), expected.float(), rtol=1e-3, atol=1e-3)
     assert not newton_schulz(torch.zeros(1, 4, 4)).any()
-    whole = matrices[:1] / matrices[0].norm()  # bf16 takes rounding for singular values where there are none
+    whole = matrices[:1] / matrices[0].norm()  # bf16 takes rounding for singular values that are zero
     torch.testing.assert_close(in_bf16(whole, 5).double(), expected[:1], rtol=0, atol=0.1)  # as on a GPU
 
 
 def test_kernels_of_any_shape_layout_and_neighbours_are_made_orthogonal_alike() -> None:
-    """Each alone as with others of its shape; tall ones as wide ones; whatever the order in memory."""
+    """Alone or with others of its shape, tall or wide, and whatever the memory layout."""
     kernels = [drawn(8, 4, 3, 3), drawn(8, 4, 3, 3, seed=1), drawn(20, 2, 3, 3, seed=2), drawn(6, 9, 1, 1, seed=3)]
     found = orthogonalised([kernel.to(memory_format=torch.channels_last) for kernel in kernels])
     for kernel, polar in zip(kernels, found, strict=True):
@@ -55,7 +55,7 @@ def test_kernels_of_any_shape_layout_and_neighbours_are_made_orthogonal_alike() 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_convolutions_take_the_steps_of_torch_s_muon(decay: float) -> None:
-    """Of the weights as matrices. Torch's iterates in bf16; for more outputs than inputs its rate would be larger."""
+    """On the weights as matrices. Torch's iterates in bf16; with more outputs than inputs its rate would be larger."""
     config = OptimizerConfig(name="muon", weight_decay=decay, muon_rate=0.1, muon_momentum=0.9, muon_fixed_norm=False)
     ours = nn.Parameter(drawn(6, 4, 3, 3, dtype=torch.float32).to(memory_format=torch.channels_last))
     theirs = nn.Parameter(ours.detach().flatten(1).clone())

@@ -1,4 +1,4 @@
-"""LARS and LAMB against their papers' formulas, Adam against torch; apex is told from what only bears its name."""
+"""LARS and LAMB against their papers' formulas, Adam against torch; apex is told from packages of the same name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def parameters() -> list[nn.Parameter]:
 
 
 def named(every: list[nn.Parameter]) -> dict[str, nn.Parameter]:
-    """The first is of the convolutions, as far as a name can tell."""
+    """Give the first a convolution's name, the others the head's."""
     return {f"{'classifier' if number else 'features'}.{number}.weight": p for number, p in enumerate(every)}
 
 
@@ -109,7 +109,7 @@ def test_adam_is_torch_s_one_parameter_at_a_time(name: str) -> None:
 
 @pytest.mark.parametrize("name", optimizers.STATE)
 def test_convolutions_step_at_their_share_of_the_rate(name: str) -> None:
-    """As with an optimizer of their own, of that rate; the head as ever."""
+    """As with a separate optimizer of that rate; the head is unaffected."""
     config = OptimizerConfig(name=name, weight_decay=0.1, epsilon=1e-6)  # type: ignore[arg-type]
     found = stepped(msgspec.structs.replace(config, features_rate=0.25), RATES)
     slow, usual = stepped(config, [0.25 * rate for rate in RATES]), stepped(config, RATES)
@@ -144,11 +144,11 @@ def test_state_has_the_names_that_checkpoints_know(name: str) -> None:
 
 @pytest.mark.parametrize("name", optimizers.STATE)
 def test_a_first_step_that_overflows_leaves_no_trace(name: str) -> None:
-    """With fp16's scale it often does. The state of such a step is not written: it must not be read either."""
+    """With fp16's scale it often does. Such a step does not write its state, so that must not be read either."""
     config = OptimizerConfig(name=name)  # type: ignore[arg-type]
     wide = [nn.Parameter(torch.ones(512, 512)) for _ in range(2)]
     for parameter, overflows in zip(wide, (True, False)):
-        unwritten = [torch.full_like(parameter, 1e6) for _ in range(8)]  # for the next to take this memory
+        unwritten = [torch.full_like(parameter, 1e6) for _ in range(8)]  # for the next allocation to reuse this memory
         del unwritten
         optimizer = optimizers.build(named([parameter]), config)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0)

@@ -18,7 +18,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def capability(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int]) -> None:
-    """Have the GPU, which need not be there, be of this compute capability."""
+    """Pretend that the GPU, which need not exist, has this compute capability."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: version)
 
 
@@ -55,7 +55,7 @@ def test_what_was_asked_for_stays() -> None:
 
 @pytest.mark.processes
 def test_a_processor_that_is_kept_from_bf16_computes_in_fp32() -> None:
-    """By oneDNN's own switch, with which any processor computes like one without bf16 instructions."""
+    """By oneDNN's own switch, which makes any processor compute like one without bf16 instructions."""
     code = "import torch; from vgg_ddp.optim.precision import fastest; print(fastest(torch.device('cpu'))[0])"
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

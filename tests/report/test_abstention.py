@@ -1,4 +1,4 @@
-"""What the report says of a network that may leave an image out, or name several classes."""
+"""What the report says of a network that may abstain from an image, or name several classes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sure_and_right(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_what_it_answers_where_it_may_say_that_it_does_not_know(tmp_path: Path) -> None:
-    """The sentence is of the highest sureness at which it still answers half of the images."""
+    """The sentence is about the highest confidence threshold at which it still answers half of the images."""
     label = np.arange(400) % 10
     prediction = np.where(np.random.default_rng(2).random(400) < 0.7, label, (label + 3) % 10)
     run = make_run(tmp_path / "run", label=label, logits=1.6 * random_logits(label, prediction, 10))
@@ -76,7 +76,7 @@ def test_the_curve_is_the_accuracy_of_its_surest_answers(tmp_path: Path) -> None
 
 
 def sets_by_hand(run: Run) -> tuple[float, np.ndarray]:
-    """The least probability of a class that is named, by the first 200 images; and which classes are, of all images."""
+    """The least probability at which a class is named, from the first 200 images; and the classes named for all."""
     probabilities = softmax(run.predictions.logits.astype(np.float64), axis=1)
     of_label = probabilities[np.arange(400), run.label]
     least = np.sort(of_label[:200])[-math.ceil(201 * 0.9)]
@@ -89,9 +89,9 @@ def sets_words(run: Run) -> str:
 
 @pytest.mark.parametrize(("share", "missed"), [(0.8, False), (0.8, True), (0.99, False)])
 def test_what_it_takes_to_have_the_right_name_among_several(tmp_path: Path, share: float, missed: bool) -> None:
-    """Of a share that is right, all classes alike, or with one that is not recognised where no image was held out.
+    """For a given accuracy, the same for all classes, or with a class that is never named beyond the held-out images.
 
-    One that is right more often than promised names nothing where it is least sure.
+    A network that is right more often than promised names no class where it is least confident.
     """
     label = np.arange(400) % 10
     prediction = np.where(np.random.default_rng(3).random(400) < share, label, (label + 1) % 10)

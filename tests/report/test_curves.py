@@ -61,7 +61,7 @@ def test_a_line_that_never_changes_stands_between_zero_and_itself(value: float, 
 
 @pytest.mark.parametrize("peak", [23.0, 138_308.0])
 def test_a_loss_that_rises_far_above_its_beginning_does_not_flatten_the_rest(peak: float) -> None:
-    """On a logarithmic axis, which the chart names; the points stay what they are."""
+    """It is drawn on a logarithmic axis, which the chart names; the data points are unchanged."""
     drawn = [charts.Line("training", ([1.0, 2.0, 3.0], [2.3, peak, 1.9]), "train")]
     svg = Page(str(charts.lines("loss", "Loss", drawn, "loss"))).root.all("svg")[0]
     chart = json.loads(svg.attributes["data-chart"])

@@ -30,7 +30,7 @@ def test_evaluations_on_other_data_are_counted_and_left_out(tmp_path: Path) -> N
 
 
 def test_evaluations_of_another_checkpoint_are_counted_and_left_out(tmp_path: Path) -> None:
-    """A run that was trained on keeps what its earlier weights answered."""
+    """A run that was trained further keeps the evaluations of its earlier weights."""
     run = tmp_path / "run"
     write_summary(run, "cifar10", 0.9, checkpoint_sha256="later")
     write_summary(

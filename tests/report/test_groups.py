@@ -22,7 +22,7 @@ def summary_of(run: Run) -> dict[str, Any]:
 
 
 def column(table: Node, name: str) -> dict[str, str]:
-    """The cells of the column headed `name`, by the first cell of their rows."""
+    """The cells of the column headed `name`, keyed by the first cell of their row."""
     head = [cell.text for cell in table.all("thead")[0].all() if cell.tag == "th"]  # the bars' head is a <td>
     return {row[0]: row[head.index(name)] for row in table.table()}
 
@@ -69,7 +69,7 @@ def test_all_groups_together_are_held_against_chance(tmp_path: Path) -> None:
 
 
 def taken_for_their_kind() -> tuple[np.ndarray, np.ndarray]:
-    """Labels of 400 images, and answers of which a third is wrong, and then another class of the right group."""
+    """Labels of 400 images, and answers a third of which are wrong, but in the right group."""
     random = np.random.default_rng(2)
     label = np.arange(400) % 10
     is_animal = np.isin(CLASSES, ANIMALS)

@@ -25,7 +25,7 @@ from vgg_ddp.report.image_answers import Answer
     ],
 )
 def test_the_answers_are_counted(answers: list[int], said: str, tmp_path: Path) -> None:
-    """Of more than eight different ones it says how many more there are."""
+    """With more than eight different answers, it says how many more there are."""
     pixels = np.zeros((8, 8, 3), np.uint8)
     given = [Answer.of(f"{k}.png", None, np.eye(12)[answer], pixels, pixels) for k, answer in enumerate(answers)]
     names = [f"c{k}" for k in range(12)]

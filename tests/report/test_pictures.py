@@ -59,9 +59,7 @@ def test_pictures_of_any_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
     image = section(page, "pictures").all("img")[0]
     index = int(image.attributes["alt"].split()[2])
     assert decoded(image).shape[:2] == shape
-    small = (
-        max(shape) <= 64
-    )  # shown pixel by pixel, and stored without loss; the others hold noise, of which JPEG loses some
+    small = max(shape) <= 64  # shown pixel by pixel and stored losslessly; the others are noise, on which JPEG is lossy
     expected = run.dataset.split("test").decode(index).astype(int)
     np.testing.assert_allclose(decoded(image), expected, atol=0 if small else 160)
     assert np.abs(decoded(image) - expected).mean() < (1e-9 if small else 25)
@@ -92,7 +90,7 @@ def test_of_many_images_half_are_evenly_chosen_and_mistakes_come_first_in_the_ot
     for pair in data["quiz"]:
         images = index[pair["images"]]
         assert set(run.label[images]) == {pair["first"], pair["second"]}
-        assert len(images) == 8  # a 48th of 200 of each class
+        assert len(images) == 8  # of each class, a 48th of 200
         asked |= set(images)
     assert wrong[sorted(set(index) - set(even) - asked)].all()
     drawn = write_report(run.path, run.dataset).read_bytes()

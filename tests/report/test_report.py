@@ -91,7 +91,7 @@ def test_numbers_equal_scikit_learn(tmp_path: Path) -> None:
             f"{100 * f1[k]:.1f} %",
         ]
 
-    worst = int(np.argmax(support - np.diag(confusion)))  # none stands out: the one with most misses
+    worst = int(np.argmax(support - np.diag(confusion)))  # no class stands out: the one with the most misses is shown
     assert not of_classes(confusion).worst
     missed = run.prediction[(run.label == worst) & (run.prediction != worst)]
     assert f"{len(missed)} of {support[worst]} images of {CLASSES[worst]}" in section(page, "worst").text
@@ -132,7 +132,7 @@ def test_page_is_the_same_every_time_and_for_any_order_of_predictions(tmp_path: 
 def test_without_pictures_the_page_says_so(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "run"), pictures=False)
     assert_sound(page)
-    of_the_evaluation = ("occlusion", "reliance")  # which keeps what the network was shown
+    of_the_evaluation = ("occlusion", "reliance")  # the evaluation keeps what the network was shown
     assert len(page.all("img")) == sum(len(section(page, name).all("img")) for name in of_the_evaluation) == 9 * 2 + 13
     assert "the pictures cannot be shown" in section(page, "pictures").text
     assert "cifar10 is no longer where the run found it" in section(page, "pictures").text
@@ -218,7 +218,7 @@ def test_training_may_be_unrecorded(tmp_path: Path) -> None:
         (run.path / name).unlink()
     page = page_of(run)
     assert_sound(page)
-    assert not page.all("div", **{"class": "note account"})  # no word on a training that there was none of
+    assert not page.all("div", **{"class": "note account"})  # no note on a training, as none is recorded
     assert "The run recorded no curves." in section(page, "training").text
     assert dict(section(page, "speed").table())["Training time"] == "not recorded"
 

@@ -23,7 +23,7 @@ from vgg_ddp.run.directory import RunDirectory
 
 
 def test_names_that_are_numbers_are_set_off_from_figures(tmp_path: Path) -> None:
-    """In place of "0 0 %", and of "an 8 139 times"."""
+    """Instead of "0 0 %" or "an 8 139 times"."""
     label = np.repeat(np.arange(10), 60)
     prediction = np.where(np.random.default_rng(2).random(600) < 0.6, label, (label + 1) % 10)
     prediction = np.where(label == 9, 9, np.where(label == 0, 1, prediction))
@@ -60,7 +60,7 @@ def test_best_and_worst_are_said_only_where_they_are_more_than_chance() -> None:
 
 @pytest.mark.seconds
 def test_it_says_whether_the_training_was_at_its_end(tmp_path: Path) -> None:
-    """Of 40 validation images two accuracies that are 15 points apart may be of one network."""
+    """On 40 validation images, two accuracies 15 points apart may come from the same network."""
     run = make_run(tmp_path / "run")
     metrics = run.path / "metrics.jsonl"
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -112,7 +112,7 @@ def test_what_needs_no_network_stands_beside_it(tmp_path: Path) -> None:
 
 
 def answer_to(question: str, page: Node) -> str:
-    """The answer and the words of a card; empty where the page has none of this question."""
+    """The text of a question's card; empty if the page has no such card."""
     cards = section(page, "story")
     names = [name.text for name in cards.all("dt")]
     return cards.all("dd")[names.index(question)].text if question in names else ""
@@ -168,7 +168,7 @@ def test_what_is_remembered_is_told_from_what_is_learned(tmp_path: Path) -> None
 
 
 def test_a_few_test_images_say_little_of_what_is_remembered() -> None:
-    """None of them missed, or none named, is no certainty."""
+    """Even when all or none of them are right, nothing is certain."""
     said = story.memory_sentence({"accuracy": 1423 / 1437, "images": 1437}, 1.0, 30)
     assert said.endswith("That is no more than chance: no sign of overfitting.")
     one = story.memory_sentence({"accuracy": 0.0, "images": 1}, 0.0, 1)
@@ -177,7 +177,7 @@ def test_a_few_test_images_say_little_of_what_is_remembered() -> None:
 
 @pytest.mark.parametrize("configured", ["last", "best"])
 def test_the_page_knows_by_its_hash_of_which_checkpoint_it_is(configured: str, tmp_path: Path) -> None:
-    """Whatever the training's configuration says: a word may have asked for the other, or a path named it."""
+    """Whatever the training's configuration says: an argument or a path may have selected the other one."""
     run = make_run(tmp_path / "run")
     directory, summary = RunDirectory(run.path), run.path / "evaluation/summary.json"
     directory.config.write_text(f"network: vgg11\nevaluate: {{checkpoint: {configured}}}\n")
@@ -204,7 +204,7 @@ def test_of_the_best_checkpoint_the_page_does_not_advise_to_take_it() -> None:
 
 
 def test_half_mistakes_are_of_all_images_whatever_the_groups_leave_out() -> None:
-    """100 images of each of four classes, of which two make a group; of 11 mistakes 2 stay in it."""
+    """Four classes of 100 images, two of which form a group; 2 of the 11 mistakes stay in it."""
     confusion = np.array([[98, 2, 0, 0], [0, 100, 0, 0], [0, 0, 95, 5], [0, 0, 4, 96]])
     groups = {"round": {"within": 200, "correct": 198, "images": 200}}
     said = story.continuum_sentence({"1": 389 / 400}, confusion, groups).replace(words.NBSP, " ")

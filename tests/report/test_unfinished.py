@@ -48,7 +48,7 @@ def reloads(page: Node) -> bool:
 
 
 def test_a_killed_run(launch: Launch, runs: Path, tmp_path: Path) -> None:
-    """While it runs the page is alive; killed, its report says so, and the command there goes on with it."""
+    """While it runs the page reloads; once killed, the report says so and gives a command that continues the run."""
     run = runs / "killed"
     ranks = launch("killed", *TWO_EPOCHS, pause=step(12))
     wait_until(ranks.paused, ranks)
@@ -82,7 +82,7 @@ def test_a_killed_run(launch: Launch, runs: Path, tmp_path: Path) -> None:
 
 
 def test_a_stopped_run(launch: Launch, runs: Path, few_digits: Path, tmp_path: Path) -> None:
-    """And the pictures on the live page are those that it says, with the answers of the last validation."""
+    """The live page shows the pictures that it names, with the answers of the last validation."""
     run = runs / "stopped"
     stop(launch("stopped", *TWO_EPOCHS, pause=step(11)))
     _, page = reported(run, tmp_path)

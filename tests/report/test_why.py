@@ -122,11 +122,11 @@ def test_the_surest_mistakes_are_counted(mistakes: int, said: str) -> None:
     [
         (
             1,
-            "Of 2,000 of 5,000 training images, 1 has a label that the network and its nearest images contradict together",
+            "Of 2,000 of 5,000 training images, 1 has a label that the network and its nearest images, taken together",
         ),
         (
             3,
-            "Of 2,000 of 5,000 training images, 3 have a label that the network and their nearest images contradict together",
+            "Of 2,000 of 5,000 training images, 3 have a label that the network and their nearest images, taken together",
         ),
     ],
 )

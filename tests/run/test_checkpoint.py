@@ -1,4 +1,4 @@
-"""Checkpoints: the same bits back, or a refusal; whole or absent, whenever the writer dies."""
+"""Checkpoints: the same bits back, or a refusal; whole or absent, whenever the writer is killed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vgg_ddp.run.directory import named
 
 @pytest.fixture
 def quick_disk(tmp_path: Path) -> Iterator[Path]:
-    """Memory where there is some to write to: a file system on which a flush costs nothing."""
+    """In memory where possible: a file system on which a flush costs nothing."""
     shared = Path("/dev/shm")
     place = Path(tempfile.mkdtemp(dir=shared if os.access(shared, os.W_OK) else tmp_path))
     yield place
@@ -40,7 +40,7 @@ def quick_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
-    """What a tensor is, NaN and -0 included."""
+    """The dtype, shape and bytes of a tensor, which tell NaN and -0 apart too."""
     flat = tensor.detach().contiguous().flatten()
     return tensor.dtype, tensor.shape, flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
@@ -122,7 +122,7 @@ def flip(path: Path, bit: int) -> None:
 
 
 def positions(size: int, count: int, rng: random.Random) -> list[int]:
-    """Bits of a file: the first, the last, and some between."""
+    """Positions of bits in a file: the first, the last, and some in between."""
     return sorted({0, 8 * size - 1, *(rng.randrange(8 * size) for _ in range(count - 2))})
 
 
@@ -190,7 +190,7 @@ def test_the_same_step_is_written_anew(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_beside_the_checkpoints(tmp_path: Path) -> None:
-    """Not even what was cut off by a kill, whatever its step."""
+    """Not even what a killed writer left unfinished, whatever its step."""
     for left in (".writing-step-00000003", ".removing-step-00000001"):
         (tmp_path / left).mkdir()
         (tmp_path / left / "model.safetensors").touch()
@@ -200,7 +200,7 @@ def test_nothing_is_left_beside_the_checkpoints(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_what_gets_its_name_is_on_the_disk(again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each file before the folder gets its name, and the folder's list of names after it: a power cut may come at any time."""
+    """Files are synced before the folder gets its name, its parent folder afterwards: power may fail at any time."""
     files = checkpoint.encode({"w": torch.ones(2)}, {}, State(step=3), None)
     if again:
         checkpoint.write(tmp_path, files, 3)
@@ -276,7 +276,7 @@ def test_a_killed_writer_leaves_whole_checkpoints_and_the_last_one_it_finished(
         writer.wait()
         finished = len(writer.stdout.splitlines())
         found = checkpoint.read_newest(folder)
-        assert found is not None, f"no checkpoint is left of {finished}"
+        assert found is not None, f"no checkpoint is left after {finished}"
         _, files, problems = found
         assert not problems
         for other in checkpoint.find(folder):
@@ -309,7 +309,7 @@ def test_a_full_disk_is_told_and_leaves_the_previous_checkpoint(tiny_disk: Path)
 
 
 def test_a_damaged_later_checkpoint_does_not_cost_the_one_just_written(tmp_path: Path) -> None:
-    """Continued from step 1, since step 5 is damaged: what is written then stays, however few are kept."""
+    """Continued from step 1, since step 5 is damaged: what is written next is kept, however few are."""
     checkpoint.write(tmp_path, some_files(5), 5)
     folder = checkpoint.write(tmp_path, some_files(2), 2)
     checkpoint.prune(tmp_path, 1, folder)

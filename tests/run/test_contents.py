@@ -1,4 +1,4 @@
-"""A checkpoint whose hashes are right is checked all the same: what does not fit is named, and nothing of it is loaded."""
+"""A checkpoint whose hashes are right is still checked: what does not fit is named, and nothing of it is loaded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WHERE = Path("RUN/checkpoints/step-00000025")
 
 
 def parts() -> dict[str, Any]:
-    """What a whole checkpoint of step 25 is made of."""
+    """The contents of a whole checkpoint of step 25."""
     optimizer = {f"{name}/exp_avg": torch.ones_like(WEIGHTS[name]) for name in PARAMETERS}
     optimizer |= {f"{name}/step": torch.tensor(25.0) for name in PARAMETERS}
     optimizer |= {
@@ -62,7 +62,7 @@ def put(key: str, value: Any) -> Callable[[Any], None]:
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    """JSON's decoder raises another error on those."""
+    """JSON's decoder raises a different error for those."""
     with pytest.raises(Damaged, match=r"state\.json cannot be read"):
         EXPECTED.check(WHERE, {**files_of(parts()), "state.json": b'{"step": "\xe2("}'})
     (tmp_path / "manifest.json").write_bytes(b'{"sha256": {"\xe2(": ""}}')
@@ -121,7 +121,7 @@ def test_finite_is_every_value_also_where_their_sum_is_not() -> None:
 
 
 def test_hundreds_of_forged_checkpoints_are_refused_without_a_traceback() -> None:
-    """Random values in the place of others, all the way into JSON and tensors: `Damaged`, or what still fits."""
+    """Random values in random places of the JSON and tensors: `Damaged`, unless the checkpoint still fits."""
     rng, refused = random.Random(0), 0
     tensors = [
         torch.zeros(0),

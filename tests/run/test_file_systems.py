@@ -1,4 +1,4 @@
-"""File systems as clusters have them: without exchange, without locks, without a flush of folders, read-only."""
+"""File systems as on clusters: without an atomic exchange, without locks, without flushing folders, read-only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vgg_ddp.run.directory import RunDirectory
 
 
 class OfNetworkFileSystem:
-    """A C library above NFS."""
+    """A C library whose renameat2 fails as on NFS."""
 
     def renameat2(self, *arguments: object) -> int:
         ctypes.set_errno(errno.EINVAL)
@@ -50,7 +50,7 @@ def test_folders_are_exchanged_in_steps(
 def test_a_kill_between_the_renames_of_an_exchange_loses_no_checkpoint(
     killed_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a file system that takes three steps for it: the step is saved again, and then once more."""
+    """On a file system that needs three renames: a step is saved a second time, interrupted, and saved once more."""
     saved = checkpoint.encode({"w": torch.ones(2)}, {}, State(step=3), None)
     checkpoint.write(tmp_path, saved, 3)
     done: list[object] = []
@@ -68,7 +68,7 @@ def test_a_kill_between_the_renames_of_an_exchange_loses_no_checkpoint(
         with pytest.raises(KeyboardInterrupt):
             checkpoint.write(tmp_path, saved, 3)
     assert len(list(tmp_path.glob(".exchanging-step-*"))) == 1
-    checkpoint.recover(tmp_path)
+    files.recover_exchanged(tmp_path)
     (newest,) = checkpoint.find(tmp_path)
     checkpoint.read(newest)
     assert not list(tmp_path.glob(".exchanging-step-*"))
@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_flushed_is_none_of_ours() -> None:
 
 @pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS], ids=errno.errorcode.get)
 def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on NFS without its lock server, and as on Lustre that is mounted without them."""
+    """As on NFS without a lock server, and on Lustre mounted without locks."""
 
     def no_lock(*arguments: object) -> None:
         raise OSError(request.param, os.strerror(request.param))
@@ -97,7 +97,7 @@ def test_a_run_without_a_lock_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     with RunDirectory(tmp_path / "run").claimed(new=True):
         assert (tmp_path / "run" / "checkpoints").is_dir()
         assert capsys.readouterr().out.count("without locks") == 1
-        with RunDirectory(tmp_path / "run").claimed(new=True):  # nothing is held, and so nothing is left by a kill
+        with RunDirectory(tmp_path / "run").claimed(new=True):  # no lock is held, so a kill leaves none behind
             assert capsys.readouterr().out.count("without locks") == 1
 
 
@@ -156,7 +156,7 @@ def _told_as_nobody(path: Path) -> str:
 
 
 def test_a_folder_that_holds_something_is_never_removed(tmp_path: Path) -> None:
-    """Though config.yaml, by which a run is known, has been taken away meanwhile."""
+    """Even if it has no config.yaml, by which a run is recognised."""
     run = RunDirectory(tmp_path / "run")
     with run.claimed(new=True):
         (run.checkpoints / "step-00000001").mkdir()

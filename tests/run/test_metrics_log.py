@@ -31,7 +31,7 @@ def test_a_log_that_grows_is_read_on_from_where_reading_ended(tmp_path: Path) ->
 
 
 def test_a_row_that_follows_a_cut_one_is_lost_with_it_alone(tmp_path: Path) -> None:
-    """A run that was killed before its first checkpoint begins again, and appends to the line that it left."""
+    """A run killed before its first checkpoint starts over, and appends to the cut line that it left."""
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps(row).encode() + b"\n" for row in ROWS]
     for cut in range(1, len(lines[1])):

@@ -1,4 +1,4 @@
-"""What became of a run, from what lies in its folder."""
+"""The outcome of a run, inferred from the files in its folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FAILED = json.dumps({"state": "failed", "why": "no memory"})
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    """One that was trained to its end, and then failed."""
+    """A run that was trained to its end, and then failed."""
     found = RunDirectory(tmp_path)
     found.config.write_text("network: vgg11\n")
     found.outcome.write_text(FAILED)
@@ -34,13 +34,13 @@ def evaluated(run: RunDirectory, manifest: bytes) -> None:
 def test_a_failed_evaluation_that_was_made_up_for_is_none(run: RunDirectory) -> None:
     assert outcome.account(run, []).state == "Not evaluated"
     evaluated(run, b"manifest")
-    assert outcome.account(run, []).state == "Not evaluated"  # of a checkpoint that is gone
+    assert outcome.account(run, []).state == "Not evaluated"  # the evaluation is of a checkpoint that is gone
     (run.checkpoints / "step-00000003" / "manifest.json").write_bytes(b"manifest")
     assert outcome.account(run, []) == outcome.Account()
 
 
 def test_a_continuation_that_failed_is_told(run: RunDirectory) -> None:
-    """It takes away the summary of the earlier end."""
+    """A continuation removes the summary of the earlier end."""
     (run.checkpoints / "step-00000003" / "manifest.json").write_bytes(b"manifest")
     evaluated(run, b"manifest")
     run.summary.unlink()

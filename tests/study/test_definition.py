@@ -132,7 +132,7 @@ def test_the_homework_is_valid_and_fits_into_its_minutes(path: Path, monkeypatch
     for cell in cells:
         config = load(BASE, [*definition.overrides, *cell.words])
         images += config.epochs * 50_000 * config.data.train_share * (1 - config.data.validation)
-    assert images < 400_000 and len(cells) <= 18  # with some seconds to start and to evaluate each
+    assert images < 400_000 and len(cells) <= 18  # plus some seconds to start and evaluate each
     assert f"{len(cells)} trainings, {round(images, -4):,.0f} images" in path.read_text()
 
 

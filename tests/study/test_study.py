@@ -1,4 +1,4 @@
-"""`vgg-ddp study`: real trainings, killed, stopped, given up and diverged; and the page that tells of them."""
+"""`vgg-ddp study`: real trainings, killed, stopped, given up and diverged; and the page about them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.processes
 
 
 def vgg_ddp(words: list[str], output: Path, variables: dict[str, str]) -> None:
-    """`vgg-ddp WORDS`, in a process that was forked for it."""
+    """Run `vgg-ddp WORDS` in a process that was forked for it."""
     from vgg_ddp import cli
 
     os.environ.update(variables)
@@ -46,7 +46,7 @@ def vgg_ddp(words: list[str], output: Path, variables: dict[str, str]) -> None:
 
 
 class Warm:
-    """A process as `subprocess.Popen` is one, in which torch need not be imported."""
+    """Used like `subprocess.Popen`, but forked, so that torch need not be imported."""
 
     def __init__(self, words: list[str], output: Path, variables: dict[str, str]) -> None:
         self.process: Any = context(True).Process(target=vgg_ddp, args=(words, output, variables))  # type: ignore[attr-defined]
@@ -80,7 +80,7 @@ def study_file(folder: Path, recipe: Path, text: str) -> Path:
 
 
 def contents(folder: Path) -> dict[str, tuple[str, int]]:
-    """Hash and time of every file below a folder, but for the locks."""
+    """Hash and modification time of every file below a folder, except locks."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     return {str(path): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in files}
 
@@ -90,7 +90,7 @@ GRID = "grid: {optimizer.learning_rate: [0.01, 1e30, 0.02]}\nseeds: 2\nside_by_s
 
 @pytest.fixture(scope="module")
 def study(runs: Path, recipe: Path) -> Path:
-    """A whole study, of which one configuration diverges."""
+    """A whole study, one configuration of which diverges."""
     path = study_file(runs, recipe, GRID)
     assert command.run(path, ["min_steps=2"], runs / "study", Warm) == 0
     return runs / "study"
@@ -131,7 +131,7 @@ def test_every_cell_is_a_run_and_its_objective_is_its_validation(study: Path, fe
         config = load(run / "config.yaml")
         assert (config.seed, config.optimizer.learning_rate) == (
             cell["seed"],
-            2 * float(cell["values"]["optimizer.learning_rate"]),  # by optimizer.rate_batch, a word, for a batch of 16
+            2 * float(cell["values"]["optimizer.learning_rate"]),  # doubled by optimizer.rate_batch, for a batch of 16
         )
         assert config.tracking.group == "study"
         assert cell["held_out"] == len(held_out(Dataset(few_digits), config.data, config.seed)[1]) > 30
@@ -205,7 +205,7 @@ def test_another_study_is_refused_its_folder(study: Path, recipe: Path, tmp_path
 
 
 def test_hopeless_cells_are_given_up(runs: Path, recipe: Path, tmp_path: Path) -> None:
-    """By a threshold that none reaches, from the third epoch on, which the first configuration does not see."""
+    """By a threshold that none reaches, from the third epoch on; the first configuration ends before that."""
     text = "grid: {epochs: [1, 1000]}\npruner: {name: threshold, lower: 1.1, n_warmup_steps: 3}\n"
     assert command.run(study_file(tmp_path, recipe, text), [], runs / "pruned", Warm) == 0
     first, second = summary(runs / "pruned")["cells"]
@@ -314,8 +314,8 @@ def test_why_a_training_failed_is_the_line_that_says_most(output: str, reason: s
 
 
 def test_trainings_at_once_share_the_gpus_or_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a host that is said to have GPUs: which ones a training is shown is all that is decided here."""
-    config = Config(device="cpu")
+    """With simulated GPUs: only the choice of those that each training sees is tested here."""
+    config = Config(device="cpu", nproc=1)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert running.places(config, 1) == [{}]

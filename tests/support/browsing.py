@@ -1,4 +1,4 @@
-"""Pages in a real browser: Debian's Chromium without a head, from file://, driven by Playwright."""
+"""Pages in a real browser: Debian's Chromium, headless, from file://, driven by Playwright."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IN_BROWSER = [
 
 @dataclass
 class Watched:
-    """A page and everything that it did wrong."""
+    """A page and the problems that it caused."""
 
     page: Page
     problems: list[str] = field(default_factory=list)

@@ -14,7 +14,7 @@ import pytest
 
 @contextmanager
 def disk_of(size: str, place: Path) -> Iterator[Path]:
-    """A file system of so many bytes at `place`."""
+    """A tmpfs of `size` at `place`."""
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
     if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:

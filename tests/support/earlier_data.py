@@ -10,7 +10,7 @@ from vgg_ddp.data.splits import CHECKSUMS
 
 
 def without_checksums(dataset: Dataset) -> Dataset:
-    """Take the checksums of its samples away, and the hash of its record."""
+    """Remove the checksums of the samples and the hash of the record."""
     splits = {}
     for name, split in dataset.record.splits.items():
         (dataset.directory / f"{name}{CHECKSUMS}").unlink()

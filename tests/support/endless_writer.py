@@ -1,4 +1,4 @@
-"""A process that saves and prunes for ever, to be killed (see test_checkpoint)."""
+"""A process that saves and prunes forever, to be killed (see test_checkpoint)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vgg_ddp.run import checkpoint
 
 
 def write_for_ever(folder: Path, keep: int, same_step: bool) -> None:
-    """Write checkpoints large enough that there is time to die in; print the number of each once it is done."""
+    """Write checkpoints large enough to be killed in the middle; print the number of each once it is written."""
     for number in itertools.count(1):
         files = {name: f"{number} ".encode() * 20_000 for name in (*checkpoint.NAMES, *checkpoint.OPTIONAL_NAMES)}
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}

@@ -1,4 +1,4 @@
-"""Every layout in which sets of pictures come, of pictures whose colour tells their class."""
+"""Every layout in which data sets come, with pictures whose colour tells their class."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PICTURES = [encode(np.full((SIDE, SIDE, 3), 80 * label, dtype=np.uint8), "PNG") 
 
 
 def pictures(counts: Mapping[str, int], suffix: str = ".png") -> dict[str, bytes]:
-    """Pictures by path; `counts` says how many are in each folder, of the class that it is named after."""
+    """Pictures by path; `counts` gives the number in each folder, whose name is their class."""
     return {
         f"{folder}/{i:02d}{suffix}": PICTURES[CLASSES.index(folder.split("/")[-1])]
         for folder, count in counts.items()
@@ -41,14 +41,14 @@ SHARED = {"train": 24, "test": 6}  # of FLAT: a fifth of each class
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout, and what must come of it.
+    """A layout, and what must come out of it.
 
     Attributes:
-        make: writes it into a folder; what to give as the source.
-        counts: images of each split; empty for one that is refused.
-        remark: a part of what is said of it; of the refusal where it is refused.
+        make: writes it into a folder and returns the path to give as the source.
+        counts: images of each split; empty if it is refused.
+        remark: a part of what is reported, or of the refusal.
         coloured: whether each picture's colour tells its class.
-        classes: their names.
+        classes: the names of the classes.
     """
 
     make: Callable[[Path], Path]
@@ -61,7 +61,7 @@ class Layout:
 def folder(
     files: Mapping[str, bytes], *, inside: str = "", links: Mapping[str, str] | None = None
 ) -> Callable[[Path], Path]:
-    """Files in a folder, of which the folder `inside` is given; `links` go from their names to what they hold."""
+    """Files in a folder, whose subfolder `inside` is the source; `links` maps the names of links to their targets."""
 
     def make(place: Path) -> Path:
         write_folder(place / "set", files)
@@ -132,7 +132,7 @@ def cifar_like(count: int) -> dict[str, bytes]:
 def parquet(
     *names: str, labelled: bool = True, count: int = 4, classes: tuple[str, ...] = CLASSES, lists: bool = False
 ) -> dict[str, bytes]:
-    """As `datasets` writes them: the names of the classes are in the file's metadata. `lists`: several for each image."""
+    """Files as `datasets` writes them, with class names in the metadata. `lists`: a list of labels for each image."""
     import pyarrow
     from pyarrow import parquet as files
 
@@ -169,7 +169,7 @@ def tar_bytes(files: Mapping[str, bytes]) -> bytes:
 
 
 def linked_tar() -> bytes:
-    """A tar with a link in it, which is no tar of samples."""
+    """A tar with a link in it, which is not a tar of samples."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
         member = tarfile.TarInfo("latest")
@@ -464,7 +464,7 @@ def known_sets() -> Iterator[tuple[str, Layout]]:
 
 
 def parquet_sets() -> Iterator[tuple[str, Layout]]:
-    """Made when asked for: pyarrow is an extra."""
+    """Made on demand, since pyarrow is an optional dependency."""
     counts = {"train": 12, "test": 12}
     files = parquet("plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet")
     yield "Hugging Face's", Layout(folder(files | {"README.md": b"x"}), counts)

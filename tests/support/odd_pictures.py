@@ -45,12 +45,12 @@ TURNS = {  # TIFF 6.0, Orientation: where the stored row 0 and column 0 lie
 
 @dataclass(frozen=True)
 class Kind:
-    """A picture file, and what must come of it.
+    """A picture file, and what must come out of it.
 
     Attributes:
         pixels: what every loader must give; None for a file that cannot be read.
         kept: whether the file is stored as it is.
-        remark: a part of what is said of it; empty where nothing is said.
+        remark: a part of what is reported; empty if nothing is.
     """
 
     data: bytes
@@ -64,7 +64,7 @@ def segment(marker: int, payload: bytes) -> bytes:
 
 
 def with_segment(marker: int, payload: bytes, jpeg: bytes = JPEG) -> bytes:
-    """A JPEG file with a segment more, right after its start."""
+    """A JPEG file with an extra segment right after its start."""
     return jpeg[:2] + segment(marker, payload) + jpeg[2:]
 
 
@@ -94,7 +94,7 @@ def png(bits: int, colour: int, rows: list[bytes], *chunks: tuple[bytes, bytes])
 
 
 def packed_bits(values: np.ndarray, bits: int) -> list[bytes]:
-    """Rows of values of few bits, the first in the highest."""
+    """Rows of values packed at `bits` bits each, the first in the highest bits."""
     each = np.unpackbits(values[..., None], axis=2)[..., 8 - bits :]
     return [np.packbits(row.reshape(-1)).tobytes() for row in each]
 

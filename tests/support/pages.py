@@ -75,7 +75,7 @@ class Node:
 
 
 class Page(HTMLParser):
-    """Parses strictly enough: every element that is opened is closed, in order."""
+    """A parser that is strict enough: every element that is opened must be closed, in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def section(page: Node, name: str) -> Node:
 
 
 def assert_sound(page: Node) -> None:
-    """What holds for every page, whatever the data."""
+    """Assert what must hold for every page, whatever the data."""
     elements = page.all()
     assert not page.all("link")
     for element in elements:
@@ -155,7 +155,7 @@ def assert_sound(page: Node) -> None:
 
 
 def assert_tables_are_named(page: Node) -> None:
-    """For those who hear the page: each table has a caption or a label, on pages of every kind."""
+    """For screen readers: each table has a caption or a label, on pages of every kind."""
     for table in page.all("table"):
         label = table.attributes.get("aria-label") or table.attributes.get("aria-labelledby")
         assert label or any(caption.text for caption in table.all("caption")), table.text

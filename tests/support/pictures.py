@@ -19,12 +19,12 @@ EXIF_ORIENTATION = 0x0112
 
 
 def noise(height: int, width: int, seed: int) -> Pixels:
-    """What no decoder, crop or flip can mix up: every pixel is drawn on its own."""
+    """Pixels that no decoder, crop or flip can confuse: each is drawn independently."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def smooth(height: int, width: int, seed: int) -> Pixels:
-    """Soft patches of colour, as far from noise as a photograph is: what interpolation is measured on."""
+    """Soft patches of colour, as smooth as a photograph, for measuring interpolation."""
     small = Image.fromarray(noise(5, 6, seed))
     return np.array(small.resize((width, height), Image.Resampling.BICUBIC))
 
@@ -54,7 +54,7 @@ def png16(values: NDArray[np.uint16]) -> bytes:
 
 
 def jpegs(counts: Mapping[str, int], size: tuple[int, int] | None = (32, 32), kind: Any = noise) -> dict[str, bytes]:
-    """JPEG files by key; `counts` says how many are in each folder. Where `size` is None they differ in size."""
+    """JPEG files by key; `counts` gives the number in each folder. If `size` is None, their sizes differ."""
     files = {}
     for folder, count in counts.items():
         for i in range(count):

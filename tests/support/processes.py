@@ -22,7 +22,7 @@ def ranks_of(supervisor: int) -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """Those that its main thread has started."""
+    """The processes that its main thread has started."""
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
@@ -30,7 +30,7 @@ def children(pid: int) -> list[int]:
 
 
 def assert_gone(processes: list[int]) -> None:
-    """They end; the limit only keeps a failing test from hanging."""
+    """Wait for the processes to end; the limit only keeps a failing test from hanging."""
     deadline = time.monotonic() + 100
     while left := [pid for pid in processes if runs(pid)]:
         assert time.monotonic() < deadline, left

@@ -1,7 +1,7 @@
 """Starts real ranks and commands quickly: processes forked from one that has imported everything.
 
 A rank forked here has torchrun's environment and runs the same `main` as under torchrun, over gloo, with its own signals,
-exit code and output; what it saves is the seconds that importing torch takes in each.
+exit code and output; forking saves the seconds that each would take to import torch.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from vgg_ddp.distributed.devices import Devices
 
 Launch = Callable[..., "Ranks"]  # the fixture `launch`
 Train = Callable[..., Path]  # the fixture `train`
-CPU = Devices(device="cpu")  # what every test but those in tests/gpu says to `joined`
-TIMEOUT = 600.0  # seconds; far more than any run here takes on any machine: it ends only what hangs
+CPU = Devices(device="cpu")  # what all tests but those in tests/gpu pass to `joined`
+TIMEOUT = 600.0  # seconds; far more than any run here takes on any machine: only ends runs that hang
 
 CLONE_NEWNET = 0x40000000  # <linux/sched.h>
 
@@ -64,7 +64,7 @@ _context.set_forkserver_preload(
 class Ranks:
     """Ranks of one launch that run `function(*arguments)`.
 
-    Not `warm`: in new processes, for what uses CUDA, which does not work where a library had begun with it before the fork.
+    Unless `warm`, in new processes: CUDA does not work if a library initialised it before the fork.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class Ranks:
     ) -> None:
         output.mkdir(parents=True, exist_ok=True)
         self._output, self._size = output, size
-        for left in output.iterdir():  # by an earlier launch
+        for left in output.iterdir():  # from an earlier launch
             left.unlink()
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # served by torchrun's agent
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun's agent does
         self.processes = []
         for rank in range(size):
             environment = {
@@ -108,7 +108,7 @@ class Ranks:
         os.kill(self.processes[rank].pid, number)  # type: ignore[arg-type]
 
     def paused(self) -> bool:
-        """Whether rank 0 has come to the row that it was to pause after (see `start`)."""
+        """Whether rank 0 has reached the row after which it was to pause (see `start`)."""
         stat = Path(f"/proc/{self.processes[0].pid}/stat").read_text()
         return stat.rpartition(")")[2].split()[0] == "T"
 
@@ -145,27 +145,27 @@ def start(
 
 
 def step(number: int) -> dict[str, Any]:
-    """What the row of a step has, to pause after it."""
+    """The values of a step's row, to pause after it."""
     return {"scope": "steps", "step": number}
 
 
 def vgg_ddp(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`vgg-ddp ARGUMENTS` in `folder`, forked, to its end, with more variables in its environment."""
+    """Run `vgg-ddp ARGUMENTS` in `folder`, forked, to its end, with additional environment variables."""
     return program("vgg_ddp", *arguments, folder=folder, **variables)
 
 
 def program(module: str, *arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`python -m MODULE ARGUMENTS` in `folder`, forked, to its end, with more variables in its environment."""
+    """Run `python -m MODULE ARGUMENTS` in `folder`, forked, to its end, with additional environment variables."""
     command = Command(module, *arguments, folder=folder, **variables)
     out, err = command.communicate(TIMEOUT)
     return subprocess.CompletedProcess([module, *arguments], command.returncode or 0, out, err)
 
 
 class Command:
-    """`python -m MODULE ARGUMENTS` in `folder`, forked, with more variables in its environment: as `subprocess.Popen` is one.
+    """`python -m MODULE ARGUMENTS` in `folder`, forked, with additional variables; used like a `subprocess.Popen`.
 
     Args:
-        namespace: a network namespace that it runs in.
+        namespace: the network namespace to run in.
     """
 
     def __init__(
@@ -202,12 +202,12 @@ class Command:
 
 
 def context(warm: bool) -> multiprocessing.context.BaseContext:
-    """How a process is started: forked from the warm one, or new."""
+    """The start method of a process: forked from the warm one, or new."""
     return _context if warm else multiprocessing.get_context("spawn")
 
 
 def apart(function: Callable[..., Any], *arguments: Any, warm: bool = True) -> Any:
-    """What `function(*arguments)` returns or raises, in a process of its own: its end is a BrokenProcessPool here."""
+    """What `function(*arguments)` returns or raises in a separate process; if that dies, a BrokenProcessPool."""
     with ProcessPoolExecutor(1, mp_context=context(warm)) as process:
         return process.submit(function, *arguments).result(TIMEOUT)
 
@@ -255,10 +255,10 @@ def _enter(function: Callable[..., Any], arguments: tuple[Any, ...], environment
 
 
 def wait_until(condition: Callable[[], bool], ranks: Ranks) -> None:
-    """Poll closely, while the ranks live."""
+    """Poll at short intervals while the ranks live."""
     deadline = time.monotonic() + TIMEOUT
     while not condition():
-        assert time.monotonic() < deadline, f"waited in vain\n{ranks.stderr}"
+        assert time.monotonic() < deadline, f"the wait timed out\n{ranks.stderr}"
         if not ranks.alive():
             assert condition(), f"the ranks ended first: {ranks.wait()}\n{ranks.stderr}"
         time.sleep(0.002)

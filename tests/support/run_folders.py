@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.support.rank_processes import Ranks, wait_until
 from vgg_ddp.errors import EXIT_STOPPED
 
-# The rest of a row is the training's.
+# Measurements of the machine; the rest of a row must be reproducible.
 SECONDS_IN_A_ROW = {"images_per_second", "data_wait", "memory_bytes", "ranks", "seconds"}
 
 
@@ -49,7 +49,7 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def stop(ranks: Ranks, rank: int = 0, number: int = signal.SIGTERM) -> None:
-    """Signal a rank of a training that was started with a pause, where it pauses; it ends with a checkpoint."""
+    """Signal a rank of a training that was started with a pause, once it pauses; it ends with a checkpoint."""
     wait_until(ranks.paused, ranks)
     ranks.send(number, rank)
     ranks.send(signal.SIGCONT)
@@ -76,7 +76,7 @@ def assert_undisturbed(resumed: Path, whole: Path) -> None:
 def assert_same_steps(
     found: dict[str, Tensor], expected: dict[str, Tensor], start: dict[str, Tensor], apart: float = 1e-3
 ) -> None:
-    """Each parameter went the same way, but for rounding: the ends are `apart` of the way's length at most."""
+    """Each parameter took the same path but for rounding: the ends differ by at most `apart` of the path's length."""
     assert found.keys() == expected.keys()
     for name in found:
         way = (expected[name] - start[name]).double().norm()

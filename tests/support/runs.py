@@ -45,10 +45,10 @@ class Run:
 
 
 def make_dataset(path: Path, test: np.ndarray, classes: list[str], shape: tuple[int, int] = (8, 8)) -> Dataset:
-    """A data set of noise, whose upper left quarter tells a picture's index: red is index // 256, green index % 256.
+    """A data set of noise whose upper left quarter encodes the picture's index: red is index // 256, green index % 256.
 
     Args:
-        test: labels of the test images; the training images are the same number.
+        test: labels of the test images; there are as many training images.
     """
     path.mkdir(parents=True)
     splits = {}
@@ -83,7 +83,7 @@ def make_dataset(path: Path, test: np.ndarray, classes: list[str], shape: tuple[
 
 
 def random_logits(label: np.ndarray, prediction: np.ndarray, classes: int, seed: int = 7) -> np.ndarray:
-    """Logits whose largest is that of `prediction`, more or less sure."""
+    """Logits whose largest is that of `prediction`, with varying confidence."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 1, (len(label), classes)).astype(np.float32)
     logits[np.arange(len(label)), prediction] = logits.max(axis=1) + rng.exponential(1.5, len(label)) + 0.01
@@ -165,7 +165,7 @@ def make_run(
 
 
 def causes(predictions: Predictions, described: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
-    """What `vgg_ddp.evaluation.why` finds, of features that have nothing to do with the classes, and coins."""
+    """What `vgg_ddp.evaluation.why` would find, from coin flips and features that are independent of the classes."""
     rng, images = np.random.default_rng(11), len(predictions.label)
     train_labels = dataset.split("train").labels
     test, train = (unit(rng.normal(size=(count, 16))) for count in (images, len(train_labels)))
@@ -234,7 +234,7 @@ def change_json(path: Path, **changes: Any) -> None:
 
 
 def degenerate(name: str) -> dict[str, Any]:
-    """Arguments of `make_run` for runs at the edges of what can come."""
+    """Arguments of `make_run` for edge cases."""
     rng = np.random.default_rng(5)
     label = rng.integers(0, 10, 200)
     many = rng.integers(0, 100, 2000)

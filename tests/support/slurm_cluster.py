@@ -1,7 +1,7 @@
 """A Slurm cluster of two nodes on this machine, from Debian's packages slurm-wlm and munge, as root.
 
-Two slurmd under the node names n1 and n2, of one CPU each, behind one slurmctld. A job of the partition `high` takes the
-nodes from one of `low`, which is queued again.
+Two slurmd under the node names n1 and n2, of one CPU each, behind one slurmctld. A job of the partition `high`
+preempts one of `low`, which is queued again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF
 
 @dataclass
 class Cluster:
-    """A running cluster; `environment` has its commands find it."""
+    """A running cluster; `environment` makes its commands find it."""
 
     folder: Path
     environment: dict[str, str]
@@ -76,7 +76,7 @@ class Cluster:
         self.daemons[name] = self._daemon(name, "slurmd", "-D", "-N", name)
 
     def kill_node(self, name: str) -> None:
-        """As a power failure: its daemon and all that it started die at once, the steps' own daemons with them."""
+        """Simulate a power failure: its daemon and all that it started die at once, the steps' own daemons too."""
         self.daemons[name].kill()
         self.daemons[name].wait()
         for process in Path("/proc").glob("[0-9]*"):
@@ -159,5 +159,5 @@ def why_not() -> str | None:
 def wait_until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the wait timed out"
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Imported last by the process that ranks and commands are forked from: what each of them would do again."""
+"""Imported last by the process that ranks and commands are forked from: does what each would otherwise repeat."""
 
 import gc
 import os
@@ -20,11 +20,11 @@ READ_ON_IMPORT = ("ATEN_", "DNNL_", "MKL_", "OMP_", "ONEDNN_", "PYTHON", "TORCH_
 
 
 class Server:
-    """A process of a `ForkServer` that its supervisor has forked, as `subprocess.Popen` would be one."""
+    """A process of a `ForkServer`, forked by its supervisor, and used like a `subprocess.Popen`."""
 
     def __init__(self, run: Callable[[], object]) -> None:
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()  # else the fork writes it too
+            stream.flush()  # else the fork would write it again
         self.returncode: int | None = None
         self._process = os.fork()
         if not self._process:
@@ -57,7 +57,7 @@ def read_on_import() -> dict[str, str]:
 
 
 def begin(server: ForkServer) -> None:
-    """Begin a server's process by a fork of this one, unless imports would do something else in its environment."""
+    """Fork a server's process from this one, unless imports would behave differently in its environment."""
     if read_on_import() != AT_THE_IMPORTS:
         BEGIN_ANEW(server)
         return
@@ -76,9 +76,7 @@ def begin(server: ForkServer) -> None:
 AT_THE_IMPORTS, BEGIN_ANEW = read_on_import(), ForkServer._begin
 ForkServer._begin = begin  # type: ignore[method-assign]
 msgspec.convert({}, Config)  # evaluates the annotations of every key
-follow.SECONDS_BEFORE_THE_END = (
-    300.0  # a tracker on a busy machine; a test that is about being late sets finish_seconds
-)
+follow.SECONDS_BEFORE_THE_END = 300.0  # for trackers on a busy machine; tests of late trackers set finish_seconds
 for name in templates().list_templates(["j2"]):
     templates().get_template(name)
-gc.freeze()  # what all share is not looked at again by those that collect garbage
+gc.freeze()  # shared objects are exempt from garbage collection in the forks

@@ -28,7 +28,7 @@ def wandb_records(segment: Path) -> list[dict[str, Any]]:
 
 
 def wandb_segments(run: Path) -> list[Path]:
-    """The folders that W&B wrote of a run, one for each process of it, in their order."""
+    """The folders that W&B wrote for a run, one per process, in order."""
     return sorted((run / "wandb").glob("offline-run-*"))
 
 
@@ -45,7 +45,7 @@ def latest(run: Path) -> str:
 
 
 def wait_until_gone(run: Path) -> None:
-    """The trackers of a killed training see that it is gone, and end by themselves."""
+    """Wait until the trackers of a killed training notice that it is gone, and end by themselves."""
     deadline = time.monotonic() + 300
     while followers(run):
         assert time.monotonic() < deadline, "a tracker outlives its training"

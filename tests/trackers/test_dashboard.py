@@ -64,7 +64,7 @@ def test_wandb_workspaces_takes_the_definition() -> None:
 
 
 def sweep_command(values: dict[str, Any]) -> list[str]:
-    """The command that W&B's agent makes of the example for one choice of values."""
+    """The command that W&B's agent builds from the example for one choice of values."""
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils", reason="W&B is not installed")
     sweep = yaml.safe_load(SWEEP.read_text())
     command = utils.create_sweep_command(sweep["command"])
@@ -91,7 +91,7 @@ def test_every_parameter_of_the_sweep_is_a_key(end: int) -> None:
 
 @pytest.mark.processes
 def test_a_run_of_the_sweep_trains(tmp_path: Path) -> None:
-    """The agent's command and variables; offline, on few digits. The metric that the sweep looks at is logged."""
+    """The agent's command and variables, offline, on few digits. The sweep's metric is logged."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     small = [
         "data.source=digits",

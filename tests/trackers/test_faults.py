@@ -27,7 +27,7 @@ from tests.trackers.conftest import (
 
 WORDS = ("min_steps=3", "seed=5")
 
-# A module that takes every call like W&B's, but for one that goes wrong.
+# A module that accepts every call like W&B's, except for one that fails.
 FAKE = """
 import os, time
 
@@ -66,7 +66,7 @@ def weights(run: Path) -> bytes:
 
 
 def trained(ranks: Ranks, run: Path, undisturbed: Path) -> None:
-    """It ended well, with the bits of the undisturbed run, its evaluation and its report; no process is left."""
+    """Assert that it ended well, with the weights of the undisturbed run and a report, and that no process is left."""
     assert ranks.wait() == [0], ranks.stderr
     assert weights(run) == weights(undisturbed)
     assert (run / "report/index.html").is_file()
@@ -160,7 +160,7 @@ HOSTILE = ["<script>alert(1)</script>", '"', "'", "\u202eright", "x" * 300, "$a_
 def test_hostile_names_are_no_fault(
     few_digits: Path, runs: Path, recipe: Path, start_with: Start, tmp_path: Path
 ) -> None:
-    """Names of classes and of the data set that mean something to HTML, Markdown, TeX, a path or a shell."""
+    """Class and data set names with characters special to HTML, Markdown, TeX, paths or shells."""
     shutil.copytree(few_digits, tmp_path / "hostile")
     record = json.loads((few_digits / "dataset.json").read_text())
     record |= {"name": "<b>日本 'data'", "classes": HOSTILE, "groups": {}}
@@ -177,7 +177,7 @@ def test_hostile_names_are_no_fault(
 
 
 def _train_without(arguments: list[str]) -> int:
-    """Train, and look whether any of W&B or its like came with it."""
+    """Train, and check whether W&B or TensorBoard was imported."""
     from vgg_ddp import train
 
     os.environ.pop("WANDB_MODE", None)  # so that "auto" looks for a login, of which the tests have none

@@ -21,7 +21,7 @@ KILLED = ("Interrupted", "It was killed, or lost with its machine, after no step
     ("outcome", "trained", "told"),
     [
         ("failed", False, [KILLED, "failed"]),
-        ("failed", True, ["finished"]),  # a training that is done, of which another evaluation failed
+        ("failed", True, ["finished"]),  # the training was done; another evaluation failed
         ("stopped", False, ["stopped"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""Which trackers a configuration means, on machines with and without W&B and a login."""
+"""Which trackers a configuration selects, on machines with and without W&B and a login."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A user who is not logged in and has set nothing."""
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("WANDB_DIR", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "user"))
 
 
 def log_in(tmp_path: Path, host: str) -> None:
@@ -47,13 +49,37 @@ def test_whoever_is_logged_in_is_tracked(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_a_login_counts_for_its_own_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As W&B's own reading of the same file says."""
+    """As W&B itself reads the same file."""
     wbnetrc = pytest.importorskip("wandb.sdk.lib.wbauth.wbnetrc", reason="W&B is not installed")
     log_in(tmp_path, "wandb.example.org:8080")
     for host, mode in (("http://wandb.example.org:8080", {"wandb": "online"}), ("https://api.wandb.ai", {})):
         monkeypatch.setenv("WANDB_BASE_URL", host)
         assert wanted(TrackingConfig()) == mode
         assert (wbnetrc.read_netrc_auth(host=host) is not None) == bool(mode)
+
+
+@pytest.mark.parametrize("command", ["offline", "disabled"])
+def test_what_w_and_b_s_command_has_set_for_a_folder_holds_there(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("wandb", reason="W&B is not installed")
+    log_in(tmp_path, "api.wandb.ai")
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "-m", "wandb", command], check=True, capture_output=True)
+    assert wandb_mode("auto") == command
+    assert wandb_mode("online") == "online"
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert wandb_mode("auto") == "online"
+
+
+def test_a_login_may_be_at_a_host_of_the_user_s_settings(tmp_path: Path) -> None:
+    """As `wandb login --host` writes them."""
+    pytest.importorskip("wandb", reason="W&B is not installed")
+    log_in(tmp_path, "wandb.example.org:8080")
+    assert wanted(TrackingConfig()) == {}
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "settings").write_text("[default]\nbase_url = http://wandb.example.org:8080\n")
+    assert wanted(TrackingConfig()) == {"wandb": "online"}
 
 
 def test_a_key_in_the_environment_is_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +107,8 @@ def test_a_folder_that_wandb_left_is_not_wandb(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert wanted(TrackingConfig()) == {}
+    with pytest.raises(UserError, match="pip install"):
+        wanted(TrackingConfig(tensorboard=True))
 
 
 def test_online_without_a_login_is_refused_before_anything_is_made(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def records(tracked: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def final(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """What was logged at the last step, the evaluation with it."""
+    """What was logged at the last step, including the evaluation."""
     logged = history(records)
     return logged[max(logged)]
 
@@ -90,7 +90,7 @@ def test_each_ranks_own_figures_arrive(tracked: Path, records: list[dict[str, An
     assert min(row["ranks"]["images_per_second"]) > 0
     assert (
         2 * row["ranks"]["images_per_second"][0] >= row["images_per_second"]
-    )  # which counts the exchange of figures too
+    )  # which includes the exchange of figures
 
 
 def test_the_run_has_its_configuration_environment_and_code_version(
@@ -104,7 +104,7 @@ def test_the_run_has_its_configuration_environment_and_code_version(
     assert {key: config[key] for key in config if key not in ("_wandb", "environment")} == msgspec.to_builtins(
         load(tracked / "config.yaml")
     )
-    if environment["commit"] is not None:  # else no checkout
+    if environment["commit"] is not None:  # None outside a checkout
         assert run["git"]["commit"] == environment["commit"].removesuffix("-changed")
     known = json.loads((tracked / "checkpoints" / latest(tracked) / "state.json").read_text())["tracker_run_ids"]
     assert known == {"wandb": run["run_id"]}
@@ -180,13 +180,13 @@ def test_a_training_that_diverges_sends_an_alert(launch: Any, runs: Path) -> Non
     assert alert["text"].startswith("It diverged: the loss is no number after step ")
     (end,) = [record["exit"] for record in found if record["type"] == "exit"]
     assert end["exit_code"] == 1
-    logged = history(found)  # one rank's own figures, so that no panel of them is empty
+    logged = history(found)  # logged for a single rank too, so that no panel is empty
     assert logged[1]["ranks/images_per_second/0"] == logged[1]["throughput/images_per_second"]
     shutil.rmtree(runs / "diverging")
 
 
 def test_a_training_that_goes_astray_sends_an_alert_and_goes_on(launch: Any, runs: Path) -> None:
-    """Once, however many losses are far above that of guessing."""
+    """Only once, however many losses are far above that of guessing."""
     words = ("min_steps=16", "model.batch_norm=true", "optimizer.learning_rate=2", "log.every_steps=1")
     ranks = launch("astray", *WORDS, *words)
     assert ranks.wait() == [0]
@@ -262,7 +262,7 @@ def test_a_stopped_training_goes_on_in_the_same_run(launch: Any, runs: Path) -> 
 
 
 def test_a_killed_training_goes_on_in_the_same_run(launch: Any, runs: Path) -> None:
-    """It takes again the steps after its last checkpoint; they are not logged twice."""
+    """It repeats the steps after its last checkpoint; they are not logged twice."""
     run = runs / "killed"
     words = (*WORDS, *TWO_EPOCHS, "checkpoint.every_steps=3")
     ranks = launch("killed", *words, pause=step(8))
@@ -293,7 +293,7 @@ def test_an_evaluation_goes_to_the_run_of_its_training(tracked: Path, start_with
 
 
 def test_a_run_that_nothing_followed_is_sent_whole_by_its_evaluation(train: Train, start_with: Start) -> None:
-    """As W&B's variables name it; a key goes before its variable."""
+    """Named by W&B's variables; a configuration key takes precedence over its variable."""
     run = train("unfollowed", "min_steps=2")
     assert not (run / "tracking").exists()
     said = {"PROJECT": "mine", "NAME": "by variable", "ENTITY": "team", "TAGS": "one,two", "RUN_GROUP": "not this"}

@@ -43,7 +43,7 @@ def epochs(run: Path) -> list[np.ndarray]:
     return list(read_epochs(RunDirectory(run), IMAGES))
 
 
-# Without batch norm, whose statistics follow the ranks; 20 images are held out; an epoch of eight steps, and four of the next.
+# Without batch norm, whose statistics depend on the ranks; 20 images are held out; one epoch of 8 steps, then 4 more.
 WORDS = ("model.batch_norm=false", "data.validation=0.1", "min_steps=12", "optimizer.learning_rate=0.001")
 
 
@@ -123,7 +123,7 @@ def test_the_step_and_the_images_of_which_the_answers_are_first_not_finite_are_n
 
 
 def test_of_a_share_of_the_images_every_one_that_was_answered_is_every_image(tmp_path: Path) -> None:
-    """Where the hardest half of each batch is trained on."""
+    """When only the hardest half of each batch is trained on."""
     order = Order(0, np.arange(20), 4)
     answers = TrainingAnswers(order, 20, RunDirectory(tmp_path), ALONE)
     batch = Batch(torch.empty(4, 1, 1, 3), torch.zeros(4, dtype=torch.int64), next(order.slices(0)))

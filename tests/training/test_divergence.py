@@ -1,4 +1,4 @@
-"""A training that diverges says so and ends: nothing of it is saved, marked best, or logged as what JSON does not know."""
+"""A training that diverges says so and ends: nothing of it is saved, marked best, or logged as invalid JSON."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from tests.support.rank_processes import Launch, Train
 from vgg_ddp.config import Config
 from vgg_ddp.config.schema import CheckpointConfig
-from vgg_ddp.distributed.world import World
+from vgg_ddp.distributed.world import ALONE, SharedUserError, World
 from vgg_ddp.errors import EXIT_USER_ERROR, UserError
 from vgg_ddp.run.checkpoint import State
+from vgg_ddp.run.console import TrainingProgress
+from vgg_ddp.training.recorder import Recorder
 from vgg_ddp.training.saving import Saver
 from vgg_ddp.training.stopping import note_validation
 
@@ -44,13 +46,13 @@ def test_two_ranks_end_with_one_line(launch: Launch, runs: Path) -> None:
 
 @pytest.fixture(scope="module")
 def begun(train: Train) -> Path:
-    """The checkpoint of one step."""
+    """A checkpoint after one step."""
     return next((train("begin with", "min_steps=1") / "checkpoints").glob("step-*"))
 
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_the_first_layer_that_is_not_finite_is_named(size: int, begun: Path, launch: Launch, runs: Path) -> None:
-    """A layer whose weights, finite themselves, are far too large, in the first step; before it all is well."""
+    """A layer whose weights are finite but far too large, in the first step; all layers before it are fine."""
     weights = load_file(begun / "model.safetensors")
     layer = [name for name in weights if name.startswith("features") and weights[name].ndim == 4][3]
     weights[layer] = torch.full_like(weights[layer], 3e38)
@@ -63,7 +65,7 @@ def test_the_first_layer_that_is_not_finite_is_named(size: int, begun: Path, lau
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
-    """However the loss before them was."""
+    """Whatever the loss before them was."""
     with (
         pytest.raises(UserError, match="w is not finite after step 3, which is not saved"),
         Saver(tmp_path, CheckpointConfig(), World(0, 1, 0, 1, torch.device("cpu"))) as saver,
@@ -78,3 +80,27 @@ def test_what_has_no_finite_loss_is_never_the_best(loss: float) -> None:
     assert not note_validation(Config(), state, 0.9, loss)
     assert note_validation(Config(), state, 0.1, 2.0)
     assert state.accuracies == [0.0, 0.1]
+
+
+@pytest.mark.parametrize("finite_at", [None, 15])
+def test_in_half_precision_a_loss_that_is_never_finite_again_ends_the_training(finite_at: int | None) -> None:
+    """A lower scale of the loss cures gradients that overflow; not a loss, which it does not scale."""
+    state = State()
+    progress = TrainingProgress(100, 0, shown=False)
+    recorder = Recorder(state, ALONE, 2, 50, 100, None, progress, may_overflow=True)
+
+    def take_steps(until: int) -> None:
+        while state.step < until:
+            state.step += 1
+            loss = torch.tensor(1.0 if state.step == finite_at else torch.nan)
+            recorder.add(loss, torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+            recorder.step_done(0.1, every_steps=5)
+
+    take_steps(19)
+    if finite_at is None:
+        with pytest.raises(SharedUserError, match="the loss of steps 1 to 20 is not finite"):
+            take_steps(20)
+    else:
+        take_steps(34)
+        with pytest.raises(SharedUserError, match="the loss of steps 16 to 35 is not finite"):
+            take_steps(35)

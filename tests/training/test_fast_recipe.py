@@ -1,4 +1,4 @@
-"""All that makes a training fast at once: two ranks agree, and a run that is stopped goes on with the same bits."""
+"""All options of a fast training at once: two ranks agree, and a stopped run continues with the same bits."""
 
 from __future__ import annotations
 

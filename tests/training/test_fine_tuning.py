@@ -1,4 +1,4 @@
-"""What trained weights are for: with few images of new classes they are worth more than weights from the seed."""
+"""What trained weights are for: with few images of new classes they beat random initial weights."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def gratings(like: Path, target: Path, angles: list[int], each: int) -> Path:
     """A data set of stripes in noise: a class is their angle; their width, phase and colours are random.
 
     Args:
-        like: a data set, of whose record what is not said here is taken.
-        each: training images of a class, of which there are 30 test images.
+        like: a data set whose record provides whatever is not set here.
+        each: training images per class; there are 30 test images per class.
     """
     target.mkdir()
     splits, random = {}, np.random.default_rng(sum(angles))
@@ -52,7 +52,7 @@ def accuracy(run: Path) -> float:
 def test_fine_tuned_on_three_classes_it_beats_the_same_network_from_scratch(
     few_digits: Path, runs: Path, train: Train
 ) -> None:
-    """On held-out pictures, of classes of which it was trained on four images each, with frozen convolutions."""
+    """On held-out pictures, with four training images per class and frozen convolutions."""
     many = gratings(few_digits, runs / "many", [0, 30, 60, 90, 120, 150], 100)
     few = gratings(few_digits, runs / "few", [15, 75, 135], 4)
     common = ("augment.flip=false", "schedule.name=one_cycle")

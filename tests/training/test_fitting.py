@@ -1,4 +1,4 @@
-"""fit_memory: as large a micro-batch as fits, found without one that does not; the global batch stays."""
+"""fit_memory: the largest micro-batch that fits, found without trying one that does not; the global batch stays."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONFIG = Config(network="vgg11", batch=96, fit_memory=True, data=DataConfig(imag
 
 
 class Affine:
-    """A step whose memory is known; it must never be asked for what does not fit by far."""
+    """A step with known memory use; it must never be asked for a size far too large."""
 
     def __init__(self, base: int, an_image: int) -> None:
         self.base, self.an_image, self.tried = base, an_image, list[int]()
@@ -53,7 +53,7 @@ def test_the_largest_that_fits_is_found_and_tried(limit: int) -> None:
 
 
 def fit(config: Config, run: Path, room: float) -> tuple[Config, dict[str, Any]]:
-    """With `room` bytes to be had; in a process of its own: one that has held more before has that memory still."""
+    """With `room` bytes available, in a separate process: one that has used more before would still hold it."""
     return apart(fit_here, config, run, room)
 
 
@@ -77,11 +77,11 @@ def test_little_memory_makes_more_micro_batches_and_a_continued_run_keeps_them(t
     assert fit(CONFIG, run.path, GIBIBYTE)[0].accumulation == 8
     assert (
         fit(msgspec.structs.replace(CONFIG, batch=12), run.path, GIBIBYTE)[0].accumulation == 1
-    )  # 12 is not 8 times n
+    )  # 12 is not a multiple of 8
 
 
 def write(run: RunDirectory, config: Config, ranks: int, devices: list[str]) -> None:
-    """What a run on so many ranks leaves."""
+    """Write what a run on `ranks` ranks leaves."""
     run.config.write_text(dump(config))
     run.write_json(run.environment, {"world_size": ranks, "devices": devices})
 
@@ -93,10 +93,10 @@ FITTED = msgspec.structs.replace(CONFIG, batch=12, accumulation=4)
 @pytest.mark.parametrize(
     ("before", "ranks", "devices", "words"),
     [
-        (FITTED, 4, HERE, {}),  # whose local batch was a quarter
-        (FITTED, 1, ["another"], {}),  # whose memory is another
+        (FITTED, 4, HERE, {}),  # with a quarter of the local batch
+        (FITTED, 1, ["another"], {}),  # with a different amount of memory
         (msgspec.structs.replace(FITTED, fit_memory=False), 1, HERE, {}),  # and memory was not enough
-        (FITTED, 1, HERE, {"augment": AugmentConfig(mixup=0.2)}),  # 3 images are no pairs
+        (FITTED, 1, HERE, {"augment": AugmentConfig(mixup=0.2)}),  # 3 images cannot be paired
         (FITTED, 1, HERE, {"accumulation": 6}),  # more are asked for
     ],
     ids=["other ranks", "another device", "not fitted", "pairs", "more asked for"],
@@ -127,7 +127,7 @@ def test_nothing_fits_is_one_line(tmp_path: Path) -> None:
 
 
 def test_what_a_second_gradient_keeps_is_counted() -> None:
-    """The weights where they were, and the images of all micro-batches."""
+    """The original weights, and the images of all micro-batches."""
     sharp = msgspec.structs.replace(CONFIG, optimizer=OptimizerConfig(sharpness_radius=0.05))
     network = build_network(CONFIG, 10, ALONE.device)
     weights = sum(parameter.numel() for parameter in network.parameters())

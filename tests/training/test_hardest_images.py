@@ -26,7 +26,7 @@ from vgg_ddp.training.parts import build_network
 
 
 class FirstPixel(nn.Module):
-    """Its logit for class 1 is the first pixel's red, normalised and with dropout."""
+    """Its logit for class 1 is the red of the first pixel, after batch norm and dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def chosen(batch: Batch, side: int | None = None, **loss: float) -> tuple[Batch,
     return hardest_images.build(config, lambda: network, ALONE).of(batch, inputs, side), network
 
 
-REDS = [7, 1, 9, 3, 8, 0, 2]  # of class 0: the larger, the larger the loss
+REDS = [7, 1, 9, 3, 8, 0, 2]  # all of class 0: the larger the value, the larger the loss
 
 
 def batch_of(piece: Slice | DeviceSlice) -> Batch:
@@ -93,7 +93,7 @@ def test_images_are_looked_at_no_larger_than_they_are_trained_on(side: int | Non
 
 
 def test_running_statistics_of_another_size_choose_no_images() -> None:
-    """At which a network is right by chance alone."""
+    """With statistics of another size a network is right only by chance."""
     drawn = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (8, 32, 32, 3), generator=drawn).byte()
     batch = Batch(pixels, torch.arange(8), Slice(0, 0, np.arange(8)))
@@ -128,7 +128,7 @@ def first_loss(run: Path) -> float:
 def test_a_training_answers_the_harder_half_of_each_batch(hardest: Path, train: Train) -> None:
     everything, two = train("all", *WORDS), train("two", *WORDS, "loss.hardest=0.5", "accumulation=2", size=2)
     assert (answered(hardest), answered(two), answered(everything)) == (64, 64, 128)
-    assert first_loss(hardest) > first_loss(two) > first_loss(everything)  # two choose among fewer images each
+    assert first_loss(hardest) > first_loss(two) > first_loss(everything)  # each of the two chooses among fewer images
 
 
 def test_stopped_and_resumed_it_ends_with_the_same_bits(
@@ -140,7 +140,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(
 
 @pytest.mark.parametrize(("every", "after"), [(1, 11), (3, 7)], ids=["together", "local SGD"])
 def test_so_do_two_ranks_with_batch_norm(every: int, after: int, launch: Launch, train: Train, runs: Path) -> None:
-    """Their running statistics, of which a checkpoint has rank 0's alone, choose no images: each rank takes its batch's."""
+    """Running statistics, of which a checkpoint has only rank 0's, choose no images: each rank uses its batch's."""
     words = ("loss.hardest=0.5", "model.norm_momentum=0.9", "optimizer.learning_rate=0.05", "augment.flip=false")
     words += ("min_steps=14", f"communication.synchronise_every={every}")
     name = f"normed {every}"

@@ -41,7 +41,7 @@ Weights = dict[str, Tensor]
 
 
 def configured(network: str = "A", **model: Any) -> Config:
-    """Of 32 pixels, without batch normalisation but where `model` says so."""
+    """A configuration for 32 pixels, without batch normalisation unless `model` sets it."""
     settings = {"network": network, "device": "cpu", "channels_last": False, "seed": 5}
     return msgspec.convert({**settings, "model": {"batch_norm": False, **model}}, Config)
 
@@ -55,7 +55,7 @@ def started(config: Config, classes: int, begin: InitialWeights) -> Weights:
 
 
 def convolutions(name: str) -> Weights:
-    """Random weights of one of torchvision's networks without its head, which has 500 MB."""
+    """Random weights of one of torchvision's networks without its head, which would take 500 MB."""
     shapes = {n: t.shape for n, t in torchvision_on_meta(name).state_dict().items() if n.startswith("features.")}
     return random_weights(shapes, seed=1)
 
@@ -69,7 +69,7 @@ def trained() -> Weights:
 
 @torch.no_grad()
 def test_torchvision_s_file_gives_torchvision_s_logits(runs: Path, few_digits: Path) -> None:
-    """With batch normalisation, whose convolutions have biases there; a pixel of 0 to 255 through both normalisations."""
+    """With batch normalisation, where torchvision's convolutions have biases; pixels go through both normalisations."""
     theirs = torchvision_on_meta("vgg11_bn").eval()
     theirs.load_state_dict(random_weights({n: t.shape for n, t in theirs.state_dict().items()}, seed=3), assign=True)
     path = runs / "vgg11_bn.pth"
@@ -194,7 +194,7 @@ def old_tar(path: Path, canary: Path) -> None:
 
 
 def refusal(path: Path, weights: Any, **model: Any) -> str:
-    """Of the file `path`, into which `weights` are saved unless there are none."""
+    """The error with which the file `path` is refused; `weights` are first saved into it, unless None."""
     if weights is not None:
         torch.save(weights, path)
     config = configured(**{"head": "compact", "initialize_from": str(path), **model})
@@ -255,7 +255,7 @@ def test_what_is_not_there_is_refused_before_a_rank_starts(tmp_path: Path) -> No
 
 
 def begin_on_ranks(name: str, output: Path) -> int:
-    """As a rank, of which the first alone can read the weights."""
+    """As a rank; only the first can read the weights."""
     with joined(devices=CPU) as world:
         config = configured("A", head="compact", initialize_from=name if world.is_main else "on another host")
         begin = initial_weights(config, 3, RunDirectory(output / "no run"), world)
@@ -307,7 +307,7 @@ def test_a_run_keeps_whence_it_began_and_never_reads_it_again(
 
 
 def test_a_run_and_its_checkpoints_are_taken_as_they_are_evaluated(launch: Launch, runs: Path) -> None:
-    """With averaged weights, which are what is evaluated; a checkpoint also where it lies outside of its run."""
+    """With averaged weights, which are what is evaluated; a checkpoint may also lie outside its run."""
     ranks = launch("averaged", "min_steps=2", "ema=0.5")
     assert ranks.wait() == [0], ranks.stderr
     folder = latest(runs / "averaged")

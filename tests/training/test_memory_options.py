@@ -1,4 +1,4 @@
-"""Whole runs with less memory: the same bits with activations computed again, and after trials of what fits."""
+"""Whole runs with less memory: the same bits with recomputed activations, and after trials of what fits."""
 
 from __future__ import annotations
 

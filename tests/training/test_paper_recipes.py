@@ -1,4 +1,4 @@
-"""The recipes of the paper's training: what their headers say to type, and steps of each on made pictures, shrunk."""
+"""The recipes of the paper's training: the commands in their headers, and shrunk steps of each on made pictures."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support.rank_processes import Launch, step
 from tests.support.run_folders import metrics, state, stop
 
-# Epochs of two steps. No accuracy gains more than 1: the second validation is the first that is no better.
+# Epochs of two steps. No accuracy can gain more than 1, so the second validation already counts as no better.
 WORDS = ("batch=64", "data.validation=0.2", "min_steps=40", "schedule.name=plateau", "schedule.patience=1")
 WORDS += ("schedule.min_delta=1",)
 

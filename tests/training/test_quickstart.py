@@ -1,4 +1,4 @@
-"""`make train`: the recipe that a stranger runs first is good on whatever it is given."""
+"""`make train`: the recipe that a newcomer runs first works well on any data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def trained(run: Path, *overrides: str) -> float:
 
 
 def test_the_digits_are_learned_without_warning_signs(digits: Path, tmp_path: Path) -> None:
-    """What is trained on where CIFAR-10 cannot be had: few images, which a recipe for many would diverge on."""
+    """The fallback where CIFAR-10 is unavailable: few images, on which a recipe for many would diverge."""
     run = tmp_path / "run"
     assert trained(run, f"data.source={digits}") >= 0.95
     config = load(run / "config.yaml")

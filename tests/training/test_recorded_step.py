@@ -1,4 +1,4 @@
-"""The step as one program: it asks the host for nothing, and goes on exactly as the step itself does."""
+"""The step as one program: it reads no values on the host, and continues exactly as the step itself does."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ def inputs(number: int) -> tuple[Tensor, Tensor, Tensor]:
     ids=["sgd", "adamw", "lars, clipped", "muon"],
 )
 def test_a_recorded_step_goes_on_as_the_step_itself(keys: dict[str, Any], few_digits: Path, tmp_path: Path) -> None:
-    """What is recorded in the second step has the same bits in those after it: no number of its own is part of it.
+    """The program recorded in the second step gives the same bits in later ones: no value of that step is baked in.
 
-    While it is recorded, a number that is asked for on the host is an error.
+    While it is recorded, asking for a value on the host is an error.
     """
     dataset = Dataset(few_digits)
     plain, recorded = (training(dataset, tmp_path / name, **keys) for name in ("plain", "recorded"))
@@ -105,7 +105,7 @@ def test_a_recorded_step_goes_on_as_the_step_itself(keys: dict[str, Any], few_di
         for one in (plain, recorded):
             optimizers.set_learning_rate(one.job.engine.optimizer, 0.01 * (number + 1))
         expected = plain.step(*inputs(number))
-        if number == 0:  # which makes the optimizer's state
+        if number == 0:  # this creates the optimizer's state
             found = recorded.step(*inputs(number))
         elif program is None:
             program = make_fx(lambda epoch, position, samples: recorded.step(epoch, position, samples))(*inputs(number))
@@ -119,11 +119,11 @@ def test_a_recorded_step_goes_on_as_the_step_itself(keys: dict[str, Any], few_di
     assert program is not None
     names = " ".join(str(node.target) for node in program.graph.nodes)
     assert "local_scalar_dense" not in names and "nonzero" not in names
-    assert "lift_fresh" not in names  # a number of the host's, which a CUDA graph may not copy
+    assert "lift_fresh" not in names  # a value on the host, which a CUDA graph may not copy
 
 
 def test_nothing_before_the_loss_leaves_the_gpu(few_digits: Path) -> None:
-    """With tensors that have a device and no values: mixing devices and asking for a value are errors."""
+    """With fake tensors, which have a device but no values: mixing devices or asking for a value is an error."""
     dataset, settings = Dataset(few_digits), config()
     cuda = torch.device("cuda", 0)
     appearance = Appearance(settings.augment, 0, 900.0 * np.eye(3), np.ones(3), 10, cuda)

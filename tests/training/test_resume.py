@@ -18,7 +18,7 @@ import torch
 
 from tests.support.processes import assert_gone, descendants
 from tests.support.rank_processes import Launch, Ranks, Train, step, vgg_ddp, wait_until
-from tests.support.run_folders import assert_undisturbed, metrics, state, stop
+from tests.support.run_folders import assert_same_bits, assert_undisturbed, metrics, state, stop
 from vgg_ddp.analysis.predictions import Predictions
 from vgg_ddp.config import Config, load
 from vgg_ddp.data.dataset import Dataset
@@ -71,7 +71,7 @@ def test_a_run_is_evaluated_once_each_evaluation_that_it_asks_for_has_its_report
 def test_a_new_evaluation_that_is_cut_off_leaves_nothing_of_the_one_before(
     cut_off_at: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its report would stand beside other figures for ever, and its summary beside other predictions."""
+    """Otherwise its report would stay beside other figures, and its summary beside other predictions."""
     run = RunDirectory(shutil.copytree(whole, tmp_path / "again"))
     stored = read_evaluation(run.path)
     write = RunDirectory.write_bytes
@@ -90,6 +90,17 @@ def test_a_new_evaluation_that_is_cut_off_leaves_nothing_of_the_one_before(
         read_evaluation(run.path)
 
 
+@pytest.mark.seconds
+def test_three_ranks_that_are_stopped_and_continued_end_with_the_same_bits(
+    launch: Launch, train: Train, runs: Path
+) -> None:
+    """The sum of three gradients depends on where they lie in DDP's buckets, of which there are several here."""
+    words = ("batch=24", "min_steps=6", "communication.bucket_mb=1")
+    alone = train("three left alone", *words, size=3)
+    stop(launch("three stopped", *words, size=3, pause=step(3)))
+    assert_same_bits(train("three stopped", *words, "resume=auto", size=3), alone, "model")
+
+
 @pytest.mark.parametrize("loader", ["torch", "dali"])
 def test_continued_with_either_loader(loader: str, stopped: Path, whole: Path, train: Train, runs: Path) -> None:
     shutil.copytree(stopped, runs / loader)
@@ -102,7 +113,7 @@ def test_continued_with_either_loader(loader: str, stopped: Path, whole: Path, t
 def test_killed_between_saving_an_epoch_s_last_step_and_its_validation(
     epoch: int, whole: Path, launch: Launch, train: Train, runs: Path
 ) -> None:
-    """What that epoch's end had logged already is not logged twice, and what it had not done yet is done."""
+    """What was already logged at that epoch's end is not logged twice, and what was not yet done is done."""
     run = runs / f"killed in {epoch}"
     end = {"scope": "epoch", "split": "train", "step": 8 * epoch}
     ranks = launch(run.name, *TWO_EPOCHS, "checkpoint.every_steps=8", pause=end)
@@ -190,7 +201,7 @@ def test_what_a_continued_run_changes_is_said_and_recorded(stopped: Path, launch
 
 
 def test_an_end_before_the_step_that_is_continued_ends_that_epoch(stopped: Path, train: Train, runs: Path) -> None:
-    """It is validated, saved and evaluated, without a step more."""
+    """It is validated, saved and evaluated, without another step."""
     run = runs / "ended sooner"
     shutil.copytree(stopped, run)
     train(run.name, *TWO_EPOCHS, "min_steps=4", "profile=1", "resume=auto")
@@ -226,7 +237,7 @@ def test_two_ranks_of_which_one_is_told_to_stop(launch: Launch, train: Train, ru
 
 
 def test_a_signal_to_all_processes_at_once(launch: Launch, runs: Path) -> None:
-    """As by Slurm or systemd: to the workers of the loader too, and a second time before the ranks have ended."""
+    """As by Slurm or systemd: also to the loader's workers, with a second signal before the ranks have ended."""
     ranks = launch("at once", "min_steps=20", "data.workers=1", size=2, pause=step(2))
     wait_until(ranks.paused, ranks)
     started = [process.pid for process in ranks.processes]
@@ -253,7 +264,7 @@ def test_a_signal_to_all_processes_at_once(launch: Launch, runs: Path) -> None:
 def test_a_signal_where_there_is_nothing_to_save(
     place: str, number: signal.Signals, told: str, recipe: Path, runs: Path
 ) -> None:
-    """Before the first step, in the validation after the last, and later; the only rank, in the command's own process."""
+    """Before the first step, in the validation after the last, and later; one rank, in the command's own process."""
     run = runs / place
     words = ["train", str(recipe), f"run.dir={run}", "min_steps=2", "data.validation=0.2", "restarts=0"]
     command = Ranks(_signalled_at, (place, number, words), 1, runs / f"{place} output")
@@ -270,7 +281,7 @@ def test_a_signal_where_there_is_nothing_to_save(
 
 
 def _signalled_at(place: str, number: int, words: list[str]) -> int:
-    """The command, which gets a signal where it comes to a function."""
+    """Run the command, which gets a signal when it reaches a function."""
     from vgg_ddp import cli
 
     module, _, name = place.rpartition(".")
@@ -281,7 +292,7 @@ def _signalled_at(place: str, number: int, words: list[str]) -> int:
         return function(*arguments, **named)
 
     setattr(importlib.import_module(module), name, signalled)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which may be ignored here, as in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here, as in background jobs
     return cli.main(words)
 
 
@@ -303,7 +314,7 @@ def identity(few_digits: Path, share: float, split_seed: int) -> dict[str, Any]:
 def test_what_draws_the_share_that_is_trained_on_is_part_of_a_run_s_identity(
     few_digits: Path, share: float, same: bool
 ) -> None:
-    """Of a whole set nothing is drawn. A checkpoint of an earlier version does not say, and is taken at its word."""
+    """Nothing is drawn from a whole set. A checkpoint of an earlier version does not record it, and is accepted."""
     made, wanted = (identity(few_digits, share, seed) for seed in (3, 4))
     assert (made == wanted) == same
     with (

@@ -1,4 +1,4 @@
-"""Saving beside the training: what is written is the moment of the call, one after another, and an error is told."""
+"""Saving in the background: it writes the state at the call, one save after another, and reports errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def save(saver: Saver, step: int, best: bool = False) -> None:
 
 
 def before_writing(monkeypatch: pytest.MonkeyPatch, wait: Callable[[int], object]) -> None:
-    """Have the real writer call `wait` with the step first."""
+    """Make the real writer first call `wait` with the step."""
     write = checkpoint.write
 
     def write_later(directory: Path, files: checkpoint.Files, step: int) -> Path:
@@ -54,7 +54,7 @@ def test_what_is_saved_is_the_moment_of_the_call(tmp_path: Path, monkeypatch: py
 
 
 def test_a_failure_in_it_is_told_with_the_step_that_is_saved(tmp_path: Path) -> None:
-    """Within an epoch the loader, which says what step is at hand, has not been asked for the next batch yet."""
+    """Within an epoch, the loader, which announces the step, has not yet been asked for the next batch."""
     activity = Activity()
     activity.enter("step", 7)
     saver = Saver(tmp_path, CheckpointConfig(), dataclasses.replace(ALONE, activity=activity))
@@ -88,7 +88,7 @@ def test_best_and_the_newest_are_kept(tmp_path: Path) -> None:
 
 @pytest.fixture
 def unwritable(tmp_path: Path) -> Saver:
-    """Its folder would have to be made below a file."""
+    """A saver whose folder would have to be created below a file."""
     (tmp_path / "file").write_text("")
     return Saver(tmp_path / "file" / "checkpoints", CheckpointConfig(), ALONE)
 

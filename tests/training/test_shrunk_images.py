@@ -1,4 +1,4 @@
-"""A training that ends, or is stopped, while its images are shrunk or soon after: it answers at the evaluated size."""
+"""A training that ends or stops while its images are shrunk, or soon after: it answers at the evaluated size."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WORDS = ("data.image_size=32", "data.train_sizes=[16,16]", "data.validation=0.25
 
 @pytest.mark.parametrize("words", [(), ("ema=0.5",), ("data.train_sizes=[16]",)], ids=["", "averaged", "grown"])
 def test_what_answers_is_the_network_that_was_validated(words: tuple[str, ...], train: Train, tmp_path: Path) -> None:
-    """By statistics measured anew; those that the checkpoint has to go on with are of 16 pixels, if of few in the end."""
+    """With statistics measured anew; those in the checkpoint, for continuing, are at least partly of 16 pixels."""
     run = train(f"shrunk {words}", *WORDS, *words)
     network, config = vgg_ddp.load_network(run), load(run / "config.yaml")
     stored = "ema.safetensors" if config.ema else "model.safetensors"
@@ -81,7 +81,7 @@ def test_each_epoch_is_trained_at_its_size(recipe: Path, runs: Path) -> None:
 
 
 def _sides_trained_at(arguments: list[str]) -> list[int]:
-    """Of the images in every forward pass that asks for gradients, by a training in this process."""
+    """The image side in every forward pass with gradients, for a training in this process."""
     from vgg_ddp import train
     from vgg_ddp.model import VGG
 
@@ -150,7 +150,7 @@ def test_of_a_checkpoint_that_does_not_say_the_last_epoch_counts(epoch: int, in_
 
 
 def test_a_training_continued_with_other_sizes_knows_those_of_its_past(train: Train) -> None:
-    """Its first epoch was of 16 pixels, and its statistics are half of those when it ends."""
+    """Its first epoch used 16 pixels, which still dominate its statistics when it ends."""
     words = (*WORDS[:1], *WORDS[2:])
     first = train("with small images", *words, "data.train_sizes=[16,16]", "min_steps=7")
     run = train("with small images", *words, "data.train_sizes=[]", "min_steps=8", "resume=auto")

@@ -36,7 +36,7 @@ def final(run: Path, name: str = "model") -> dict[str, Tensor]:
 
 
 def initial_weights(batch_norm: bool, image_size: int = 16) -> nn.Module:
-    """With the convolutions of a training on a CPU: after three steps rounding is told from a mistake by the same ones only."""
+    """With the convolutions of CPU training: after three steps, the rounding of others would look like a mistake."""
     network = vgg("vgg_tiny", batch_norm, "compact", 10, image_size, convolution=CpuConvolution)
     initialize(network, "kaiming", 0)
     return network
@@ -88,7 +88,7 @@ def metrics(run: Path) -> list[dict[str, float]]:
 def test_two_ranks_with_batch_norm_are_two_halves_with_their_own_statistics(few_digits: Path, train: Train) -> None:
     """Against plain torch in one process: two networks take a half each, their gradients are averaged.
 
-    With all that is between the gradients and the update: clipping, Nesterov momentum, decay of the weights alone. At 32
+    With all that lies between gradients and update: clipping, Nesterov momentum, weight decay on weights alone. At 32
     pixels and without augmentation the batch is the stored pixels. The running statistics are those of rank 0.
     """
     run = train(
@@ -128,7 +128,7 @@ def test_two_ranks_with_batch_norm_are_two_halves_with_their_own_statistics(few_
     assert all(found[name] == STEPS for name in found if name.endswith("num_batches_tracked"))
     floating = {name for name in found if found[name].is_floating_point()}
     trained = {name for name in floating if name not in biases_before_norm(network)}
-    # Where two pixels are all but equal, rounding decides which is pooled: a bias's way changes by a hundredth then.
+    # Where two pixels are almost equal, rounding decides which is pooled, which changes a bias's path by a hundredth.
     ways = ({name: tensors[name] for name in trained} for tensors in (found, expected, start))
     assert_same_steps(*ways, apart=0.05)
     for name in floating - trained:  # their gradient is zero but for rounding
@@ -136,7 +136,7 @@ def test_two_ranks_with_batch_norm_are_two_halves_with_their_own_statistics(few_
 
 
 def biases_before_norm(network: nn.Module) -> set[str]:
-    """Biases of convolutions that a batch norm follows, which takes them away again."""
+    """Biases of convolutions that are followed by a batch norm, which cancels them."""
     return {f"{name}.bias" for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
 
 

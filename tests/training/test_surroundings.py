@@ -1,4 +1,4 @@
-"""A training whose surroundings are not as usual: variables of other ranks, nobody who reads, no signals, no home."""
+"""A training in unusual surroundings: variables of other ranks, output that nobody reads, no signals, no home."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_one_image_at_a_time_is_refused_where_it_has_no_variance() -> None:
     for config, ranks in ((Config(batch=1, data=small), 1), (Config(batch=4, accumulation=2, data=small), 2)):
         with pytest.raises(UserError, match="one image at a time"):
             config.local_batch(ranks)
-    half = Config(batch=16, data=small, loss=LossConfig(hardest=0.5))  # one of two is trained on
+    half = Config(batch=16, data=small, loss=LossConfig(hardest=0.5))  # half of the images are trained on
     assert half.local_batch(4) == 4
     with pytest.raises(UserError, match=r"batch=16 with loss\.hardest=0\.5 is one image at a time"):
         half.local_batch(8)
@@ -171,7 +171,7 @@ def test_one_image_at_a_time_is_refused_where_it_has_no_variance() -> None:
 
 @pytest.mark.host
 def test_the_quickstart_in_a_small_container(tmp_path: Path, half_a_core: Path, digits: Path) -> None:
-    """64 MB of shared memory, half a core, a user without a name or a home, code that is not his, a C locale, others' ranks."""
+    """64 MB of shared memory, half a core, a user with no name or home, others' code, a C locale, rank variables."""
     if os.getuid() != 0:
         pytest.skip("only root can mount, and become another user")
     user, place = 54321, tmp_path / "place"
@@ -190,7 +190,7 @@ def test_the_quickstart_in_a_small_container(tmp_path: Path, half_a_core: Path, 
     }
     contained = (
         f"mount -t tmpfs -o size=64m tmpfs /dev/shm && chmod 1777 /dev/shm && echo 0 > {half_a_core} && "
-        # Reads what root alone may, since Python itself may be installed there.
+        # May read what only root can, since Python itself may be installed there.
         f"exec setpriv --reuid={user} --regid={user} --clear-groups --inh-caps=+{READING} --ambient-caps=+{READING} "
         '"$@"'
     )

@@ -114,7 +114,7 @@ class Config(Group, frozen=True):
     ] = "auto"
     nproc: Annotated[
         Annotated[int, Meta(ge=1)] | Literal["auto"],
-        key("ranks on this host; auto: one per GPU, or per NUMA node without one"),
+        key("ranks on this host; auto: one per GPU, or without one per NUMA node, at most one a core"),
     ] = "auto"
     ranks_per_gpu: Annotated[
         int, key("ranks that share each GPU; above 1 they exchange by gloo, slowly: to test and rehearse", ge=1)

@@ -27,11 +27,12 @@ SMALLEST_BATCH = 16  # batch norm needs some images
 ROOM = (8, 7)  # resized side to crop, the paper's 256 to 224
 
 
-def settle(config: Config, dataset: Dataset, ranks: int = 1) -> tuple[Config, list[str]]:
+def settle(config: Config, dataset: Dataset, ranks: int = 1, continued: int | None = None) -> tuple[Config, list[str]]:
     """The configuration with everything settled that it leaves to the data set, and a line for each choice.
 
     Args:
         ranks: how many train; each must get a part of the batch.
+        continued: the batch of the training that is continued.
 
     Raises:
         UserError: `analysis.groups` names an unknown class, or a value that was chosen conflicts with other keys.
@@ -63,7 +64,7 @@ def settle(config: Config, dataset: Dataset, ranks: int = 1) -> tuple[Config, li
         choices.append(
             f"validation: on the {own.count} validation images of {dataset.name}, not on a share of its training images"
         )
-    config, more = settle_batch(config, images, ranks)
+    config, more = settle_batch(config, images, ranks, continued)
     return config, choices + more
 
 
@@ -153,19 +154,25 @@ def with_class_weights(config: LossConfig, dataset: Dataset) -> LossConfig:
     return msgspec.structs.replace(config, class_weights=weights.tolist())
 
 
-def settle_batch(config: Config, trained_on: int, ranks: int = 1) -> tuple[Config, list[str]]:
+def settle_batch(
+    config: Config, trained_on: int, ranks: int = 1, continued: int | None = None
+) -> tuple[Config, list[str]]:
     """The configuration with a batch small enough for `trained_on` images, its learning rate, and what was chosen.
 
     Few steps with a high rate diverge where many with a low rate would not. The rate is in proportion to the batch
     (Goyal et al., "Accurate, large minibatch SGD", 2017, section 2.1).
+
+    Args:
+        ranks: how many train.
+        continued: the batch of the training that is continued, which other numbers of images or ranks would not give.
     """
-    batch = config.batch
-    micro_batches = config.accumulation * ranks
-    smallest = max(SMALLEST_BATCH, 2 * micro_batches)  # one image alone has no variance for batch norm
-    while trained_on < batch * config.min_steps_per_epoch and batch // 2 >= smallest:
-        if batch % (2 * micro_batches):  # half of it would not divide into micro-batches
-            break
-        batch //= 2
+    smallest = max(SMALLEST_BATCH, 2 * config.accumulation)  # one image alone has no variance for batch norm
+    possible = [config.batch]
+    while possible[-1] // 2 >= smallest and _is_halved(config, possible[-1], ranks):
+        possible.append(possible[-1] // 2)
+    batch = next((b for b in possible if trained_on >= b * config.min_steps_per_epoch), possible[-1])
+    if config.min_steps_per_epoch and continued in possible:
+        batch = continued
     rate = config.optimizer.learning_rate * batch / (config.optimizer.rate_batch or config.batch)
     choices = []
     if batch != config.batch:
@@ -176,6 +183,15 @@ def settle_batch(config: Config, trained_on: int, ranks: int = 1) -> tuple[Confi
         choices.append(f"optimizer.learning_rate={rate:g}: {given}")
     optimizer = msgspec.structs.replace(config.optimizer, learning_rate=rate, rate_batch=None)
     return msgspec.structs.replace(config, batch=batch, optimizer=optimizer, min_steps_per_epoch=0), choices
+
+
+def _is_halved(config: Config, batch: int, ranks: int) -> bool:
+    """Whether so many ranks can take half of a batch, by the rules of the configuration."""
+    try:
+        msgspec.structs.replace(config, batch=batch // 2).local_batch(ranks)
+    except UserError:
+        return False
+    return batch % 2 == 0
 
 
 def settle_sizes(config: DataConfig, split: Split) -> tuple[DataConfig, list[str]]:

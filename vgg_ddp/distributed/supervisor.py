@@ -313,7 +313,8 @@ class _Watch:
             self._end_ranks(self._grace if self._elsewhere.code > 128 else self._failure_grace())
             if self._store is not None and not self._server.running():
                 # The ranks here have succeeded: the agent waits for the other hosts', in vain, at this key.
-                self._store.set(f"agents/{_name(self.attempt)}/torchelastic/agent/terminal_state/last_member", "")
+                with contextlib.suppress(RuntimeError):  # the host of the store is gone
+                    self._store.set(f"agents/{_name(self.attempt)}/torchelastic/agent/terminal_state/last_member", "")
 
     def _look_here(self) -> None:
         """Give the ranks a deadline if one of them has failed or hangs."""

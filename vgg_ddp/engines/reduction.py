@@ -19,6 +19,7 @@ from vgg_ddp.distributed.world import World
 from vgg_ddp.engines.compression import CastCompression, NoCompression
 from vgg_ddp.engines.powersgd import PowerSgd
 from vgg_ddp.engines.trials import Trial, quickest
+from vgg_ddp.model import batch_statistics
 
 SIZES_OF_EACH_BUCKET = "bucket_cap_mb_list" in inspect.signature(DistributedDataParallel).parameters  # torch 2.14 on
 
@@ -95,15 +96,25 @@ class DdpReduction(NoReduction):
         trial: Callable[[], Trial],
         world: World,
     ) -> None:
-        """`parameters`: those that PowerSGD keeps state of, by name; `trial`: the step by which buckets are chosen."""
+        """`parameters`: those that PowerSGD keeps state of, by name; `trial`: a step, to choose and to build buckets."""
         self._build_compression, self._world = partial(_compression, config, parameters, world), world
+        self._trial = trial
         wanted = config.communication.bucket_mb
         self._buckets, self.measured = _buckets(wanted, network, self._build_compression, trial, world)
         self._compression = self._build_compression()
 
     def around(self, network: nn.Module) -> nn.Module:
-        """DDP around `network`."""
-        self._wrapped = wrap(network, self._buckets, self._compression, self._world)
+        """DDP around `network`, whose buckets are those of every step.
+
+        In its first backward pass DDP has one bucket, and rebuilds them in the order in which gradients arrived. The order in
+        which three ranks or more are summed depends on a gradient's place in its bucket: without a pass before the first step,
+        a training that is continued would round otherwise in one step than one that was never stopped.
+        """
+        self._wrapped = wrap(network, self._buckets, NoCompression(), self._world)
+        if self._world.size > 2:
+            with batch_statistics.kept(network):
+                self._trial()(self._wrapped)
+        self._compression.attach(self._wrapped)
         return self._wrapped
 
     def rehearsed(self, network: nn.Module) -> nn.Module:

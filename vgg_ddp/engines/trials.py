@@ -78,7 +78,8 @@ def quickest(
                 problems[name] = next(iter(str(found).splitlines()), type(found).__name__)
             else:
                 raise found
-            gc.collect()  # a candidate's hooks end with it
+            found = 0.0  # an error holds the frames that it came from, and so the candidate
+            gc.collect()  # whose hooks end with it
     means = (world.sum(seconds) / world.size).tolist()
     best = min(zip(means, candidates, strict=True), key=lambda pair: pair[0])[1]
     return best, dict(zip(candidates, means, strict=True)), problems

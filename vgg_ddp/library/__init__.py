@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from vgg_ddp.config import Config, load
 from vgg_ddp.data import of_run
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.order import evaluation_slices
-from vgg_ddp.data.settling import settle
+from vgg_ddp.data.settling import settle, with_class_weights
 from vgg_ddp.distributed.world import ALONE
 from vgg_ddp.errors import UserError
 from vgg_ddp.evaluation.stored import StoredEvaluation, read_evaluation
@@ -52,7 +53,8 @@ def open_dataset(config: Config) -> tuple[Config, Dataset]:
         UserError: the source cannot be had or is not what it should be.
     """
     dataset = Dataset(preflight.prepare_data(config)[0])
-    return settle(config, dataset)[0], dataset
+    config, _ = settle(config, dataset)
+    return msgspec.structs.replace(config, loss=with_class_weights(config.loss, dataset)), dataset
 
 
 def build_network(config: Config, dataset: Dataset) -> VGG:

@@ -36,7 +36,6 @@ def describe(
         "dataset": evaluation.dataset,
         "split": evaluation.split,
         "classes": evaluation.classes,
-        "images": len(evaluation.label),
         "confusion": _sparse(evaluation.confusion),
         "index": evaluation.sample_index[chosen].tolist(),
         "label": evaluation.label[chosen].tolist(),

@@ -29,7 +29,7 @@ class Answer:
         name: of its file.
         label: the class that one of its folders is named after, or None.
         probabilities: [classes].
-        shown, seen: data URLs of the image and of what the network sees of it.
+        shown, seen: data URLs of the image and of what the network sees of it; "" for images beyond those on the page.
     """
 
     name: str
@@ -45,9 +45,15 @@ class Answer:
         probabilities: NDArray[np.float64],
         pixels: NDArray[np.uint8],
         seen: NDArray[np.uint8],
+        drawn: bool = True,
     ) -> Answer:
-        """An answer with its pixels [height, width, 3] and those that the network sees made small enough to keep."""
-        return Answer(name, label, probabilities, thumbnails.jpeg(pixels), thumbnails.png(seen))
+        """An answer with its pixels [height, width, 3] and those that the network sees made small enough to keep.
+
+        Args:
+            drawn: whether the page shows them; else they are not kept.
+        """
+        pictures = (thumbnails.jpeg(pixels), thumbnails.single(seen)) if drawn else ("", "")
+        return Answer(name, label, probabilities, *pictures)
 
     @property
     def order(self) -> list[int]:
@@ -156,6 +162,7 @@ def _shown(one: Answer, names: list[str], classes: list[str]) -> dict[str, Any]:
         "name": words.shortened(one.name),
         "shown": one.shown,
         "seen": one.seen,
+        "pixelated": one.seen.startswith("data:image/png"),
         "mark": "" if right is None else "✓ " if right else "✗ ",
         "answers": [
             {

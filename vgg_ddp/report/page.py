@@ -90,7 +90,7 @@ def write_report(run: Path, dataset: Dataset | None, evaluated: Path | None = No
             evaluation,
             course.ending(metrics, sum(held_out)),
             of_best=of_best(directory, evaluation, trained_with),
-            quiz=bool(described["quiz"]),
+            quiz=[described["quiz"][0][key] for key in ("first", "second")] if described["quiz"] else [],
         ),
         "trained_on": trained_on,
         "account": account,

@@ -51,7 +51,8 @@
   const reload = find("#reload");
   if (reload) {
     let timer = 0;
-    const wait = () => (timer = setTimeout(() => location.reload(), 1000 * +reload.dataset.seconds));
+    const again = () => (find("#image")?.open ? wait() : location.reload());
+    const wait = () => (timer = setTimeout(again, 1000 * +reload.dataset.seconds));
     reload.addEventListener("click", () => {
       clearTimeout(timer);
       const stopped = reload.getAttribute("aria-pressed") === "false";

@@ -24,7 +24,8 @@ def shown(name: str) -> str:
     A name with letters that run from right to left is isolated, so that it leaves the text around it in order.
     """
     joiners = "\u200c\u200d"  # not "printable", but part of the spelling in Persian and Hindi
-    text = "".join(c if c.isprintable() or c in joiners else "\ufffd" for c in name)
+    kept = (c if c.isprintable() or c in joiners or unicodedata.category(c) == "Zs" else "\ufffd" for c in name)
+    text = "".join(kept)  # Zs: spaces of other widths
     return f"\u2068{text}\u2069" if any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in text) else text
 
 

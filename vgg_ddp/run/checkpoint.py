@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vgg_ddp.errors import Damaged, Unwritten, UserError
 from vgg_ddp.run.directory import is_checkpoint_name, named
-from vgg_ddp.run.files import exchange, replace_file, sync_directory, write_durably
+from vgg_ddp.run.files import exchange, recover_exchanged, replace_file, sync_directory, write_durably
 
 Files = dict[str, bytes]
 NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")  # of every checkpoint
@@ -144,22 +144,9 @@ def write(directory: Path, files: Files, step: int) -> Path:
     return final
 
 
-def recover(directory: Path) -> None:
-    """Give a checkpoint that a kill left without its name (see `exchange`) its name again.
-
-    For the one process that writes here. Where the checkpoint that took its place has the name, the older one is removed.
-    """
-    for aside in directory.glob(".exchanging-step-*"):
-        final = directory / aside.name.removeprefix(".exchanging-")
-        if final.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            os.rename(aside, final)
-
-
 def _remove_leftovers(directory: Path) -> None:
     """Remove what a kill has left of checkpoints that were being written or removed; nobody else writes here."""
-    recover(directory)
+    recover_exchanged(directory)
     for kind in ("writing", "removing"):
         for folder in directory.glob(f".{kind}-step-*"):
             shutil.rmtree(folder, ignore_errors=True)

@@ -17,7 +17,7 @@ from vgg_ddp.config import Config, load
 from vgg_ddp.config.data import DataConfig
 from vgg_ddp.errors import Damaged, UserError
 from vgg_ddp.run.console import say
-from vgg_ddp.run.files import file_sha256, hold, lock_at, replace_file
+from vgg_ddp.run.files import file_sha256, hold, lock_at, recover_exchanged, replace_file
 from vgg_ddp.run.metrics_log import read_metrics
 
 
@@ -67,6 +67,7 @@ class RunDirectory:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             lock = lock_at(self.lock)
             hold(lock, 0, say)
+            recover_exchanged(self.checkpoints)
         except Timeout:
             raise UserError(f"{self.path} is in use by another training; choose another run.dir") from None
         except OSError as error:

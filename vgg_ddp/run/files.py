@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 from vgg_ddp.errors import UserError
 from vgg_ddp.run.console import say
 
+EXCHANGING = ".exchanging-"  # begins the name of a folder between the steps of `exchange`
 NOT_HERE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # a file system has no such operation
 
 
@@ -101,10 +103,23 @@ def exchange(one: Path, other: Path) -> None:
     say(
         f"{other.parent} is on a file system that cannot exchange folders in one step: {other.name} is replaced in three"
     )
-    aside = other.with_name(f".exchanging-{other.name}")
+    aside = other.with_name(f"{EXCHANGING}{other.name}")
     os.rename(other, aside)
     os.rename(one, other)
     os.rename(aside, one)
+
+
+def recover_exchanged(folder: Path) -> None:
+    """Give what a kill left in `folder` without its name, between the steps of `exchange`, its name again.
+
+    Where what took its place has the name, it is removed. For the one process that writes there.
+    """
+    for aside in folder.glob(f"{EXCHANGING}*"):
+        name = folder / aside.name.removeprefix(EXCHANGING)
+        if name.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.rename(aside, name)
 
 
 def sync_directory(directory: Path) -> None:

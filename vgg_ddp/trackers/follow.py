@@ -25,6 +25,7 @@ from vgg_ddp.run.console import say
 from vgg_ddp.run.directory import RunDirectory
 from vgg_ddp.trackers import Assignment, Message, Outcome, position_file
 
+RECORDING = threading.Lock()  # of RUN/environment.json, to which each tracker's listener adds
 SECONDS_BEFORE_THE_END = 5.0  # for a training that was stopped or failed: it may start again at once
 
 
@@ -118,9 +119,10 @@ class FollowerProcess:
         text = f"{self._name}: {message.text}"
         say(f"{text}; see {self._log}" if message.problem else text)
         if message.problem:
-            environment = msgspec.json.decode(self._run.environment.read_bytes())
-            environment["fallbacks"].append(text)
-            self._run.write_json(self._run.environment, environment)
+            with RECORDING:
+                environment = msgspec.json.decode(self._run.environment.read_bytes())
+                environment["fallbacks"].append(text)
+                self._run.write_json(self._run.environment, environment)
 
     def tell(self, outcome: Outcome) -> None:
         """Say how the training ended; the process then sends what is left, and ends."""

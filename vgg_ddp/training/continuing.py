@@ -33,7 +33,9 @@ def changes(run: RunDirectory, config: Config) -> list[str]:
     return [
         f"{key}={json.dumps(value)} (before: {json.dumps(before[key])})"
         for key, value in flat(with_absolute_paths(config)).items()
-        if key not in NO_SETTINGS and value != before[key]
+        if key not in NO_SETTINGS
+        and value != before[key]
+        and not (value == "balanced" and isinstance(before[key], list))
     ]
 
 

@@ -135,10 +135,11 @@ class _Step:
             pixels = torch.zeros(images, 3, side, side, device=device).to(memory_format=layout)
             labels = torch.zeros(images, dtype=torch.int64, device=device)
             chosen = self._config.loss.trained_on(images)
+            looked_at = min(side, self._config.loss.hardest_size or side)
             for last in (False, True):  # the second micro-batch meets the gradients of the first
                 if chosen < images:  # of all of which the loss is looked at
                     with torch.no_grad():
-                        self._engine.forward(pixels, labels, last=False)
+                        self._engine.forward(pixels[:, :, :looked_at, :looked_at], labels, last=False)
                 loss, _ = self._engine.forward(pixels[:chosen], labels[:chosen], last=last)
                 self._engine.backward(loss)
             self._engine.step()

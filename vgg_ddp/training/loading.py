@@ -43,6 +43,9 @@ def _loaded(job: Job, contents: checkpoint.Files) -> State:
         return State(identity=continuing.identity(job.config, job.data.dataset), full_size_steps=0)
     state = checkpoint.state(contents)
     state.identity = continuing.identity(job.config, job.data.dataset)
+    if state.full_size_steps is None:  # of an earlier version
+        shrunk = len(job.config.data.train_sizes) * job.data.order.steps_per_epoch
+        state.full_size_steps = max(0, state.step - shrunk)
     if not state.step_in_epoch:  # by today's rule, which may have more patience
         state.stopped = state.stopped and stopping.must_stop(job.config, state)
     job.engine.load_weights(checkpoint.tensors(contents, "model.safetensors"))
@@ -70,7 +73,6 @@ def _newest(job: Job, expected: Expected, identity: dict[str, object]) -> bytes:
         checkpoint.check_identity(found, {key: value for key, value in identity.items() if key not in free}, where)
         expected.check(where, files)
 
-    checkpoint.recover(job.run.checkpoints)
     found = checkpoint.read_newest(job.run.checkpoints, check)
     if found is None:
         return b""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vgg_ddp.distributed.memory import used_bytes
 from vgg_ddp.distributed.world import SharedUserError, World
+from vgg_ddp.engines.gradients import MOST_IN_A_ROW
 from vgg_ddp.errors import AFTER_DIVERGENCE
 from vgg_ddp.loaders import Batch
 from vgg_ddp.run.checkpoint import State
@@ -80,6 +81,7 @@ class Recorder:
         self._batch, self._steps_per_epoch, self._total_steps = batch, steps_per_epoch, total_steps
         self._sums = torch.zeros(3, device=world.device)  # loss x images, correct, images
         self._steps, self._waited = 0, 0.0
+        self._empty = 0  # steps in a row of which no loss was finite, where some may not be
         world.activity.begin(state.step)
         self._counted_until = self._window_start = time.perf_counter()
 
@@ -141,8 +143,9 @@ class Recorder:
                 "memory_bytes": used_bytes(self._world.device),
             }
             self._write(row | self._figures() | ({"ranks": ranks} if self._world.size > 1 else {}))
-            if not (math.isfinite(loss) or self._may_overflow):
-                first = state.step - self._steps + 1
+            self._empty = 0 if images else self._empty + self._steps
+            if self._empty >= MOST_IN_A_ROW or not (math.isfinite(loss) or self._may_overflow):
+                first = state.step - max(self._empty, self._steps) + 1
                 where = self._first_not_finite(state)
                 raise SharedUserError(
                     f"the loss of steps {first} to {state.step} is not finite{where}: {AFTER_DIVERGENCE}"

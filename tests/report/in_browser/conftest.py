@@ -1,4 +1,4 @@
-"""A browser, and the pages that several files look at."""
+"""A browser, and the pages that several test files use."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def visit(browser: Browser) -> Iterator[Any]:
             problems.append(f"request: {url[:200]}")
 
     def note_console(problems: list[str], text: str) -> None:
-        if "getImageData" not in text:  # a hint to the test itself, which looks at pixels
+        if "getImageData" not in text:  # a hint caused by the test itself, which reads pixels
             problems.append(text)
 
     yield go

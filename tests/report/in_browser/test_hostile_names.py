@@ -1,4 +1,4 @@
-"""Names that try to be markup, through the whole way from an archive to the pages."""
+"""Names that try to be markup, all the way from an archive to the pages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOSTILE_FILE = '<img src=x onerror="window.harmed=1"> \u202e'
 
 
 def test_hostile_class_and_file_names_are_text(tmp_path: Path, visit: Any) -> None:
-    """Through the whole way: a tar with such names, prepared, evaluated, reported."""
+    """All the way: a tar with such names, prepared, evaluated, reported."""
     files = {
         f"{split}/{name}/{k} {HOSTILE_FILE}{'y' * (280 if k == 0 else 3)}.png": encode(smooth(24, 24, 7 * k + n), "PNG")
         for split in ("train", "test")

@@ -40,8 +40,8 @@ KINDS = [
     "study",
     "own images",
 ]
-REPEATED = "tbody tr:nth-child(n+101), option:nth-child(n+101)"  # as those before, and axe would take a minute for them
-WIDTHS = [360, 390, 640, 820, 1100, 1280, 2560]  # 640 is a screen of 1,280 at twice the size
+REPEATED = "tbody tr:nth-child(n+101), option:nth-child(n+101)"  # like the rows before them; axe would take a minute
+WIDTHS = [360, 390, 640, 820, 1100, 1280, 2560]  # 640 is a screen of 1,280 at 200 % zoom
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def pages(small: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 
 def study_page(folder: Path) -> Path:
-    """Of a study of two keys whose first cells are done, and whose others diverged, were given up, or have not begun."""
+    """The page of a study of two keys: the first cells are done, others diverged, were given up, or have not begun."""
     folder.mkdir()
     (folder / "base.yaml").write_text("network: vgg11\n")
     definition = Definition(
@@ -103,7 +103,7 @@ def study_page(folder: Path) -> Path:
     return study_pages.write(folder, definition, found, summarise(folder, definition, found))
 
 
-# The colours of a thousand classes are those of a hundred.
+# A thousand classes have the same colours as a hundred.
 @pytest.mark.parametrize(
     ("kind", "scheme"),
     [(kind, scheme) for kind in KINDS for scheme in ("light", "dark") if (kind, scheme) != ("1,000 classes", "dark")],
@@ -148,7 +148,7 @@ def test_a_thousand_classes_make_no_endless_page(pages: dict[str, Path], visit: 
     assert pages["1,000 classes"].stat().st_size < 15_000_000
     assert page.evaluate("document.querySelector('#matrix-picture').width") <= 2000
     for name in page.eval_on_selector_all("section", "all => all.map(s => s.getAttribute('aria-labelledby'))"):
-        page.locator(f"#{name}").scroll_into_view_if_needed()  # sections have their real height once they were near
+        page.locator(f"#{name}").scroll_into_view_if_needed()  # a section gets its real height once it has been near
     assert page.evaluate("document.documentElement.scrollHeight") < 25_000
 
 

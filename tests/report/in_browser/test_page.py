@@ -22,7 +22,7 @@ pytestmark = IN_BROWSER
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """10,000 images of noise, the worst there is for the size of the page."""
+    """10,000 images of noise, the worst case for the size of the page."""
     run = make_run(tmp_path_factory.mktemp("large") / "run", images=10_000, shape=(32, 32))
     write_report(run.path, run.dataset)
     return run
@@ -45,7 +45,7 @@ def test_it_is_small_and_quickly_painted(large: Run, visit: Any) -> None:
         page = visit(path)
         page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
         paints.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
-    assert min(paints) < 1000  # milliseconds; of three, since tests share their machine
+    assert min(paints) < 1000  # milliseconds, the best of three, since tests share their machine
 
 
 def test_a_cell_shows_exactly_its_images(large: Run, visit: Any) -> None:
@@ -247,7 +247,7 @@ def test_every_section_is_there(small: Run, visit: Any) -> None:
 
 
 def test_a_link_that_scrolls_nowhere_does_not_undo_the_reader_s_own_scroll(small: Run, visit: Any) -> None:
-    """Opened in another tab, or of the section where the reader is already."""
+    """A link opened in another tab, or to the section where the reader already is."""
     page = visit(page_of(small))
     top = "Math.round(document.querySelector('#story').getBoundingClientRect().top)"
     come = """place => new Promise(resolve => {
@@ -256,7 +256,7 @@ def test_a_link_that_scrolls_nowhere_does_not_undo_the_reader_s_own_scroll(small
     })"""
     page.click('nav a[href="#data"]', modifiers=["Control"])
     assert page.evaluate(come, 500) == 500
-    for _ in range(2):  # not by Playwright's own click, which scrolls to the link
+    for _ in range(2):  # not by Playwright's click, which would scroll to the link
         page.eval_on_selector('nav a[href="#story"]', "link => link.click()")
         page.wait_for_timeout(1000)
     page.mouse.move(600, 500)
@@ -317,7 +317,7 @@ def test_paper_has_every_section_and_no_buttons(small: Run, visit: Any) -> None:
         "[...document.querySelectorAll('.scroll, pre, main')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
     )
     assert page.evaluate(scrolled) == 0
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")  # as the browser does; whatever is folded is printed
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")  # as the browser does; folded parts are printed too
     assert page.is_visible("pre") and page.is_visible(".lists")
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.evaluate("[...document.querySelectorAll('details')].every(d => !d.open)")

@@ -1,7 +1,7 @@
 """A fault in one rank of a launch, at a moment that a test names.
 
-Python imports a module of this name at its start from the folders in PYTHONPATH, before anything else: so the process that
-ranks are forked from has the fault, which strikes one of them, and the package knows nothing of it.
+Python imports a module of this name from PYTHONPATH when it starts, before anything else: so the process that ranks are
+forked from carries the fault, which strikes one of them, and the package knows nothing of it.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ PHASES = (
     "evaluate",
     "report",
 )
-LAST = "vgg_ddp.training.job"  # the module after whose import there is everything to put a fault into
+LAST = "vgg_ddp.training.job"  # once it is imported, everything that a fault is injected into exists
 
 
 class Fault:
-    """What happens, once: in the first launch of the ranks.
+    """A fault that strikes once, in the first launch of the ranks.
 
     Args:
-        rank: to whom.
+        rank: the rank that it strikes.
         phase: one of `PHASES`.
-        step: after so many steps.
+        step: the number of steps before it.
         what: a signal's name, `exception`, `memory`, `nan`, `full` or `link`.
     """
 
@@ -50,11 +50,11 @@ class Fault:
         self.rank, self.phase, self.step, self.what = rank, phase, step, what
 
     def here(self) -> bool:
-        """Whether this process is to have it."""
+        """Whether this process is the one to strike."""
         return os.environ.get("RANK") == str(self.rank) and os.environ.get("VGG_DDP_RESTARTS", "0") == "0"
 
     def strike(self) -> None:
-        """Have it happen."""
+        """Let the fault happen in this process."""
         self.phase = ""  # once
         if self.what == "exception":
             raise ValueError("a bug")
@@ -69,7 +69,7 @@ class Fault:
 
 
 def cut_connections() -> None:
-    """As a cable that is pulled, but noticed at once: the connections to other ranks end."""
+    """Shut down the connections to other ranks: like a pulled cable, but noticed at once."""
     for name in os.listdir("/proc/self/fd"):
         try:
             copy = socket.socket(fileno=os.dup(int(name)))
@@ -82,7 +82,7 @@ def cut_connections() -> None:
 
 
 def put_in(fault: Fault) -> None:
-    """Have it strike where it is to: every module of the training is imported by now."""
+    """Inject the fault where it is to strike; every module of the training is imported by now."""
     from vgg_ddp.distributed.activity import Activity
     from vgg_ddp.engines.ddp import DdpEngine
     from vgg_ddp.run import checkpoint

@@ -70,7 +70,7 @@ def stem(container: Container) -> str:
     """What to call a set that lies in `container`."""
     name = container.path.resolve().name
     for suffix in (".xz", ".gz", ".bz2", ".tgz", ".tar", ".zip", ".npz", ".parquet"):
-        name = name.removesuffix(suffix)
+        name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
     return name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 from collections.abc import Iterator
@@ -141,8 +142,10 @@ def _columns(schema: Any) -> tuple[str, str, list[str]] | None:
     """The column of images, that of classes, and the names of those if the file has them; None where a column is missing."""
     from pyarrow.types import is_struct
 
-    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    for key in ("info", "features"):  # what is written otherwise is as if it were not there
+    described: Any = None
+    with contextlib.suppress(ValueError):  # what is written otherwise is as if it were not there
+        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    for key in ("info", "features"):
         described = described.get(key) if isinstance(described, dict) else None
 
     images = [f.name for f in schema if is_struct(f.type) and f.type.get_field_index("bytes") >= 0]

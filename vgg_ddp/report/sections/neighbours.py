@@ -61,7 +61,12 @@ def _training_images(
             evaluation,
             pictures,
             ("train", sample),
-            f"labelled {words.quoted(evaluation.classes[true])}; the network: {words.quoted(evaluation.classes[answer])}",
+            f"labelled {words.quoted(evaluation.classes[true])}; "
+            + (
+                "the network says so too, its nearest images do not"
+                if true == answer
+                else f"the network: {words.quoted(evaluation.classes[answer])}"
+            ),
             nearest,
             true,
             answer,
@@ -128,11 +133,11 @@ def training_labels_sentence(training: dict[str, Any]) -> str:
     """How many labels of training images are doubtful, and how they were found."""
     looked_at = f"{words.number(training['images'])} of {words.images_of(training['of'], 'training')}"
     if not training["doubtful"]:
-        return f"Of {looked_at} none has a label that both the network and its nearest images contradict."
+        return f"Of {looked_at} none has a label that the network and its nearest images, taken together, contradict."
     one = training["doubtful"] == 1
     have, their, first = ("has", "its", "It is") if one else ("have", "their", "The first are")
     return (
-        f"Of {looked_at}, {words.number(training['doubtful'])} {have} a label that the network and {their} nearest images "
-        f"contradict together (confident learning on the mean of both). {first} worth a look: ✓ marks neighbours with the "
-        "label in question, ✗ those with the network's answer."
+        f"Of {looked_at}, {words.number(training['doubtful'])} {have} a label that the network and {their} nearest images, "
+        f"taken together, contradict (confident learning on the mean of both). {first} worth a look: ✓ marks neighbours with "
+        "the label in question, ✗ those with the network's answer."
     )

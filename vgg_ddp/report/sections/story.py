@@ -22,13 +22,13 @@ RATE_AT_ITS_END = 0.1  # of the highest
 NEARLY_ALL = 0.98  # of the training images: there is no more to learn from them
 
 
-def values(evaluation: Evaluation, ending: course.Ending | None, *, of_best: bool, quiz: bool) -> dict[str, Any]:
+def values(evaluation: Evaluation, ending: course.Ending | None, *, of_best: bool, quiz: list[int]) -> dict[str, Any]:
     """The title, the story, and a card for each question.
 
     Args:
         ending: of the training, where it is known.
         of_best: whether the best checkpoint was evaluated.
-        quiz: whether the page has one.
+        quiz: the two classes of its first question; empty if the page has none.
     """
     classes, confusion, summary = evaluation.classes, evaluation.confusion, evaluation.summary
     accuracy = words.percent(summary["accuracy"])
@@ -57,7 +57,9 @@ def _top_k(evaluation: Evaluation) -> dict[str, float]:
     return {"1": evaluation.summary["accuracy"], **evaluation.summary["top_k_accuracy"]}
 
 
-def _cards(evaluation: Evaluation, ending: course.Ending | None, of_best: bool, quiz: bool) -> list[dict[str, Any]]:
+def _cards(
+    evaluation: Evaluation, ending: course.Ending | None, of_best: bool, quiz: list[int]
+) -> list[dict[str, Any]]:
     """The questions to ask of any classifier, each with its answer in a word and in a sentence."""
     classes, confusion, summary = evaluation.classes, evaluation.confusion, evaluation.summary
     worst = evaluation.looked_at
@@ -153,11 +155,11 @@ def _cards(evaluation: Evaluation, ending: course.Ending | None, of_best: bool, 
             "link_words": "The data.",
         }
     )
-    if worst is not None and quiz:
+    if quiz:
         cards.append(
             {
                 "question": "Would a person have known?",
-                "answer": f"{words.named(classes[worst])} or {words.named(classes[taken_for(confusion, worst)[0][0]])}?",
+                "answer": f"{words.named(classes[quiz[0]])} or {words.named(classes[quiz[1]])}?",
                 "words": "Try it on the same pictures as the network.",
                 "link": "quiz",
                 "link_words": "Take the quiz.",
