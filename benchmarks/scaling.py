@@ -103,7 +103,12 @@ def main() -> None:
     parser.add_argument(
         "--ranks", type=command.count, nargs="+", default=[1, 2, 4], help="numbers of ranks (default: 1 2 4)"
     )
-    parser.add_argument("--network", default="vgg11", help="measured network (default: vgg11)")
+    parser.add_argument(
+        "--network",
+        default="vgg11",
+        choices=["vgg11", "vgg13", "vgg16", "vgg19"],
+        help="measured network (default: vgg11)",
+    )
     parser.add_argument("--batch", type=command.count, default=128, help="images of one rank, measured (default: 128)")
     parser.add_argument("--image-size", type=command.count, default=32, help="pixels, measured (default: 32)")
     parser.add_argument("--precision", default="auto", choices=command.PRECISIONS, help=command.PRECISION_HELP)

@@ -400,6 +400,8 @@ def main() -> None:
     )
     parser.add_argument("--keep", type=Path, help="keep the runs in this directory (default: they are deleted)")
     options = parser.parse_intermixed_args()
+    if not 0 < options.target <= 1:
+        raise UserError(f"--target {options.target:g} is no share from 0 to 1, e.g. 0.94")
     torch.set_num_threads(options.threads)
     contents = measure(options)
     show(contents)

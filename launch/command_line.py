@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from vgg_ddp import config
 from vgg_ddp.errors import EXIT_USER_ERROR, Signalled, UserError, signals_raise
 
+from .plan import count
 from .registry import LAUNCHERS
 
 
@@ -58,17 +59,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=launcher.summary, description=launcher.summary)
         command.add_argument("config", help="a YAML file, e.g. configs/quickstart.yaml")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
-        command.add_argument("--nodes", type=_count, default=1, metavar="N", help="hosts (default 1)")
+        command.add_argument("--nodes", type=count, default=1, metavar="N", help="hosts (default 1)")
         command.add_argument(
-            "--nproc", type=_count, metavar="N", help="ranks on each host (default: the config's nproc)"
+            "--nproc", type=count, metavar="N", help="ranks on each host (default: the config's nproc)"
         )
         command.add_argument("--dry-run", action="store_true", help="print what would be started, and start nothing")
         launcher.add_options(command)
         command.set_defaults(start=launcher.start)
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
-    return int(text)

@@ -18,7 +18,7 @@ from vgg_ddp.config import Config
 from vgg_ddp.errors import UserError
 
 from .launcher import Launcher
-from .plan import Plan, interface_variables, ranks_there
+from .plan import Plan, count, interface_variables, ranks_there
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="vgg-ddp", help="name of the job (default vgg-ddp)")
     parser.add_argument("--namespace", default="default", help="namespace of the job (default: default)")
     parser.add_argument("--runtime", default="torch-distributed", help="training runtime (default torch-distributed)")
-    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="default: none asked for")
+    parser.add_argument("--gpus-per-node", type=count, metavar="N", help="default: none asked for")
     parser.add_argument("--cpus-per-node", metavar="N", help="default: the runtime's")
     parser.add_argument("--memory", metavar="SIZE", help="of each node, e.g. 64Gi (default: the runtime's)")
     parser.add_argument("--interface", metavar="NAME", help="network interface (default: found by the ranks)")
@@ -40,8 +40,8 @@ def start(options: argparse.Namespace, config: Config) -> int:
         raise UserError(
             f"--name {options.name} is not a name in Kubernetes: use small letters, digits and dashes, a letter first"
         )
-    asked = options.nproc or (options.gpus_per_node if config.nproc == "auto" else None)
-    plan = Plan(options.config, tuple(options.overrides), config, options.nodes, ranks_there(asked, config))
+    ranks = ranks_there(options.nproc, options.gpus_per_node, config)
+    plan = Plan(options.config, tuple(options.overrides), config, options.nodes, ranks)
     text = f"# {plan.arithmetic()}\n" + yaml.safe_dump(manifest(plan, options), sort_keys=False, width=120)
     if options.dry_run or not options.apply:
         print(text, end="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -60,20 +61,40 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
+def count(text: str) -> int:
+    """The type of an option that counts hosts, ranks or GPUs.
+
+    Raises:
+        ArgumentTypeError: it is no number from 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is not a number from 1")
+    return int(text)
+
+
 def ranks_here(asked: int | None, config: Config) -> int:
     """Ranks of this host: `--nproc`, or `nproc` of the configuration, or one per device."""
     return asked or ranks_of_this_host(config)
 
 
-def ranks_there(asked: int | None, config: Config) -> int:
-    """Ranks of a host that is not this one, whose devices cannot be counted from here.
+def ranks_there(asked: int | None, gpus: int | None, config: Config) -> int:
+    """Ranks of a host that is not this one, whose devices cannot be counted from here: `--nproc`, or `nproc` of the
+    configuration, or as many as its GPUs take.
+
+    Args:
+        gpus: that are asked for on each host; None: not said.
 
     Raises:
-        UserError: neither `--nproc` nor the configuration says how many.
+        UserError: nothing says how many, or there are more than the GPUs take.
     """
-    ranks: int | Literal["auto"] = asked or config.nproc
+    fit = None if gpus is None else gpus * config.ranks_per_gpu
+    ranks: int | Literal["auto"] | None = asked or config.nproc
     if ranks == "auto":
+        ranks = fit
+    if ranks is None:
         raise UserError("nproc=auto counts the devices of this host, not of those that will run; say --nproc N")
+    if fit is not None and ranks > fit and config.device != "cpu":
+        raise UserError(f"{ranks} ranks on a host with {gpus} GPUs; set --nproc to {fit} or less, or ranks_per_gpu")
     return ranks
 
 

@@ -17,7 +17,7 @@ from vgg_ddp.config import Config
 from vgg_ddp.errors import EXIT_STOPPED, UserError
 
 from .launcher import Launcher
-from .plan import Plan, ranks_there
+from .plan import Plan, count, ranks_there
 
 SCRIPT = """\
 #!/bin/bash
@@ -53,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partition", metavar="NAME", help="default: the cluster's")
     parser.add_argument("--time", metavar="[D-]H:M:S", help="time limit (default: the partition's)")
     parser.add_argument("--account", metavar="NAME", help="account to charge")
-    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="default: none requested")
+    parser.add_argument("--gpus-per-node", type=count, metavar="N", help="default: none requested")
     parser.add_argument("--cpus-per-node", type=int, metavar="N", help="default: `threads` cores a rank, or one")
     parser.add_argument("--memory", metavar="SIZE", help="memory of each node, e.g. 64G (default: the partition's)")
     parser.add_argument(
@@ -78,8 +78,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def start(options: argparse.Namespace, config: Config) -> int:
     """Submit the job, or print its script."""
-    asked = options.nproc or (options.gpus_per_node if config.nproc == "auto" else None)
-    plan = Plan(options.config, tuple(options.overrides), config, options.nodes, ranks_there(asked, config))
+    ranks = ranks_there(options.nproc, options.gpus_per_node, config)
+    plan = Plan(options.config, tuple(options.overrides), config, options.nodes, ranks)
     text = script(plan, options)
     if options.dry_run:
         print(text, end="")

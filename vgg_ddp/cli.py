@@ -230,6 +230,8 @@ def _prepare(options: argparse.Namespace) -> int:
         raise UserError(f"--quality {options.quality} is not between 1 and 100")
     if not 0 < options.test_share < 1:
         raise UserError(f"--test-share {options.test_share:g} is not between 0 and 1")
+    if not 0 <= options.split_seed < 2**63:
+        raise UserError(f"--split-seed {options.split_seed} is not between 0 and 2^63")
     from vgg_ddp.data.conversion import Policy
     from vgg_ddp.data.prepare import prepare
     from vgg_ddp.data.storage import Storage
@@ -302,6 +304,8 @@ def _evaluate_together(runs: list[str], overrides: list[str], out: Path | None) 
         raise UserError("several runs are evaluated together into a folder of their own; name it with --out FOLDER")
     from vgg_ddp import preflight
     from vgg_ddp.evaluation import ensemble
+
+    preflight.must_be_no_run(out)
 
     folders = [out / "members" / f"{number}-{Path(run).resolve().name}" for number, run in enumerate(runs, start=1)]
     members = [preflight.check_evaluation(run, overrides, None, folder) for run, folder in zip(runs, folders)]

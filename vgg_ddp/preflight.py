@@ -38,9 +38,14 @@ def check_training(config_path: str, overrides: Sequence[str], ranks: int | None
     Raises:
         UserError: what was asked for cannot be had here, or does not fit.
     """
+    from vgg_ddp.distributed.launcher import ranks_of_this_host
+
     config = load(config_path, list(overrides))
-    if config.nproc != "auto":
-        config.local_batch(config.nproc)
+    if ranks is None:
+        count = ranks_of_this_host(config)
+        Devices.of(config).check(count)
+        if config.nproc != "auto" or not config.min_steps_per_epoch:  # which may halve the batch until it divides
+            config.local_batch(count)
     _check_installed(config)
     _check_initial_weights(config)
     if config.resume == "never":
@@ -68,6 +73,7 @@ def check_evaluation(
 
     if images is not None:
         find_images(images)
+    must_be_no_run(out)
     run, folder = find_run(Path(target))
     config = run.prepared_here(overrides)
     if images is not None and not any(word.startswith(VIEWS) for word in overrides):
@@ -83,6 +89,12 @@ def check_evaluation(
         name = "-".join(word for word in (other, config.evaluate.name) if word)
         out = run.evaluations / name if name else None
     return msgspec.structs.replace(resolved, out=str(out or ""), trackers={} if out else resolved.trackers)
+
+
+def must_be_no_run(out: Path | None) -> None:
+    """Raises a `UserError` where the folder for an evaluation holds a run or a study, whose own it would replace."""
+    if out is not None and any(os.path.isfile(out / name) for name in ("config.yaml", "definition.yaml")):
+        raise UserError(f"--out {out} holds a run or a study; choose another folder")
 
 
 def devices(arguments: list[str], read: Callable[[str, list[str]], Config]) -> Devices:

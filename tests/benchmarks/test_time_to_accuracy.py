@@ -171,3 +171,11 @@ def test_a_mistake_gets_one_line(words: list[str], said: str) -> None:
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_target_that_no_accuracy_reaches_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["time_to_accuracy", "configs/quickstart.yaml", "--target", "94"])
+    with pytest.raises(UserError, match="--target 94 is no share from 0 to 1"):
+        time_to_accuracy.main()

@@ -80,6 +80,22 @@ def test_paths_in_the_record_are_absolute(place: Path) -> None:
     assert Config().data.source == "cifar10"  # a name, not a path
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "runs/a"], "--out runs/a holds a run or a study; choose another folder"),
+        (["runs/a", "--out", "runs/a"], "--out runs/a holds a run or a study; choose another folder"),
+        (["model.logit_scale=2"], "was trained with model.logit_scale=1.0; leave the override out"),
+        (["data.normalisation=imagenet"], "was trained with data.normalisation=data; leave the override out"),
+    ],
+)
+def test_what_would_spoil_a_run_s_own_evaluation_is_refused(words: list[str], said: str, place: Path) -> None:
+    before = (place / "runs/a/evaluation/summary.json").read_bytes()
+    done = vgg_ddp("evaluate", "runs/a", *words, folder=place)
+    assert done.returncode == 2 and said in done.stderr, done.stderr
+    assert (place / "runs/a/evaluation/summary.json").read_bytes() == before
+
+
 def test_each_set_and_each_folder_keeps_its_own_result(place: Path, few_digits: Path) -> None:
     run = place / "runs/a"
     before = (run / "evaluation/summary.json").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shlex
 import subprocess
 import sys
@@ -53,6 +54,27 @@ def test_a_mistake_is_one_line_before_torch_is_imported(launcher: str, config: P
     assert done.returncode == 0, done.stderr
     for said, message in zip(done.stdout.splitlines(), MISTAKES.values(), strict=True):
         assert said.startswith(f"{EXIT_USER_ERROR} 1 ") and message in said
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "kubernetes"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nproc", "8", "--gpus-per-node", "4"], "8 ranks on a host with 4 GPUs; set --nproc to 4 or less"),
+        (["--gpus-per-node", "0"], "argument --gpus-per-node: '0' is not a number from 1"),
+        (["--gpus-per-node", "4", "nproc=auto", "ranks_per_gpu=2"], None),
+    ],
+)
+def test_the_ranks_of_a_host_elsewhere_fit_on_its_gpus(
+    launcher: str, words: list[str], said: str | None, config: Path
+) -> None:
+    given = [*REQUIRED.get(launcher, []), *words, "device=auto", "batch=64", "--dry-run"]
+    done = launch_without_torch(launcher, str(config), *given)
+    if said is None:
+        assert done.returncode == 0, done.stderr
+        assert "8" in (re.findall(r"--nproc=(\d+)|numProcPerNode: '?(\d+)", done.stdout) or [("",)])[0]
+    else:
+        assert (done.returncode, done.stderr.count("\n")) == (EXIT_USER_ERROR, 1) and said in done.stderr
 
 
 def test_dry_run_imports_no_torch(config: Path) -> None:

@@ -37,13 +37,20 @@ def test_variables_of_other_ranks_are_left_aside(recipe: Path, runs: Path) -> No
 
 
 def test_what_begins_after_the_training_s_end_is_told(launch: Launch) -> None:
-    late = ["augment.cutout=4", "augment.strong_epochs=[6,8]", "schedule.name=step", "schedule.milestones=[0.1,7]"]
+    late = [
+        "schedule.warmup_epochs=2",
+        "augment.cutout=4",
+        "augment.strong_epochs=[6,8]",
+        "schedule.name=step",
+        "schedule.milestones=[0.1,7]",
+    ]
     ranks = launch("too late", *late, "min_steps=5")
     assert ranks.wait() == [0], ranks.stderr
-    told = [line for line in ranks.stdout.splitlines() if "has no effect" in line]
+    told = [line for line in ranks.stdout.splitlines() if "has no effect" in line or "warm-up" in line]
     assert told == [
         "augment.strong_epochs: epoch 6 has no effect, the training has 0.5 epochs",
         "schedule.milestones: epoch 7 has no effect, the training has 0.5 epochs",
+        "schedule.warmup_epochs=2: the training ends within the warm-up",
     ]
 
 

@@ -22,6 +22,10 @@ def check_between_groups(config: Config) -> None:
         raise ValueError(
             f"augment.crop_padding ({config.augment.crop_padding}) must be less than data.image_size ({config.data.image_size})"
         )
+    if config.augment.cutout >= config.data.image_size:
+        raise ValueError(
+            f"augment.cutout ({config.augment.cutout}) must be less than data.image_size ({config.data.image_size})"
+        )
     if config.augment.scale_jitter is not None and config.augment.scale_jitter[0] < config.data.image_size:
         raise ValueError(f"augment.scale_jitter starts below data.image_size ({config.data.image_size})")
     if config.evaluate.scales and min(config.evaluate.scales) < config.data.image_size:

@@ -189,7 +189,7 @@ def _is_halved(config: Config, batch: int, ranks: int) -> bool:
     """Whether so many ranks can take half of a batch, by the rules of the configuration."""
     try:
         msgspec.structs.replace(config, batch=batch // 2).local_batch(ranks)
-    except UserError:
+    except (UserError, ValueError):  # the latter of a rule that needs no ranks
         return False
     return batch % 2 == 0
 

@@ -104,8 +104,20 @@ class RunDirectory:
         """The run's configuration, changed by `overrides`.
 
         The run may be a stranger's: data are prepared where `overrides` say, or in the usual place, never where it says.
+
+        Raises:
+            UserError: an override by which the network would compute something else with its weights.
         """
-        return load(self.config, [f"data.directory={DataConfig().directory}", *overrides])
+        config, trained = load(self.config, [f"data.directory={DataConfig().directory}", *overrides]), load(self.config)
+        before, now = (
+            {f"model.{key}": value for key, value in one.model.variant.items()}
+            | {"data.normalisation": one.data.normalisation}
+            for one in (trained, config)
+        )
+        for key, value in before.items():
+            if now[key] != value:
+                raise UserError(f"{key}={now[key]}: {self.path} was trained with {key}={value}; leave the override out")
+        return config
 
     def write(self, path: Path, text: str) -> None:
         """`write_bytes` a text."""

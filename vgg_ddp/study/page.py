@@ -251,7 +251,10 @@ def _effect(definition: Definition, effect: Effect) -> dict[str, Any]:
     """The table of one key."""
     p_value = effect.p_value
     if p_value is None:
-        said = "Whether that is more than chance cannot be told from one training of each."
+        said = (
+            "Whether that is more than chance cannot be told from these trainings: there is one of each, or keys changed "
+            "together."
+        )
     else:
         more = "More than chance" if p_value < CHANCE else "No more than chance"
         said = f"{more}: F test, p {words.p_value(p_value)}."

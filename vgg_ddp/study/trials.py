@@ -155,11 +155,11 @@ def _pruner(definition: Definition) -> Any:
     if not definition.pruner:
         return optuna.pruners.NopPruner()
     name, arguments = definition.pruner.get("name"), {k: v for k, v in definition.pruner.items() if k != "name"}
-    if name not in PRUNERS:
+    if not isinstance(name, str) or name not in PRUNERS:
         raise UserError(f"pruner: there is no {name!r}; the names are {', '.join(PRUNERS)}")
     kind = getattr(optuna.pruners, PRUNERS[name])
     try:
         return kind(**{key: yaml.safe_load(value) for key, value in arguments.items()})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:  # the last of a value that is no text
         known = ", ".join(inspect.signature(kind).parameters)
         raise UserError(f"pruner: {name}: {error}; its arguments are {known}") from None

@@ -123,12 +123,13 @@ def _too_late(job: Job) -> list[str]:
         "schedule.milestones": schedule.milestones if schedule.name == "step" else [],
     }
     end = job.total_steps / job.data.order.steps_per_epoch
+    short = schedule.warmup_epochs >= end
     return [
         f"{key}: epoch {epoch:g} has no effect, the training has {end:g} epochs"
         for key, begins in epochs.items()
         for epoch in begins
         if epoch >= end
-    ]
+    ] + ([f"schedule.warmup_epochs={schedule.warmup_epochs:g}: the training ends within the warm-up"] if short else [])
 
 
 def _tried(found: dict[str, Any]) -> str:

@@ -65,6 +65,7 @@ def build_data(config: Config, dataset: Dataset, world: World) -> Data:
     if order.steps_per_epoch == 0:
         raise UserError(
             f"{dataset.name} has {len(train)} images to train on, fewer than one batch of {config.batch}; use a smaller batch"
+            ", or more of the images (data.train_share, data.validation)"
         )
     choice = choose(config.loader, split, config.data, world)
     left_out = fallbacks(choice, config.data, world, max(share, config.evaluate.batch))

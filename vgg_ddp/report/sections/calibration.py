@@ -50,11 +50,17 @@ def calibration_sentence(calibration: dict[str, Any], accuracy: float, images: s
     if calibration["verdict"] == "no numbers":
         return "Its probabilities are no numbers."
     how = VERDICTS[calibration["verdict"]].format(images=images)
-    noise = calibration["noise"]
+    noise, error = calibration["noise"], calibration["expected_calibration_error"]
+    low, high = noise["gaps"]
+    told = error > noise["highest_error"] or not low <= calibration["mean_confidence"] - accuracy <= high
+    if (
+        calibration["verdict"] == "calibrated" and told
+    ):  # by many images, of which a difference of less than a point shows
+        how = "nearly as sure as it should be"
     return (
         f"On average it is {words.percent(calibration['mean_confidence'])} sure and {words.percent(accuracy)} right: "
         f"{how}. Its "
-        f"calibration error (ECE) is {words.percent(calibration['expected_calibration_error'])}; one that is exactly as "
+        f"calibration error (ECE) is {words.percent(error)}; one that is exactly as "
         "sure as it "
         f"should be shows {words.percent(noise['error'])} on as many images, and seldom more than "
         f"{words.percent(noise['highest_error'])}."
@@ -82,4 +88,4 @@ def temperature_sentence(calibration: dict[str, Any]) -> str:
         f"{high:.2f}), fitted on {calibration['temperature_from']}, takes the calibration error from "
         f"{words.percent(before)} to {words.percent(after)}"
     )
-    return f"{said}; no temperature at all would do as well." if low <= 1 <= high else f"{said}."
+    return f"{said}; these images cannot tell it from 1, which changes nothing." if low <= 1 <= high else f"{said}."

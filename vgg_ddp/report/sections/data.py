@@ -97,6 +97,8 @@ def duplicates_sentence(found: dict[str, dict[str, Any]], accuracy: dict[str, di
         found, accuracy: see `vgg_ddp.analysis.data_quality`.
     """
     said = []
+    complete = all(split["looked_at"] == split["of"] for split in found.values())
+    compared = "" if complete else " among those compared"
     for other, where in (("train", "a near-duplicate in a training"), ("test", "a near-duplicate in another test")):
         split = found[other]
         have = "has" if split["test_images"] == 1 else "have"
@@ -104,18 +106,17 @@ def duplicates_sentence(found: dict[str, dict[str, Any]], accuracy: dict[str, di
             f"{words.images_of(split['test_images'], 'test')} {have}" if split["test_images"] else "No test image has"
         )
         labels = f", {words.number(split['other_labels'])} under another label" if split["other_labels"] else ""
-        said.append(f"{count} {where} image{labels}.")
+        said.append(f"{count} {where} image{labels}{compared}.")
     sampled = [
         f"{words.number(found[name]['looked_at'])} of {words.number(found[name]['of'])} {which} images"
         for name, which in (("test", "test"), ("train", "training"))
     ]
-    complete = all(split["looked_at"] == split["of"] for split in found.values())
     said.append("All were compared with all." if complete else f"Compared were {words.listed(sampled)}, evenly spread.")
     with_double, without = accuracy["with"], accuracy["without"]
     if with_double["images"] and without["images"]:
         said.append(
             f"The network names {words.percent(without['correct'] / without['images'])} of the "
-            f"{words.number(without['images'])} without a double in training correctly, "
+            f"{words.number(without['images'])} without a double in training{compared} correctly, "
             f"{words.percent(with_double['correct'] / with_double['images'])} of the "
             f"{words.number(with_double['images'])} with one."
         )

@@ -110,8 +110,10 @@ def groups_sentence(groups: dict[str, dict[str, Any]]) -> str:
     if len(said) > MOST_GROUPS_IN_A_SENTENCE:
         counts = (np.array([group[key] for _, group in judged]) for key in ("within", "images"))
         stands = of_counts(*counts)
-        ends = f"{said[0]} at best, {said[-1]} at worst."
-        return f"{ends[0].upper()}{ends[1:]}" if stands.best and stands.worst else ""
+        if not (stands.best and stands.worst):
+            return ""
+        ends = f"{said[stands.best[0]]} at best, {said[stands.worst[0]]} at worst."
+        return f"{ends[0].upper()}{ends[1:]}"
     return f"{said[0][0].upper()}{said[0][1:]}" + "".join(f", {text}" for text in said[1:]) + "."
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vgg_ddp.analysis.confusions import Counts, cumulative, recall, taken_for
-from vgg_ddp.analysis.standing import Standing
+from vgg_ddp.analysis.standing import FEWEST, Standing
 from vgg_ddp.report import words
 from vgg_ddp.report.reading import Evaluation
 from vgg_ddp.report.sections import curves
@@ -147,7 +147,7 @@ def standing_sentence(classes: list[str], confusion: Counts, standing: Standing,
     return (
         f"{words.percent(own_right / own_images)} of its images are named correctly, of the others {others}: more than chance "
         f"(p {words.p_value(standing.p_values[shown])}, Fisher's exact test, corrected by Holm for "
-        f"{words.number(len(classes))} classes)."
+        f"{words.number(int((confusion.sum(axis=1) >= FEWEST).sum()))} classes)."
     )
 
 

@@ -27,7 +27,7 @@ MEANINGS = {
     "the middle alone": ("with all but its middle hidden", "what is around the middle"),
 }
 MOST_IN_A_SENTENCE = 3
-SPARED = 0.05  # of the images at most, at the far end of the interval, are lost without what is not relied on
+SPARED = 0.05  # of the correct answers at most, at the far end of the interval, are lost without what is not relied on
 
 
 def values(evaluation: Evaluation) -> dict[str, Any] | None:
@@ -94,7 +94,9 @@ def reliance_sentence(found: dict[str, Any], split: str, classes: int) -> str:
     spared = [
         name
         for name, row in found["changes"].items()
-        if found["accuracy"] > 1 / classes and row["p_value"] >= CHANCE and row["difference_interval"][0] > -SPARED
+        if found["accuracy"] > 1 / classes
+        and row["p_value"] >= CHANCE
+        and row["difference_interval"][0] > -SPARED * found["accuracy"]
     ]
 
     def described(names: list[str]) -> str:
