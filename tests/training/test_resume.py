@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 from contextlib import nullcontext
@@ -88,6 +89,26 @@ def test_a_new_evaluation_that_is_cut_off_leaves_nothing_of_the_one_before(
     assert not run.report.exists()
     with pytest.raises(UserError, match="has no evaluation yet"):
         read_evaluation(run.path)
+
+
+def test_a_best_checkpoint_that_a_kill_left_unmarked_is_marked(whole: Path, train: Train, runs: Path) -> None:
+    """It is the newest, and may be evaluated; its epoch is not validated again."""
+    run = train("unmarked", *TWO_EPOCHS, "min_steps=8")
+    marked = (run / "checkpoints/best").read_text()
+    (run / "checkpoints/best").unlink()
+    shutil.rmtree(run / "evaluation")
+    train("unmarked", *TWO_EPOCHS, "min_steps=8", "resume=auto")
+    assert (run / "checkpoints/best").read_text() == marked
+    assert (run / "evaluation/summary.json").is_file()
+
+
+def test_where_a_run_is_stopped_changes_no_mean_of_its_epoch(launch: Launch, train: Train, runs: Path) -> None:
+    words = (*TWO_EPOCHS, "log.every_steps=4")
+    alone = train("means left alone", *words)
+    stop(launch("means", *words, pause=step(6)))
+    continued = train("means", *words, "resume=auto")
+    epochs = [[row for row in metrics(run) if row["scope"] == "epoch"] for run in (continued, alone)]
+    assert epochs[0] == epochs[1] and len(epochs[0]) == 4
 
 
 @pytest.mark.seconds
@@ -198,6 +219,17 @@ def test_what_a_continued_run_changes_is_said_and_recorded(stopped: Path, launch
     ]
     assert changes[-1] in ranks.stdout
     assert changes[-1] in (run / "report" / "index.html").read_text()
+
+
+def test_another_number_of_threads_is_said(stopped: Path, train: Train, runs: Path) -> None:
+    run = runs / "other threads"
+    shutil.copytree(stopped, run)
+    environment = json.loads((run / "environment.json").read_text())
+    environment["host"]["threads"] = 7
+    (run / "environment.json").write_text(json.dumps(environment))
+    train(run.name, *TWO_EPOCHS, "threads=auto", "resume=auto")
+    changes = json.loads((run / "environment.json").read_text())["changes"]
+    assert any(re.search(r"from step 6: threads of rank 0: \d+ \(before: 7\)", change) for change in changes), changes
 
 
 def test_an_end_before_the_step_that_is_continued_ends_that_epoch(stopped: Path, train: Train, runs: Path) -> None:

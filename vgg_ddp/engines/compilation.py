@@ -49,7 +49,8 @@ class CompiledStages(nn.Module):
 
 def _compiled(network: nn.Module, **options: Any) -> Any:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where it builds for the CPU
-    return torch.compile(network, **options)
+    # Each size of images by itself: code for any size, once a second one is met, would depend on what a process has met before.
+    return torch.compile(network, dynamic=False, **options)
 
 
 def unrecordable(config: Config, world: World) -> str:

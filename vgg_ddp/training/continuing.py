@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from vgg_ddp.config import Config, flat, load, with_absolute_paths
 from vgg_ddp.data.dataset import Dataset
@@ -41,10 +42,15 @@ def changes(run: RunDirectory, config: Config) -> list[str]:
 
 def changes_so_far(job: Job, state: State) -> list[str]:
     """The changes of every continuation, including this one, each with the step from which it applies."""
-    earlier = (read_json(job.run.environment) or {}).get("changes", [])
+    before = read_json(job.run.environment) or {}
     if not state.step:
         return []
-    return [*earlier, *(f"from step {state.step}: {change}" for change in changes(job.run, job.config))]
+    found, threads = changes(job.run, job.config), before.get("host", {}).get("threads")
+    if job.config.threads == "auto" and threads not in (None, torch.get_num_threads()):
+        found.append(
+            f"threads of rank 0: {torch.get_num_threads()} (before: {threads}); sums of more threads round otherwise"
+        )
+    return [*before.get("changes", []), *(f"from step {state.step}: {change}" for change in found)]
 
 
 def as_trained(job: Job, state: State) -> Config | None:

@@ -10,6 +10,7 @@ from vgg_ddp.run import checkpoint
 from vgg_ddp.run.checkpoint import State
 from vgg_ddp.run.console import say
 from vgg_ddp.run.contents import Expected, checked_weights
+from vgg_ddp.run.directory import RunDirectory, named
 from vgg_ddp.training import continuing, stopping
 from vgg_ddp.training.job import Job
 from vgg_ddp.training.parts import empty_network
@@ -23,6 +24,9 @@ def resume(job: Job) -> State:
     """
     contents = _newest_of_all(job)
     state = _loaded(job, contents)
+    with job.world.together():
+        if job.world.is_main and contents:
+            _mark_best(job.run, state)
     answers = checkpoint.tensors(contents, checkpoint.ANSWERS)["answers"] if checkpoint.ANSWERS in contents else None
     job.answers.load(answers, state)
     if job.world.is_main and not contents:
@@ -31,6 +35,16 @@ def resume(job: Job) -> State:
         job.run.keep_metrics_until(state.step, epoch_ended=state.step_in_epoch == 0)
         say(f"continuing at step {state.step} of {job.total_steps}")
     return state
+
+
+def _mark_best(run: RunDirectory, state: State) -> None:
+    """Mark the newest checkpoint as the best if it is: a kill may have come between the two."""
+    if state.step_in_epoch or state.best_accuracy < 0 or state.best_epoch != state.epoch:
+        return
+    newest = run.checkpoints / f"step-{state.step:08d}"
+    if named(run.checkpoints, "best") != newest and newest.is_dir():
+        with run.writing():
+            checkpoint.mark_best(run.checkpoints, newest)
 
 
 def begin(job: Job) -> State:

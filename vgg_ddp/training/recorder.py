@@ -79,7 +79,8 @@ class Recorder:
         self._after_step, self._may_overflow = after_step, may_overflow
         self._state, self._world, self._log, self._progress = state, world, log, progress
         self._batch, self._steps_per_epoch, self._total_steps = batch, steps_per_epoch, total_steps
-        self._sums = torch.zeros(3, device=world.device)  # loss x images, correct, images
+        # Loss x images, correct, images; in float64, so that it makes no difference where a stop divides them.
+        self._sums = torch.zeros(3, dtype=torch.float64, device=world.device)
         self._steps, self._waited = 0, 0.0
         self._empty = 0  # steps in a row of which no loss was finite, where some may not be
         world.activity.begin(state.step)
