@@ -80,7 +80,7 @@ def main() -> None:
     """Measure, print and keep the rows."""
     parser = command.parser("engines", __doc__, threads=1)
     parser.add_argument(
-        "--network", default="vgg16", choices=["vgg11", "vgg13", "vgg16", "vgg19"], help="(default: vgg16)"
+        "--network", default="vgg16", choices=["vgg11", "vgg13", "vgg16", "vgg19", "vgg_tiny"], help="(default: vgg16)"
     )
     parser.add_argument(
         "--batch", type=command.count, default=128, help="images in a step, of all ranks (default: 128)"

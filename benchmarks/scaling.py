@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument(
         "--network",
         default="vgg11",
-        choices=["vgg11", "vgg13", "vgg16", "vgg19"],
+        choices=["vgg11", "vgg13", "vgg16", "vgg19", "vgg_tiny"],
         help="measured network (default: vgg11)",
     )
     parser.add_argument("--batch", type=command.count, default=128, help="images of one rank, measured (default: 128)")

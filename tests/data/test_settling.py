@@ -111,7 +111,7 @@ def test_a_batch_that_was_asked_for_stays() -> None:
 
 @pytest.mark.parametrize(
     ("batch", "accumulation", "settled"),
-    [(512, 32, 64), (512, 1, 16), (96, 32, 96), (48, 16, 48), (1000, 2, 500), (80, 16, 80)],
+    [(512, 32, 64), (512, 1, 16), (96, 32, 96), (48, 16, 48), (1000, 2, 250), (80, 16, 80)],
 )
 def test_a_batch_is_halved_only_while_micro_batches_are_whole_and_of_several_images(
     batch: int, accumulation: int, settled: int

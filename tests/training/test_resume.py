@@ -102,12 +102,14 @@ def test_a_best_checkpoint_that_a_kill_left_unmarked_is_marked(whole: Path, trai
     assert (run / "evaluation/summary.json").is_file()
 
 
-def test_where_a_run_is_stopped_changes_no_mean_of_its_epoch(launch: Launch, train: Train, runs: Path) -> None:
+def test_where_a_checkpoint_divides_the_steps_changes_no_mean_of_their_epoch(train: Train) -> None:
+    """As a stop does, which saves one too."""
     words = (*TWO_EPOCHS, "log.every_steps=4")
-    alone = train("means left alone", *words)
-    stop(launch("means", *words, pause=step(6)))
-    continued = train("means", *words, "resume=auto")
-    epochs = [[row for row in metrics(run) if row["scope"] == "epoch"] for run in (continued, alone)]
+    found = [train(f"means {more}", *words, *more) for more in ((), ("checkpoint.every_steps=3",))]
+    epochs = [
+        [(row["split"], row["loss"], row["accuracy"]) for row in metrics(run) if row["scope"] == "epoch"]
+        for run in found
+    ]
     assert epochs[0] == epochs[1] and len(epochs[0]) == 4
 
 
@@ -227,7 +229,7 @@ def test_another_number_of_threads_is_said(stopped: Path, train: Train, runs: Pa
     environment = json.loads((run / "environment.json").read_text())
     environment["host"]["threads"] = 7
     (run / "environment.json").write_text(json.dumps(environment))
-    train(run.name, *TWO_EPOCHS, "threads=auto", "resume=auto")
+    train(run.name, *TWO_EPOCHS, "resume=auto")
     changes = json.loads((run / "environment.json").read_text())["changes"]
     assert any(re.search(r"from step 6: threads of rank 0: \d+ \(before: 7\)", change) for change in changes), changes
 

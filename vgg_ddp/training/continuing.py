@@ -46,7 +46,7 @@ def changes_so_far(job: Job, state: State) -> list[str]:
     if not state.step:
         return []
     found, threads = changes(job.run, job.config), before.get("host", {}).get("threads")
-    if job.config.threads == "auto" and threads not in (None, torch.get_num_threads()):
+    if threads not in (None, torch.get_num_threads()):
         found.append(
             f"threads of rank 0: {torch.get_num_threads()} (before: {threads}); sums of more threads round otherwise"
         )
