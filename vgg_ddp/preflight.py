@@ -42,10 +42,10 @@ def check_training(config_path: str, overrides: Sequence[str], ranks: int | None
 
     config = load(config_path, list(overrides))
     if ranks is None:
-        count = ranks_of_this_host(config)
-        Devices.of(config).check(count)
+        ranks = ranks_of_this_host(config)
+        Devices.of(config).check(ranks)
         if config.nproc != "auto" or not config.min_steps_per_epoch:  # which may halve the batch until it divides
-            config.local_batch(count)
+            config.local_batch(ranks)
     _check_installed(config)
     _check_initial_weights(config)
     if config.resume == "never":
@@ -200,7 +200,7 @@ def _check(
     checkpoint: str = "",
     dataset: Dataset | None = None,
     trained: Path | None = None,
-    ranks: int | None = None,
+    ranks: int = 1,
 ) -> ResolvedRun:
     """`trained`: in an evaluation, the path of the record of the data set that the network was trained on."""
     from vgg_ddp.trackers import wanted
@@ -212,7 +212,6 @@ def _check(
     from vgg_ddp.data.record import read_record
     from vgg_ddp.data.settling import check_test_images, check_train_sizes, settle
     from vgg_ddp.data.validation import check_validation
-    from vgg_ddp.distributed.launcher import ranks_of_this_host
     from vgg_ddp.evaluation import attributes
     from vgg_ddp.run.directory import RunDirectory
 
@@ -220,8 +219,6 @@ def _check(
     if dataset is None:
         directory, fallbacks = prepare_data(config)
         dataset = Dataset(directory, None if trained is None else read_record(trained))
-    if ranks is None:
-        ranks = ranks_of_this_host(config) if config.min_steps_per_epoch and trained is None else 1
     earlier = RunDirectory(run).config
     continued = load(earlier).batch if trained is None and config.resume != "never" and earlier.is_file() else None
     config, choices = settle(config, dataset, ranks, continued) if dataset.has_images else (config, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from benchmarks import loaders, tracking
 from benchmarks.communication import __main__ as communication
 from benchmarks.measurement import command
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_result_s_folder_is_made_before_anything_is_measured(tmp_path: Path) -> None:
@@ -65,3 +68,8 @@ def test_options_that_nothing_can_be_measured_with_are_one_line(
         command.run(main)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_a_stored_result_names_no_path_of_the_machine_that_it_is_from(path: Path) -> None:
+    assert re.findall(r'"(?:[^"]*[ =])?/[^"]*"', path.read_text()) == []

@@ -15,7 +15,6 @@ from vgg_ddp.data.decoding import decode_image
 from vgg_ddp.errors import UserError
 
 Kind = Literal["original", "raw", "jpeg", "jpeg2000"]
-CHROMA = ("4:4:4", "4:2:2", "4:2:0")  # subsampling of colours
 
 
 @dataclass(frozen=True)
